@@ -1,0 +1,50 @@
+# `make help` lists what can be asked for. Everything sets up .venv by itself, once.
+
+VENV ?= .venv
+COLAB_VENV ?= .venv-colab
+COLAB_VERSIONS = tests/constraints/colab-2026-08.txt
+READY = $(VENV)/.vlm-lite-ready
+COLAB_READY = $(COLAB_VENV)/.vlm-lite-ready
+PY = $(VENV)/bin/python
+
+# The first of these that starts and is a Python the course runs on; set PYTHON to choose another.
+first_python = $(or $(shell for p in $(1); do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && { echo $$p; break; }; done),python3)
+find_python = $(or $(PYTHON),$(call first_python,$(1)))
+
+.PHONY: help course test check notebooks soak bench colab setup
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html
+	@$(PY) tools/course.py
+
+test: $(READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
+	VLM_LITE_PROFILE=tiny $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks tests
+
+check: $(READY)  ## the fast part of the tests, in under 90 seconds
+	VLM_LITE_PROFILE=tiny $(PY) -m pytest -q -m "not slow and not soak" tests
+
+notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and README tables (FORCE=1: all)
+	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
+
+soak: $(READY)  ## the tests that take long
+	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 tests
+
+bench: $(READY)  ## time the parts on this machine
+	@$(PY) tools/bench.py
+
+colab: $(COLAB_READY)  ## the unit tests on Colab's published versions, in a venv of their own
+	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
+	VLM_LITE_PROFILE=tiny $(COLAB_VENV)/bin/python -m pytest tests
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV)
+	@touch $@
+
+$(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
+	@$(call find_python,python3.13 python3.12 python3) tools/install.py $(COLAB_VENV) --constraints $(COLAB_VERSIONS)
+	@touch $@

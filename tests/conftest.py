@@ -1,0 +1,16 @@
+"""The tests run in the tiny world, offline, on two threads, and leave nothing in the user's cache folder."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="vlm-lite-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+# Set when pytest loads this file, before anything imports torch or the hub's client; notebooks' kernels inherit it.
+os.environ["VLM_LITE_PROFILE"] = "tiny"
+os.environ["VLM_LITE_HOME"] = os.path.join(_HOME, "home")
+os.environ["HF_DATASETS_CACHE"] = os.path.join(_HOME, "datasets")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")

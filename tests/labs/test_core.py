@@ -1,0 +1,142 @@
+"""The frame around the exercises: it says what is wrong, stays silent about nothing, and lets later cells run."""
+
+import pytest
+import torch
+
+from vlm_lite.labs.core import close, exercise, shape_problem
+
+
+def double_reference(x):
+    return 2 * x
+
+
+@exercise(double_reference)
+def double(learner):
+    """Twice a random tensor."""
+    x = torch.randn(4)
+    found = learner(x)
+    problem = shape_problem(found, (4,))
+    if problem or close(found, 2 * x):
+        return problem
+    return "you returned x itself" if close(found, x) else "that is not twice x. Look again."
+
+
+def verdict(learner):
+    return double.verdict(learner)
+
+
+def test_a_right_function_is_given_back_and_one_line_printed(capsys):
+    def mine(x):
+        return x + x
+
+    assert double(mine) is mine
+    assert capsys.readouterr().out == "✓ double: right.\n"
+
+
+def test_a_wrong_function_is_diagnosed_and_the_reference_given_back(capsys):
+    assert double(lambda x: x) is double_reference
+    assert capsys.readouterr().out == "✗ double: wrong: you returned x itself. The cells below use vlm_lite's.\n"
+
+
+def attempt_nothing(x):
+    raise NotImplementedError
+
+
+def attempt_later(x):
+    raise NotImplementedError("do this tomorrow")
+
+
+@pytest.mark.parametrize("learner", [attempt_nothing, attempt_later, lambda x: ..., None, ...])
+def test_an_empty_exercise_is_not_attempted_and_no_mistake(learner, capsys):
+    assert double(learner) is double_reference
+    assert "– double: not attempted." in capsys.readouterr().out
+
+
+def test_what_torch_does_not_implement_is_a_crash_and_not_a_blank_exercise():
+    def learner(x):
+        return x.long().log_softmax(-1)
+
+    assert verdict(learner).status == "crashed"
+
+
+def test_a_forgotten_return_is_named():
+    def learner(x):
+        x + x
+
+    assert verdict(learner) == ("wrong", "your function returned None; is the `return` line missing?")
+
+
+def test_a_crash_names_the_error_and_the_learners_own_line():
+    def learner(x):
+        y = torch.zeros(3)
+        return torch.nn.functional.cross_entropy(x, y)  # the line of mine
+
+    found = verdict(learner)
+    assert found.status == "crashed"
+    assert "Error: " in found.message and "the line of mine" in found.message
+
+
+def test_a_crash_in_a_notebook_cell_names_its_line():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        shell.run_cell("def learner(x):\n    a = 1\n    return undefined_name * x\n")
+        found = verdict(shell.user_ns["learner"])
+    finally:
+        InteractiveShell.clear_instance()
+    assert found.message == "NameError: name 'undefined_name' is not defined, in line 3: `return undefined_name * x`"
+
+
+def test_a_result_that_cannot_be_compared_is_said_so_and_nothing_escapes():
+    @exercise(double_reference)
+    def fragile(learner):
+        """Takes for granted that the result is a tensor."""
+        return None if learner(torch.ones(2)).shape == (2,) else "shape"
+
+    assert fragile.verdict(lambda x: 3.0) == (
+        "crashed", "what it returned could not be compared (AttributeError: 'float' object has no attribute 'shape')")
+
+
+def test_something_that_is_no_function_is_told_apart():
+    assert "it is a Tensor, not a function" in verdict(torch.ones(2)).message
+
+
+def test_inputs_are_fresh_each_time_and_the_notebooks_own_randomness_is_left_alone():
+    seen = []
+    state = torch.random.get_rng_state()
+    for _ in range(2):
+        double.verdict(lambda x: seen.append(x) or x)
+    assert not torch.equal(*seen)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_class_can_be_an_exercise():
+    @exercise(torch.nn.Identity)
+    def layer(learner):
+        """A module of the learner's."""
+        x = torch.randn(3)
+        return None if close(learner()(x), x) else "it must change nothing"
+
+    class Mine(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    class Empty(torch.nn.Module):
+        def forward(self, x):
+            raise NotImplementedError()
+
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return x @ self.weight  # there is none
+
+    assert layer.verdict(Mine).status == "right" and layer(Mine) is Mine
+    assert layer.verdict(Empty).status == "not attempted" and layer(Empty) is torch.nn.Identity
+    assert "there is none" in layer.verdict(Broken).message
+
+
+def test_close_compares_shapes_numbers_tuples_and_dicts():
+    assert close(1.0, torch.tensor(1.0)) and close((1, torch.ones(2)), (1, torch.ones(2)))
+    assert close({"a": [1.0, 2.0]}, {"a": [1.0, 2.0]}) and close("yes", "yes")
+    assert not close(torch.ones(2), torch.ones(1)) and not close((1,), (1, 2)) and not close({"a": 1}, {"b": 1})
+    assert not close(1.0, 1.01) and not close("yes", "no") and not close(float("nan"), 1.0)

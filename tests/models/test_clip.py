@@ -1,0 +1,227 @@
+"""Our CLIP and transformers' read each other's files and agree; wrong files, texts and batches are refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig as TheirConfig
+from transformers import CLIPModel
+
+from vlm_lite.files import UserError
+from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce
+
+SIZES = dict(image_size=32, patch_size=8, vision_width=32, vision_layers=2, vision_heads=4, vocab_size=30,
+             context_length=12, text_width=24, text_layers=2, text_heads=2, projection_dim=16, eos_token_id=5,
+             bos_token_id=None, pad_token_id=0)
+IDS = torch.tensor([[6, 29, 8, 9, 5, 0, 0], [9, 5, 0, 0, 0, 0, 0], [7, 7, 7, 7, 7, 7, 5]])
+IDS_HIGHEST = torch.tensor([[6, 8, 9, 29, 29, 29], [9, 29, 0, 0, 0, 0], [7, 7, 7, 7, 7, 29]])  # EOS = pad = highest id
+
+
+def make_clip(**settings):
+    torch.manual_seed(0)
+    model = CLIP(**{**SIZES, **settings})
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that no parameter is at a value that hides it: biases 0, norms 1
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    make_clip().save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def assert_agree(ours, theirs, pixels, ids, mask):
+    with torch.no_grad():
+        a = ours(pixels, ids, mask)
+        b = theirs(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True)
+        loss = info_nce(a.image_embeds, a.text_embeds, ours.logit_scale)
+    for mine, other in ((a.image_embeds, b.image_embeds), (a.text_embeds, b.text_embeds), (loss, b.loss)):
+        torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
+    torch.testing.assert_close(a.logits_per_image, b.logits_per_image, atol=1e-4, rtol=1e-5)  # of size e^logit_scale
+    torch.testing.assert_close(a.logits_per_text, b.logits_per_text, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("eos_token_id, ids", [(5, IDS), (2, IDS_HIGHEST)])
+def test_saved_by_us_transformers_loads_and_agrees(tmp_path, pixels, eos_token_id, ids, hidden_act):
+    ours = make_clip(eos_token_id=eos_token_id, hidden_act=hidden_act)
+    ours.save_pretrained(tmp_path)
+    theirs, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    mask = torch.ones_like(ids)
+    mask[1, 2:] = 0
+    assert_agree(ours, theirs, pixels, ids, mask)
+
+
+@pytest.mark.parametrize("eos_token_id, ids", [(5, IDS), (2, IDS_HIGHEST)])
+def test_saved_by_transformers_we_load_and_agree(tmp_path, pixels, eos_token_id, ids):
+    torch.manual_seed(0)
+    theirs = CLIPModel(TheirConfig(**make_clip(eos_token_id=eos_token_id).config.to_hf())).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = CLIP.from_pretrained(tmp_path)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert len(ours.load_report.matched) == len(theirs.state_dict())
+    assert_agree(ours, theirs, pixels, ids, None)
+
+
+def test_our_files_come_back_as_they_were(saved, pixels):
+    model, again = make_clip(), CLIP.from_pretrained(str(saved))
+    assert again.config.to_hf() == model.config.to_hf() and not again.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_saved_in_fp16_loads_in_fp32(tmp_path):
+    make_clip().save_pretrained(tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert {p.dtype for p in CLIP.from_pretrained(tmp_path).parameters()} == {torch.float32}
+
+
+def test_fields_missing_from_an_old_config_take_transformers_defaults():
+    old = {"model_type": "clip", "vision_config": {"patch_size": 16}, "text_config": {},
+           "text_config_dict": {"hidden_size": 640}, "vision_config_dict": None}
+    ours, theirs = CLIPConfig.from_hf(old), TheirConfig(**json.loads(json.dumps(old)))
+    assert (ours.text_width, ours.patch_size) == (640, 16)
+    assert ours.to_hf()["text_config"].items() <= theirs.text_config.to_dict().items()
+    assert ours.to_hf()["vision_config"].items() <= theirs.vision_config.to_dict().items()
+
+
+def test_position_ids_of_old_checkpoints_are_not_taken_for_weights(saved):
+    state = load_file(saved / "model.safetensors")
+    state["text_model.embeddings.position_ids"] = torch.arange(12)[None]
+    save_file(state, saved / "model.safetensors")
+    assert not CLIP.from_pretrained(saved).load_report.unexpected
+
+
+def damage(state, how):
+    if how == "missing":
+        del state["logit_scale"]
+    elif how == "unexpected":
+        state["text_model.encoder.layers.9.mlp.fc1.bias"] = torch.zeros(3)
+    elif how == "another shape":
+        state["visual_projection.weight"] = torch.zeros(3, 3)
+    else:
+        state = {f"module.{name}": value for name, value in state.items()}
+    return state
+
+
+@pytest.mark.parametrize("how, names", [
+    ("missing", "1 missing .logit_scale"), ("unexpected", "1 unexpected .*layers.9"),
+    ("another shape", "1 of another shape .visual_projection"), ("renamed", "0 matched")])
+def test_weights_that_do_not_fit_exactly_are_refused_by_name(saved, how, names):
+    save_file(damage(load_file(saved / "model.safetensors"), how), saved / "model.safetensors")
+    with pytest.raises(UserError, match=names) as error:
+        CLIP.from_pretrained(saved)
+    assert "model.safetensors" in str(error.value)
+
+
+def test_files_missing_or_cut_short_are_named(saved, tmp_path):
+    weights = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(weights[:len(weights) // 2])
+    with pytest.raises(UserError, match="model.safetensors.*cut short"):
+        CLIP.from_pretrained(saved)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors does not exist"):
+        CLIP.from_pretrained(saved)
+    (saved / "config.json").write_text('{"model_type": "clip"')
+    with pytest.raises(UserError, match="config.json, line 1"):
+        CLIP.from_pretrained(saved)
+    with pytest.raises(UserError, match="no/such-model"):
+        CLIP.from_pretrained("no/such-model")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "siglip"}, "model_type is 'siglip'"),
+    ({"vision_config": {"num_channels": 1}}, "num_channels is 1"),
+    ({"vision_config": {"hidden_act": "gelu"}}, "one value for both"),
+])
+def test_a_config_this_clip_cannot_do_is_refused_by_field(saved, change, message):
+    (saved / "config.json").write_text(json.dumps({**json.loads((saved / "config.json").read_text()), **change}))
+    with pytest.raises(UserError, match=message):
+        CLIP.from_pretrained(saved)
+
+
+def test_text_padded_to_any_length_reads_the_same():
+    model = make_clip()
+    long = torch.nn.functional.pad(IDS, (0, 5))
+    torch.testing.assert_close(model.encode_text(IDS), model.encode_text(long))
+    beyond = torch.nn.functional.pad(IDS, (0, 50))  # padding past the context costs nothing
+    torch.testing.assert_close(model.encode_text(IDS), model.encode_text(beyond))
+
+
+def test_text_is_read_out_at_its_first_eos_and_nothing_after_it_counts():
+    model, other = make_clip(), IDS.clone()
+    other[0, 5:], other[1, 2:] = torch.tensor([5, 9]), torch.tensor([9, 9, 5, 9, 5])
+    torch.testing.assert_close(model.encode_text(IDS), model.encode_text(other))
+    other[0, 0] = 10
+    assert not torch.allclose(model.encode_text(IDS)[0], model.encode_text(other)[0])
+
+
+@pytest.mark.parametrize("ids, mask, message", [
+    (torch.tensor([[6, 7, 5], [6, 7, 8]]), None, r"row 1 has no EOS \(id 5\)"),
+    (torch.tensor([[6] * 12 + [5]]), None, "13 tokens.*context of 12"),
+    (torch.tensor([[0, 6, 5]]), torch.tensor([[0, 1, 1]]), "padding_side"),
+    (torch.tensor([6, 7, 5]), None, r"input_ids\[None\]"),
+])
+def test_a_text_that_cannot_be_read_out_is_refused(ids, mask, message):
+    with pytest.raises(ValueError, match=message):
+        make_clip().encode_text(ids, mask)
+
+
+def test_info_nce_is_the_mean_of_both_directions():
+    torch.manual_seed(0)
+    x, y, scale = torch.randn(4, 8), torch.randn(4, 8), torch.tensor(1.0)
+    cosine = torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1) * math.e
+    image, text = cosine.log_softmax(dim=1).diag().mean(), cosine.log_softmax(dim=0).diag().mean()
+    torch.testing.assert_close(info_nce(x, y, scale), -(image + text) / 2)
+    assert abs(image - text) > 0.01
+
+
+def test_info_nce_is_ln_b_when_nothing_is_told_apart_and_near_0_when_all_is():
+    same = torch.ones(8, 4)
+    torch.testing.assert_close(info_nce(same, same, torch.tensor(2.0)), torch.tensor(math.log(8)))
+    assert info_nce(torch.eye(8), torch.eye(8), torch.tensor(math.log(100.0))) < 1e-6
+
+
+def test_info_nce_is_fp32_under_autocast():
+    torch.manual_seed(0)
+    x, y, scale = torch.randn(16, 64), torch.randn(16, 64), torch.tensor(math.log(100.0))
+    exact = info_nce(x, y, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(info_nce(x, y, scale), exact)
+
+
+def test_info_nce_refuses_what_has_no_meaning():
+    x, scale = torch.randn(3, 8), torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"\(3, 8\).*\(2, 8\)"):
+        info_nce(x, x[:2], scale)
+    with pytest.raises(ValueError, match="text_embeds row 1 holds NaN.*learning rate"):
+        info_nce(x, x.clone().index_fill_(0, torch.tensor([1]), float("nan")), scale)
+    with pytest.warns(UserWarning, match="batch of one"):
+        assert info_nce(x[:1], x[1:2], scale) == 0
+
+
+def test_the_temperature_is_learnt_and_clamped_at_100(pixels):
+    model = CLIP(**SIZES)
+    assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    info_nce(model.encode_image(pixels), model.encode_text(IDS), model.logit_scale).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    assert model.logit_scale.grad != 0
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    model.clamp_logit_scale()
+    assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-4)
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no setting vision_depth.*vision_layers"):
+        CLIP(vision_depth=3)

@@ -1,0 +1,308 @@
+"""The assembled VLM: what learns, what the loss counts, what generate says, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from vlm_lite.files import UserError
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.vlm import VLM, build_text_batch
+
+WORDS = ("<pad> <unk> <image> <user> <assistant> <eos> question : answer caption is it "
+         "red blue round small yes no").split()
+EOS, PAD = 5, 0
+PROMPTS = ["caption :", "question : is it red answer :", "question : is it small round blue answer :"]
+EXCHANGES = [[("caption :", "small red")], [("question : is it red answer :", "yes"), ("caption :", "blue round")]]
+
+
+def make_tokenizer(**special):
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>", **special}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{k: v for k, v in special.items() if v})
+
+
+def make_language_model(attention="eager"):
+    torch.manual_seed(3)
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(WORDS), n_positions=40, n_embd=32, n_layer=2, n_head=4, bos_token_id=EOS, eos_token_id=EOS,
+        initializer_range=0.6, attn_implementation=attention))
+
+
+def make_clip():
+    torch.manual_seed(0)
+    return CLIP(image_size=32, patch_size=8, vision_width=24, vision_layers=2, vision_heads=4, vocab_size=len(WORDS),
+                context_length=12, text_width=16, text_layers=1, text_heads=2, projection_dim=16, eos_token_id=EOS,
+                bos_token_id=None, pad_token_id=PAD)
+
+
+def make_vlm(name="qformer", attention="eager", **settings):
+    vision, language_model = make_clip(), make_language_model(attention)
+    torch.manual_seed(1)
+    connector = make_connector(name, 24, 32, **settings)
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return VLM(vision=vision, connector=connector, language_model=language_model, tokenizer=make_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def features():
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return make_vlm().encode(pixels)
+
+
+def test_labels_hold_the_answers_and_their_eos_and_nothing_else():
+    batch = build_text_batch(make_tokenizer(), EXCHANGES)
+    words = [[WORDS[i] for i in row] for row in batch["input_ids"]]
+    assert words[0] == "caption : small red <eos>".split() + ["<pad>"] * 9
+    assert words[1] == "question : is it red answer : yes <eos> caption : blue round <eos>".split()
+    labels = [[WORDS[i] for i in row if i != -100] for row in batch["labels"]]
+    assert labels == [["small", "red", "<eos>"], ["yes", "<eos>", "blue", "round", "<eos>"]]
+    where = batch["labels"] != -100
+    assert torch.equal(batch["labels"][where], batch["input_ids"][where])
+    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 14]
+
+
+def test_where_padding_is_eos_the_true_eos_is_still_learnt():
+    tokenizer = make_tokenizer(pad_token=None)
+    assert tokenizer.pad_token_id is None
+    batch = build_text_batch(tokenizer, EXCHANGES)
+    assert (batch["labels"] == EOS).sum(dim=1).tolist() == [1, 2]
+    assert batch["attention_mask"][0].tolist() == [1] * 5 + [0] * 9
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["linear", "qformer"])
+def test_the_loss_is_transformers_own_on_answer_tokens_only(features, name, attention):
+    vlm, batch = make_vlm(name, attention), build_text_batch(make_tokenizer(), EXCHANGES)
+    prefix = vlm.prefix(features[:2])
+    num_prefix = prefix.shape[1]
+    expected = vlm.language_model(
+        inputs_embeds=torch.cat([prefix, vlm.embed(batch["input_ids"])], dim=1),
+        attention_mask=torch.nn.functional.pad(batch["attention_mask"], (num_prefix, 0), value=1),
+        labels=torch.nn.functional.pad(batch["labels"], (num_prefix, 0), value=-100))
+    training, evaluating = vlm.train()(features[:2], **batch), vlm.eval()(features[:2], **batch)
+    torch.testing.assert_close(training.loss, expected.loss, atol=1e-5, rtol=0)
+    torch.testing.assert_close(evaluating.loss, expected.loss, atol=1e-5, rtol=0)
+    assert training.logits is None
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(evaluating.logits[real], expected.logits[:, num_prefix:][real], atol=1e-4, rtol=1e-5)
+
+
+def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(features):
+    vlm, batch = make_vlm(), build_text_batch(make_tokenizer(), EXCHANGES)
+    loss = vlm(features[:2], **batch).loss
+    batch["input_ids"][0, 5:] = 13
+    torch.testing.assert_close(vlm(features[:2], **batch).loss, loss)
+    batch["input_ids"][0, 0] = 13  # but the prompt is read
+    assert not torch.isclose(vlm(features[:2], **batch).loss, loss)
+
+
+def test_a_blind_model_has_no_prefix_and_equals_the_language_model():
+    vlm, batch = make_vlm().eval(), build_text_batch(make_tokenizer(), EXCHANGES)
+    expected = vlm.language_model(**batch)
+    out = vlm(None, **batch)
+    torch.testing.assert_close(out.loss, expected.loss, atol=1e-5, rtol=0)
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(out.logits[real], expected.logits[real], atol=1e-4, rtol=1e-5)
+
+
+def test_only_the_connector_learns_and_the_frozen_parts_stay_in_eval(features):
+    vlm = make_vlm(dropout=0.1).train()
+    vlm(features[:2], **build_text_batch(vlm.tokenizer, EXCHANGES)).loss.backward()
+    for part in (vlm.vision, vlm.language_model):
+        assert not any(module.training for module in part.modules())
+        assert all(p.grad is None and not p.requires_grad for p in part.parameters())
+    assert vlm.connector.training
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in vlm.connector.named_parameters()
+               if "key.bias" not in name)  # a key's bias shifts all scores of a row alike: softmax forgets it
+
+
+def test_a_few_steps_make_the_answer_depend_on_the_picture(features):
+    vlm = make_vlm().train()
+    batch = build_text_batch(vlm.tokenizer, [[("caption :", "red")], [("caption :", "blue")]])
+    optimizer = torch.optim.AdamW(vlm.connector.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = vlm(features[:2], **batch).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    assert vlm.generate(features[:2], ["caption :"] * 2) == ["red", "blue"]
+    assert vlm.generate(features[:2].flip(0), ["caption :"] * 2) == ["blue", "red"]
+    assert vlm.training and not vlm.language_model.training
+
+
+@torch.no_grad()
+def greedy_without_cache(vlm, features, prompt, max_new_tokens):
+    ids = vlm.tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    while len(ids) - start < max_new_tokens:
+        next_id = vlm(features, torch.tensor([ids])).logits[0, -1].argmax().item()
+        if next_id == vlm.tokenizer.eos_token_id:
+            break
+        ids.append(next_id)
+    return vlm.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("seeing", [True, False])
+def test_generate_batched_is_one_by_one_is_greedy_without_cache(features, seeing, attention):
+    vlm = make_vlm(attention=attention).eval()
+    rows = list(features[:, None]) if seeing else [None] * 3
+    batched = vlm.generate(features if seeing else None, PROMPTS, max_new_tokens=12)
+    alone = [vlm.generate(row, [prompt], max_new_tokens=12)[0] for row, prompt in zip(rows, PROMPTS, strict=True)]
+    slow = [greedy_without_cache(vlm, row, prompt, 12) for row, prompt in zip(rows, PROMPTS, strict=True)]
+    chunked = vlm.generate(features if seeing else None, PROMPTS, max_new_tokens=12, batch_size=2)
+    assert batched == alone == slow == chunked
+    assert len(set(batched)) == 3 and any(len(set(answer.split())) > 2 for answer in batched)  # not one word for all
+
+
+def test_padding_on_the_left_does_not_move_the_logits(features):
+    vlm, ids = make_vlm().eval(), torch.tensor([make_tokenizer()(PROMPTS[0])["input_ids"]])
+    mask = torch.tensor([[0] * 6 + [1] * ids.shape[1]])
+    padded = torch.nn.functional.pad(ids, (6, 0), value=PAD)
+    alone, left = vlm(features[:1], ids).logits, vlm(features[:1], padded, mask).logits
+    torch.testing.assert_close(alone, left[:, 6:], atol=1e-4, rtol=1e-5)
+
+
+def test_generate_stops_at_eos_and_says_nothing_after_it(features):
+    vlm = make_vlm().eval()
+    long = max((answer.split() for answer in vlm.generate(features, PROMPTS, max_new_tokens=12)),
+               key=lambda words: len(set(words)))
+    vlm.tokenizer.eos_token = next(word for word in long if word != long[0])  # a word it will say, as the end
+    answers = vlm.generate(features, PROMPTS, max_new_tokens=12)
+    assert " ".join(long[:long.index(vlm.tokenizer.eos_token)]) in answers
+    assert not any(vlm.tokenizer.eos_token in answer.split() for answer in answers)
+    assert answers == [greedy_without_cache(vlm, row[None], prompt, 12)
+                       for row, prompt in zip(features, PROMPTS, strict=True)]
+
+
+def test_attention_maps_show_where_each_query_looks(features):
+    vlm = make_vlm(num_query_tokens=5, num_heads=4).train()
+    maps = vlm.attention_maps(features)
+    assert maps.shape == (3, 4, 5, 16) and not maps.requires_grad and vlm.training
+    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(3, 4, 5))
+    with pytest.raises(ValueError, match="LinearProjector has no attention"):
+        make_vlm("linear").attention_maps(features)
+
+
+def test_encode_is_the_eyes_patch_features_without_gradient():
+    vlm, pixels = make_vlm(), torch.randn(2, 3, 32, 32)
+    features = vlm.encode(pixels)
+    assert not features.requires_grad and features.shape == (2, 16, 24)
+    hidden_states = vlm.vision.vision_model(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(features, hidden_states[-2][:, 1:])
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    make_clip().save_pretrained(tmp_path / "eye")
+    make_language_model().save_pretrained(tmp_path / "brain")
+    make_tokenizer().save_pretrained(tmp_path / "brain")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "qformer"])
+def test_saved_and_loaded_it_answers_the_same(zoo, features, name):
+    vlm = make_vlm(name).eval()
+    vlm.save_pretrained(zoo / "vlm", vision_model="eye", language_model="brain")
+    again = VLM.from_pretrained(zoo / "vlm", resolve=lambda name: str(zoo / name))
+    assert not again.training
+    batch = build_text_batch(vlm.tokenizer, EXCHANGES)
+    torch.testing.assert_close(again(features[:2], **batch).loss, vlm(features[:2], **batch).loss)
+    assert again.generate(features, PROMPTS) == vlm.generate(features, PROMPTS)
+    again.save_pretrained(zoo / "again")  # the names are remembered
+    assert (zoo / "again/config.json").read_bytes() == (zoo / "vlm/config.json").read_bytes()
+    total = sum(p.numel() for p in vlm.connector.parameters())
+    assert (zoo / "vlm/model.safetensors").stat().st_size < 4 * total + 10_000  # the connector only
+
+
+def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
+    resolve = lambda name: str(zoo / name)  # noqa: E731
+    vlm = make_vlm()
+    with pytest.raises(ValueError, match="vision_model="):
+        vlm.save_pretrained(zoo / "vlm")
+    vlm.save_pretrained(zoo / "vlm", vision_model="eye", language_model="brain")
+    config = json.loads((zoo / "vlm/config.json").read_text())
+
+    def load(**change):
+        (zoo / "vlm/config.json").write_text(json.dumps({**config, **change}))
+        return VLM.from_pretrained(zoo / "vlm", resolve=resolve)
+
+    with pytest.raises(UserError, match="config.json.*resampler"):
+        load(connector={**config["connector"], "name": "resampler"})
+    with pytest.raises(UserError, match="config.json.*connector"):
+        load(connector=None)
+    with pytest.raises(UserError, match="missing.*layers.2"):
+        load(connector={**config["connector"], "num_layers": 3})
+    with pytest.raises(UserError, match="no language model.*nothing-here"):
+        load(language_model="nothing-here")
+    weights = (zoo / "brain/model.safetensors").read_bytes()
+    (zoo / "brain/model.safetensors").write_bytes(weights[:-1000])
+    with pytest.raises(UserError, match="brain.*model.safetensors"):
+        load()
+    with pytest.raises(UserError, match="config.json does not exist"):
+        VLM.from_pretrained(zoo / "nowhere", resolve=resolve)
+
+
+def test_widths_that_do_not_meet_are_refused():
+    parts = dict(vision=make_clip(), language_model=make_language_model(), tokenizer=make_tokenizer())
+    with pytest.raises(ValueError, match="vision_width 20.*vision_width=24"):
+        VLM(connector=make_connector("linear", 20, 32), **parts)
+    with pytest.raises(ValueError, match="language_width 20.*language_width=32"):
+        VLM(connector=make_connector("linear", 24, 20), **parts)
+    own = VLM(connector=torch.nn.Linear(24, 20), **parts)  # a learner's own connector is checked when it runs
+    with pytest.raises(ValueError, match=r"expected \(3, Q, 32\)"):
+        own.prefix(torch.zeros(3, 16, 24))
+    parts["tokenizer"].add_tokens(["newword"])
+    with pytest.raises(ValueError, match="19 tokens.*18 embeddings"):
+        VLM(connector=make_connector("linear", 24, 32), **parts)
+
+
+def test_what_does_not_fit_the_context_is_refused(features):
+    vlm = make_vlm("linear")
+    with pytest.raises(ValueError, match="prefix of 16 . text of 26.*context of 40"):
+        vlm(features[:1], torch.full((1, 26), 9))
+    with pytest.raises(ValueError, match="prefix of 16 . text of 2 . 30 new tokens"):
+        vlm.generate(features[:1], PROMPTS[:1], max_new_tokens=30)
+
+
+@pytest.mark.parametrize("bad, message", [
+    (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
+    (lambda f: (f * 10).byte(), "uint8"),
+    (lambda f: torch.zeros(3, 3, 32, 32), "encode"),
+    (lambda f: f[..., :20], "vision_width=20"),
+    (lambda f: f[:2], "2 pictures for 3"),
+])
+def test_wrong_features_are_refused(features, bad, message):
+    vlm = make_vlm()
+    with pytest.raises(ValueError, match=message):
+        vlm.generate(bad(features), PROMPTS)
+    with pytest.raises(ValueError, match=message):
+        vlm(bad(features), torch.full((3, 4), 9))
+
+
+def test_texts_that_say_nothing_are_refused(features):
+    vlm, tokenizer = make_vlm(), make_tokenizer()
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        vlm.generate(features[:2], ["caption :", " "])
+    with pytest.raises(ValueError, match=r"expected a list of strings"):
+        vlm.generate(features[:1], "caption :")
+    with pytest.raises(ValueError, match="answer of exchange 1 is empty"):
+        build_text_batch(tokenizer, [[("caption :", "red")], [("caption :", "")]])
+    for rows in ([], [[]], ["caption :"], [[("caption :",)]], [("caption :", "red")]):
+        with pytest.raises(ValueError, match="expected|exchanges is empty"):
+            build_text_batch(tokenizer, rows)
+    with pytest.raises(ValueError, match="no EOS"):
+        build_text_batch(make_tokenizer(eos_token=None), EXCHANGES)
+    batch = build_text_batch(tokenizer, EXCHANGES)
+    with pytest.raises(ValueError, match="no label is an answer"):
+        vlm(features[:2], **{**batch, "labels": torch.full_like(batch["labels"], -100)})
+    with pytest.raises(ValueError, match="labels have shape"):
+        vlm(features[:2], **{**batch, "labels": batch["labels"][:, 1:]})

@@ -1,0 +1,25 @@
+"""The code is clean by ruff's rules (pyproject.toml) and stays as thin as it promises to be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lines_of_code(path):
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return sum(1 for line in lines if line and not line.startswith("#"))
+
+
+def test_ruff_finds_nothing():
+    result = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", ROOT],
+                            capture_output=True, text=True)
+    assert result.returncode == 0, f"ruff check .\n{result.stdout}{result.stderr}"
+
+
+def test_every_module_is_read_in_one_sitting_and_the_core_stays_small():
+    sizes = {path.relative_to(ROOT).as_posix(): lines_of_code(path) for path in (ROOT / "vlm_lite").rglob("*.py")}
+    assert {name: n for name, n in sizes.items() if n > 300} == {}
+    core = sum(n for name, n in sizes.items() if "/labs/" not in name and not name.endswith("/cli.py"))
+    assert core <= 3500

@@ -1,0 +1,145 @@
+"""The gate: each notebook agrees with its source, holds the outputs of its own code, and opens where it says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tools import notebooks
+
+ROOT = notebooks.ROOT
+SOURCES = notebooks.sources()
+FOLDERS_OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|Users|mnt|opt|usr|var)/[\w.]")
+each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
+
+
+@pytest.fixture
+def notebook(source):
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+def stale(source):
+    return f"{source.stem} is stale. Run `make notebooks`, look at what changed, and commit it."
+
+
+def test_the_course_is_here_and_every_notebook_has_a_source():
+    assert {"00_start_here", "01_clip_infonce", "03_qformer_gpt2"} <= {source.stem for source in SOURCES}
+    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {p.stem for p in SOURCES}
+    assert sorted(p.name for p in (ROOT / "notebooks").glob("*.py")) == [p.name for p in SOURCES]
+
+
+@each_notebook
+def test_the_notebook_is_what_jupytext_makes_of_its_source(source):
+    assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text(encoding="utf-8"), stale(source)
+
+
+@each_notebook
+def test_badge_setup_cell_and_header_are_the_generated_ones(source):
+    text = source.read_text(encoding="utf-8")
+    assert notebooks.generate(text, source.stem) == text, stale(source)
+
+
+@each_notebook
+def test_the_outputs_are_those_of_this_code_and_these_files(source, notebook):
+    text = source.read_text(encoding="utf-8")
+    assert notebooks.facts(text).get("outputs_of") == notebooks.code_hash(text), stale(source)
+    assert notebook.metadata.vlm_lite.outputs_of == notebooks.code_hash(text), stale(source)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), stale(source)
+    assert any(cell.outputs for cell in code)
+
+
+@each_notebook
+def test_no_output_is_an_error_a_widget_or_names_a_folder_of_the_machine_that_made_it(notebook):
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error", f"cell {number}"
+            assert not [kind for kind in output.get("data", {}) if "widget" in kind], f"cell {number}"
+            text = output.get("text", "") + "".join(output.get("data", {}).get("text/plain", ""))
+            assert "\r" not in text and "\x1b" not in text, f"cell {number}: {text}"
+            assert not FOLDERS_OF_A_MACHINE.search(text), f"cell {number}: {text}"
+
+
+@each_notebook
+def test_metadata_is_on_the_allow_list(notebook):
+    assert set(notebook.metadata) <= notebooks.NOTEBOOK_KEYS
+    for number, cell in enumerate(notebook.cells, start=1):
+        assert set(cell.metadata) <= notebooks.CELL_KEYS, f"cell {number}"
+    assert set(notebook.metadata.get("colab", {})) <= {"provenance"}
+    nbformat.validate(notebook)
+
+
+@each_notebook
+def test_the_badge_comes_first_and_opens_this_very_file(notebook, source):
+    slug, ref = notebooks.repository()
+    address = re.search(r"\((https://colab[^)]*\.ipynb)\)", notebook.cells[0].source)
+    assert address, "the first cell holds no Colab badge"
+    found = re.fullmatch(r"https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/(.+)/(notebooks/[^/]+)",
+                         address[1])
+    assert found.groups() == (slug, ref, f"notebooks/{source.stem}.ipynb")
+    assert (ROOT / found[3]).is_file()
+    assert "setup" in notebook.cells[1].metadata.tags
+    assert f"git+https://github.com/{slug}@{ref}" in notebook.cells[1].source
+
+
+@each_notebook
+def test_a_notebook_is_short_and_light(notebook, source):
+    assert len(notebook.cells) <= 60
+    assert source.with_suffix(".ipynb").stat().st_size < 1_500_000
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            picture = output.get("data", {}).get("image/png", "")
+            assert len(picture) * 3 / 4 < 100_000, f"the figure of cell {number} is over 100 KB"
+
+
+@each_notebook
+def test_the_header_says_what_the_readme_needs_and_one_headline_is_printed(notebook, source):
+    known = notebooks.facts(source.read_text(encoding="utf-8"))
+    assert {"title", "builds", "seconds", "peak_memory_mb"} <= set(known)
+    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert len(re.findall(r"^HEADLINE: \S", printed, flags=re.M)) == 1
+
+
+def relative_links(text):
+    links = re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    return [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+
+
+@each_notebook
+def test_links_in_a_notebook_lead_to_files(notebook, source):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert [link for link in relative_links(text) if not (source.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/README.md"])
+def test_links_in_a_page_lead_to_files(page):
+    path = ROOT / page
+    assert [link for link in relative_links(path.read_text(encoding="utf-8"))
+            if not (path.parent / link).exists()] == []
+
+
+def test_the_tables_of_the_readme_are_the_generated_ones():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- notebooks -->" in text and "<!-- thumbnails -->" in text
+    assert notebooks.readme() == text, "README.md is stale: run `make notebooks`"
+
+
+@pytest.mark.soak
+@each_notebook
+def test_a_notebook_runs_alone_offline_from_an_empty_folder(source, tmp_path):
+    assert shutil.which("unshare"), "this test needs unshare (util-linux) to take the network away"
+    out = tmp_path / "out.json"
+    code = ("import json, sys, jupytext; from tools import execute; "
+            "run = execute.run_notebook(jupytext.read(sys.argv[1]), environment={'VLM_LITE_HOME': sys.argv[2]}); "
+            "json.dump(vars(run.failure) if run.failure else None, open(sys.argv[3], 'w'))")
+    inside = "ip link set lo up && exec \"$@\""
+    subprocess.run(["unshare", "-rn", "sh", "-c", inside, "sh", sys.executable, "-c", code, str(source),
+                    str(tmp_path / "home"), str(out)], check=True, cwd=ROOT,
+                   env={key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"})
+    assert json.loads(Path(out).read_text()) is None

@@ -1,0 +1,151 @@
+"""The figures: rendered, labelled, not cut off, readable in grey, small."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm_lite import figures, plots
+from vlm_lite.data.scenes import render, sample_scene
+from vlm_lite.train import History
+
+RNG = np.random.default_rng(3)
+IMAGES = torch.stack([torch.from_numpy(render(sample_scene(RNG), RNG)) for _ in range(10)]).permute(0, 3, 1, 2)
+CAPTION = "a large orange square in the bottom right, a small star in the top left and a handwritten 7 for $5 and $6."
+STEPS = list(range(10, 1000, 10))
+LOSSES = (4.5 * np.exp(-np.array(STEPS) / 300) + 0.3).tolist()
+BAND = {"steps": STEPS, "mean": LOSSES, "low": [x - 0.1 for x in LOSSES], "high": [x + 0.1 for x in LOSSES], "seeds": 3}
+CUES = ["what color is the heart?", "is there a small yellow triangle to the right of the large pink square?"]
+RECALLS = {"image_to_text": {1: 0.712, 5: 0.951, 10: 1.0}, "text_to_image": {1: 0.02, 5: 0.94, 10: 0.975}}
+SCORES = {"vlm": (71.2, 69.5, 73.0), "blind": (33.0, 31.0, 35.0), "shuffled": 32.1, "blank": 30.3,
+          "oracle": (99.4, 98.5, 100.0)}
+TYPES = {kind: {"vlm": 80.0 - 9 * i, "blind": 25.0 + 5 * i, "oracle": 100.0}
+         for i, kind in enumerate(("colour", "shape", "size", "count", "existence", "relation", "digit"))}
+FIGURES = {
+    "show_images": lambda: plots.show_images(IMAGES, [CAPTION] * 10),
+    "show_images, few": lambda: plots.show_images([Image.new("RGB", (40, 20), "red")], size=90),
+    "loss_curve": lambda: plots.loss_curve(History(STEPS, LOSSES), band=BAND, chance=4.85, guess=1.5,
+                                           ylabel="InfoNCE loss (nats)"),
+    "similarity_matrix": lambda: plots.similarity_matrix(torch.rand(6, 6), torch.eye(6), [CAPTION] * 6, IMAGES[:6]),
+    "similarity_matrix, many": lambda: plots.similarity_matrix(torch.rand(30, 30), np.eye(30)),
+    "recall_bars": lambda: plots.recall_bars(RECALLS, chance={1: 0.001, 5: 0.005}, ceiling={1: 0.93, 5: 1}, guess=0.5),
+    "gain_bars": lambda: plots.gain_bars(**SCORES, bridge=(0.58, 0.55, 0.61), guess=55, title="Notebook 03"),
+    "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
+    "by_type_bars": lambda: plots.by_type_bars(TYPES),
+    "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
+    "caption_table": lambda: plots.caption_table(IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4),
+    "scoreboard": lambda: plots.scoreboard(IMAGES[:5], CUES[:1] + CUES[1:] * 4, ["red", "yes", "3", "7", "a circle"], {
+        "blind": ["blue", "Yes ", "2", "1", "a star"], "this VLM": ["red", "yes", "3", "7", "a circle"]}),
+    "ask_panel": lambda: plots.ask_panel(IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"),
+    "ask_panel, hidden": lambda: plots.ask_panel(None, CUES[0], {"red": 0.2, "blue": 0.3, "a very long answer": 0.1},
+                                                 blind=0.2, answers=["red", "blue", "a very long answer"]),
+}
+LABELS = {
+    "loss_curve": {"training step", "InfoNCE loss (nats)"}, "similarity_matrix": {"caption", "picture"},
+    "recall_bars": {"queries with a right hit\namong the first K (%)"}, "gain_bars": {"VQA accuracy (%)"},
+    "by_type_bars": {"VQA accuracy (%)"}, "ask_panel": {"probability of the answer (%)"},
+}  # the others are pictures and tables
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_small_labelled_and_not_cut_off(name):
+    before = dict(matplotlib.rcParams)
+    figure = FIGURES[name]()
+    mime, data = figure.to_bytes()
+    assert mime == "image/png" and data.startswith(b"\x89PNG") and len(data) < 100_000
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (edge == edge[0]).all(), "ink touches the edge of the figure"
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 8 and figure.get_label()
+    labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel())}
+    assert LABELS.get(name.split(",")[0], set()) <= labels
+    assert dict(matplotlib.rcParams) == before  # the caller's settings stay as they were
+
+
+def test_the_title_says_gain_and_bridge_score():
+    title = "\n".join(texts(plots.gain_bars(vlm=60, blind=30, oracle=90)))
+    assert "multimodal gain +30.0 points" in title and "bridge score 0.50" in title
+    assert "bridge score 0.58 (0.55 to 0.61)" in "\n".join(texts(FIGURES["gain_bars"]()))
+    assert "bridge score undefined" in "\n".join(texts(FIGURES["gain_bars, few"]()))
+    assert "bridge" not in "\n".join(texts(plots.gain_bars(vlm=60, blind=30)))
+
+
+def test_the_loss_curve_says_how_much_lies_inside_the_band():
+    half = [loss + (0.5 if i % 2 else 0) for i, loss in enumerate(LOSSES)]
+    assert "inside the recorded band at 51% of the points" in texts(plots.loss_curve((STEPS, half), band=BAND))
+    assert "inside the recorded band at 100% of the points" in texts(FIGURES["loss_curve"]())
+
+
+def test_a_guess_is_a_dashed_line_with_its_name():
+    for name, place in (("loss_curve", 1.5), ("gain_bars", 55)):
+        axes = FIGURES[name]().axes[0]
+        line, = (line for line in axes.lines if str(line.get_label()).startswith("my guess"))
+        assert line.is_dashed() and place in (line.get_xdata()[0], line.get_ydata()[0])
+
+
+def test_bars_differ_in_grey():
+    axes = FIGURES["gain_bars"]().axes[0]
+    assert len({bar.get_hatch() for bar in axes.patches}) == len(axes.patches) == 5
+    lines = FIGURES["loss_curve"]().axes[0].lines
+    assert len({line.get_linestyle() for line in lines if not str(line.get_label()).startswith("_")}) == 4
+
+
+def test_right_and_wrong_differ_in_shape():
+    shown = texts(FIGURES["scoreboard"]())
+    assert "✗ blue" in shown and "✓ red" in shown and "✓ Yes" in [text.strip() for text in shown]
+    assert "blind: 1 of 5" in shown and "this VLM: 5 of 5" in shown
+
+
+def test_panels_of_one_animation_have_one_size():
+    assert {FIGURES[name]().to_image().size for name in ("ask_panel", "ask_panel, hidden")} == {(720, 286)}
+
+
+def test_the_panel_shows_the_likeliest_answers_first():
+    figure = plots.ask_panel(None, "?", dict(zip("abcdefg", (0.1, 0.3, 0.02, 0.2, 0.05, 0.15, 0.18), strict=True)))
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == list("bdgfa")
+
+
+def test_a_notebook_gets_one_picture_under_the_limit_even_of_photographs(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    noise = torch.from_numpy(RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8))  # the hardest photographs
+    plots.show_images(noise, columns=3)._ipython_display_()
+    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 pictures>"
+    assert len(shown[0]["image/jpeg"]) < 100_000
+    assert Image.open(io.BytesIO(shown[0]["image/jpeg"])).size == figures.Figure.to_image(plots.show_images(
+        noise, columns=3)).size
+
+
+def test_drawings_keep_their_colours_when_enlarged():
+    drawing = np.full((64, 64, 3), 20, dtype=np.uint8)
+    drawing[16:48, 16:48] = (226, 52, 52)
+    large = figures.enlarge(drawing, 256).astype(int)
+    assert large.shape == (256, 256, 3)
+    assert abs(large[128, 128] - (226, 52, 52)).max() <= 4 and abs(large[8, 8] - 20).max() <= 4
+    assert figures.enlarge(Image.new("RGB", (300, 100), "white"), 90).shape == (90, 90, 3)
+
+
+def test_normalised_pictures_are_refused_with_advice():
+    with pytest.raises(ValueError, match="uint8.*found float32.*Undo the normalisation"):
+        plots.show_images(torch.zeros(2, 3, 64, 64))
+
+
+def test_text_is_wrapped_to_its_width():
+    assert figures.wrap("a b", 500) == "a b" and figures.wrap("", 10) == ""
+    lines = figures.wrap("one two three four five " * 3, 90).split("\n")
+    assert len(lines) > 3 and " ".join(lines) == ("one two three four five " * 3).strip()
+    assert figures.wrap("one two three four five", 60, max_lines=2).endswith("…")
+    assert "".join(figures.wrap("x" * 80, 90).split("\n")) == "x" * 80
+
+
+def test_style_is_for_the_notebooks_own_figures():
+    with matplotlib.rc_context():
+        plots.style()
+        assert matplotlib.rcParams["axes.titlelocation"] == "left"

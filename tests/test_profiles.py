@@ -1,0 +1,155 @@
+"""The one knob: what `auto` chooses and why, what an explicit choice promises, and which precision a machine gets."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from vlm_lite import profiles
+from vlm_lite.files import UserError, data_path
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Pretend to be a machine: with or without a GPU, a hub that answers, a model cache."""
+    monkeypatch.delenv("VLM_LITE_PROFILE", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    def pretend(gpu=False, hub=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(profiles, "_probe", lambda endpoint: hub)
+
+    return pretend
+
+
+@pytest.mark.parametrize(("gpu", "hub", "expected", "why"), [
+    (False, False, "tiny", "no CUDA GPU"),
+    (False, True, "tiny", "no CUDA GPU"),
+    (True, False, "tiny", "no answer in 3 s"),
+    (True, True, "t4", "the Hugging Face hub answers"),
+])
+def test_auto_takes_t4_only_with_a_gpu_and_a_hub_that_answers(machine, gpu, hub, expected, why):
+    machine(gpu, hub)
+    profile = profiles.get_profile("auto")
+    assert profile.name == expected
+    assert why in profile.reason
+
+
+def test_auto_stays_in_tiny_when_told_to_be_offline(machine, monkeypatch):
+    machine(gpu=True, hub=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    profile = profiles.get_profile()
+    assert profile.name == "tiny"
+    assert "HF_HUB_OFFLINE is set" in profile.reason
+
+
+def test_auto_chooses_only_what_the_notebook_offers(machine):
+    machine(gpu=True, hub=True)
+    assert profiles.get_profile("auto", offers=("tiny", "smoke")).name == "tiny"
+    with pytest.raises(UserError, match='profile "t4" has no part here yet. Choose one of: auto, tiny, smoke'):
+        profiles.get_profile("t4", offers=("tiny", "smoke"))
+
+
+def test_the_environment_speaks_where_the_notebook_leaves_the_choice_open(machine, monkeypatch):
+    machine(gpu=True, hub=True)
+    monkeypatch.setenv("VLM_LITE_PROFILE", "smoke")
+    assert profiles.get_profile("auto").name == profiles.get_profile().name == "smoke"
+    assert profiles.get_profile("tiny").name == "tiny"
+
+
+def test_an_unknown_profile_is_named_with_the_ones_there_are(machine, monkeypatch):
+    machine()
+    with pytest.raises(UserError, match='profile is "t5", which is no profile. Choose one of: auto, tiny, t4, smoke'):
+        profiles.get_profile("t5")
+    monkeypatch.setenv("VLM_LITE_PROFILE", "big")
+    with pytest.raises(UserError, match='VLM_LITE_PROFILE is "big"'):
+        profiles.get_profile()
+
+
+def test_an_explicit_t4_never_falls_back_and_lists_what_is_missing(machine, monkeypatch):
+    machine(gpu=False, hub=False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache",
+                        lambda repo, file: "/a/path" if repo == profiles.T4.language_model else None)
+    with pytest.raises(UserError) as raised:
+        profiles.get_profile("t4")
+    assert profiles.T4.vision_model in str(raised.value)
+    assert profiles.T4.vlm_model in str(raised.value)
+    assert profiles.T4.language_model not in str(raised.value)
+
+
+def test_an_explicit_t4_runs_offline_from_a_complete_cache(machine, monkeypatch):
+    machine(gpu=False, hub=False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: "/a/path")
+    assert profiles.get_profile("t4").name == "t4"
+    assert profiles.require_complete(profiles.T4) is None
+
+
+def test_a_hub_that_accepts_and_then_says_nothing_costs_three_seconds_at_most(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(profiles, "PROBE_SECONDS", 0.3)
+        start = time.perf_counter()
+        assert profiles.hub_answers() is False
+        assert time.perf_counter() - start < 1.5
+
+
+def test_importing_profiles_probes_nothing_and_does_not_load_torch():
+    code = ("import socket, sys; socket.socket.connect = None; import vlm_lite.profiles; "
+            "assert not {'torch', 'huggingface_hub', 'numpy'} & set(sys.modules), sorted(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_smoke_is_tiny_with_64_images_and_a_few_steps():
+    assert profiles.SMOKE.train_images == 64
+    assert profiles.SMOKE.clip_steps <= 10 and profiles.SMOKE.connector_steps <= 10
+    assert profiles.SMOKE.vision_model == profiles.TINY.vision_model
+
+
+@pytest.mark.parametrize(("native", "precision"), [(False, "fp16"), (True, "bf16")])
+def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    compute = profiles.get_compute()
+    assert (compute.device, compute.mixed_precision) == ("cuda", precision)
+
+
+@pytest.mark.parametrize(("flags", "precision"), [
+    ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+    ("avx2 avx512f avx512_bf16", "bf16"),
+    ("avx2 avx512f", "no"),
+])
+def test_a_cpu_gets_bf16_only_where_it_is_fast(monkeypatch, tmp_path, flags, precision):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
+    feature = profiles._cpu_bf16_feature(tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(profiles, "_cpu_bf16_feature", lambda: feature)
+    compute = profiles.get_compute()
+    assert (compute.device, compute.mixed_precision) == ("cpu", precision)
+    assert feature is None or feature in compute.reason
+
+
+def test_a_system_without_cpuinfo_gets_plain_fp32(tmp_path):
+    assert profiles._cpu_bf16_feature(tmp_path / "none") is None
+
+
+def test_a_zoo_name_is_a_folder_and_a_hub_id_stays_itself(tmp_path):
+    assert profiles.resolve_model("shapes-clip") == str(data_path("zoo", "shapes-clip"))
+    assert profiles.resolve_model("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+    assert profiles.resolve_model(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(UserError, match="shapes-clap is missing"):
+        profiles.resolve_model("shapes-clap")
+
+
+def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
+    tiny = profiles.replace(profiles.TINY, reason="no CUDA GPU is present")
+    compute = profiles.Compute("cpu", "bf16", "this CPU has AMX")
+    text = profiles.describe(tiny, compute, minutes={"tiny": 2.5, "t4": 40})
+    for expected in ("tiny", "no CUDA GPU is present", "no download, about 2.5 minutes", "GB of memory", "bf16",
+                     "this CPU has AMX", "VLM_LITE_PROFILE=t4", "3.5 GB to download, about 40 minutes (estimated)"):
+        assert expected in text
+    assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})

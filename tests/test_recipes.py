@@ -1,0 +1,141 @@
+"""The two training recipes, at sizes that take seconds: what goes in, and that they learn."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from vlm_lite import recipes, studies, zoo
+from vlm_lite.data import language, shapes
+from vlm_lite.data.language import CAPTION_PROMPT
+from vlm_lite.files import UserError, data_path, read_json
+from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import PROFILES
+
+
+@pytest.fixture(scope="module")
+def world():
+    captions, questions = shapes.load_shapes("val", 64, progress=False)
+    return captions, questions, *recipes.load_pictures(captions)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return language.make_tokenizer()
+
+
+def small_vlm(tokenizer):
+    torch.manual_seed(0)
+    brain = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256,
+                                       bos_token_id=5, eos_token_id=5, pad_token_id=0))
+    eye = recipes.make_shapes_clip(tokenizer)
+    return VLM(vision=eye, connector=make_connector("linear", 128, 32), language_model=brain, tokenizer=tokenizer)
+
+
+def test_pixels_are_normalised_with_clips_own_constants():
+    white = recipes.pixel_values(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="expected uint8"):
+        recipes.pixel_values(torch.zeros(1, 3, 2, 2))
+
+
+def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tokenizer):
+    _, _, images, texts, _ = world
+    batches = recipes.caption_batches(images, texts, tokenizer, 32)
+    pictures, ids, mask = batches(3, torch.Generator().manual_seed(3))
+    again = batches(3, torch.Generator().manual_seed(3))
+    assert torch.equal(again[1], ids), "a batch depends on its generator only, so that a run can resume"
+    for picture, row, length in zip(pictures, ids, mask.sum(1).tolist(), strict=True):
+        number = next(i for i, image in enumerate(images) if torch.equal(image, picture))
+        text = tokenizer.decode(row[:length])
+        plain = {tokenizer.decode(tokenizer(t + "<eos>")["input_ids"]) for t in texts[number]}
+        assert text in plain
+    with pytest.raises(UserError, match="more than the 64 pictures"):
+        recipes.caption_batches(images, texts, tokenizer, 65)
+
+
+def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokenizer):
+    _, _, images, texts, _ = world
+    model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
+    before = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
+    history = recipes.train_clip(model, images, texts, tokenizer, steps=25, batch_size=32, progress=False)
+    after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
+    assert before < 0.25 and after > before + 0.15 and history.losses[-1] < history.losses[0] - 0.3
+
+
+def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(world, tokenizer):
+    captions, questions, images, _, ids = world
+    said = recipes.picture_exchanges(captions, questions)
+    assert all(CAPTION_PROMPT == said[i][0][0] for i in ids)
+    vlm = small_vlm(tokenizer)
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    exchanges = [said[i] for i in ids]
+    batch = recipes.exchange_batches(features, exchanges, tokenizer, 16)(0, torch.Generator().manual_seed(0))
+    feature, tokens, mask, labels = batch
+    assert ((labels == -100) | (labels == tokens)).all() and ((labels != -100) <= (mask == 1)).all()
+    assert ((tokens == tokenizer.eos_token_id).sum(1) > 1).any(), "several exchanges stand in one row"
+    answers = {a for i in ids for _, a in said[i]}
+    row = tokenizer.decode(tokens[0][labels[0] != -100]).split("<eos>")
+    spaced = {" ".join(tokenizer.decode(tokenizer(a)["input_ids"]).split()) for a in answers}
+    assert all(" ".join(part.split()) in spaced for part in row if part.strip())
+    before = {k: v.clone() for k, v in vlm.state_dict().items() if not k.startswith("connector")}
+    history = recipes.train_connector(vlm, features, exchanges, steps=12, batch_size=16, progress=False)
+    assert history.losses[-1] < history.losses[0]
+    assert all(torch.equal(vlm.state_dict()[k], v) for k, v in before.items()), "eye and brain stay frozen"
+
+
+def test_probes_of_an_untrained_nerve_find_that_it_does_not_look(world, tokenizer):
+    captions, questions, *_ = world
+    result = recipes.probe(small_vlm(tokenizer).eval(), captions, questions, limit=40)
+    assert set(result.accuracy) == {"vlm", "blind", "shuffled", "blank", "oracle"}
+    assert result.gain.low <= 0.05
+
+
+def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
+    ids, is_output = zoo.text_corpus(24, seed=1, workers=1)
+    lengths = (ids > 0).sum(1)
+    assert (lengths.diff() >= 0).all() and not (is_output & (ids == 0)).any()
+    assert is_output[ids == tokenizer.eos_token_id].all(), "the end of an answer is learned, so that answers end"
+    assert 0.1 < is_output.float().mean() < 0.6
+
+
+def test_every_record_is_of_the_code_and_zoo_that_are_here():
+    """A stale record: run its command again."""
+    for name in studies.STUDIES:
+        record = studies.load_study(name)
+        assert record["hash"] == studies.study_hash(name), f"stale: run `{record['command']}`"
+        assert len(record["seeds"]) >= 3 and len(record["runs"]) == len(record["seeds"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(studies.STUDIES))
+def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_path):
+    profile = dataclasses.replace(PROFILES["smoke"], val_images=64)
+    record = read_json(studies.run(name, seeds=2, profile=profile, folder=tmp_path))
+    shipped = studies.load_study(name)
+    assert set(record) == set(shipped)
+    # Two short runs may leave out the bridge score: an untrained nerve is not told from a blind one.
+    assert set(record["summary"]) | {"bridge score"} == set(shipped["summary"]) | {"bridge score"}
+
+
+def test_every_zoo_model_has_a_card_with_command_seed_seconds_hardware_and_scores():
+    total = sum(p.stat().st_size for p in data_path("zoo").rglob("*") if p.is_file())
+    assert total <= 20e6
+    for name in zoo.BUILDERS:
+        card = read_json(data_path("zoo", name, "card.json"))
+        assert card["command"] == f"vlm-lite zoo build {name}" and card["scores"] and card["seconds"] > 0
+        assert "seed" in card["settings"] and "cores" in card["hardware"]
+        assert not [p for p in data_path("zoo", name).iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+@pytest.mark.slow
+def test_the_shipped_vlm_sees_as_its_card_says():
+    vlm = VLM.from_pretrained(data_path("zoo", "shapes-vlm"))
+    result = recipes.probe(vlm, *shapes.load_shapes("val", PROFILES["tiny"].val_images), limit=500)
+    recorded = read_json(data_path("zoo", "shapes-vlm", "card.json"))["scores"]["VQA on val, percent"]
+    for name in ("vlm", "blind", "shuffled", "oracle"):
+        assert abs(100 * result.accuracy[name].value - recorded[name]) < 6, name
+    assert result.gain.low > 0.1

@@ -1,0 +1,183 @@
+"""The tools behind `make notebooks`, `make course` and `make colab` do what their pages say."""
+
+import shutil
+
+import jupytext
+import nbformat
+import pytest
+
+from tools import colab_check, course, execute, install, notebooks
+
+SOURCE = '''# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: Sums
+#     builds: a sum
+#     reads: [results/numbers.json]
+# ---
+
+# %% [markdown]
+# [![Open in Colab](a badge)](an address)
+
+# %% tags=["setup"]
+# filled in
+
+# %% [markdown]
+# # Sums
+# <!-- figures -->
+# <!-- /figures -->
+
+# %%
+total = 1 + 1
+print(f"HEADLINE: {total} apples")
+'''
+
+
+@pytest.fixture
+def course_folder(tmp_path):
+    """A repository with one notebook of one sum."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_sums.py").write_text(SOURCE)
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "results" / "numbers.json").write_text("{}")
+    (tmp_path / "README.md").write_text("<!-- notebooks -->\nold\n<!-- /notebooks -->\n")
+    shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_a_progress_bar_is_kept_as_its_last_line():
+    assert execute.collapse_progress("\r  0%|\r 50%|\r100%|\n\x1b[31mred\x1b[0m\n") == "100%|\nred\n"
+    assert execute.collapse_progress("a\r\nb\n") == "a\nb\n"
+
+
+def test_pieces_of_one_stream_become_one_and_widgets_go():
+    stream = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in ("\r 1/2", "\r 2/2", "\n")]
+    widget = nbformat.v4.new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+    cell = nbformat.v4.new_code_cell("1", outputs=[*stream, widget])
+    execute.clean_outputs(cell)
+    assert [output.text for output in cell.outputs] == [" 2/2\n"]
+
+
+def test_cell_ids_follow_from_the_text_and_are_unique():
+    cells = [nbformat.v4.new_code_cell(text, metadata={"scrolled": True}) for text in ("1", "2", "1")]
+    first, second = (notebooks.tidy(nbformat.v4.new_notebook(cells=cells)) for _ in range(2))
+    ids = [cell.id for cell in first.cells]
+    assert ids == [cell.id for cell in second.cells]
+    assert len(set(ids)) == 3 and ids[2] == f"{ids[0]}-2"
+    assert all(not cell.metadata for cell in first.cells)
+    nbformat.validate(first)
+
+
+def test_a_fact_is_written_into_the_header_and_nowhere_else():
+    once = notebooks.set_fact(SOURCE, "seconds", 12)
+    twice = notebooks.set_fact(once, "seconds", 34)
+    assert notebooks.facts(once)["seconds"] == 12
+    assert notebooks.facts(twice) == {**notebooks.facts(SOURCE), "seconds": 34}
+    assert twice.split("# ---")[2] == SOURCE.split("# ---")[2]
+
+
+def test_code_and_read_files_make_a_notebook_stale_and_prose_does_not(course_folder):
+    before = notebooks.code_hash(SOURCE, course_folder)
+    assert notebooks.code_hash(SOURCE.replace("# # Sums", "# # Additions"), course_folder) == before
+    assert notebooks.code_hash(notebooks.generate(SOURCE, "00_sums", course_folder), course_folder) == before
+    assert notebooks.code_hash(SOURCE.replace("1 + 1", "1 + 2"), course_folder) != before
+    (course_folder / "data" / "results" / "numbers.json").write_text("[]")
+    assert notebooks.code_hash(SOURCE, course_folder) != before
+    (course_folder / "data" / "results" / "numbers.json").unlink()
+    with pytest.raises(SystemExit, match="reads data/results/numbers.json, which does not exist"):
+        notebooks.code_hash(SOURCE, course_folder)
+
+
+def test_badge_and_install_cell_come_from_the_one_place_that_names_the_repository(course_folder):
+    project = course_folder / "pyproject.toml"
+    project.write_text(project.read_text().replace('ref = "main"', 'ref = "v9"'))
+    text = notebooks.generate(SOURCE, "00_sums", course_folder)
+    slug, _ = notebooks.repository(course_folder)
+    assert f"/github/{slug}/blob/v9/notebooks/00_sums.ipynb)" in text
+    assert f'"git+https://github.com/{slug}@v9"' in text
+    assert notebooks.generate(text, "00_sums", course_folder) == text
+
+
+def test_a_notebook_without_a_t4_part_does_not_offer_it(course_folder):
+    assert '"t4"' not in notebooks.generate(SOURCE, "00_sums", course_folder)
+    with_part = notebooks.set_fact(SOURCE, "minutes_t4_estimate", 20)
+    text = notebooks.generate(with_part, "00_sums", course_folder)
+    assert '["auto", "tiny", "t4"]' in text and '"t4": 20' in text and "20 min on a T4 (an estimate" in text
+
+
+@pytest.mark.slow
+def test_make_notebooks_runs_what_is_stale_once_and_leaves_the_rest_alone(course_folder, capsys):
+    source = course_folder / "notebooks" / "00_sums.py"
+    assert notebooks.refresh(source, root=course_folder)
+    files = {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()}
+    notebook = execute.read_notebook(source.with_suffix(".ipynb"))
+    assert execute.headline(notebook) == "2 apples"
+    assert "tiny, the embedded Shapes world" in notebook.cells[1].outputs[0].text
+    assert "about 0.5 minutes" in notebook.cells[1].outputs[0].text
+    assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text()
+    assert "[00 Sums](notebooks/00_sums.ipynb) | a sum | 0.5 min |" in notebooks.readme(course_folder)
+
+    assert not notebooks.refresh(source, root=course_folder)
+    assert {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()} == files
+
+    source.write_text(source.read_text().replace("1 + 1", "1 / 0"))
+    with pytest.raises(SystemExit, match="00_sums: cell 4 failed: ZeroDivisionError: division by zero"):
+        notebooks.refresh(source, root=course_folder)
+    assert source.with_suffix(".ipynb").read_bytes() == files[source.with_suffix(".ipynb")]
+
+
+@pytest.mark.slow
+def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(course_folder, monkeypatch, capsys):
+    good = course_folder / "notebooks" / "00_sums.py"
+    bad = good.with_name("01_bad.py")
+    bad.write_text(SOURCE.replace("1 + 1", "1 / 0"))
+    monkeypatch.setattr(notebooks, "sources", lambda: [good, bad])
+    monkeypatch.setattr(course, "ROOT", course_folder)
+    monkeypatch.setattr(course, "OUT", course_folder / "build" / "course")
+    assert course.main() == 1
+    captured = capsys.readouterr()
+    assert "01_bad: cell 4 failed: ZeroDivisionError: division by zero" in captured.err
+    row = next(line for line in captured.out.splitlines() if line.startswith("00_sums "))
+    assert row.endswith("2 apples")
+    index = (course_folder / "build" / "course" / "index.html").read_text()
+    assert "2 apples" in index and "failed in cell 4" in index
+    assert "HEADLINE" in (course_folder / "build" / "course" / "00_sums.html").read_text()
+
+
+def test_a_headline_is_the_last_line_that_begins_with_it():
+    cells = [nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("stream", text=text)])
+             for text in ("HEADLINE: one\n", "not a HEADLINE: no\nHEADLINE: two\n")]
+    assert execute.headline(nbformat.v4.new_notebook(cells=cells)) == "two"
+    assert execute.headline(jupytext.reads(SOURCE, fmt="py:percent")) == ""
+
+
+def test_colab_check_names_a_version_that_was_changed(tmp_path):
+    import einops
+
+    path = tmp_path / "versions.txt"
+    path.write_text(f"# a comment\neinops=={einops.__version__}\nno-such-package==1.0\npytest==0.1\n")
+    wrong, installed = colab_check.differences(path)
+    assert installed == 2
+    assert wrong == [f"pytest: {pytest.__version__} is installed, Colab has 0.1"]
+
+
+def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(tmp_path, monkeypatch, capsys):
+    calls, works = [], iter([False, True])
+    monkeypatch.setattr(install.sys, "argv", ["install.py", str(tmp_path / "venv")])
+    monkeypatch.setattr(install, "pip", lambda python, wanted, environment=None: calls.append((wanted, environment)))
+    monkeypatch.setattr(install, "run", lambda *command, **options: calls.append(command[1:4]))
+    monkeypatch.setattr(install, "pair_works", lambda python, show=False: next(works))
+    monkeypatch.setattr(install.subprocess, "run", lambda *a, **k: type("Made", (), {"returncode": 0}))
+    install.main()
+    assert "do not fit each other" in capsys.readouterr().out
+    assert calls[1] == ("-m", "pip", "uninstall")
+    assert set(calls[2][1]) == {"PIP_FIND_LINKS"} and "-r" in calls[2][0]
+    assert "-e" in calls[3][0]

@@ -1,0 +1,95 @@
+"""`make course`: run every notebook on tiny, and write what it showed to build/course/index.html."""
+
+import html
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools import execute, notebooks  # noqa: E402
+
+OUT = ROOT / "build" / "course"
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>vlm-lite: the course</title>
+<style>body {{font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em}}
+td, th {{text-align: left; padding: .4em 1em .4em 0; border-bottom: 1px solid #ccc; vertical-align: top}}
+td.n {{text-align: right}} .failed {{color: #b00; font-weight: bold}}
+.strip img {{height: 11em; margin: .5em .5em 0 0; border: 1px solid #ccc}}</style></head>
+<body><h1>vlm-lite: the course</h1><p>Run on the profile <code>tiny</code> on {day}.</p>
+<table><tr><th>notebook</th><th>seconds</th><th>peak memory, MB</th><th>headline</th></tr>
+{rows}</table><div class="strip">{pictures}</div></body></html>
+"""
+
+
+def main():
+    paths = notebooks.sources()
+    if not paths:
+        sys.exit("there is no notebook in notebooks/: is this a whole clone?")
+    OUT.mkdir(parents=True, exist_ok=True)
+    results = [course_run(path, k, len(paths)) for k, path in enumerate(paths, start=1)]
+    print_table(results)
+    write_index(results)
+    print(f"\nRead it: {OUT.relative_to(ROOT) / 'index.html'}")
+    failed = [result for result in results if result["failure"]]
+    for result in failed:
+        print(f"\n{result['name']}: cell {result['failure'].cell} failed: {result['failure'].error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def course_run(path, k, of):
+    """Run one notebook with a progress line, write its page, and return its row."""
+    label = f"[{k}/{of}] {path.stem}"
+    live, start = sys.stdout.isatty(), time.perf_counter()
+    if not live:
+        print(f"{label} ...", flush=True)
+
+    def show(cell, cells):
+        if live:
+            print(f"\r{label}: cell {cell}/{cells}, {time.perf_counter() - start:.0f} s\033[K", end="", flush=True)
+
+    notebook = jupytext.read(path)
+    run = execute.run_notebook(notebook, on_cell=show)
+    status = f"failed in cell {run.failure.cell}" if run.failure else "done"
+    before, after = ("\r", "\033[K") if live else ("", "")
+    print(f"{before}{label}: {status} in {run.seconds:.0f} s{after}", flush=True)
+    (OUT / f"{path.stem}.html").write_text(as_html(notebook, path.stem), encoding="utf-8")
+    return {"name": path.stem, "seconds": run.seconds, "memory": run.peak_mb, "failure": run.failure,
+            "headline": execute.headline(notebook), "pictures": execute.figures(notebook, "thumbnail")
+            or execute.figures(notebook)[-1:]}
+
+
+def as_html(notebook, name):
+    """The page of an executed notebook, figures inside."""
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+
+
+def print_table(results):
+    width = max(len("notebook"), *(len(result["name"]) for result in results))
+    print(f"\n{'notebook':{width}}  seconds  peak memory, MB  headline")
+    for result in results:
+        last = f"FAILED in cell {result['failure'].cell}" if result["failure"] else result["headline"]
+        print(f"{result['name']:{width}}  {result['seconds']:7.0f}  {result['memory']:15.0f}  {last}")
+
+
+def write_index(results):
+    rows, pictures = [], []
+    for result in results:
+        name, failure = html.escape(result["name"]), result["failure"]
+        last = (f'<span class="failed">failed in cell {failure.cell}: {html.escape(failure.error)}</span>' if failure
+                else html.escape(result["headline"]))
+        rows.append(f'<tr><td><a href="{name}.html">{name}</a></td><td class="n">{result["seconds"]:.0f}</td>'
+                    f'<td class="n">{result["memory"]:.0f}</td><td>{last}</td></tr>\n')
+        pictures += [f'<a href="{name}.html"><img alt="{name}" src="data:image/png;base64,{png}"></a>'
+                     for png in result["pictures"]]
+    (OUT / "index.html").write_text(PAGE.format(day=time.strftime("%Y-%m-%d"), rows="".join(rows),
+                                                pictures="".join(pictures)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Run a notebook as a learner would: a fresh kernel, an empty folder, nothing kept but the outputs."""
+
+import os
+import re
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+CELL_TIMEOUT = 900  # seconds
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass
+class Failure:
+    """The cell that failed, counted from 1 as a reader counts them, and the last line of its error."""
+
+    cell: int
+    error: str
+
+
+@dataclass
+class Run:
+    """What a run gave. The notebook's cells hold their outputs; `failure` is None when every cell ran."""
+
+    seconds: float
+    peak_mb: float
+    failure: Failure | None
+
+
+class PeakMemory:
+    """The largest resident memory, in MB (10^6 bytes), of a process and its children, looked at four times a second."""
+
+    def __init__(self, process_id):
+        self.process = psutil.Process(process_id)
+        self.megabytes = 0.0
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.thread.join()
+
+    def _watch(self):
+        while not self.stopped.is_set():
+            total = 0
+            try:
+                for process in [self.process, *self.process.children(recursive=True)]:
+                    total += process.memory_info().rss
+            except psutil.Error:
+                pass  # a child ended between being listed and being looked at
+            self.megabytes = max(self.megabytes, total / 1e6)
+            self.stopped.wait(0.25)
+
+
+def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
+    """Execute `notebook` (an nbformat node, changed in place) in an empty temporary folder and return its Run.
+
+    `on_cell(k, n)` is called before the k-th of n cells, counted from 1. `environment` is added to the kernel's.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    environment = {**os.environ, "VLM_LITE_PROFILE": profile, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+    failure = None
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,
+                                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                                resources={"metadata": {"path": folder}})
+        client.on_cell_start = lambda cell, cell_index: on_cell and on_cell(cell_index + 1, len(notebook.cells))
+        start = time.perf_counter()
+        with client.setup_kernel(env=environment), PeakMemory(client.km.provisioner.process.pid) as peak:
+            for index, cell in enumerate(notebook.cells):
+                try:
+                    client.execute_cell(cell, index)
+                except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                    failure = Failure(index + 1, _last_line(error))
+                    break
+            seconds = time.perf_counter() - start
+    for cell in notebook.cells:
+        clean_outputs(cell)
+    return Run(seconds, peak.megabytes, failure)
+
+
+def _last_line(error):
+    if isinstance(error, CellTimeoutError):
+        return f"a cell ran for more than {CELL_TIMEOUT} seconds"
+    if isinstance(error, DeadKernelError):
+        return "the kernel died, most likely for want of memory"
+    return ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+
+
+def clean_outputs(cell):
+    """Make a code cell's outputs fit for keeping: one piece a stream, progress bars as their last line, no widgets."""
+    if cell.cell_type != "code":
+        return
+    kept = []
+    for output in cell.outputs:
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        elif "application/vnd.jupyter.widget-view+json" not in output.get("data", {}):
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = collapse_progress(output.text)
+        output.pop("transient", None)
+    cell.outputs = [output for output in kept if output.output_type != "stream" or output.text.strip()]
+
+
+def collapse_progress(text):
+    """`text` as a terminal would show it in the end: of what a carriage return overwrote, only the last is left."""
+    lines = ANSI.sub("", text).replace("\r\n", "\n").split("\n")
+    shown = [next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines]
+    return "\n".join(shown)
+
+
+def headline(notebook):
+    """The text after `HEADLINE:` in the last printed line that begins with it; "" where there is none."""
+    found = ""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for line in output.get("text", "").splitlines():
+                if line.startswith("HEADLINE:"):
+                    found = line.removeprefix("HEADLINE:").strip()
+    return found
+
+
+def figures(notebook, tag=None):
+    """The PNG pictures, base64, in the outputs of the cells (those that carry `tag`, if given), in order."""
+    return [output.data["image/png"] for cell in notebook.cells
+            if tag is None or tag in cell.metadata.get("tags", [])
+            for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def read_notebook(path):
+    """The notebook in the file `path`, without checking that it is valid."""
+    return nbformat.read(Path(path), as_version=4)

@@ -1,0 +1,321 @@
+"""`make notebooks`: run again and save what is stale, and write by machine whatever repeats a figure or an address.
+
+How to write a notebook (NN_name.py is the source, NN_name.ipynb is made from it and is what Colab opens):
+
+    # ---
+    # jupyter:
+    #   accelerator: GPU
+    #   colab:
+    #     provenance: []
+    #   jupytext:
+    #     text_representation:
+    #       extension: .py
+    #       format_name: percent
+    #   kernelspec:
+    #     display_name: Python 3
+    #     language: python
+    #     name: python3
+    #   vlm_lite:
+    #     title: Start here                             for the README's tables
+    #     builds: eye, nerve, brain in one screen       likewise: what the learner builds
+    #     minutes_t4_estimate: 3                        leave it out while the notebook has no t4 part
+    #     reads: [zoo/shapes-clip, results/clip.json]   under data/: files and folders whose change makes it stale
+    # ---
+
+Then three cells, which this tool rewrites: the badge, a code cell tagged `setup`, and in the header's text a line
+`<!-- figures -->` and a line `<!-- /figures -->` for the measured time and memory. Write the first two as
+
+    # %% [markdown]
+    # [![Open in Colab](...)](...)
+
+    # %% tags=["setup"]
+    ...
+
+and they are filled in. The setup cell leaves `profile` (a Profile) and `compute` (a Compute) behind. A cell tagged
+`thumbnail` has the picture for the README (else the last picture is taken). One printed line that begins with
+`HEADLINE: ` holds the figure that `make course` shows. `seconds`, `peak_memory_mb` and `outputs_of` in the header are
+this tool's: the first two move only when a new measurement differs by more than a quarter, the last says of which code
+the outputs are.
+"""
+
+import argparse
+import base64
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import re
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+from jupytext.cli import jupytext as jupytext_command
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools import execute  # noqa: E402
+from vlm_lite.files import atomic_write  # noqa: E402
+
+THUMBNAILS = "docs/thumbnails"
+MOVED = 0.25
+NOTEBOOK_KEYS = {"kernelspec", "language_info", "jupytext", "accelerator", "colab", "execution", "vlm_lite"}
+CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView"}
+BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
+SETUP = '''# %% tags=["setup"]
+profile = "auto"  #@param ["auto", "tiny", "t4"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
+            if importlib.util.find_spec(name)]
+    source = "git+https://github.com/{slug}@{ref}"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+minutes = {minutes}
+profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+print(describe(profile, compute, minutes=minutes))
+'''
+
+
+def repository(root=ROOT):
+    """(slug, ref) of the repository that badges and install cells point to, from pyproject.toml."""
+    table = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["vlm-lite"]
+    return table["slug"], table["ref"]
+
+
+def sources(root=ROOT):
+    """The notebooks' sources, in order."""
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
+
+
+# ---- the source, and what is generated in it
+
+def facts(text):
+    """The `vlm_lite` table of the YAML header of a notebook's source."""
+    return dict(jupytext.reads(text, fmt="py:percent").metadata.get("vlm_lite", {}))
+
+
+def set_fact(text, key, value):
+    """`text` with `key: value` in the header's `vlm_lite` table, replaced or appended."""
+    head, separator, body = text.partition("\n# ---\n")
+    line = f"#     {key}: {value}"
+    if re.search(rf"^#     {key}:.*$", head, flags=re.M):
+        head = re.sub(rf"^#     {key}:.*$", line, head, flags=re.M)
+    else:
+        table, found, rest = head.partition("#   vlm_lite:\n")
+        own = re.match(r"(?:#     .*(?:\n|$))*", rest).group()
+        head = table + found + own.rstrip("\n") + "\n" + line + ("\n" + rest[len(own):] if rest[len(own):] else "")
+    return head + separator + body
+
+
+def generate(text, name, root=ROOT):
+    """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
+    slug, ref = repository(root)
+    known = facts(text)
+    seconds, memory, t4 = known.get("seconds"), known.get("peak_memory_mb"), known.get("minutes_t4_estimate")
+    url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/notebooks/{name}.ipynb"
+    text = re.sub(r"^# \[!\[Open in Colab\].*$", lambda _: "# " + BADGE.format(url=url), text, count=1, flags=re.M)
+    minutes = {"tiny": seconds and in_minutes(seconds), **({"t4": t4} if t4 else {})}
+    setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{minutes}", json.dumps(minutes))
+    setup = setup.replace("null", "None")
+    if not t4:
+        setup = setup.replace('["auto", "tiny", "t4"]', '["auto", "tiny"]')
+    text = re.sub(r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S)
+    run = (f"about {in_minutes(seconds):g} min and {memory / 1000:.1f} GB of memory on `tiny` (measured, 2 CPU cores)"
+           if seconds else "not measured yet on `tiny`")
+    run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
+    return re.sub(r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
+                  lambda _: f"# <!-- figures -->\n# **Run time:** {run}.\n# <!-- /figures -->", text, count=1,
+                  flags=re.M | re.S)
+
+
+def in_minutes(seconds):
+    """Minutes, to half a minute, at least half a one."""
+    return max(0.5, round(seconds / 30) / 2)
+
+
+def code_hash(text, root=ROOT):
+    """sha256 of what the outputs depend on: the code cells, and the files under data/ that the header says are read.
+
+    The setup cell counts as its template, so that neither a new tag nor a new measurement makes a notebook stale.
+    """
+    digest = hashlib.sha256(SETUP.encode())
+    for cell in jupytext.reads(text, fmt="py:percent").cells:
+        if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []):
+            digest.update(b"\0cell\0" + cell.source.encode())
+    for name in facts(text).get("reads", []):
+        path = root / "data" / name
+        if not path.exists():
+            raise SystemExit(f"the header says that the notebook reads data/{name}, which does not exist: correct "
+                             "`reads`, or make the file")
+        for file in sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()):
+            digest.update(b"\0file\0" + file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+# ---- the notebook made from it
+
+def paired(source):
+    """The text of the .ipynb that `jupytext --update --to ipynb` makes of `source` and of the .ipynb beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / source.name
+        copied.write_bytes(source.read_bytes())
+        beside = source.with_suffix(".ipynb")
+        if beside.exists():
+            copied.with_suffix(".ipynb").write_bytes(beside.read_bytes())
+        with contextlib.redirect_stdout(io.StringIO()):
+            jupytext_command(["--quiet", "--update", "--to", "ipynb", str(copied)])
+        return copied.with_suffix(".ipynb").read_text(encoding="utf-8")
+
+
+def as_text(notebook):
+    """The text of a notebook file as jupytext writes it."""
+    return nbformat.writes(notebook) + "\n"
+
+
+def tidy(notebook):
+    """Allow-listed metadata, and cell ids that follow from the cells' text, in place."""
+    notebook.nbformat_minor = 5
+    notebook.metadata = nbformat.NotebookNode({k: v for k, v in notebook.metadata.items() if k in NOTEBOOK_KEYS})
+    seen = {}
+    for cell in notebook.cells:
+        cell.metadata = nbformat.NotebookNode({k: v for k, v in cell.metadata.items() if k in CELL_KEYS})
+        name = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
+        seen[name] = seen.get(name, 0) + 1
+        cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return notebook
+
+
+def write_if_changed(path, text):
+    """Write `text` to `path` unless it is there already."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_write(path, "w") as file:
+            file.write(text)
+        print(f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+
+
+def refresh(source, force=False, root=ROOT):
+    """Bring one notebook up to date; True when it was run. Raises SystemExit naming the cell where one fails."""
+    target = source.with_suffix(".ipynb")
+    text = generate(source.read_text(encoding="utf-8"), source.stem, root)
+    now = code_hash(text, root)
+    stale = force or not target.exists() or facts(text).get("outputs_of") != now
+    executed = None
+    if stale:
+        print(f"{source.stem}: running", flush=True)
+        executed, run = _run(text, source.stem)
+        for key, value in (("seconds", run.seconds), ("peak_memory_mb", run.peak_mb)):
+            old = facts(text).get(key)
+            if not old or abs(value - old) > MOVED * old:
+                text = set_fact(text, key, round(value))
+        text = set_fact(text, "outputs_of", now)
+        before, text = text, generate(text, source.stem, root)
+        if before != text:
+            _renew_setup(executed, text)
+        print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
+    write_if_changed(source, text)
+    if executed is not None:
+        outputs = [copy.deepcopy((c.get("outputs"), c.get("execution_count"))) for c in executed.cells]
+    notebook = tidy(nbformat.reads(paired(source), as_version=4))
+    if executed is not None:
+        for cell, (output, count) in zip(notebook.cells, outputs, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = output, count
+    write_if_changed(target, as_text(notebook))
+    if stale or not thumbnail(source, root).exists():
+        _write_thumbnail(notebook, thumbnail(source, root))
+    return stale
+
+
+def _run(text, name):
+    notebook = tidy(jupytext.reads(text, fmt="py:percent"))
+    with tempfile.TemporaryDirectory() as home:  # a first run, as on a fresh runtime, is what gets measured
+        run = execute.run_notebook(notebook, environment={"VLM_LITE_HOME": home, "HF_HUB_OFFLINE": "1"})
+    if run.failure:
+        raise SystemExit(f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved.")
+    return notebook, run
+
+
+def _renew_setup(executed, text):
+    """Run the setup cell once more: it prints the minutes, which the run has just changed."""
+    for old, new in zip(executed.cells, jupytext.reads(text, fmt="py:percent").cells, strict=True):
+        if "setup" in new.metadata.get("tags", []):
+            execute.run_notebook(nbformat.v4.new_notebook(cells=[new]))
+            old.outputs = new.outputs
+
+
+# ---- the README
+
+def thumbnail(source, root=ROOT):
+    return root / THUMBNAILS / f"{source.stem}.png"
+
+
+def _write_thumbnail(notebook, path):
+    from PIL import Image
+
+    pictures = execute.figures(notebook, "thumbnail") or execute.figures(notebook)
+    if not pictures:
+        return
+    picture = Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).convert("RGB")
+    picture.thumbnail((480, 320))
+    canvas = Image.new("RGB", (480, 320), "white")
+    canvas.paste(picture, ((480 - picture.width) // 2, (320 - picture.height) // 2))
+    with atomic_write(path) as file:
+        canvas.quantize(128).save(file, "png", optimize=True)
+    print(f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+
+
+def readme(root=ROOT):
+    """The text of README.md with the parts between `<!-- notebooks -->` and `<!-- thumbnails -->` markers anew."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    slug, ref = repository(root)
+    rows, pictures, names = [], [], []
+    for source in sources(root):
+        known = facts(source.read_text(encoding="utf-8"))
+        page = f"notebooks/{source.stem}.ipynb"
+        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
+        title = f"{source.stem[:2]} {known['title']}"
+        tiny = f"{in_minutes(known['seconds']):g} min" if known.get("seconds") else ""
+        t4 = f"about {known['minutes_t4_estimate']:g} min" if known.get("minutes_t4_estimate") else "not yet"
+        memory = f"{known['peak_memory_mb'] / 1000:.1f} GB" if known.get("peak_memory_mb") else ""
+        rows.append(f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |")
+        picture = f"{THUMBNAILS}/{source.stem}.png"
+        if (root / picture).exists():
+            pictures.append(f'<a href="{page}"><img src="{picture}" width="240" alt="a figure of {title}"></a>')
+            names.append(f"[{title}]({page})<br>{tiny}")
+    table = "\n".join(["| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
+                       "|---|---|---|---|---|---|", *rows])
+    strip = "\n".join(["| " + " | ".join(pictures) + " |", "|" + ":---:|" * len(pictures),
+                       "| " + " | ".join(names) + " |"]) if pictures else ""
+    for marker, content in (("notebooks", table), ("thumbnails", strip)):
+        text = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
+                      lambda match, content=content: match[1] + (content + "\n" if content else "") + match[2],
+                      text, flags=re.S)
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Run again and save the stale notebooks; rewrite what is generated.")
+    parser.add_argument("--force", action="store_true", help="run all, stale or not")
+    parser.add_argument("names", nargs="*", help="only these (NN or NN_name); default: all")
+    options = parser.parse_args()
+    chosen = [s for s in sources() if not options.names or s.stem in options.names or s.stem[:2] in options.names]
+    ran = [source.stem for source in chosen if refresh(source, options.force)]
+    write_if_changed(ROOT / "README.md", readme())
+    print(f"{len(ran)} of {len(chosen)} notebooks run again; the rest were up to date.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The command `vlm-lite`. Each subcommand imports what it needs only when it is called."""
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+
+import vlm_lite
+from vlm_lite.files import UserError, data_path, home, read_json
+from vlm_lite.profiles import TINY
+
+ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
+NEEDED_FREE_GB = 2.0
+
+
+def main(arguments=None):
+    """Run the command line and return its exit status: 0, 1 (doctor found something), 2 (user's), 130 (Ctrl-C)."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return options.call(options) or 0
+    except UserError as error:
+        print(f"vlm-lite: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vlm-lite: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser():
+    """The argparse parser; every subcommand sets `call`, a function of the parsed options."""
+    parser = argparse.ArgumentParser(prog="vlm-lite", description="Build small vision-language models, and show that "
+                                                                  "they look.")
+    parser.add_argument("--version", action="version", version=f"vlm-lite {vlm_lite.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what this machine is, what was chosen and why, and what is missing")
+    doctor.set_defaults(call=run_doctor)
+
+    zoo = commands.add_parser("zoo", help="the small checkpoints that ship with the course")
+    actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="make a checkpoint again from nothing")
+    build.add_argument("name", metavar="NAME", help=f"one of: {', '.join(ZOO)}")
+    build.set_defaults(call=run_zoo_build)
+    actions.add_parser("list", help="the checkpoints, and whether each is whole").set_defaults(call=run_zoo_list)
+
+    study = commands.add_parser("study", help="run a recorded study and write data/results/NAME.json")
+    study.add_argument("name", metavar="NAME")
+    study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
+    study.set_defaults(call=run_study)
+    return parser
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def run_zoo_build(options):
+    """`vlm-lite zoo build NAME`."""
+    from vlm_lite import zoo
+
+    zoo.build(options.name)
+
+
+def run_zoo_list(options):
+    """`vlm-lite zoo list`: exit status 1 when a checkpoint is missing or cut short."""
+    faults = 0
+    for name in ZOO:
+        size, fault = check_checkpoint(name)
+        print(f"{name:14} {size / 1e6:6.1f} MB  {fault or 'whole'}")
+        faults += bool(fault)
+    return int(faults > 0)
+
+
+def run_study(options):
+    """`vlm-lite study NAME --seeds N`."""
+    from vlm_lite import studies
+
+    studies.run(options.name, seeds=options.seeds)
+
+
+def check_checkpoint(name):
+    """(bytes on disk, fault or None) of the zoo's model `name`: config readable, weights neither missing nor cut."""
+    try:
+        folder = data_path("zoo", name)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        read_json(folder / "config.json")
+        weights = data_path("zoo", name, "model.safetensors")
+    except UserError as error:
+        return 0, str(error)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            tensors.keys()
+    except (OSError, SafetensorError) as error:
+        return size, (f"{weights} is cut short or damaged ({error}). Run `git checkout -- data` in a clone, install "
+                      f"the package again, or make it: vlm-lite zoo build {name}")
+    return size, None
+
+
+def run_doctor(options):
+    """`vlm-lite doctor`: print what this machine is and what was chosen; exit status 1 where something is missing."""
+    needed, optional = [], []
+    rows = [("vlm-lite", f"{vlm_lite.__version__} in {os.path.dirname(vlm_lite.__file__)}")]
+    rows += _doctor_machine(needed)
+    rows += _doctor_packages(needed)
+    rows += _doctor_storage(needed)
+    rows += _doctor_java(optional)
+    rows += _doctor_choice(needed, optional)
+    for name, text in rows:
+        print(f"{name:10} {text}")
+    for title, faults in (("Missing", needed), ("You may also want", optional)):
+        if faults:
+            print(f"\n{title}:")
+            print("\n".join(f"  - {fault}" for fault in faults))
+    if not needed:
+        print("\nEverything that the course needs on this profile is here.")
+    return int(bool(needed))
+
+
+def _doctor_machine(needed):
+    version = sys.version_info[:2]
+    if not (3, 11) <= version < (3, 14):
+        needed.append(f"Python 3.11 to 3.13 (this is {platform.python_version()}): use another python3")
+    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("system", platform.platform())]
+    try:
+        from vlm_lite.profiles import memory_gb
+
+        rows.append(("cpu", f"{os.cpu_count()} cores, {memory_gb():.1f} GB of memory"))
+    except ImportError:
+        rows.append(("cpu", f"{os.cpu_count()} cores"))
+    return rows
+
+
+def _doctor_packages(needed):
+    versions = {}
+    try:
+        from packaging.requirements import Requirement
+
+        wanted = [Requirement(line) for line in metadata.requires("vlm-lite") or [] if "extra ==" not in line]
+    except (ImportError, metadata.PackageNotFoundError):
+        needed.append("vlm-lite as an installed package, which brings what it needs: make setup, or pip install -e .")
+        return [("packages", "unknown")]
+    for package in wanted:
+        try:
+            versions[package.name] = found = metadata.version(package.name)
+        except metadata.PackageNotFoundError:
+            needed.append(f"the package {package.name}: pip install '{package}'")
+            continue
+        if not package.specifier.contains(found, prereleases=True):
+            needed.append(f"another version of {package.name} ({found} is installed): pip install '{package}'")
+    if "torch" in versions and "torchvision" in versions:
+        try:
+            import torchvision  # noqa: F401
+        except Exception as error:  # a torchvision built for another torch fails in many ways
+            needed.append(f"a torchvision that fits torch ({type(error).__name__}: {error}): install both from one "
+                          "source, pip install --force-reinstall torch torchvision")
+    return [("packages", ", ".join(f"{name} {version}" for name, version in versions.items()) or "none")]
+
+
+def _doctor_storage(needed):
+    rows = []
+    try:
+        folder = home()
+        free = shutil.disk_usage(folder).free / 1e9
+        rows.append(("home", f"{folder}, {free:.1f} GB free"))
+        if free < NEEDED_FREE_GB:
+            needed.append(f"{NEEDED_FREE_GB:g} GB of free disk in {folder} (there are {free:.1f}): free some space, or "
+                          "set VLM_LITE_HOME to another folder")
+    except UserError as error:
+        needed.append(str(error))
+    try:
+        found = {name: check_checkpoint(name) for name in ZOO}
+    except ImportError:  # safetensors is already in the list of what is missing
+        return rows
+    needed += [f"the checkpoint {name}: {fault}" for name, (_, fault) in found.items() if fault]
+    whole = [f"{name} ({size / 1e6:.1f} MB)" for name, (size, fault) in found.items() if not fault]
+    return [*rows, ("zoo", ", ".join(whole) or "none whole")]
+
+
+def _doctor_java(optional):
+    try:
+        from vlm_lite.evals.captions import find_java
+
+        return [("java", str(find_java()))]
+    except UserError as error:
+        optional.append(f"Java, for the caption scores: {error}")
+    except ImportError:  # the missing package is already in the list
+        pass
+    return [("java", "none")]
+
+
+def _doctor_choice(needed, optional):
+    try:
+        import torch
+
+        from vlm_lite import profiles
+    except ImportError:
+        return []
+    try:
+        profile = profiles.get_profile()
+        chosen = f"{profile.name} ({profile.reason})"
+    except UserError as error:
+        needed.append(str(error))
+        chosen = "none"
+    compute = profiles.get_compute()
+    if compute.device == "cpu":
+        optional.append("a CUDA GPU, for the t4 profile on real photographs: open a notebook in Colab and choose a "
+                        "GPU runtime (the tiny profile needs none)")
+    gpu = "none"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
+    precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
+    return [("gpu", gpu), ("profile", chosen), ("device", f"{compute.device}, {precision} ({compute.reason})")]

@@ -1,0 +1,272 @@
+"""The common format: every data set, real or drawn, is read into one `datasets.Dataset` with the columns of FEATURES.
+
+The official layouts read here:
+    COCO captions   {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+    VQA v2          {"data_subtype", "questions": [{"question_id", "image_id", "question"}]} and
+                    {"data_subtype", "annotations": [{"question_id", "image_id", "question_type", "answer_type",
+                    "multiple_choice_answer", "answers": [ten of {"answer"}]}]}, pictures COCO_{subtype}_{id:012d}.jpg
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, Image, List, Value
+
+from vlm_lite.files import UserError, read_json
+
+FEATURES = Features({
+    "image": Image(),
+    "image_id": Value("int64"),
+    "captions": List(Value("string")),
+    "question_id": Value("int64"),
+    "question": Value("string"),
+    "question_type": Value("string"),
+    "answer_type": Value("string"),
+    "answer": Value("string"),
+    "answers": List(Value("string")),
+    "conversation": List({"role": Value("string"), "content": Value("string")}),
+    "description": Value("string"),
+})
+ANSWERS_PER_QUESTION = 10
+_NAMES = {int: "a whole number of 0 or more", str: "text", list: "a list", dict: "an object"}
+
+
+def make_dataset(columns):
+    """A Dataset with the columns of FEATURES; what `columns` lacks is None, or an empty list for list columns.
+
+    The `image` column holds undecoded cells: {"bytes": None or bytes, "path": path or None}.
+    """
+    count = len(columns["image_id"])
+    empty = {name: [] if isinstance(feature, List) else None for name, feature in FEATURES.items()}
+    filled = {name: columns.get(name, [empty[name]] * count) for name in FEATURES}
+    return Dataset(pa.table(filled, schema=FEATURES.arrow_schema))  # 5 times faster than Dataset.from_dict
+
+
+def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None):
+    """Read an official COCO captions file: one row an image that has captions, with its captions in file order.
+
+    annotations: path of the JSON file. images: the folder that its `file_name`s are in.
+    descriptions: optional path of a JSON file {image_id: text} for the `description` column.
+    image_ids: keep these images only (default: all), so that several files can share one downloaded set of pictures.
+    Pictures are found but not opened. Raises UserError naming the file and the field: see the tests of this module.
+    """
+    data = read_json(annotations)
+    captions = {}  # image_id -> captions, both in file order
+    for where, record in _records(data, "annotations", annotations):
+        image_id = _field(record, "image_id", int, annotations, where)
+        captions.setdefault(image_id, []).append(_field(record, "caption", str, annotations, where))
+    names = {}
+    for where, record in _records(data, "images", annotations):
+        image_id = _field(record, "id", int, annotations, where)
+        if image_id in names:
+            raise UserError(f"{annotations}: {where}.id is {image_id}, which an image before it has. Ids must differ.")
+        names[image_id] = _field(record, "file_name", str, annotations, where)
+    orphans = sum(len(texts) for image_id, texts in captions.items() if image_id not in names)
+    if orphans:
+        example = next(image_id for image_id in captions if image_id not in names)
+        raise UserError(f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
+                        f"example image_id {example}. Add it to `images`, or take its captions out.")
+    kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
+    _refuse_empty(kept, "captions", annotations, image_ids)
+    paths = _find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
+    return make_dataset({
+        "image": [paths[i] for i in kept],
+        "image_id": kept,
+        "captions": [captions[i] for i in kept],
+        "description": _descriptions(descriptions, kept),
+    })
+
+
+def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=None):
+    """Read the official VQA v2 question and annotation files: one row a question, in the order of the question file.
+
+    `answer` is the official `multiple_choice_answer`, `answers` the ten people's answers as they stand in the file.
+    The pictures are `COCO_{data_subtype}_{image_id:012d}` with .jpg or .png in the folder `images`.
+    descriptions, image_ids and errors: as in `read_coco_captions`.
+    """
+    asked, answered = read_json(questions), read_json(annotations)
+    subtype = _field(asked, "data_subtype", str, questions)
+    other = _field(answered, "data_subtype", str, annotations)
+    if subtype != other:
+        raise UserError(f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
+                        "Pass the questions and the annotations of the same split.")
+    notes = {}
+    for where, record in _records(answered, "annotations", annotations):
+        notes[_field(record, "question_id", int, annotations, where)] = (where, record)
+    rows = {name: [] for name in ("question_id", "image_id", "question", "question_type", "answer_type", "answer",
+                                  "answers")}
+    seen, lonely = set(), []
+    for where, record in _records(asked, "questions", questions):
+        question_id = _field(record, "question_id", int, questions, where)
+        image_id = _field(record, "image_id", int, questions, where)
+        if question_id in seen:
+            raise UserError(f"{questions}: {where}.question_id is {question_id}, which a question before it has. "
+                            "Ids must differ.")
+        seen.add(question_id)
+        if image_ids is not None and image_id not in image_ids:
+            continue
+        if question_id not in notes:
+            lonely.append(question_id)
+            continue
+        place, note = notes[question_id]
+        if _field(note, "image_id", int, annotations, place) != image_id:
+            raise UserError(f"{annotations}: {place}.image_id is {note['image_id']}, but {questions} asks question "
+                            f"{question_id} about image {image_id}. Pass two files that belong together.")
+        values = (question_id, image_id, _field(record, "question", str, questions, where),
+                  _field(note, "question_type", str, annotations, place),
+                  _field(note, "answer_type", str, annotations, place),
+                  _field(note, "multiple_choice_answer", str, annotations, place),
+                  _ten_answers(note, annotations, place))
+        for column, value in zip(rows.values(), values, strict=True):
+            column.append(value)
+    if lonely:
+        raise UserError(f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
+                        f"question_id {lonely[0]}. Add their answers, or take the questions out.")
+    _refuse_empty(rows["question_id"], "questions", questions, image_ids)
+    stems = {i: f"COCO_{subtype}_{i:012d}" for i in rows["image_id"]}
+    paths = _find_images({i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()}, images, questions,
+                         "data_subtype")
+    return make_dataset({**rows, "image": [paths[i] for i in rows["image_id"]],
+                         "description": _descriptions(descriptions, rows["image_id"])})
+
+
+def image_tensor(dataset, image_size=None):
+    """Decode each picture of `dataset` once: (uint8 tensor (N, 3, H, W), the N image ids in first-seen order).
+
+    image_size: resize the shorter side to it (bicubic) and crop the centre, as CLIP's own transform does; needed where
+    pictures differ in size. Raises UserError naming a picture that is missing, damaged, over Pillow's size limit, or of
+    another size than the first.
+    """
+    first = {}
+    for index, image_id in enumerate(dataset["image_id"][:]):
+        first.setdefault(image_id, index)
+    if not first:
+        raise UserError("the data set has no rows, so there are no pictures to decode. Read one with captions or "
+                        "questions in it.")
+    sources = dataset.select(list(first.values())).cast_column("image", Image(decode=False))["image"][:]
+    pixels = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        for index, (image_id, source) in enumerate(zip(first, sources, strict=True)):
+            name = (source or {}).get("path") or f"the picture of image_id {image_id}"
+            picture = _decode(source, name, image_size)  # (H, W, 3)
+            if pixels is None:
+                pixels = np.empty((len(first), 3, *picture.shape[:2]), np.uint8)
+            if picture.shape[:2] != pixels.shape[2:]:
+                raise UserError(f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels, the pictures before it are "
+                                f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size.")
+            pixels[index] = picture.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    return torch.from_numpy(pixels), list(first)
+
+
+def _decode(source, name, image_size):
+    """The pixels (H, W, 3) of one undecoded `image` cell, {"bytes", "path"}."""
+    if not source:
+        raise UserError(f"{name} is missing: its `image` is empty. Give the row a picture, or take it out.")
+    try:
+        data = source["bytes"]
+        with PIL.Image.open(source["path"] if data is None else io.BytesIO(data)) as opened:
+            picture = opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{name} does not exist any more. Make or download the pictures again.") from error
+    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{name} is refused: {error}. Replace it with a smaller picture.") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise UserError(f"{name} cannot be decoded ({error}). It is damaged or not a picture: delete it and make or "
+                        "download it again.") from error
+    if image_size is not None and picture.size != (image_size, image_size):
+        scale = image_size / min(picture.size)
+        width, height = (max(image_size, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        picture = picture.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(picture)
+
+
+def _field(record, key, kind, file, where=""):
+    """`record[key]`, checked to be of `kind`. UserError names the file, the field and what stands there."""
+    field = f"{where}.{key}" if where else key
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: {where or 'the top level'} is {_kind(record)}; expected an object with the field "
+                        f"`{key}`. Is this a file of another kind?")
+    if key not in record:
+        raise UserError(f"{file}: `{field}` is missing (found: {', '.join(map(repr, list(record)[:8])) or 'nothing'}). "
+                        f"Expected {_NAMES[kind]}. Is this a file of another kind?")
+    value = record[key]
+    good = isinstance(value, kind) and not isinstance(value, bool)
+    if good and kind is int:
+        good = 0 <= value < 2**63
+    if good and kind is str and not value.isascii():
+        good = not any("\ud800" <= letter <= "\udfff" for letter in value)  # half of a character, not storable
+    if not good:
+        raise UserError(f"{file}: `{field}` is {_kind(value)}; expected {_NAMES[kind]}. Mend the file, or make or "
+                        "download it again.")
+    return value
+
+
+def _kind(value):
+    text = repr(value)
+    return text[:57] + "..." if len(text) > 60 else text
+
+
+def _records(data, key, file):
+    """(place, record) for each entry of the list `data[key]`."""
+    return ((f"{key}[{index}]", record) for index, record in enumerate(_field(data, key, list, file)))
+
+
+def _ten_answers(note, file, where):
+    answers = _field(note, "answers", list, file, where)
+    if len(answers) != ANSWERS_PER_QUESTION:
+        raise UserError(f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
+                        f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers.")
+    texts = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]
+    if all(isinstance(text, str) and text.isascii() for text in texts):  # nearly always, and ten times faster
+        return texts
+    return [_field(entry, "answer", str, file, f"{where}.answers[{i}]") for i, entry in enumerate(answers)]
+
+
+def _refuse_empty(rows, what, file, image_ids):
+    if not rows:
+        about = "" if image_ids is None else f" about the {len(image_ids)} image_ids asked for"
+        raise UserError(f"{file} holds no {what}{about}: the data set is empty. Check the path"
+                        f"{' and the ids' if about else ''}, or make or download the file again.")
+
+
+def _find_images(candidates, folder, file, field):
+    """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} is not a folder; expected the folder of the pictures of {file}. Check the path.")
+    root = os.path.realpath(folder)
+    found, absent = {}, []
+    for image_id, names in candidates.items():
+        for name in names:
+            path = os.path.join(root, name)
+            if "\0" in name or not os.path.realpath(path).startswith(os.path.join(root, "")):
+                raise UserError(f"{file}: `{field}` makes {name!r} (image {image_id}), which leaves the folder {root}. "
+                                "Expected a name inside it: put the picture itself there.")
+            if os.path.isfile(path):
+                found[image_id] = {"bytes": None, "path": path}
+                break
+        else:
+            absent.append(" or ".join(names))
+    if absent:
+        raise UserError(f"{file}: {len(absent)} of {len(candidates)} pictures are not in {folder}, for example "
+                        f"{absent[0]}. Make or download them, or keep only the images that are there (image_ids=).")
+    return found
+
+
+def _descriptions(path, image_ids):
+    """The text for each of `image_ids` from the JSON file {image_id: text} at `path`; None for all without a file."""
+    if path is None:
+        return [None] * len(image_ids)
+    texts = read_json(path)
+    absent = [i for i in dict.fromkeys(image_ids) if isinstance(texts, dict) and str(i) not in texts]
+    if absent:
+        raise UserError(f"{path}: {len(absent)} image(s) have no description, for example image_id {absent[0]}. "
+                        "Add them, or pass no descriptions.")
+    return [_field(texts, str(i), str, path) for i in image_ids]

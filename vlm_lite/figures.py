@@ -1,0 +1,172 @@
+"""What all figures of the course share: the style, small files, pictures enlarged, and a layout in pixels.
+
+The colours are those of Okabe and Ito (2008), which the colour-blind tell apart; lines, hatches and markers differ as
+well, so that a figure reads in grey.
+"""
+
+import functools
+import io
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from PIL import Image, ImageFilter, ImageOps
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+INK, GREY, PALE = "#1b1f27", "#6b7280", "#e5e7eb"
+NIGHT, NIGHT_FRAME, NIGHT_INK = "#14161e", "#4a5060", "#e8eaf0"
+DPI = 100
+STYLE = {
+    "figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white", "savefig.facecolor": "auto",
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False,
+    "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 10.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.titlepad": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "axes.linewidth": 0.8, "grid.color": PALE, "grid.linewidth": 0.8,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.8, "hatch.linewidth": 0.7,
+    "legend.frameon": False, "legend.fontsize": 9,
+}
+MAX_BYTES = 100_000
+
+
+def style():
+    """Give a notebook's own matplotlib figures the manner of the course's."""
+    matplotlib.rcParams.update(STYLE)
+
+
+class Figure(MatplotlibFigure):
+    """A matplotlib Figure sized in pixels, which a notebook shows once, in at most 100 KB, without pyplot."""
+
+    def __init__(self, *, width, height, label, **kw):
+        with matplotlib.rc_context(STYLE):
+            super().__init__(figsize=(width / DPI, height / DPI), dpi=DPI, **kw)
+        self.set_label(label)
+
+    def draw(self, renderer):
+        with matplotlib.rc_context(STYLE):  # ticks are made when they are first drawn
+            super().draw(renderer)
+
+    def axes_at(self, left, top, width, height, **kw):
+        """Axes at a place in pixels, counted from the figure's upper left corner."""
+        full_width, full_height = self.get_size_inches() * DPI
+        return self.add_axes((left / full_width, 1 - (top + height) / full_height, width / full_width,
+                              height / full_height), **kw)
+
+    def text_at(self, left, top, text, **kw):
+        """Text at a place in pixels from the upper left corner, hanging from its top by default."""
+        width, height = self.get_size_inches() * DPI
+        return self.text(left / width, 1 - top / height, text, **{"va": "top"} | kw)
+
+    def picture_at(self, image, left, top, side, frame=GREY):
+        """A picture in a thin frame, `side` pixels wide and high, enlarged by `enlarge`. Returns its axes."""
+        axes = self.axes_at(left, top, side, side)
+        axes.imshow(enlarge(image, side), interpolation="nearest", aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=frame, linewidth=1)
+        return axes
+
+    def to_image(self):
+        """The figure as a PIL image of mode RGB, for animations."""
+        canvas = FigureCanvasAgg(self)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+    def to_bytes(self, max_bytes=MAX_BYTES):
+        """(mime type, bytes): PNG; where that is too large PNG of 256 colours; for photographs JPEG, finest that fits.
+        """
+        image = self.to_image()
+        for each in (image, image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)):
+            buffer = io.BytesIO()
+            each.save(buffer, "png", optimize=True)
+            if buffer.tell() <= max_bytes:
+                return "image/png", buffer.getvalue()
+        for quality in (90, 80, 70, 60, 45, 30):
+            buffer = io.BytesIO()
+            image.save(buffer, "jpeg", quality=quality, optimize=True)
+            if buffer.tell() <= max_bytes:
+                break
+        return "image/jpeg", buffer.getvalue()
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        mime, data = self.to_bytes()
+        display({mime: data, "text/plain": f"<Figure: {self.get_label()}>"}, raw=True)
+
+
+def styled(function):
+    """Make a function build its figure in the course's style, leaving the caller's rcParams as they were."""
+    @functools.wraps(function)
+    def wrapped(*args, **kw):
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kw)
+    return wrapped
+
+
+def array(values):
+    """A NumPy array of a tensor on any device, a list or an array."""
+    return np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=float)
+
+
+def pil_image(image):
+    """A PIL image (RGB) of a PIL image or of uint8 (3, H, W) or (H, W, 3) values. ValueError for anything else."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    values = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
+        values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
+        raise ValueError(f"a picture must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
+                         "Undo the normalisation first.")
+    return Image.fromarray(values)
+
+
+def enlarge(image, side):
+    """(side, side, 3) uint8 of a picture: photographs resampled; small drawings enlarged with smooth edges.
+
+    In drawings, noise of a few grey levels is evened out for the eye. Models get the pixels as they are.
+    """
+    image = pil_image(image)
+    if max(image.size) > min(96, side):
+        return np.asarray(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=NIGHT))
+    smooth = image.filter(ImageFilter.GaussianBlur(1.5))
+    sharp, smooth = (np.asarray(ImageOps.pad(each, (side, side), Image.Resampling.BICUBIC, color=NIGHT), dtype=float)
+                     for each in (image, smooth))
+    is_edge = ((np.abs(sharp - smooth).max(axis=2, keepdims=True) - 8) / 16).clip(0, 1)
+    mixed = sharp * is_edge + smooth * (1 - is_edge)
+    return (mixed // 4 * 4 + 2).clip(0, 255).astype(np.uint8)  # 64 levels: a file of half the size
+
+
+def wrap(text, width, size=STYLE["font.size"], max_lines=None, weight="normal"):
+    """`text` broken into lines of at most `width` pixels in a font of `size` points; "…" ends what is cut off."""
+    font = get_font(findfont(FontProperties(family=STYLE["font.family"], weight=weight)))
+    font.set_size(size, DPI)
+
+    def fits(line):
+        font.set_text(line, 0.0)
+        return font.get_width_height()[0] / 64 * 1.02 <= width  # 2% for the rounding of drawn letters to pixels
+
+    lines = [""]
+    for word in str(text).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if fits(longer):
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        while not fits(word):  # a word wider than the line
+            cut = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
+            lines[-1], word = word[:cut], word[cut:]
+            lines.append("")
+        lines[-1] = word
+    if max_lines and len(lines) > max_lines:
+        lines = lines[:max_lines]
+        while lines[-1] and not fits(lines[-1] + "…"):
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "…"
+    return "\n".join(lines)

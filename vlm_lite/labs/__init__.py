@@ -1,0 +1,1 @@
+"""What turns a notebook into a lab: the checks behind its exercises."""

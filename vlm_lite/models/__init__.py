@@ -1,0 +1,1 @@
+"""ViT, CLIP, Q-Former, projectors and the assembled vision-language model."""

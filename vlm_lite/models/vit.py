@@ -1,0 +1,244 @@
+"""The Vision Transformer: cut a picture into patches, and let the patches look at one another.
+
+Follows Dosovitskiy et al. 2021 ("An image is worth 16x16 words") in the form CLIP uses it (Radford et al. 2021):
+pre-norm blocks, one extra LayerNorm before the first block, one class token. Every parameter has the name and shape it
+has in `transformers.CLIPVisionModel`, so weights pass between the two without a table of names.
+
+Shapes: B pictures, N patches, D width, H heads, h = D / H width of one head.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+
+def quick_gelu(x):
+    """x * sigmoid(1.702 x), OpenAI's cheap stand-in for GELU. Their released CLIP weights need exactly this one."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class VisionOutput(NamedTuple):
+    """What a `VisionTransformer` returns.
+
+    last_hidden_state (B, 1+N, D): class token first, then the patches row by row; **before** the post-LayerNorm.
+    pooled (B, D): the class token after the post-LayerNorm.
+    hidden_states: list of num_layers+1 tensors (B, 1+N, D), or None unless asked for.
+    attentions: list of num_layers tensors (B, H, 1+N, 1+N), or None unless asked for.
+    """
+
+    last_hidden_state: torch.Tensor
+    pooled: torch.Tensor
+    hidden_states: list[torch.Tensor] | None
+    attentions: list[torch.Tensor] | None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, softmax(q kᵀ / √h) v (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, *, width, num_heads):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} does not divide into {num_heads} heads. Choose num_heads so that it does, "
+                             f"for example {max(n for n in range(1, num_heads + 1) if width % n == 0)}.")
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x, *, is_causal=False, return_attention=False):
+        """x (B, N, D) -> (B, N, D); with `return_attention` also the weights (B, H, N, N), whose rows sum to 1.
+
+        `is_causal=True` lets position i see positions 0..i only: right for text, wrong for patches.
+        """
+        q, k, v = (rearrange(projection(x), "b n (heads h) -> b heads n h", heads=self.num_heads)
+                   for projection in (self.q_proj, self.k_proj, self.v_proj))  # each (B, H, N, h)
+        mixed = attend(q, k, v, is_causal=is_causal)  # (B, H, N, N) x (B, H, N, h) -> (B, H, N, h)
+        out = self.out_proj(rearrange(mixed, "b heads n h -> b n (heads h)"))  # (B, N, D)
+        return (out, attention_weights(q, k, is_causal=is_causal)) if return_attention else out
+
+
+def attend(q, k, v, *, is_causal=False, dropout=0.0):
+    """softmax(q kᵀ / √h) v for q (B, H, N, h) and k, v (B, H, M, h) -> (B, H, N, h), in the dtype of v.
+
+    On a CPU always in fp32: for such short sequences PyTorch's bf16 kernel has a gradient some 20 times slower.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, dropout_p=dropout)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=is_causal, dropout_p=dropout)
+    return mixed.to(v.dtype)
+
+
+def attention_weights(q, k, *, is_causal=False):
+    """The weights that `attend` uses but does not return: q (B, H, N, h), k (B, H, M, h) -> (B, H, N, M)."""
+    scores = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
+    if is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them, applied to every token alone."""
+
+    def __init__(self, *, width, mlp_width, hidden_act="quick_gelu"):
+        super().__init__()
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}.")
+        self.activation = ACTIVATIONS[hidden_act]
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
+
+    def forward(self, x):
+        """x (B, N, D) -> (B, N, D)."""
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: tokens talk (attention), then each thinks alone (MLP)."""
+
+    def __init__(self, *, width, num_heads, mlp_width, hidden_act="quick_gelu", layer_norm_eps=1e-5):
+        super().__init__()
+        self.self_attn = Attention(width=width, num_heads=num_heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = MLP(width=width, mlp_width=mlp_width, hidden_act=hidden_act)
+        self.layer_norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
+
+    def forward(self, x, *, is_causal=False, return_attention=False):
+        """x (B, N, D) -> (B, N, D), and the attention weights (B, H, N, N) when asked for."""
+        attended = self.self_attn(self.layer_norm1(x), is_causal=is_causal, return_attention=return_attention)
+        attended, weights = attended if return_attention else (attended, None)
+        x = x + attended
+        x = x + self.mlp(self.layer_norm2(x))
+        return (x, weights) if return_attention else x
+
+
+class Encoder(nn.Module):
+    """A stack of blocks. Both towers of CLIP have one; only the text tower's is causal."""
+
+    def __init__(self, *, width, num_layers, num_heads, mlp_width, hidden_act="quick_gelu", layer_norm_eps=1e-5):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Block(width=width, num_heads=num_heads, mlp_width=mlp_width, hidden_act=hidden_act,
+                  layer_norm_eps=layer_norm_eps) for _ in range(num_layers))
+        init_encoder(self, width=width, num_layers=num_layers)
+
+    def forward(self, x, *, is_causal=False, num_layers=None):
+        """x (B, N, D) -> (B, N, D), through the first `num_layers` blocks (all of them by default)."""
+        for block in self.layers[:num_layers]:
+            x = block(x, is_causal=is_causal)
+        return x
+
+
+def init_encoder(encoder, *, width, num_layers):
+    """Initialise as OpenAI's CLIP does (Radford et al. 2021, `initialize_parameters` of their code).
+
+    What is added to the residual stream (out_proj, fc2) is scaled by 1/√(2·num_layers), for 2·num_layers terms add up.
+    """
+    residual_std = width ** -0.5 * (2 * num_layers) ** -0.5
+    stds = {"q_proj": width ** -0.5, "k_proj": width ** -0.5, "v_proj": width ** -0.5, "out_proj": residual_std,
+            "fc1": (2 * width) ** -0.5, "fc2": residual_std}
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=stds[name.rsplit(".", 1)[-1]])
+            nn.init.zeros_(module.bias)
+
+
+class PatchEmbeddings(nn.Module):
+    """Picture -> sequence: one linear map of every patch, a class token in front, a learnt place for each."""
+
+    def __init__(self, *, image_size, patch_size, width):
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a whole number of patches of {patch_size} pixels. "
+                             f"Use image_size {image_size // patch_size * patch_size} or another patch_size.")
+        self.image_size, self.patch_size = image_size, patch_size
+        num_patches = (image_size // patch_size) ** 2
+        self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
+        # Kept as a convolution for its name and shape (D, 3, p, p). With stride = kernel size it is one linear map,
+        # the same for every patch, and `forward` runs it as such: on a CPU the gradient is far cheaper.
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.position_embedding = nn.Embedding(num_patches + 1, width)
+        nn.init.normal_(self.patch_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=width ** -0.5)
+
+    def forward(self, pixel_values):
+        """pixel_values (B, 3, S, S), floating point -> (B, 1+N, D)."""
+        check_pixels(pixel_values, self.image_size)
+        patches = rearrange(pixel_values, "b channels (rows p) (columns q) -> b (rows columns) (channels p q)",
+                            p=self.patch_size, q=self.patch_size)  # (B, N, 3·p·p)
+        patches = F.linear(patches, self.patch_embedding.weight.flatten(1))  # (B, N, D)
+        cls = self.class_embedding.expand(len(patches), 1, -1).to(patches.dtype)  # (B, 1, D)
+        return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # (B, 1+N, D)
+
+
+def check_pixels(pixel_values, image_size):
+    """Raise ValueError, saying what to do, unless `pixel_values` is a float tensor (B, 3, image_size, image_size)."""
+    given = f"pixel_values is {pixel_values.dtype} of shape {tuple(pixel_values.shape)}"
+    expected = f"expected floating point (B, 3, {image_size}, {image_size})"
+    if pixel_values.ndim == 3:
+        raise ValueError(f"{given}; {expected}. For a single picture add the batch axis: pixel_values[None].")
+    if pixel_values.ndim != 4:
+        raise ValueError(f"{given}; {expected}.")
+    if pixel_values.shape[1] != 3:
+        hint = ("Channels come second: use permute(0, 3, 1, 2)." if pixel_values.shape[-1] == 3
+                else "Convert the picture to RGB first.")
+        raise ValueError(f"{given}; {expected}. {hint}")
+    if pixel_values.shape[2:] != (image_size, image_size):
+        raise ValueError(f"{given}; {expected}. Resize the picture to {image_size} pixels a side, "
+                         "or build the model with another image_size.")
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"{given}; {expected}. Bytes 0..255 must be scaled and normalised first: "
+                         "(x / 255 - mean) / std with the mean and std the model was trained on.")
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image tower without the projection. Equal to `transformers.CLIPVisionModel` with the same weights.
+
+    mlp_width defaults to 4 * width.
+    """
+
+    def __init__(self, *, image_size, patch_size, width, num_layers, num_heads, mlp_width=None,
+                 hidden_act="quick_gelu", layer_norm_eps=1e-5):
+        super().__init__()
+        self.image_size, self.patch_size, self.width, self.num_layers = image_size, patch_size, width, num_layers
+        self.num_patches, self.feature_width = (image_size // patch_size) ** 2, width
+        self.embeddings = PatchEmbeddings(image_size=image_size, patch_size=patch_size, width=width)
+        self.pre_layrnorm = nn.LayerNorm(width, eps=layer_norm_eps)  # the spelling is that of the released weights
+        self.encoder = Encoder(width=width, num_layers=num_layers, num_heads=num_heads,
+                               mlp_width=mlp_width or 4 * width, hidden_act=hidden_act, layer_norm_eps=layer_norm_eps)
+        self.post_layernorm = nn.LayerNorm(width, eps=layer_norm_eps)
+
+    def forward(self, pixel_values, *, output_hidden_states=False, output_attentions=False):
+        """pixel_values (B, 3, S, S), normalised floats -> VisionOutput. ValueError for another shape or for bytes."""
+        x = self.pre_layrnorm(self.embeddings(pixel_values))  # (B, 1+N, D)
+        hidden_states, attentions = [x], []
+        for block in self.encoder.layers:
+            if output_attentions:
+                x, weights = block(x, return_attention=True)
+                attentions.append(weights)
+            else:
+                x = block(x)
+            hidden_states.append(x)
+        return VisionOutput(x, self.post_layernorm(x[:, 0]), hidden_states if output_hidden_states else None,
+                            attentions if output_attentions else None)
+
+    def patch_features(self, pixel_values, *, layer=-2):
+        """The patches' hidden states: (B, 3, S, S) -> (B, N, D), `hidden_states[layer]` without the class token.
+
+        Layer -2 is what LLaVA takes (Liu et al. 2023, section 4.1): the last block works for the class token alone,
+        since CLIP's loss sees nothing else. Blocks after `layer` are not run.
+        """
+        if not -self.num_layers - 1 <= layer <= self.num_layers:
+            raise ValueError(f"layer is {layer}, but {self.num_layers} blocks have hidden states "
+                             f"{-self.num_layers - 1}..{self.num_layers}. Choose one of them.")
+        depth = layer % (self.num_layers + 1)  # hidden_states[depth] is the output of the first `depth` blocks
+        x = self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)), num_layers=depth)
+        return x[:, 1:]

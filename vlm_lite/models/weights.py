@@ -1,0 +1,102 @@
+"""Reading and writing weights so that a wrong file is refused, with the names that did not fit.
+
+A `load_state_dict(strict=False)` that matches nothing leaves a random model and no error: the silent bug of many small
+VLMs. Here every load is exact.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from vlm_lite.files import UserError, atomic_write
+
+
+class LoadReport(NamedTuple):
+    """Names of the parameters that a load matched, did not find, found but did not know, or found in another shape."""
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+    def __str__(self):
+        def part(label, names):
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            return f"{len(names)} {label}" + (f" ({shown})" if names else "")
+        return "; ".join([f"{len(self.matched)} matched", part("missing", self.missing),
+                          part("unexpected", self.unexpected), part("of another shape", self.mismatched)])
+
+
+def read_weights(path):
+    """The tensors of a .safetensors file (or of a .bin file, read with `weights_only`) as a dict on the CPU.
+
+    Raises UserError naming the file when it is missing, cut short or not what its name says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist. Check the folder, or make or download the model again.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as weights ({error}). The file may be cut short: "
+                        "delete it and make or download it again.") from error
+
+
+def load_exactly(model, state, *, source):
+    """Copy `state` into `model` and return the LoadReport.
+
+    Parameters keep the model's own dtype (fp16 files into an fp32 model). Raises UserError with the whole report,
+    and leaves the model as it was, unless every name and shape fits. `source` names the file in the message.
+    """
+    own = model.state_dict()
+    mismatched = [name for name in own if name in state and own[name].shape != state[name].shape]
+    report = LoadReport(matched=[name for name in own if name in state and name not in mismatched],
+                        missing=[name for name in own if name not in state],
+                        unexpected=[name for name in state if name not in own], mismatched=mismatched)
+    if report.missing or report.unexpected or report.mismatched:
+        raise UserError(f"{source} does not fit this {type(model).__name__}: {report}. "
+                        "Use the config.json that belongs to these weights, or make the weights again.")
+    model.load_state_dict(state)
+    return report
+
+
+def write_weights(path, state, *, dtype=torch.float32):
+    """Write `state` as a .safetensors file in `dtype`, whole or not at all."""
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def find_model(folder_or_id):
+    """(path of config.json, path of the weights) of a folder in Hugging Face layout, or of a hub id (downloaded once).
+
+    A missing file is left to its reader to report. UserError, naming the id, when the hub does not give it.
+    """
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        folder = download(str(folder_or_id))
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), folder / WEIGHT_FILES[0])
+    return folder / "config.json", weights
+
+
+def download(model_id):
+    """The local folder of a hub id's config.json and weights. UserError naming the id when it cannot be had."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    try:
+        folder = Path(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"]))
+        if not (folder / "model.safetensors").is_file():  # some old repositories have only the pickle
+            folder = Path(snapshot_download(model_id, allow_patterns=["config.json", "pytorch_model.bin"]))
+        return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{model_id!r} is neither a folder here nor a model that the hub or its local cache gave "
+                        f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, "
+                        "or use the profile tiny, which needs no download.") from error

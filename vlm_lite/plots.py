@@ -1,0 +1,380 @@
+"""The figures of the course: one function each, which takes data and returns a Figure.
+
+Scores are percentages (0 to 100), recalls and probabilities fractions (0 to 1). A learner's `guess`, made before the
+result is seen, is a dashed line. Show a figure by making it a cell's last expression, or with `display(...)`.
+"""
+
+import math
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from vlm_lite.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    NIGHT,
+    NIGHT_FRAME,
+    NIGHT_INK,
+    ORANGE,
+    PALE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+    Figure,
+    array,
+    enlarge,
+    style,
+    styled,
+    wrap,
+)
+
+__all__ = ["ask_panel", "attention_over_image", "by_type_bars", "caption_table", "gain_bars", "loss_curve",
+           "recall_bars", "scoreboard", "show_images", "similarity_matrix", "style"]
+GUESS = {"color": VERMILLION, "linestyle": (0, (5, 3)), "linewidth": 1.6}
+CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
+ROWS = {  # condition -> (label, colour, hatch)
+    "blind": ("blind (question only)", "white", "////"), "blank": ("blank picture", PALE, "...."),
+    "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"), "vlm": ("the VLM", BLUE, ""),
+    "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
+}
+LINE = 16  # pixels from one line of text to the next
+
+
+@styled
+def show_images(images, titles=None, columns=5, size=144):
+    """Pictures in a dark frame, `size` pixels each, with their titles beneath.
+
+    images: uint8 (N, 3, H, W), or a list of PIL images. titles: N strings, or None.
+    """
+    gap, columns = 14, min(columns, len(images))
+    titles = [wrap(title, size - 2, 9) for title in titles] if titles is not None else [""] * len(images)
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    depths = [max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows]
+    figure = Figure(width=columns * (size + gap) + gap, height=len(rows) * (size + gap) + sum(depths) + gap,
+                    label=f"{len(images)} pictures", facecolor=NIGHT)
+    top = gap
+    for row, depth in zip(rows, depths, strict=True):
+        for column, i in enumerate(row):
+            left = gap + column * (size + gap)
+            figure.picture_at(images[i], left, top, size, frame=NIGHT_FRAME)
+            figure.text_at(left + size / 2, top + size + 7, titles[i], ha="center", color=NIGHT_INK, fontsize=9)
+        top += size + gap + depth
+    return figure
+
+
+@styled
+def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xlabel="training step", title=""):
+    """A live loss over the recorded band of several seeds, with how much of it lies inside.
+
+    history: a train.History, or a pair (steps, losses). band: dict of lists `steps`, `low`, `high`, `mean`, and
+    optionally `seeds` (their number). chance: the loss of a model that knows nothing. guess: the learner's final loss.
+    """
+    steps, losses = (array(x) for x in (history if isinstance(history, tuple) else (history.steps, history.losses)))
+    figure = Figure(width=680, height=330, label=f"{ylabel} against {xlabel}", layout="constrained")
+    axes = figure.subplots()
+    if band is not None:
+        recorded, low, high, mean = (array(band[key]) for key in ("steps", "low", "high", "mean"))
+        name = f"recorded, {band['seeds']} seeds" if "seeds" in band else "recorded seeds"
+        axes.fill_between(recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range")
+        axes.plot(recorded, mean, color=GREY, linestyle="-.", linewidth=1.2, label=f"{name}: mean")
+        held = (steps >= recorded[0]) & (steps <= recorded[-1])
+        if held.any():
+            floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
+            share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
+            title = f"{title}   " * bool(title) + f"inside the recorded band at {share:.0%} of the points"
+    axes.plot(steps, losses, color=BLUE, label="this run")
+    axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
+    axes.annotate(f"{losses[-1]:.2f}", (steps[-1], losses[-1]), (6, 0), textcoords="offset points", va="center",
+                  color=BLUE, fontweight="bold", annotation_clip=False)
+    if chance is not None:
+        axes.axhline(chance, label=f"knows nothing: {chance:.2f}", **CHANCE)
+    if guess is not None:
+        axes.axhline(guess, label=f"my guess: {guess:g}", **GUESS)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set_ylim(bottom=min(0, losses.min()))
+    axes.margins(x=0.01)
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def similarity_matrix(before, after, captions=None, images=None, *, names=("before", "after"),
+                      label="cosine similarity"):
+    """Two heat maps (N, N) side by side on one colour scale: row i is picture i, column j is caption j.
+
+    images: N pictures, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
+    """
+    maps = [array(before), array(after)]
+    count = len(maps[0])
+    side = max(240, min(40 * count, 330))
+    left = 92 if images is not None else 56
+    lines = [wrap(f"{i + 1}  {caption}", 2 * side - 20, 9, max_lines=1) for i, caption in enumerate(captions or [])]
+    width = left + 2 * side + 120
+    figure = Figure(width=width, height=40 + side + 46 + len(lines) * LINE + 8, label=f"{label} {names[0]}, {names[1]}")
+    low, high = min(m.min() for m in maps), max(m.max() for m in maps)
+    for column, (name, values) in enumerate(zip(names, maps, strict=True)):
+        start = left + column * (side + 24)
+        axes = figure.axes_at(start, 34, side, side)
+        shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+        axes.set(title=name, xlabel="caption", xticks=range(count), xticklabels=range(1, count + 1))
+        axes.set(yticks=range(count), yticklabels=range(1, count + 1) if column == 0 and images is None else [])
+        axes.grid(False)
+        if count > 12:
+            axes.set(xticks=[], yticks=[])
+        if column == 0:
+            axes.set_ylabel("picture", labelpad=35 if images is not None else 4)
+        if count <= 8:
+            for (row, col), value in np.ndenumerate(values):
+                bright = value > (low + high) / 2
+                axes.text(col, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
+                          color=INK if bright else "white", fontweight="bold" if row == col else "normal")
+    if images is not None:
+        cell = side / count
+        thumbnail = int(min(cell - 3, 34))
+        for i, image in enumerate(images):
+            figure.picture_at(image, left - thumbnail - 5, round(34 + (i + 0.5) * cell - thumbnail / 2), thumbnail)
+    bar = figure.colorbar(shown, cax=figure.axes_at(left + 2 * side + 40, 34, 14, side), label=label)
+    bar.outline.set_visible(False)
+    for i, line in enumerate(lines):
+        figure.text_at(left, 34 + side + 44 + i * LINE, line, fontsize=9)
+    return figure
+
+
+@styled
+def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrieval"):
+    """Recall@K both ways as bars.
+
+    results: {"image_to_text": {1: 0.7, 5: 0.9}, "text_to_image": {...}}. chance, ceiling: {1: ..., 5: ...}, what
+    guessing gives and what the captions allow. guess: {5: 0.8} or a number for every K.
+    """
+    looks = {"image_to_text": ("picture to caption", BLUE, ""), "text_to_image": ("caption to picture", SKY, "////")}
+    ks = list(next(iter(results.values())))
+    figure = Figure(width=640, height=330, label=title, layout="constrained")
+    axes = figure.subplots()
+    width = 0.78 / len(results)
+    for i, (direction, recalls) in enumerate(results.items()):
+        name, colour, hatch = looks.get(direction, (direction, ORANGE, ".."))
+        places = np.arange(len(ks)) + (i - (len(results) - 1) / 2) * width
+        values = [100 * recalls[k] for k in ks]
+        axes.bar(places, values, width * 0.94, color=colour, hatch=hatch, edgecolor="white", label=name)
+        for x, value in zip(places, values, strict=True):
+            inside = value >= 12
+            axes.text(x, value - 2 if inside else value + 2, f"{value:.1f}", ha="center", fontsize=8.5,
+                      va="top" if inside else "bottom", color="white" if inside and not hatch else INK,
+                      bbox={"facecolor": colour if inside else "white", "edgecolor": "none", "pad": 1.5})
+    guess = {k: guess for k in ks} if isinstance(guess, int | float) else guess
+    for levels, name, look in ((chance, "chance", CHANCE), (ceiling, "ceiling of the captions", {
+            "color": INK, "linestyle": "-", "linewidth": 1.3}), (guess, "my guess", GUESS)):
+        for i, k in enumerate(k for k in ks if k in (levels or {})):
+            x = ks.index(k)
+            axes.plot([x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name if i == 0 else None, **look)
+    axes.set(xticks=range(len(ks)), xticklabels=[f"R@{k}" for k in ks], ylim=(0, 108), yticks=range(0, 101, 20),
+             ylabel="queries with a right hit\namong the first K (%)", title=title)
+    axes.grid(axis="x", visible=False)
+    handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: isinstance(pair[0], Line2D))
+    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=3 if len(handles) > 4 else 4)
+    return figure
+
+
+def _interval(score):
+    """(value, distance down, distance up) of a number or of (value, low, high)."""
+    value, low, high = score if isinstance(score, tuple | list) else (score, score, score)
+    return value, max(0, value - low), max(0, high - value)
+
+
+def _accuracy_rows(axes, names):
+    """Rows of bars with their names, from the top down, over a scale of accuracy."""
+    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
+    axes.set_xlabel("VQA accuracy (%)")
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+@styled
+def gain_bars(*, vlm, blind, shuffled=None, blank=None, oracle=None, bridge=None, guess=None, title=""):
+    """Does it look? Scores in percent beside the blind and the oracle line, and the bridge score in the title.
+
+    Each score is a number or (value, low, high), the interval drawn as a whisker. bridge: None to compute
+    (vlm - blind) / (oracle - blind), a number or (value, low, high) to print, or "undefined". guess: the VLM's score.
+    """
+    scores = {"blind": blind, "blank": blank, "shuffled": shuffled, "vlm": vlm, "oracle": oracle}
+    scores = {name: _interval(score) for name, score in scores.items() if score is not None}
+    gain = scores["vlm"][0] - scores["blind"][0]
+    head = f"multimodal gain {gain:+.1f} points"
+    if oracle is not None and bridge is None:
+        span = scores["oracle"][0] - scores["blind"][0]
+        bridge = gain / span if span > 0 else "undefined"
+    if bridge is not None:
+        value, down, up = (bridge, 0, 0) if isinstance(bridge, str) else _interval(bridge)
+        head += f",   bridge score {value if isinstance(value, str) else format(value, '.2f')}"
+        head += f" ({value - down:.2f} to {value + up:.2f})" if down or up else ""
+    figure = Figure(width=680, height=150 + 34 * len(scores), label=f"{title} {head}".strip(), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, (value, down, up)) in enumerate(scores.items()):
+        label, colour, hatch = ROWS[name]
+        axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=INK if name != "vlm" else BLUE, linewidth=0.8)
+        if down or up:
+            axes.errorbar(value, row, xerr=[[down], [up]], color=INK, capsize=4, linewidth=1.4)
+        axes.text(value + up + 1.2, row, f"{value:.1f}", va="center", fontweight="bold" if name == "vlm" else "normal",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2})
+    axes.axvline(scores["blind"][0], color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
+    if oracle is not None:
+        axes.axvline(scores["oracle"][0], color=GREEN, linestyle="-.", linewidth=1.3, zorder=0.9, label="oracle")
+    if guess is not None:
+        axes.axvline(guess, label=f"my guess: {guess:g}", **GUESS)
+    _accuracy_rows(axes, [ROWS[name][0] for name in scores])
+    figure.suptitle(f"{title}\n{head}" if title else head, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def by_type_bars(table, *, title="By type of question"):
+    """Per question type: the VLM's score as a bar, the blind model's as a bar mark, the oracle's as a diamond.
+
+    table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent; blind and oracle may be absent.
+    """
+    figure = Figure(width=640, height=120 + 30 * len(table), label=title, layout="constrained")
+    axes = figure.subplots()
+    for row, scores in enumerate(table.values()):
+        axes.barh(row, scores["vlm"], 0.6, color=BLUE, alpha=0.85)
+        axes.text(min(scores["vlm"], 99) - 1, row, f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "", ha="right",
+                  va="center", color="white", fontsize=8.5, fontweight="bold")
+        if "blind" in scores:
+            axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color="white", linewidth=4.5)
+            axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=2.2)
+        if "oracle" in scores:
+            axes.plot(scores["oracle"], row, "D", color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
+    axes.set_title(title)
+    _accuracy_rows(axes, list(table))
+    figure.legend(handles=[
+        Patch(color=BLUE, alpha=0.85, label="the VLM"),
+        Line2D([], [], color=INK, linestyle="none", marker="|", markersize=11, markeredgewidth=2.2, label="blind"),
+        Line2D([], [], color=GREEN, linestyle="none", marker="D", label="oracle")], loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
+    """The picture, then one copy per map with the attended patches lit; each map is scaled to its own maximum.
+
+    image: (3, H, W) uint8 or PIL. maps: (Q, h, w) attention weights on the patch grid, such as (Q, 4, 4).
+    """
+    maps = array(maps)
+    base = enlarge(image, size).astype(float)
+    glow = np.array([int(YELLOW[i:i + 2], 16) for i in (1, 3, 5)])
+    panels = [base]
+    for weights in maps:
+        rows, cols = (np.arange(size) * n // size for n in weights.shape)
+        light = 0.72 * (weights / max(weights.max(), 1e-12))[np.ix_(rows, cols)][..., None]  # (size, size, 1)
+        panels.append(base * (1 - light) + glow * light)
+    titles = list(titles) if titles is not None else [f"query {i + 1}" for i in range(len(maps))]
+    notes = ["the picture"] + [f"{title}  (max {weights.max():.2f})" for title, weights in
+                               zip(titles, maps, strict=True)]
+    gap, columns, depth = 12, min(columns, len(panels)), 24
+    figure = Figure(width=columns * (size + gap) + gap,
+                    height=math.ceil(len(panels) / columns) * (size + gap + depth) + gap,
+                    label="attention over the picture", facecolor=NIGHT)
+    for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
+        left, top = gap + i % columns * (size + gap), gap + i // columns * (size + gap + depth)
+        axes = figure.axes_at(left, top, size, size)
+        axes.imshow(panel.astype(np.uint8), interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0))
+        axes.set(xticks=np.arange(1, maps.shape[2]) / maps.shape[2], yticks=np.arange(1, maps.shape[1]) / maps.shape[1])
+        axes.tick_params(labelbottom=False, labelleft=False)
+        axes.grid(color=NIGHT_FRAME, linewidth=0.5)
+        axes.set_axisbelow(False)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=NIGHT_FRAME)
+        figure.text_at(left + size / 2, top + size + 6, wrap(note, size + 8, 8.5, 1), ha="center", color=NIGHT_INK,
+                       fontsize=8.5)
+    return figure
+
+
+def _table(images, header, rows, widths, label, side=84):
+    """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
+    gap = 12
+    lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    height = 40 + len(rows) * (side + gap) + 4
+    figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
+    for left, text in zip(lefts, header, strict=True):
+        figure.text_at(left, 14, text, fontweight="bold")
+    for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
+        top = 40 + i * (side + gap)
+        figure.picture_at(image, gap, top, side)
+        figure.add_artist(Rectangle((gap / figure.bbox.width, 1 - (top - gap / 2) / height), 1 - 2 * gap /
+                                    figure.bbox.width, 0, edgecolor=PALE, linewidth=1, transform=figure.transFigure))
+        for left, width, (text, colour, weight) in zip(lefts, widths, cells, strict=True):
+            lines = wrap(text, width, 9.5, side // LINE, weight)
+            figure.text_at(left, top + side / 2, lines, va="center", color=colour, fontweight=weight)
+    return figure
+
+
+@styled
+def caption_table(images, before, after, reference, *, names=("before training", "after training", "a human's words")):
+    """Pictures with what the model said before and after training, beside a reference caption. N of each."""
+    rows = [[(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
+            for b, a, r in zip(before, after, reference, strict=True)]
+    return _table(images, names, rows, (190, 230, 210), "captions before and after training")
+
+
+@styled
+def scoreboard(images, questions, answers, given, *, correct=None):
+    """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
+
+    answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
+    without regard to case.
+    """
+    if correct is None:
+        correct = {name: [g.strip().lower() == a.strip().lower() for g, a in zip(said, answers, strict=True)]
+                   for name, said in given.items()}
+    rows = [[(questions[i], INK, "normal"), (answers[i], INK, "bold")] +
+            [(f"✓ {said[i]}", BLUE, "bold") if correct[name][i] else (f"✗ {said[i]}", VERMILLION, "normal")
+             for name, said in given.items()] for i in range(len(questions))]
+    header = ["question", "right answer"] + [f"{name}: {sum(correct[name])} of {len(questions)}" for name in given]
+    return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
+
+
+@styled
+def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
+    """One question about one picture: the picture, the question, and the probabilities of the likeliest answers.
+
+    image: a picture, or None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no picture, a
+    dashed line. The size of the figure never varies (frames of an animation).
+    """
+    side, width, height = 236, 720, 286
+    figure = Figure(width=width, height=height, label=question)
+    if image is None:
+        axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
+        axes.add_patch(Rectangle((0, 0), 1, 1, hatch="//", facecolor=PALE, edgecolor="#c3c7cf", linewidth=0))
+        axes.text(0.5, 0.5, "picture hidden", ha="center", va="center", fontsize=11,
+                  bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5})
+        axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(True)
+    else:
+        figure.picture_at(image, 24, 26, side)
+    left = 24 + side + 28
+    figure.text_at(left, 24, wrap(question, width - left - 24, 13, 2, "bold"), fontsize=13, fontweight="bold")
+    figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
+    answers = list(answers or sorted(probabilities, key=lambda answer: -probabilities[answer])[:top])
+    best = max(answers, key=lambda answer: probabilities[answer])
+    axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
+    for row, answer in enumerate(answers):
+        percent = 100 * probabilities[answer]
+        axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
+        axes.text(percent + 1.2, row, f"{percent:.0f}%", va="center", fontweight="bold" if answer == best else "normal",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=4)
+    axes.set(yticks=range(len(answers)), yticklabels=[wrap(answer, 80, 10, 1) for answer in answers], xlim=(0, 100),
+             xticks=range(0, 101, 25), ylim=(max(top, len(answers)) - 0.4, -0.6))
+    axes.set_xlabel("probability of the answer (%)")
+    axes.tick_params(axis="y", labelsize=10)
+    axes.grid(axis="y", visible=False)
+    if blind is not None:
+        axes.axvline(100 * blind, **GUESS, zorder=3)
+        axes.annotate(f"without a picture: {wrap(answers[0], 120, 8.5, 1)} {blind:.0%}", (100 * blind, -0.6), (0, 3),
+                      textcoords="offset points", color=VERMILLION, fontsize=8.5, va="bottom",
+                      ha="left" if blind < 0.5 else "right", annotation_clip=False)
+    return figure

@@ -1,0 +1,270 @@
+"""The one knob: which world a notebook runs in (`Profile`), and on what device and precision (`Compute`).
+
+`tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 64
+images and a few steps, which shows that code runs and never how well. `auto` takes `t4` where a CUDA GPU is present
+and the hub answers within three seconds, else `tiny`. Nothing is probed, and torch is not imported, before a function
+here is called.
+"""
+
+import functools
+import os
+import platform
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlm_lite.files import UserError, data_path
+
+PROBE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Ids, sizes and step counts of one world. Learning rates are peaks; `download_gb` is an estimate."""
+
+    name: str
+    vision_model: str
+    language_model: str
+    vlm_model: str
+    image_size: int
+    train_images: int
+    val_images: int
+    clip_batch_size: int
+    clip_steps: int
+    clip_lr: float
+    connector_batch_size: int
+    connector_steps: int
+    connector_lr: float
+    num_query_tokens: int
+    download_gb: float
+    reason: str = ""
+
+
+TINY = Profile(
+    name="tiny",
+    vision_model="shapes-clip",
+    language_model="shapes-gpt2",
+    vlm_model="shapes-vlm",
+    image_size=64,
+    train_images=16_000,
+    val_images=1_000,
+    clip_batch_size=128,
+    clip_steps=1_500,
+    clip_lr=1e-3,
+    connector_batch_size=128,
+    connector_steps=800,
+    connector_lr=1e-3,
+    num_query_tokens=8,
+    download_gb=0.0,
+)
+T4 = Profile(
+    name="t4",
+    vision_model="openai/clip-vit-base-patch16",
+    language_model="openai-community/gpt2",
+    vlm_model="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+    image_size=224,
+    train_images=5_000,
+    val_images=1_000,
+    clip_batch_size=128,
+    clip_steps=1_500,
+    clip_lr=5e-4,
+    connector_batch_size=64,
+    connector_steps=1_500,
+    connector_lr=1e-4,
+    num_query_tokens=32,
+    download_gb=3.5,
+)
+SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
+                connector_batch_size=16, connector_steps=4)
+PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE)}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the arithmetic runs: `device` "cpu" or "cuda", `mixed_precision` as accelerate names it, and why."""
+
+    device: str
+    mixed_precision: str
+    reason: str
+
+
+def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
+    """The profile called `name`; None or "auto" leaves the choice to VLM_LITE_PROFILE and then to the machine.
+
+    `offers` names the profiles that the caller has a part for: "auto" chooses among them. Raises UserError for an
+    unknown name, for one the caller does not offer, and for an explicit "t4" that can neither download nor find its
+    models in the local cache.
+    """
+    asked, source = name, "you chose it"
+    if asked in (None, "auto"):
+        asked, source = os.environ.get("VLM_LITE_PROFILE") or "auto", "VLM_LITE_PROFILE says so"
+    if asked == "auto":
+        return _choose(offers)
+    if asked not in PROFILES:
+        where = "VLM_LITE_PROFILE" if source.startswith("VLM") else "profile"
+        raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
+    if asked not in offers:
+        raise UserError(f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.')
+    profile = replace(PROFILES[asked], reason=source)
+    if asked == "t4" and _missing_models(profile) and not hub_answers():
+        require_complete(profile)
+    return profile
+
+
+def _choose(offers):
+    if "t4" not in offers:
+        return replace(TINY, reason="the only world here so far")
+    if not _cuda_is_available():
+        return replace(TINY, reason="no CUDA GPU is present")
+    if not hub_answers():
+        return replace(TINY, reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
+                                    f"({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer in 3 s'})")
+    return replace(T4, reason="a CUDA GPU is present and the Hugging Face hub answers")
+
+
+def _cuda_is_available():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _told_offline():
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def hub_answers():
+    """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
+    if _told_offline():
+        return False
+    return _probe(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+
+
+@functools.cache
+def _probe(endpoint):
+    import urllib.error
+    import urllib.request
+
+    answers = []
+
+    def ask():
+        try:
+            request = urllib.request.Request(endpoint, method="HEAD")
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            answers.append(True)
+        except urllib.error.HTTPError as error:
+            answers.append(error.code < 500)
+        except (OSError, ValueError):
+            answers.append(False)
+
+    # A look-up of the name may hang for longer than urlopen's own limit, so the wait is bounded from outside.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(answers and answers[0])
+
+
+def _model_ids(profile):
+    return [name for name in (profile.vision_model, profile.language_model, profile.vlm_model) if "/" in name]
+
+
+def _missing_models(profile):
+    """The hub ids of the profile whose config or weights are not in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(repo, *files):
+        return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
+
+    weights = ("model.safetensors", "pytorch_model.bin")
+    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(repo, *weights))]
+
+
+def require_complete(profile):
+    """Raise UserError listing the hub ids of `profile` that the local cache lacks; return None when it lacks none."""
+    missing = _missing_models(profile)
+    if missing:
+        from huggingface_hub import constants
+
+        raise UserError(f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
+                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer'}). "
+                        'Run once with a network (`hf download ID` for each), or choose profile "tiny".')
+
+
+def get_compute():
+    """The device and the mixed precision that this machine is good at.
+
+    A GPU without native bf16 (a T4 only emulates it) gets fp16; a CPU gets bf16 where it has AVX-512-BF16 or AMX,
+    because the same product then runs several times faster, and plain fp32 elsewhere.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Compute("cuda", "bf16", f"{name} computes in bf16")
+        return Compute("cuda", "fp16", f"{name} has no native bf16")
+    feature = _cpu_bf16_feature()
+    if feature:
+        return Compute("cpu", "bf16", f"no CUDA GPU; this CPU has {feature}")
+    return Compute("cpu", "no", "no CUDA GPU; this CPU has neither AVX-512-BF16 nor AMX, so bf16 would be slower")
+
+
+def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
+    """"AMX", "AVX-512-BF16" or None, from Linux's list of CPU flags (other systems: None)."""
+    try:
+        lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    return "AMX" if "amx_bf16" in flags else "AVX-512-BF16" if "avx512_bf16" in flags else None
+
+
+def resolve_model(name):
+    """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
+
+    A hub id has a "/" in it; a zoo name has none. Raises UserError when the zoo lacks the model.
+    """
+    if "/" in name or Path(name).is_dir():
+        return name
+    return str(data_path("zoo", name))
+
+
+def memory_gb():
+    """The machine's memory in GB (10^9 bytes)."""
+    import psutil
+
+    return psutil.virtual_memory().total / 1e9
+
+
+def describe(profile=None, compute=None, *, minutes=None):
+    """A few lines that say what was chosen and why, what it costs, and how to choose the other world.
+
+    `minutes` maps a profile's name to the expected minutes of the notebook, None where nobody has measured them.
+    """
+    profile, compute = profile or get_profile(), compute or get_compute()
+    where = "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
+    device = f"{os.cpu_count()} CPU cores, {memory_gb():.0f} GB of memory"
+    if compute.device == "cuda":
+        import torch
+
+        device = f"GPU with {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB, {device}"
+    precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
+    other = "t4" if profile.name != "t4" else "tiny"
+    lines = [
+        ("profile", f"{profile.name}, {where} ({profile.reason})"),
+        ("cost", f"{_cost(profile, minutes or {})}"),
+        ("machine", f"{device}; Python {platform.python_version()}"),
+        ("device", f"{compute.device}, {precision} ({compute.reason})"),
+        ("other", f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes or {})}'),
+    ]
+    if minutes and other not in minutes:
+        lines.pop()
+    return "\n".join(f"{name:8} {text}" for name, text in lines)
+
+
+def _cost(profile, minutes):
+    download = f"about {profile.download_gb:g} GB to download" if profile.download_gb else "no download"
+    expected = minutes.get("tiny" if profile.name == "smoke" else profile.name)
+    if expected is None:
+        return download
+    measured = "estimated" if profile.name == "t4" else "on two CPU cores"
+    return f"{download}, about {expected:g} minutes ({measured})"

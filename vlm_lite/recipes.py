@@ -1,0 +1,212 @@
+"""The course's two training recipes, used alike by the notebooks, the zoo and the recorded studies.
+
+`train_clip` teaches an eye from pictures and captions; `train_connector` teaches a nerve between a frozen eye and a
+frozen brain. Both are a few lines around `train.train`; `clip_recall` and `ask` measure what was learned.
+"""
+
+import torch
+
+from .data.formats import image_tensor
+from .data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
+from .data.scenes import BACKGROUND
+from .evals.probes import run_probes
+from .evals.retrieval import recall_at_k
+from .features import cache_features, weights_hash
+from .files import UserError
+from .models.clip import CLIP, info_nce
+from .models.projectors import make_connector
+from .models.text import IGNORE, build_text_batch, load_language_model
+from .models.vlm import VLM
+from .profiles import resolve_model
+from .train import train
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4,
+                   context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
+                   hidden_act="gelu", bos_token_id=None)
+SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
+                      cross_attention_frequency=1)
+
+
+def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
+    """uint8 pictures (B, 3, H, W) in 0..255 -> floats, normalised with CLIP's own mean and std (not ImageNet's)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"pixel_values got {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, 3, H, W).")
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (images / 255 - mean) / std
+
+
+def make_shapes_clip(tokenizer, seed=0):
+    """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128."""
+    torch.manual_seed(seed)
+    return CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                **SHAPES_CLIP)
+
+
+def caption_batches(images, captions, tokenizer, batch_size):
+    """Batches for contrastive training: `batch_size` different pictures, each with one of its captions at random.
+
+    images uint8 (N, 3, H, W); captions a list of N lists. Returns the function that `train` wants.
+    """
+    if len(images) != len(captions):
+        raise UserError(f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture.")
+    if batch_size > len(images):
+        raise UserError(f"batch_size {batch_size} is more than the {len(images)} pictures. Make it smaller.")
+    counts = torch.tensor([len(c) for c in captions])
+    first = counts.cumsum(0) - counts
+    text = tokenizer([t + tokenizer.eos_token for c in captions for t in c], padding=True, return_tensors="pt",
+                     add_special_tokens=False)
+    ids, mask = text["input_ids"], text["attention_mask"]
+
+    def batches(step, generator):
+        rows = torch.randperm(len(images), generator=generator)[:batch_size]
+        which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
+        longest = int(mask[which].sum(1).max())
+        longest = min(8 * -(-longest // 8), ids.shape[1])  # few shapes: a CPU plans its matmuls once for each
+        return images[rows], ids[which, :longest], mask[which, :longest]
+
+    return batches
+
+
+def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=1e-3, loss=info_nce, **options):
+    """Train a CLIP from pictures and captions with `loss(image_embeds, text_embeds, logit_scale)`; a History.
+
+    images uint8 (N, 3, H, W); captions a list of N lists. `options` go to `train.train` (seed, checkpoint, ...).
+    Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
+    """
+    def loss_fn(model, batch):
+        pictures, ids, mask = batch
+        with torch.no_grad():
+            model.clamp_logit_scale()
+        return loss(model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask), model.logit_scale)
+
+    options = {"weight_decay": 0.05, "description": "CLIP", **options}
+    return train(model, caption_batches(images, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
+                 settings={"batch_size": batch_size, "images": len(images)}, **options)
+
+
+@torch.no_grad()
+def embed_images(model, images, batch_size=500):
+    """uint8 (N, 3, H, W) -> joint embeddings (N, P), not normalised."""
+    return torch.cat([model.encode_image(pixel_values(part)) for part in images.split(batch_size)])
+
+
+@torch.no_grad()
+def embed_texts(model, texts, tokenizer, batch_size=500):
+    """N strings -> joint embeddings (N, P), not normalised."""
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        text = tokenizer([t + tokenizer.eos_token for t in texts[start:start + batch_size]], padding=True,
+                         return_tensors="pt", add_special_tokens=False)
+        parts.append(model.encode_text(text["input_ids"], text["attention_mask"]))
+    return torch.cat(parts)
+
+
+def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
+    """Recall@K both ways over N pictures and their N texts, identical strings counting as hits."""
+    was_training = model.training
+    model.eval()
+    found = recall_at_k(embed_images(model, images), embed_texts(model, texts, tokenizer), torch.arange(len(texts)), ks,
+                        texts=texts)
+    model.train(was_training)
+    return found
+
+
+# ---------------------------------------------------------------- the nerve
+
+def picture_features(vision, images, *, layer=-2, **options):
+    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels."""
+    vision.eval()
+    return cache_features(lambda batch: vision.patch_features(pixel_values(batch), layer=layer), images,
+                          key={"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD},
+                          **options)
+
+
+def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", **settings):
+    """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id."""
+    vision = CLIP.from_pretrained(resolve_model(vision_model))
+    language_model, tokenizer = load_language_model(resolve_model(language_model))
+    torch.manual_seed(seed)
+    nerve = make_connector(connector, vision.config.vision_width, language_model.config.hidden_size,
+                           **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings})
+    return VLM(vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer).eval()
+
+
+def picture_exchanges(captions, questions, *, captions_each=1, chat=False):
+    """What is said about each picture: {image_id: [(prompt, answer), ...]}, its captions first, then its questions.
+
+    With `chat`, every third question is put as an instruction, answered in a sentence.
+    """
+    said = {row_id: [(CAPTION_PROMPT, text) for text in texts[:captions_each]]
+            for row_id, texts in zip(captions["image_id"][:], captions["captions"][:], strict=True)}
+    columns = (questions[name][:] for name in ("image_id", "question", "answer", "question_type"))
+    for number, (image_id, question, answer, kind) in enumerate(zip(*columns, strict=True)):
+        pair = short_prompt(question), answer
+        if chat and number % 3 == 0:
+            pair = chat_prompt(question), sentence(question, answer, kind)
+        said.setdefault(image_id, []).append(pair)
+    return said
+
+
+def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
+    """Batches for a connector: `batch_size` pictures, each with up to `per_row` exchanges in one row, in random order.
+
+    Several questions about one picture share its prefix, as LLaVA-1.5 merges them into one conversation
+    (Liu et al. 2023, "Improved baselines", section 3.4). features (N, T, D); exchanges a list of N lists of pairs.
+    """
+    text = build_text_batch(tokenizer, [[pair] for row in exchanges for pair in row])
+    lengths = text["attention_mask"].sum(1).tolist()
+    ids = [row[:n] for row, n in zip(text["input_ids"], lengths, strict=True)]
+    labels = [row[:n] for row, n in zip(text["labels"], lengths, strict=True)]
+    counts = torch.tensor([len(row) for row in exchanges])
+    first = (counts.cumsum(0) - counts).tolist()
+    usable = counts.nonzero()[:, 0]
+    if len(usable) < batch_size:
+        raise UserError(f"batch_size {batch_size} is more than the {len(usable)} pictures that have text.")
+
+    def batches(step, generator):
+        rows = usable[torch.randperm(len(usable), generator=generator)[:batch_size]]
+        chosen = [[first[r] + k for k in torch.randperm(int(counts[r]), generator=generator)[:per_row].tolist()]
+                  for r in rows.tolist()]
+        longest = 16 * -(-max(sum(len(ids[k]) for k in row) for row in chosen) // 16)
+        batch_ids = torch.zeros(batch_size, longest, dtype=torch.long)
+        batch_labels = torch.full((batch_size, longest), IGNORE)
+        mask = torch.zeros(batch_size, longest, dtype=torch.long)
+        for i, row in enumerate(chosen):
+            length = sum(len(ids[k]) for k in row)
+            batch_ids[i, :length] = torch.cat([ids[k] for k in row])
+            batch_labels[i, :length] = torch.cat([labels[k] for k in row])
+            mask[i, :length] = 1
+        return features[rows], batch_ids, mask, batch_labels
+
+    return batches
+
+
+def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-3, per_row=6, **options):
+    """Train the connector of a VLM through its frozen language model; the loss is on answer tokens only. A History.
+
+    features (N, T, D) from `picture_features`; exchanges: N lists of (prompt, answer). Recipe: AdamW, lr 1e-3, one
+    cosine with warm-up. `options` go to `train.train`.
+    """
+    vlm.train()
+    options = {"description": "connector", **options}
+    history = train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
+                    lambda model, batch: model(*batch).loss, steps=steps, lr=lr,
+                    settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
+    vlm.eval()
+    return history
+
+
+def probe(vlm, captions, questions, *, limit=1000, **options):
+    """`evals.probes.run_probes` on the first `limit` questions: blind, shuffled, blank and oracle beside the VLM."""
+    images, _, ids = load_pictures(captions)
+    blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
+    rows = questions.select_columns(["question", "answers", "question_type", "image_id", "description"])
+    return run_probes(vlm, picture_features(vlm.vision, images, progress=False), rows.select(range(min(limit, len(rows)))),
+                      blank_features=vlm.encode(pixel_values(blank))[0], image_ids=ids, **options)
+
+
+def load_pictures(captions):
+    """(uint8 (N, 3, H, W), list of N caption lists, list of N image ids) of a captions table."""
+    images, ids = image_tensor(captions)
+    return images, captions["captions"][:], ids

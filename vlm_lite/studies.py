@@ -1,0 +1,131 @@
+"""The recorded studies behind the bands in the notebooks: several seeds of one training, and what each reached.
+
+`vlm-lite study NAME --seeds 3` is the only writer of `data/results/NAME.json`. A record holds its command, settings,
+seeds, seconds, hardware, every seed's curve and figures, and a hash of what it depends on: the study's own source, the
+recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import recipes
+from .data import language, shapes
+from .evals.retrieval import chance_recall
+from .files import UserError, data_path, read_json, write_json
+from .profiles import PROFILES, get_compute
+
+
+def clip_infonce(seed, profile):
+    """Notebook 01's training: CLIP from scratch with InfoNCE on Shapes; R@K over held-out captions."""
+    tokenizer = language.make_tokenizer()
+    images, texts, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
+    model = recipes.make_shapes_clip(tokenizer, seed=seed)
+    history = recipes.train_clip(model, images, texts, tokenizer, steps=profile.clip_steps, lr=profile.clip_lr,
+                                 batch_size=profile.clip_batch_size, seed=seed, description=f"CLIP, seed {seed}")
+    figures = {}
+    for split in ("val", "novel"):
+        pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, profile.val_images)[0])
+        found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
+        figures |= {f"{split} {way.replace('_', ' ')} R@{k}": v for way, recall in found.items()
+                    for k, v in recall.items()}
+    figures["chance R@5"] = chance_recall(profile.val_images, 5)
+    figures["learnt temperature"] = float((-model.logit_scale).exp())
+    return history, figures
+
+
+def qformer_connector(seed, profile):
+    """Notebook 03's training: a Q-Former between the shipped eye and brain; VQA beside its controls."""
+    captions, questions = shapes.load_shapes("train", profile.train_images)
+    images, _, ids = recipes.load_pictures(captions)
+    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
+    said = recipes.picture_exchanges(captions, questions)
+    history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
+                                      steps=profile.connector_steps, batch_size=profile.connector_batch_size,
+                                      lr=profile.connector_lr, seed=seed, description=f"Q-Former, seed {seed}")
+    result = recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images))
+    figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
+    # A brain or a training too short to tell oracle from blind has no bridge score: then the figure is left out.
+    if result.bridge.value is not None:
+        figures["bridge score"] = result.bridge.value
+    figures["multimodal gain"] = result.gain.value
+    return history, figures
+
+
+STUDIES = {"clip_infonce": (clip_infonce, ()),
+           "qformer_connector": (qformer_connector, ("shapes-clip", "shapes-gpt2"))}
+FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
+          "qformer_connector": ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
+                                "num_query_tokens")}
+
+
+def study_hash(name):
+    """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
+    function, models = _study(name)
+    profile = dataclasses.asdict(PROFILES["tiny"])
+    parts = [inspect.getsource(function), inspect.getsource(recipes.train_clip), inspect.getsource(recipes.train_connector),
+             inspect.getsource(recipes.caption_batches), inspect.getsource(recipes.exchange_batches),
+             repr((recipes.SHAPES_CLIP, recipes.SHAPES_QFORMER, shapes.VERSION)),
+             repr([profile[field] for field in FIELDS[name]])]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for model in models:
+        digest.update(data_path("zoo", model, "model.safetensors").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run(name, *, seeds=3, profile=None, folder=None):
+    """Run study `name` with seeds 0, 1, ... and write its record; returns the path. UserError for an unknown name.
+
+    profile: the sizes (default `tiny`). folder: where the record goes (default: this clone's `data/results`).
+    """
+    function, _ = _study(name)
+    profile, started, runs = profile or PROFILES["tiny"], time.time(), []
+    for seed in range(seeds):
+        history, figures = function(seed, profile)
+        runs.append({"seed": seed, "steps": history.steps, "losses": _round(history.losses),
+                     "seconds": _round(history.seconds), "figures": {k: round(v, 4) for k, v in figures.items()}})
+        print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+    losses = np.array([run["losses"] for run in runs])
+    shared = [key for key in runs[0]["figures"] if all(key in run["figures"] for run in runs)]
+    compute = get_compute()
+    record = {
+        "name": name, "what": inspect.getdoc(function), "command": f"vlm-lite study {name} --seeds {seeds}",
+        "settings": {field: getattr(profile, field) for field in FIELDS[name]}, "seeds": list(range(seeds)),
+        "hash": study_hash(name), "runs": runs, "seconds": round(time.time() - started),
+        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "torch": torch.__version__,
+        "band": {"steps": runs[0]["steps"], "mean": _round(losses.mean(0)), "low": _round(losses.min(0)),
+                 "high": _round(losses.max(0))},
+        "summary": {key: dict(zip(("mean", "low", "high"), _summary([run["figures"][key] for run in runs]),
+                                  strict=True)) for key in shared},
+    }
+    path = Path(folder or Path(__file__).resolve().parent.parent / "data" / "results") / f"{name}.json"
+    write_json(path, record)
+    return path
+
+
+def load_study(name):
+    """The record of study `name`, as `run` wrote it. UserError when it is unknown or missing."""
+    _study(name)
+    return read_json(data_path("results", f"{name}.json"))
+
+
+def _study(name):
+    if name not in STUDIES:
+        raise UserError(f"no study is named {name!r}. There are: {', '.join(STUDIES)}.")
+    return STUDIES[name]
+
+
+def _summary(values):
+    return [round(float(v), 4) for v in (np.mean(values), min(values), max(values))]
+
+
+def _round(values):
+    return [round(float(v), 4) for v in values]

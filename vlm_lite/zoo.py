@@ -1,0 +1,228 @@
+"""The small checkpoints in `data/zoo/`: what makes them, and what each scored when it was made.
+
+`shapes-gpt2` is the brain: a small GPT-2 that has read a great many scenes *in words* and has never met a picture.
+`shapes-clip` is the eye: notebook 01's CLIP, trained by the same cell and left running.
+`shapes-vlm` is the finished nerve between them, for notebook 00.
+Every one is in Hugging Face's layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside it.
+"""
+
+import json
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import recipes
+from .data import language, scenes, shapes
+from .evals.vqa import vqa_accuracy
+from .files import UserError, atomic_dir, atomic_write, home, write_json
+from .profiles import PROFILES, get_compute
+from .train import train
+
+GPT2 = dict(n_embd=256, n_layer=4, n_head=4, n_positions=256, activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+DOCUMENT_TOKENS = 160
+
+
+def any_scene(rng):
+    """A scene for text: of `train` or, now and then, with one of the colour-shape pairs that pictures hold out."""
+    return scenes.sample_scene(rng, "novel" if rng.random() < 0.15 else "train")
+
+
+def _documents(seed, start, stop):
+    tokenizer = language.make_tokenizer()
+    ids = np.zeros((stop - start, DOCUMENT_TOKENS), np.int16)
+    is_output = np.zeros((stop - start, DOCUMENT_TOKENS), bool)
+    for row, index in enumerate(range(start, stop)):
+        rng = np.random.default_rng([seed, index])
+        description, exchanges = language.document(any_scene, rng, exchanges=6)
+        segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
+        tokens = tokenizer(segments, add_special_tokens=False)["input_ids"]
+        position = 0
+        for part, segment in enumerate(tokens):
+            if position + len(segment) > DOCUMENT_TOKENS:
+                break
+            ids[row, position:position + len(segment)] = segment
+            is_output[row, position:position + len(segment)] = part > 0 and part % 2 == 0
+            position += len(segment)
+    return ids, is_output
+
+
+def text_corpus(documents, *, seed=0, workers=None):
+    """The language model's text as arrays: ids (documents, 160) int16 and is_output (documents, 160) bool.
+
+    Sorted by length. An output is an answer, a caption or an assistant's sentence with its `<eos>`. The arrays are
+    cached under `home()`.
+    """
+    folder = home() / "text" / f"{documents}-{seed}-{_source_hash(language, scenes)}"
+    if not folder.exists():
+        edges = np.linspace(0, documents, 2 + documents // 2000).astype(int)
+        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+            parts = list(pool.map(_documents, [seed] * (len(edges) - 1), edges[:-1], edges[1:]))
+        ids, is_output = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort((ids > 0).sum(1), kind="stable")
+        with atomic_dir(folder) as temporary:
+            np.save(temporary / "ids.npy", ids[order])
+            np.save(temporary / "is_output.npy", is_output[order])
+    return (torch.from_numpy(np.load(folder / name)) for name in ("ids.npy", "is_output.npy"))
+
+
+def _source_hash(*modules):
+    import hashlib
+
+    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
+
+
+def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3, seed=0):
+    """Train the brain on text only and write it to `folder`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    started = time.time()
+    tokenizer = language.make_tokenizer()
+    eos = tokenizer.eos_token_id
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=eos, eos_token_id=eos,
+                                       pad_token_id=tokenizer.pad_token_id, attn_implementation="eager", **GPT2))
+    ids, is_output = text_corpus(documents, seed=seed)
+    window = 16 * batch_size  # documents of nearly one length share a batch, so that little of it is padding
+
+    def batches(step, generator):
+        start = int(torch.randint(len(ids) - window, (1,), generator=generator))
+        rows = start + torch.randperm(window, generator=generator)[:batch_size]
+        tokens, outputs = ids[rows].long(), is_output[rows]
+        longest = 16 * -(-int((tokens > 0).sum(1).max()) // 16)  # few shapes: a CPU plans its matmuls once for each
+        return tokens[:, :longest], outputs[:, :longest]
+
+    def loss_fn(model, batch):
+        tokens, outputs = batch
+        hidden = model.transformer(tokens, use_cache=False).last_hidden_state[:, :-1]
+        target, learn = tokens[:, 1:], outputs[:, 1:]
+        loss = F.cross_entropy(model.lm_head(hidden).float().transpose(1, 2), target, reduction="none")
+        # Descriptions and questions are random: nothing is to be learned from them but their grammar.
+        weight = torch.where(learn, 1.0, 0.1) * (target > 0)
+        answers = (loss * learn).sum().detach() / learn.sum()
+        return (loss * weight).sum() / weight.sum(), {"answers": answers}
+
+    history = train(model, batches, loss_fn, steps=steps, lr=lr, weight_decay=0.01, seed=seed, checkpoint_every=500,
+                    checkpoint=home() / "zoo-runs" / "shapes-gpt2", description="shapes-gpt2", log_every=50)
+    model.eval()
+    scores = reading_scores(model, tokenizer, seed=seed + 1)
+    with atomic_dir(folder) as temporary:
+        model.half().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        _card(temporary, "shapes-gpt2", "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
+              dict(steps=steps, documents=documents, batch_size=batch_size, lr=lr, seed=seed), history, scores, started)
+
+
+@torch.no_grad()
+def reading_scores(model, tokenizer, *, scenes_count=500, seed=1):
+    """How well a language model answers about scenes written in words (oracle) and with the question alone (blind).
+
+    Fresh scenes, two questions of each type where the scene allows it. Returns {"oracle": {type: percent, "all": ...},
+    "blind": {...}}.
+    """
+    rows = []
+    for index in range(scenes_count):
+        rng = np.random.default_rng([seed, 77, index])
+        scene = any_scene(rng)
+        candidates = language.questions(scene, rng)
+        for kind in sorted({k for _, _, k in candidates}):
+            same = [c for c in candidates if c[2] == kind]
+            for i in rng.permutation(len(same))[:2]:
+                rows.append((language.describe(scene, rng if index % 2 else None), *same[i]))
+    scores = {}
+    for name, prompts in (("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
+                          ("blind", [language.short_prompt(q) for _, q, _, _ in rows])):
+        right = np.array([vqa_accuracy(answer, [row[2]] * 10) for answer, row in
+                          zip(_first_words(model, tokenizer, prompts), rows, strict=True)])
+        kinds = np.array([row[3] for row in rows])
+        scores[name] = {kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))}
+        scores[name]["all"] = round(100 * float(np.mean(right)), 1)
+    return scores
+
+
+def _first_words(model, tokenizer, prompts, batch_size=250):
+    """The most likely next word of each prompt: enough for short answers, which are one word."""
+    words = []
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer(prompts[start:start + batch_size], padding=True, return_tensors="pt")
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        last = batch["attention_mask"].sum(1) - 1
+        words += tokenizer.convert_ids_to_tokens(logits[torch.arange(len(last)), last].argmax(-1).tolist())
+    return words
+
+
+def _card(folder, name, what, settings, history, scores, started):
+    """Write a model card (README.md) and the same facts for programs (card.json) into `folder`."""
+    compute = get_compute()
+    facts = {"name": name, "command": f"vlm-lite zoo build {name}", "settings": settings, "scores": scores,
+             "seconds": round(history.seconds[-1]), "seconds_in_all": round(time.time() - started),
+             "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+             "torch": torch.__version__}
+    write_json(folder / "card.json", facts)
+    lines = [f"# {name}", "", f"{what[0].upper()}{what[1:]}.", "", f"Made by `{facts['command']}` with settings "
+             f"`{json.dumps(settings)}` in {facts['seconds']} s of training on {facts['hardware']}; torch "
+             f"{facts['torch']}. Licence: Apache-2.0, like the course.", "", "## Scores", "", "```json",
+             json.dumps(scores, indent=1), "```", ""]
+    with atomic_write(folder / "README.md", "w") as file:
+        file.write("\n".join(lines))
+
+
+def build_clip(folder, *, steps=9000, seed=0):
+    """Train the eye: notebook 01's cell, left running; write it to `folder`."""
+    started, profile = time.time(), PROFILES["tiny"]
+    tokenizer = language.make_tokenizer()
+    captions, _ = shapes.load_shapes("train", profile.train_images)
+    images, texts, _ = recipes.load_pictures(captions)
+    model = recipes.make_shapes_clip(tokenizer, seed=seed)
+    settings = dict(steps=steps, batch_size=profile.clip_batch_size, lr=profile.clip_lr, seed=seed)
+    history = recipes.train_clip(model, images, texts, tokenizer, **settings, checkpoint_every=500, log_every=50,
+                                 checkpoint=home() / "zoo-runs" / "shapes-clip", description="shapes-clip")
+    scores = {}
+    for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
+        pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, count)[0])
+        found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
+        scores[split] = {way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()}
+    with atomic_dir(folder) as temporary:
+        model.save_pretrained(temporary, dtype=torch.float16)
+        tokenizer.save_pretrained(temporary)
+        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, the same cell left running",
+              {**settings, "images": profile.train_images}, history, scores, started)
+
+
+def build_vlm(folder, *, steps=4000, connector="qformer", seed=0):
+    """Train the nerve between the shipped eye and brain on captions and questions; write it to `folder`."""
+    started, profile = time.time(), PROFILES["tiny"]
+    vlm = recipes.new_vlm(connector, seed=seed)
+    captions, questions = shapes.load_shapes("train", profile.train_images)
+    images, _, ids = recipes.load_pictures(captions)
+    said = recipes.picture_exchanges(captions, questions, captions_each=5, chat=True)
+    settings = dict(steps=steps, batch_size=profile.connector_batch_size, lr=profile.connector_lr, seed=seed)
+    history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
+                                      **settings, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=500,
+                                      log_every=50, description="shapes-vlm")
+    result = recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images))
+    scores = {"VQA on val, percent": {k: round(100 * v.value, 1) for k, v in result.accuracy.items()},
+              "bridge score": str(result.bridge), "questions": result.overall.count}
+    with atomic_dir(folder) as temporary:
+        vlm.save_pretrained(temporary, vision_model="shapes-clip", language_model="shapes-gpt2", dtype=torch.float16)
+        _card(temporary, "shapes-vlm", "the nerve between shapes-clip and shapes-gpt2: a Q-Former of eight queries, "
+              "trained on captions, questions and instructions", {**settings, "connector": connector}, history, scores,
+              started)
+
+
+BUILDERS = {"shapes-gpt2": build_gpt2, "shapes-clip": build_clip, "shapes-vlm": build_vlm}
+
+
+def build(name, **settings):
+    """Make the checkpoint `name` again, in `data/zoo/name` of this clone. Raises UserError for an unknown name."""
+    if name not in BUILDERS:
+        raise UserError(f"no checkpoint is named {name!r}. There are: {', '.join(BUILDERS)}.")
+    folder = Path(__file__).resolve().parent.parent / "data" / "zoo" / name
+    BUILDERS[name](folder, **settings)
+    return folder
