@@ -121,9 +121,10 @@ def test_make_notebooks_runs_what_is_stale_once_and_leaves_the_rest_alone(course
     notebook = execute.read_notebook(source.with_suffix(".ipynb"))
     assert execute.headline(notebook) == "2 apples"
     assert "tiny, the embedded Shapes world" in notebook.cells[1].outputs[0].text
-    assert "about 0.5 minutes" in notebook.cells[1].outputs[0].text
+    minutes = f"{notebooks.in_minutes(notebooks.facts(source.read_text())['seconds']):g} min"
+    assert f"about {minutes}" in notebook.cells[1].outputs[0].text
     assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text()
-    assert "[00 Sums](notebooks/00_sums.ipynb) | a sum | 0.5 min |" in notebooks.readme(course_folder)
+    assert f"[00 Sums](notebooks/00_sums.ipynb) | a sum | {minutes} |" in notebooks.readme(course_folder)
 
     assert not notebooks.refresh(source, root=course_folder)
     assert {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()} == files

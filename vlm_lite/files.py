@@ -104,6 +104,9 @@ def read_json(path):
             return json.load(file)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
+                        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{where}: not valid JSON ({getattr(error, 'msg', error)}). The file may be cut short: "

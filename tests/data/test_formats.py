@@ -328,7 +328,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner), max_leaves=6)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=JSON, data=st.data())
 def test_no_value_anywhere_makes_anything_but_a_user_error(tmp_path_factory, value, data):
     world = World(tmp_path_factory.mktemp("world"))

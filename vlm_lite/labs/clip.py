@@ -75,8 +75,9 @@ def info_nce(learner):
                 "Take the mean over the batch, which F.cross_entropy does by itself")
     if not close(found, right):
         return _explain(found, _info_nce_mistakes(x, y, log_scale)) or (
-            f"on one random batch yours is {torch.as_tensor(found).item():.4f} and the right one {right:.4f}. Check in this order: rows "
-            "of unit length; times e^logit_scale; targets 0, 1, 2, ...; the mean of both directions")
+            f"on one random batch yours is {torch.as_tensor(found).item():.4f} and the right one {right:.4f}. "
+            "Check in this order: rows of unit length; times e^logit_scale; targets 0, 1, 2, ...; the mean of both "
+            "directions")
     if not isinstance(found, torch.Tensor) or not found.requires_grad:
         return "the value is right but carries no gradient: leave out .item(), .detach(), float() and torch.no_grad()"
     grads = torch.autograd.grad(found, inputs, allow_unused=True)

@@ -1,0 +1,415 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: Start here
+#     builds: eye, nerve and brain in one screen; ask a shipped model, swap the picture, hide it
+#     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
+# ---
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](filled in by make notebooks)
+
+# %% tags=["setup"]
+# filled in by `make notebooks`
+
+# %% [markdown]
+# # 0. Start here: a model that looks
+#
+# Ask a vision-language model (VLM) about a picture and it answers with confidence. It would sound just as confident if
+# it had not looked. This course is about the difference, and about how to show it.
+#
+# **You will build** nothing yet. You take a small finished VLM apart into its eye, its nerve and its brain, ask it
+# questions, and draw pictures for it. From notebook 01 on you build those parts yourself.
+#
+# **You will be able to show** that its answers come from the picture: the answer changes when the picture does, and it
+# is only a guess when the picture is hidden.
+#
+# **Reading time:** 10 minutes.
+# <!-- figures -->
+# <!-- /figures -->
+# **Before this:** nothing. A little Python helps; PyTorch you can pick up on the way.
+
+# %% [markdown]
+# ## Eye, nerve, brain
+#
+# A VLM reads a picture and some words, and writes words. Ours has the three parts of most VLMs today:
+#
+# | part | what it is here | what it does | you build it in |
+# |---|---|---|---|
+# | **eye** | the image tower of a CLIP | makes one vector of every patch of the picture | notebook 01 |
+# | **nerve** | a Q-Former | turns those into a few vectors that the brain can read as if they were words | notebook 03 |
+# | **brain** | a small GPT-2 that has read a great deal and never saw a picture | goes on with a text, word by word | (it ships with the course) |
+#
+# The eye learnt to see first, the brain learnt to read first. Then both were *frozen*, that is, left as they were, and
+# only the nerve between them was trained. So whatever the brain knows about a picture must have come through the nerve.
+#
+# The pictures are of **Shapes**, a small drawn world with real handwritten digits in it. It is simple on purpose: we
+# know exactly what is in each picture, so we can tell for certain when the model is wrong, and everything runs on a
+# laptop.
+
+# %%
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import resolve_model
+
+vlm = VLM.from_pretrained(resolve_model(profile.vlm_model))
+
+parts = {"eye": vlm.vision.vision_model, "nerve": vlm.connector, "brain": vlm.language_model}
+for name, part in parts.items():
+    millions = sum(weight.numel() for weight in part.parameters()) / 1e6
+    trained = any(weight.requires_grad for weight in part.parameters())
+    print(f"{name:6} {type(part).__name__:18} {millions:5.2f} million parameters, {'trained' if trained else 'frozen'} in this VLM")
+
+# %% [markdown]
+# ## What flows through it
+#
+# A question is put in front of the brain as the text `question: ... answer:`, with the nerve's vectors before it. The
+# brain then gives every word $w$ it knows a probability of being the next one:
+#
+# $$ p(w \mid \text{picture}, \text{question}) =
+# \mathrm{softmax}\big(\mathrm{brain}(\,[\,\mathrm{nerve}(\mathrm{eye}(\text{picture}))\,;\ \text{question}\,]\,)\big)_w
+# $$
+#
+# | | code | shape |
+# |---|---|---|
+# | $x$, the picture | `x = pixel_values(picture)` | (B, 3, S, S), a batch of B pictures S pixels wide |
+# | $z = \mathrm{eye}(x)$ | `z = vlm.encode(x)` | (B, N, Dv), one vector for each of N patches |
+# | $h = \mathrm{nerve}(z)$ | `h = vlm.prefix(z)` | (B, Q, D), a *prefix* of Q vectors as wide as the brain's words |
+# | the question | `ids = vlm.tokenizer(...)` | (B, T), T words as numbers |
+# | $p = \mathrm{softmax}(\mathrm{brain}([h; \text{question}]))$ | `p = vlm(z, ids).logits[:, -1].softmax(-1)` | (B, V), one probability for each of V words |
+#
+# The next cell makes each row of this table once, and checks its shape.
+
+# %%
+import torch
+
+from vlm_lite.data.language import short_prompt
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.recipes import load_pictures, pixel_values
+
+captions, questions = load_shapes("val", 1000)  # pictures that no part of the model has met in training
+images, _, image_ids = load_pictures(captions)  # (1000, 3, 64, 64), uint8
+picture_of = dict(zip(image_ids, images, strict=True))
+
+question = "what colour is the circle?"
+with torch.no_grad():
+    x = pixel_values(picture_of[1000680][None])
+    z = vlm.encode(x)
+    h = vlm.prefix(z)
+    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)["input_ids"]
+    p = vlm(z, ids).logits[:, -1].softmax(-1)
+
+S, patch, V = 64, 16, len(vlm.tokenizer)
+assert x.shape == (1, 3, S, S)
+assert z.shape == (1, (S // patch) ** 2, vlm.connector.vision_width)
+assert h.shape[0] == 1 and h.shape[2] == vlm.connector.language_width
+assert ids.shape == (1, len("question : what colour is the circle ? answer :".split()))
+assert p.shape == (1, V) and abs(p.sum() - 1) < 1e-4
+for name, value in {"picture x": x, "eye z": z, "nerve h": h, "question ids": ids, "next word p": p}.items():
+    print(f"{name:13} {tuple(value.shape)}")
+print(f"{x.numel():,} numbers of picture become {h.numel():,} numbers that the brain reads, {h.shape[1]} 'words' in front of the question.")
+
+# %% [markdown]
+# ## Ask it
+#
+# Here is one of the pictures, a question about it, and the likeliest answers. **The dashed line is the one to watch:**
+# it marks how probable the model finds that same answer *without* the picture. A bar that ends at its line owes nothing
+# to the picture.
+
+# %% tags=["thumbnail"]
+from vlm_lite import plots
+
+
+def probabilities(picture, question):
+    """{word: probability of being the answer's first word}, the likeliest first. `picture` None hides it."""
+    features = None if picture is None else vlm.encode(pixel_values(picture[None]))  # (1, N, Dv)
+    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)["input_ids"]  # (1, T)
+    with torch.no_grad():
+        p, words = vlm(features, ids).logits[0, -1].softmax(-1).sort(descending=True)  # (V,)
+    return dict(zip(vlm.tokenizer.convert_ids_to_tokens(words.tolist()), p.tolist(), strict=True))
+
+
+def ask(picture, question, title=""):
+    """The likeliest answers as bars, and the probability of the first of them without a picture as a dashed line."""
+    seen, blind = probabilities(picture, question), probabilities(None, question)
+    return plots.ask_panel(picture, question, seen, blind=blind[next(iter(seen))], title=title)
+
+
+first = picture_of[1000680]
+ask(first, question, "with its picture")
+
+# %% [markdown]
+# ## Swap the picture
+#
+# The same question, word for word, about another picture. If the answer stays, the model was reading the question and
+# not the picture. Look for what could mislead it: does the colour of the first answer occur in this picture, too?
+
+# %%
+second = picture_of[1000781]
+ask(second, question, "the picture swapped, the question unchanged")
+
+# %% [markdown]
+# ## Hide the picture
+#
+# Now the brain gets the question alone. **Predict first:** what will it say, and how sure will it be?
+
+# %%
+my_guess = "red"
+
+blind = probabilities(None, question)
+answers = [next(iter(probabilities(picture, question))) for picture in (first, second)]
+print(f"my guess: {my_guess}; the model without a picture: {next(iter(blind))}")
+for answer, picture in zip(answers, (first, second), strict=True):
+    print(f"'{answer}': {probabilities(picture, question)[answer]:.0%} with its picture, {blind[answer]:.0%} without")
+ask(None, question, "no picture")
+
+# %% [markdown]
+# The bars have fallen to the level that the dashed lines marked. What is left is the **language prior**: how often each
+# answer followed such a question in everything the brain has read. A VLM that only ever used its prior would still be
+# right now and then, and would never say that it had not looked. That is why every score in this course stands beside
+# its blind score.
+
+# %% [markdown]
+# ## Five kinds of questions
+#
+# Shapes asks about colour, shape, size, number, presence, position and handwriting. These are five fixed questions
+# about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so that you can
+# watch *your* model go from blind to seeing.
+
+# %%
+from vlm_lite.data.shapes import five_questions
+
+five = five_questions(questions)
+pictures = torch.stack([picture_of[row["image_id"]] for row in five])  # (5, 3, 64, 64)
+prompts = [short_prompt(row["question"]) for row in five]
+plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for row in five], {
+    "blind": vlm.generate(None, prompts), "shapes-vlm": vlm.generate(vlm.encode(pixel_values(pictures)), prompts)})
+
+# %% [markdown]
+# ## Your turn: ask
+#
+# Change the questions and run the cell again. The brain knows only the words it was taught; whatever else you type
+# reaches it as one and the same "unknown" sign, so the cell tells you. Notice what it does with a question that has no
+# answer.
+
+# %%
+my_questions = ["what is the small yellow shape?", "is the circle below the digit?", "what colour is the banana?"]
+
+from IPython.display import display
+
+from vlm_lite.data.language import unknown_words
+
+for my_question in my_questions:
+    unknown = unknown_words(vlm.tokenizer, my_question)
+    if unknown:
+        print(f"not among the {len(vlm.tokenizer)} words it knows, and read as <unk>: {', '.join(unknown)}")
+    display(ask(first, my_question))
+
+# %% [markdown]
+# ## Your turn: draw
+#
+# A scene is a list of things, each with a shape, a colour, a size and a place on a grid of four rows and four columns,
+# counted from 0. Draw your own and ask about it. Nobody has seen this picture before you, so no answer to it can have
+# been learnt by heart.
+#
+# **Exercise** (easy, 3 minutes). The cell prints four pairs of colour and shape that were kept out of *every* picture
+# that the eye and the nerve learnt from; the brain has read about such things. Draw one of the pairs. Does the model
+# name it? Move it, change its size, put things beside it: does the answer hold?
+#
+# <details><summary>Hint</summary>
+#
+# `Item("star", "red", "large", row=2, col=1)`. When it is wrong, look at the second bar. Does it get the colour right
+# and the shape wrong, or the other way round? Ask for each on its own.
+#
+# </details>
+
+# %%
+import numpy as np
+
+from vlm_lite.data.language import CAPTION_PROMPT
+from vlm_lite.data.scenes import COLOURS, HELD_OUT, SHAPES, SIZES, Item, Scene, render
+
+my_scene = Scene((
+    Item("star", "yellow", "large", row=0, col=0),
+    Item("heart", "pink", "small", row=1, col=2),
+    Item("square", "cyan", "large", row=3, col=3),
+))
+my_question = "what is the small shape?"
+
+print("shapes: ", ", ".join(SHAPES))
+print("colours:", ", ".join(COLOURS))
+print("sizes:  ", ", ".join(SIZES))
+print("in no training picture:", ", ".join(f"{colour} {shape}" for colour, shape in sorted(HELD_OUT)))
+
+drawn = render(my_scene, np.random.default_rng(0))  # (64, 64, 3), uint8
+my_picture = torch.from_numpy(drawn).permute(2, 0, 1)  # (3, 64, 64)
+print("It writes:", vlm.generate(vlm.encode(pixel_values(my_picture[None])), [CAPTION_PROMPT], max_new_tokens=64)[0])
+ask(my_picture, my_question, "my own picture")
+
+# %% [markdown]
+# ## It writes, too
+#
+# The same model with another prompt, `caption:`, describes the whole picture. A caption has many chances to be wrong:
+# hold each word against the picture.
+
+# %%
+shown = images[:5]
+titles = vlm.generate(vlm.encode(pixel_values(shown)), [CAPTION_PROMPT] * len(shown), max_new_tokens=64)
+plots.show_images(shown, titles)
+
+# %% [markdown]
+# ## A few pictures prove nothing
+#
+# So we ask some hundred questions, each under five conditions:
+#
+# | condition | what the brain gets | what it tells |
+# |---|---|---|
+# | **blind** | the question alone | the language prior: what can be had without looking |
+# | **blank** | an empty picture | whether *any* picture will do |
+# | **shuffled** | another question's picture | whether it must be *this* picture; it should fall to about blind |
+# | **the VLM** | its own picture | |
+# | **oracle** | no picture, the scene described in words | what this brain could answer if the nerve lost nothing |
+#
+# Two figures sum it up, in points of the official VQA accuracy (an answer counts by how many of ten people gave it):
+#
+# $$ \text{multimodal gain} = \text{VLM} - \text{blind} \qquad\qquad \text{bridge score} = \frac{\text{VLM} -
+# \text{blind}}{\text{oracle} - \text{blind}} $$
+#
+# The gain says how much the picture is worth to the model. The bridge score says how much of what this brain could know
+# came through this nerve.
+#
+# The questions come in **complementary pairs**, as in the data set VQA v2: the same words about two pictures, with two
+# different answers. **Predict first:** what accuracy will the VLM reach, in percent? Your guess is the dashed line.
+
+# %%
+my_guess = 60
+
+from vlm_lite.recipes import probe
+
+PAIRS_EACH = 21  # of each kind of question
+texts, right = questions["question"][:], questions["answer"][:]
+waiting, pairs_of = {}, {kind: [] for kind in sorted(set(questions["question_type"][:]))}
+for row, kind in enumerate(questions["question_type"][:]):
+    partner = waiting.setdefault(texts[row], row)
+    if right[partner] != right[row]:
+        pairs_of[kind].append((waiting.pop(texts[row]), row))
+pairs = [pair for found in pairs_of.values() for pair in found[:PAIRS_EACH]]
+asked = questions.select([row for pair in pairs for row in pair])  # the rows of a pair stand together
+
+result = probe(vlm, captions, asked)
+
+
+def percent(interval):
+    return tuple(100 * value for value in (interval.value, interval.low, interval.high))
+
+
+print(result.table())
+bridge = result.bridge if result.bridge.value is None else (result.bridge.value, result.bridge.low, result.bridge.high)
+plots.gain_bars(**{name: percent(interval) for name, interval in result.accuracy.items()}, guess=my_guess,
+                bridge=bridge if isinstance(bridge, tuple) else "undefined", title=f"{len(asked)} questions about Shapes")
+
+# %% [markdown]
+# ## Does the answer follow the picture?
+#
+# An average can hide a model that looks half of the time. A pair cannot be passed by habit: **whoever gives both
+# pictures the same answer gets at most one of the two right.** A blind model always does, since it hears the same words
+# twice. So we count the pairs in which *both* answers are right.
+
+# %%
+both, changed = {}, {}
+for condition, scores in result.scores.items():
+    both[condition] = 100 * np.mean(scores.reshape(-1, 2).min(axis=1) > 0.5)  # (pairs, 2)
+    said = result.answers[condition]
+    changed[condition] = 100 * np.mean([one != other for one, other in zip(said[::2], said[1::2], strict=True)])
+    print(f"{condition:9} other answer for the other picture in {changed[condition]:5.1f}% of pairs, both right in {both[condition]:5.1f}%")
+assert changed["blind"] == both["blind"] == 0, "without a picture, the same question must get the same answer"
+
+print(f"HEADLINE: swap the picture and the answer follows, rightly, in {both['vlm']:.0f}% of {len(pairs)} pairs "
+      f"(blind {both['blind']:.0f}%, oracle {both['oracle']:.0f}%)")
+plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
+                    for kind, part in result.by_type.items()}, title="Which questions can it answer?")
+
+# %% [markdown]
+# ## Where it fails
+#
+# **Exercise** (easy, 5 minutes). Here are questions it got wrong. Find what they have in common, then draw a picture
+# above, in *Your turn: draw*, that you expect it to get wrong. Were you right? Then say which part you suspect, eye,
+# nerve or brain.
+#
+# <details><summary>Hint</summary>
+#
+# Where the diamond (oracle) in the last figure is high and the bar is low, the brain can do it and the picture does not
+# get through: eye or nerve. Where the diamond is low as well, the brain itself cannot do it. To tell eye from nerve you
+# need more than this notebook has: notebook 01 looks at the eye alone.
+#
+# </details>
+
+# %%
+wrong = [row for row in range(len(asked)) if result.scores["vlm"][row] < 0.5]
+print(f"{len(wrong)} of {len(asked)} answers are wrong" + (": here are some of them." if wrong else "."))
+some = wrong[::max(1, len(wrong) // 5)][:5]
+if some:
+    display(plots.show_images(
+        [picture_of[asked["image_id"][row]] for row in some],
+        [f"{asked['question'][row]} It says {result.answers['vlm'][row]}, right is {asked['answer'][row]}." for row in some]))
+
+# %% [markdown]
+# ## What you showed, and what this does not show
+#
+# **Shown**, by numbers that this run computed:
+# - the answer changes when the picture does, and rightly so in the share of pairs that the headline gives;
+# - with the picture hidden, blank or swapped for another one, the score falls to the blind line or near it;
+# - how much of what the brain could know comes through the nerve: the bridge score, with its interval.
+#
+# **Not shown:**
+# - anything about photographs. Shapes is a drawn world with a small grammar and few words. The tests carry over; the
+#   scores do not;
+# - that it *understands*. It follows the picture where we have looked, and its mistakes above are as real as its
+#   answers;
+# - that its probabilities can be trusted: a long bar says that the model is sure, not that it is right;
+# - that this nerve is better than another. Bridge scores compare nerves under the *same* brain only, and need more than
+#   one seed.
+#
+# **Check yourself.** You can say
+# - [ ] which of the three parts was trained with pictures *and* words together, and why the others were frozen;
+# - [ ] what the dashed line in a panel means, and what it would mean if a bar ended there;
+# - [ ] why a blind model can never get both halves of a pair right.
+#
+# **In your own words.** (1) A new VLM scores high on a benchmark, and the authors give no blind score. What might the
+# number mean? (2) Suppose that shuffled pictures scored clearly *below* blind. Would that speak for or against the
+# model? (3) The oracle reads the scene in words. Why is it a ceiling for this nerve, and why not for every VLM?
+#
+# **Where next.** [Notebook 01](01_clip_infonce.ipynb) trains an eye from nothing: pictures, captions, one loss.
+# [Notebook 03](03_qformer_gpt2.ipynb) grows the nerve between that eye and this brain.
+
+# %% [markdown]
+# ## Glossary
+#
+# | term | 日本語 | meaning |
+# |---|---|---|
+# | vision-language model (VLM) | 視覚言語モデル | reads pictures and words, writes words |
+# | vision encoder, the eye | 画像エンコーダ | turns a picture into vectors |
+# | connector, the nerve | コネクタ（接続モジュール） | turns the eye's vectors into vectors the brain reads |
+# | language model, the brain | 言語モデル | gives each word a probability of coming next |
+# | patch | パッチ | a square piece of a picture |
+# | token | トークン | a word, or piece of one, as a number |
+# | embedding | 埋め込み | a vector that stands for a token or a patch |
+# | prefix | プレフィックス | vectors put in front of the text |
+# | prompt | プロンプト | the text that the model is to go on with |
+# | frozen | 凍結（重み固定） | not changed in training |
+# | held-out | 未学習（評価用） | kept away from training |
+# | visual question answering (VQA) | 視覚的質問応答 | answering questions about pictures |
+# | language prior | 言語事前分布（言語バイアス） | what the words alone make likely |
+# | control | 対照条件 | the same test with one thing taken away |
+# | oracle | オラクル（理想条件） | the brain, told the truth in words |
+# | complementary pair | 相補ペア | one question, two pictures, two answers |

@@ -1,0 +1,677 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: CLIP and InfoNCE
+#     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
+#     reads: [zoo/shapes-clip, results/clip_infonce.json]
+# ---
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](filled in by make notebooks)
+
+# %% tags=["setup"]
+# filled in by `make notebooks`
+
+# %% [markdown]
+# # 1. CLIP and InfoNCE: an eye that learns from captions
+#
+# **You will build** the loss that trained CLIP, around two towers that are given, and train it from scratch on pictures
+# and their captions. Nobody tells the model what a colour or a shape is.
+#
+# **You will be able to show** that your loss equals the one in `transformers.CLIPModel`; that a picture finds its own
+# caption among a thousand far more often than chance; that this comes from the picture, because it is gone when the
+# pictures are shuffled or blank; and that the model names colours and shapes it was never taught as classes.
+#
+# **Reading time:** 25 minutes. Five exercises, 30 minutes if you write them all, none needed to go on.
+# <!-- figures -->
+# <!-- /figures -->
+# **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
+# this leads. How the towers work inside is the next chapter; here they are two functions.
+#
+# This notebook runs in the small Shapes world. Its part on real photographs is not written yet.
+
+# %% [markdown]
+# ## 1. What there is to learn from
+#
+# A **pair** is a picture and a sentence that somebody wrote about it. That is all the supervision there is: no class
+# names, no boxes. The Shapes world draws such pairs: one to four things on a dark ground, coloured shapes and at most
+# one digit in real handwriting, with five captions each, as five people might write them: in another order, leaving out
+# other things. So *the* caption of a picture does not exist, and two scenes can deserve the same one. Remember that for
+# when we score. *Test* pictures are other scenes than training ones, and their digits come from handwriting that training
+# never shows.
+
+# %%
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+
+from vlm_lite import plots, recipes
+from vlm_lite.data import language, scenes, shapes
+from vlm_lite.labs import check
+
+train_pictures, train_captions, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
+val_table, val_questions = shapes.load_shapes("val", profile.val_images)
+pictures, captions, ids = recipes.load_pictures(val_table)
+texts = [five[0] for five in captions]  # the first caption of each picture: it says the most
+
+print(f"to train on: {len(train_pictures):,} pictures {tuple(train_pictures.shape[1:])} {train_pictures.dtype}, "
+      f"{sum(len(five) for five in train_captions):,} captions")
+print(f"to test on:  {len(pictures):,} pictures, {len(set(texts)):,} different first captions")
+
+# %%
+print("five captions of the first picture:", *captions[0], sep="\n  ")
+plots.show_images(pictures[:8], titles=texts[:8], columns=4, size=190)
+
+# %% [markdown]
+# ## 2. Two towers, one space
+#
+# CLIP has two encoders that share nothing but the width of what they return. The **image tower** turns a picture into a
+# vector $u \in \mathbb{R}^P$, the **text tower** turns a sentence into a vector $v \in \mathbb{R}^P$. The hope: a picture
+# and its caption land on the same spot. Before training there is no reason why they should.
+
+# %%
+seed = 0
+tokenizer = language.make_tokenizer()
+model = recipes.make_shapes_clip(tokenizer, seed=seed).eval()
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+eight = recipes.pixel_values(pictures[:8])  # uint8 0..255 -> floats, CLIP's own mean and standard deviation
+words = tokenizer([text + tokenizer.eos_token for text in texts[:8]], padding=True, return_tensors="pt",
+                  add_special_tokens=False)
+with torch.no_grad():
+    image_embeds = model.encode_image(eight)  # (N, 3, 64, 64) -> (N, P)
+    text_embeds = model.encode_text(words["input_ids"], words["attention_mask"])  # (N, T) -> (N, P)
+
+print(f"image tower: {tuple(eight.shape)} -> {tuple(image_embeds.shape)}   {parameters(model.vision_model):,} parameters")
+print(f"text tower:  {tuple(words['input_ids'].shape)} -> {tuple(text_embeds.shape)}   "
+      f"{parameters(model.text_model):,} parameters")
+print(f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm(dim=-1).tolist()]}")
+
+# %% [markdown]
+# ## 3. How near is near?
+#
+# Only the *direction* of a vector is to carry meaning, so nearness is the cosine of the angle between two vectors:
+#
+# $$s_{ij} = \frac{u_i \cdot v_j}{\lVert u_i\rVert\,\lVert v_j\rVert} \in [-1, 1]$$
+#
+# > **Exercise 1** · ●○○ · 3 minutes. From `x` $(N, P)$ and `y` $(M, P)$, of any length, make the matrix of all cosines,
+# > $(N, M)$: row $i$ is picture $i$, column $j$ is caption $j$.
+#
+# <details><summary>Hint</summary>Bring every row to length 1 first: <code>F.normalize(x, dim=-1)</code>. One matrix
+# product then makes all dot products at once.</details>
+
+# %% nbgrader={"grade": false, "grade_id": "cosine_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def cosine_similarity(x, y):
+    """x (N, P), y (M, P) -> cosines (N, M)."""
+    ### BEGIN SOLUTION
+    return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T  # (N, P) @ (P, M) -> (N, M)
+    ### END SOLUTION
+
+
+# %%
+cosine_similarity = check.cosine_similarity(cosine_similarity)
+
+before = cosine_similarity(image_embeds, text_embeds)  # (8, 8)
+is_pair = torch.eye(8, dtype=torch.bool)
+print(f"before training: mean cosine of the 8 true pairs {before[is_pair].mean():+.3f}, "
+      f"of the 56 wrong ones {before[~is_pair].mean():+.3f}")
+
+# %% [markdown]
+# ## 4. InfoNCE: an examination with N candidates
+#
+# Which training signal brings true pairs together? Asking for $s_{ii} = 1$ alone fails: both towers could answer with one
+# constant vector. The signal must be *relative*. So take a batch of $N$ pairs and examine the model: **here is picture
+# $i$; which of these $N$ captions is its own?** The other $N - 1$ captions are the **negatives**, and they come free.
+#
+# Scores become probabilities by a softmax with temperature $\tau$, and the loss is the surprise at the right answer:
+#
+# $$p(j \mid i) = \frac{e^{s_{ij}/\tau}}{\sum_{k=1}^{N} e^{s_{ik}/\tau}} \qquad
+# L_{\text{image}} = -\frac1N \sum_{i=1}^{N} \log p(i \mid i)$$
+#
+# This is cross-entropy over $N$ classes whose right class is $i$ in row $i$. CLIP asks the other way round as well
+# (caption $j$ chooses among $N$ pictures: the same matrix, read by columns) and takes the mean:
+#
+# $$L = \tfrac12\,(L_{\text{image}} + L_{\text{text}})$$
+
+# %% [markdown]
+# Here is one direction, a row at a time. The next cell runs each row and fails where the code does not have the shape or
+# the property that the formula promises.
+#
+# | math | in words | code | shape |
+# |---|---|---|---|
+# | $u_i,\ v_j$ | what the towers return | `image_embeds`, `text_embeds` | $(N, P)$ |
+# | $s_{ij}$ | all cosines | `s = cosine_similarity(image_embeds, text_embeds)` | $(N, N)$ |
+# | $t$ | the learnt parameter, a logarithm | `t = model.logit_scale` | $()$ |
+# | $1/\tau = e^{t}$ | what multiplies the cosines | `scale = t.exp()` | $()$ |
+# | $s_{ij}/\tau$ | logits | `logits = scale * s` | $(N, N)$ |
+# | $p(j \mid i)$ | each row a probability | `p = logits.softmax(dim=1)` | $(N, N)$ |
+# | $-\log p(i \mid i)$ | surprise of each picture | `surprise = -p.diagonal().log()` | $(N,)$ |
+# | $L_{\text{image}}$ | their mean | `F.cross_entropy(logits, torch.arange(N))` | $()$ |
+
+# %%
+N, P = image_embeds.shape
+
+
+def row(math_name, value, shape, holds=True):
+    assert tuple(value.shape) == shape, f"{math_name} has shape {tuple(value.shape)}, not {shape}"
+    assert holds, f"{math_name} lacks its property"
+    print(f"{math_name:<12} {shape!s:<10} as promised")
+
+
+s = cosine_similarity(image_embeds, text_embeds)
+t = model.logit_scale.detach()
+scale = t.exp()
+logits = scale * s
+p = logits.softmax(dim=1)
+surprise = -p.diagonal().log()
+image_loss = F.cross_entropy(logits, torch.arange(N))
+
+row("u, v", image_embeds, (N, P), image_embeds.shape == text_embeds.shape)
+row("s", s, (N, N), bool((s.abs() <= 1 + 1e-6).all()))
+row("t", t, (), math.isclose(t.item(), math.log(1 / 0.07), rel_tol=1e-6))
+row("1/τ", scale, (), math.isclose(scale.item(), 1 / 0.07, rel_tol=1e-6))
+row("s/τ", logits, (N, N), logits.abs().max() <= scale * 1.0001)
+row("p(j|i)", p, (N, N), torch.allclose(p.sum(dim=1), torch.ones(N)))
+row("-log p(i|i)", surprise, (N,), bool((surprise > 0).all()))
+row("L_image", image_loss, (), torch.allclose(image_loss, surprise.mean()))
+
+# %% [markdown]
+# ## 5. Temperature: how sharply to look
+#
+# Cosines live in $[-1, 1]$, too narrow a range for a softmax to be sure of anything. Dividing by a small $\tau$ stretches
+# it. A small $\tau$ makes the nearest wrong caption count for almost everything; a large one treats all alike. The
+# cosines below are made up; the second candidate is nearly as good as the first.
+
+# %%
+cosines = torch.tensor([0.80, 0.75, 0.30, -0.10])
+print("cosines      ", cosines.tolist())
+for temperature in (0.01, 0.07, 0.5, 1.0):
+    print(f"τ = {temperature:<5}    ", [round(v, 3) for v in (cosines / temperature).softmax(0).tolist()])
+
+# %% [markdown]
+# > **Exercise 2** · ●●○ · 12 minutes. Write the whole loss: both directions, from embeddings of any length. `logit_scale`
+# > is $t$, so the cosines are multiplied by $e^t$. Return one number that carries gradients to all three inputs, and let
+# > it survive $e^t = 100$, the largest scale CLIP allows.
+#
+# <details><summary>Hint</summary>The second direction needs no new similarity: it reads <code>logits.T</code>. In fp32
+# $e^{100}$ is infinite, so do not take the logarithm of a softmax yourself: <code>F.cross_entropy</code> subtracts the
+# largest logit first.</details>
+
+# %% nbgrader={"grade": false, "grade_id": "info_nce", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def info_nce(image_embeds, text_embeds, logit_scale):
+    """image_embeds, text_embeds (N, P), row i of one belonging to row i of the other; logit_scale () -> loss ()."""
+    ### BEGIN SOLUTION
+    x, y = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)  # (N, P), unit length
+    logits = logit_scale.exp() * x @ y.T  # (N, N)
+    target = torch.arange(len(logits), device=logits.device)  # the right answers stand on the diagonal
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    ### END SOLUTION
+
+
+# %%
+info_nce = check.info_nce(info_nce)
+
+# %% [markdown]
+# **Prove it.** Equal to the package's loss in value and in gradient, and equal to what `transformers.CLIPModel` computes
+# with the very same weights: we save ours in Hugging Face format and let theirs load it.
+
+# %%
+from transformers import CLIPModel
+from transformers.utils import logging
+
+import vlm_lite.models.clip
+from vlm_lite.files import home
+
+logging.disable_progress_bar()
+a, b, scale = torch.randn(32, 64), torch.randn(32, 64), torch.tensor(3.0)
+for one, other in ((a, b), (a, a), (50 * a, b)):
+    mine, theirs = ([t.clone().requires_grad_() for t in (one, other, scale)] for _ in range(2))
+    torch.testing.assert_close(info_nce(*mine), vlm_lite.models.clip.info_nce(*theirs))
+    torch.testing.assert_close(torch.autograd.grad(info_nce(*mine), mine),
+                               torch.autograd.grad(vlm_lite.models.clip.info_nce(*theirs), theirs))
+
+model.save_pretrained(home() / "notebook-01")
+reference = CLIPModel.from_pretrained(home() / "notebook-01", dtype=torch.float32).eval()
+with torch.no_grad():
+    theirs = reference(words["input_ids"], eight, words["attention_mask"], return_loss=True)
+torch.testing.assert_close(info_nce(image_embeds, text_embeds, model.logit_scale).detach(), theirs.loss)
+print(f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.logit_scale):.6f}, "
+      f"transformers' {theirs.loss:.6f}")
+
+# %% [markdown]
+# ## 6. What the loss is worth: a bound on information
+#
+# A model that knows nothing gives each of $N$ candidates probability $1/N$, so its loss is $\log N$. What training takes
+# off that is information. Van den Oord et al. (2018, section 2.3) show that for fresh batches
+#
+# $$I(\text{picture};\ \text{caption}) \;\ge\; \log N - L \quad\text{(nats)}$$
+#
+# The loss is thus a *measuring instrument*: the two towers prove that a caption tells at least that much about its
+# picture. The instrument has a limit: since $L \ge 0$, a batch of $N$ can never prove more than $\log N$. Larger batches
+# can prove, and teach, more.
+#
+# > **Exercise 3** · ●○○ · 2 minutes. The bound in nats, for one loss or a tensor of losses.
+#
+# <details><summary>Hint</summary><code>math.log</code> is the natural logarithm.</details>
+
+# %% nbgrader={"grade": false, "grade_id": "information_bound", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def information_bound(loss, batch_size):
+    """loss: a number or a tensor of any shape -> the bound in nats, of the same shape."""
+    ### BEGIN SOLUTION
+    return math.log(batch_size) - loss
+    ### END SOLUTION
+
+
+# %%
+information_bound = check.information_bound(information_bound)
+print(f"a batch of {profile.clip_batch_size} can prove at most "
+      f"{information_bound(0.0, profile.clip_batch_size):.2f} nats; guessing proves "
+      f"{information_bound(math.log(profile.clip_batch_size), profile.clip_batch_size):.2f}")
+
+# %% [markdown]
+# ## 7. How to score: Recall@K
+#
+# Line up $N$ pictures and their $N$ captions. A picture is a **hit** at $K$ when its own caption is among the $K$
+# captions nearest to it. Recall@K is the share of hits. It is asked both ways: picture to caption, caption to picture.
+#
+# > **Exercise 4** · ●●○ · 8 minutes. From a similarity matrix $(N, N)$ whose right answers stand on the diagonal, compute
+# > Recall@K by rows, a fraction from 0 to 1.
+#
+# <details><summary>Hint</summary>Sorting is not needed. Count, for each row, how many candidates are <i>more</i> similar
+# than the right one, <code>similarity.diagonal()[:, None]</code>. A hit has fewer than K ahead of it.</details>
+
+# %% nbgrader={"grade": false, "grade_id": "recall_at_k", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def recall_at_k(similarity, k):
+    """similarity (N, N), query i belonging to candidate i -> the share of queries with it among their first k."""
+    ### BEGIN SOLUTION
+    right = similarity.diagonal()[:, None]  # (N, 1)
+    ahead = (similarity > right).sum(dim=1)  # (N,) how many stand before the right one
+    return (ahead < k).float().mean().item()
+    ### END SOLUTION
+
+
+# %%
+recall_at_k = check.recall_at_k(recall_at_k)
+small = torch.tensor([[0.9, 0.1, 0.2],   # right one first
+                      [0.8, 0.7, 0.1],   # right one second
+                      [0.5, 0.4, 0.3]])  # right one last
+print(f"on this small matrix: R@1 {recall_at_k(small, 1):.2f}, R@2 {recall_at_k(small, 2):.2f}, "
+      f"R@3 {recall_at_k(small, 3):.2f}; read by columns R@1 {recall_at_k(small.T, 1):.2f}")
+
+# %% [markdown]
+# Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: some scenes hold the
+# same things in the same quarters of the picture, so that their captions fit one another and no eye could do better than
+# guess among them. We compute it from the captions. The scorer of the package, used from here on, also counts two
+# captions with identical words as one.
+
+# %%
+from vlm_lite.evals.retrieval import chance_recall
+
+ks = (1, 5, 10)
+chance = {k: chance_recall(len(texts), k) for k in ks}
+ceiling = shapes.ambiguity_ceiling(texts, ks)
+untrained = recipes.clip_recall(model, pictures, texts, tokenizer)
+similarity = cosine_similarity(recipes.embed_images(model, pictures), recipes.embed_texts(model, texts, tokenizer))
+
+print(f"{len(texts):,} captions     " + "".join(f"{f'R@{k}':>8}" for k in ks))
+for name, recalls in (("chance", chance), ("untrained, mine", {k: recall_at_k(similarity, k) for k in ks}),
+                      ("untrained", untrained["image_to_text"]), ("ceiling", ceiling)):
+    print(f"{name:<18}" + "".join(f"{recalls[k]:8.1%}" for k in ks))
+
+# %% [markdown]
+# ## 8. Predict first
+#
+# In a moment your loss trains both towers from random weights, for about a minute. Then each test picture looks for its
+# caption among all of them. In what share of cases will it be **among the first five**? Write down a guess before you
+# go on: it will be drawn in the figure.
+
+# %%
+my_guess = 0.50  # image-to-text R@5, from 0 to 1
+
+# %% [markdown]
+# ## 9. Train
+#
+# One step: draw $N$ pictures, one caption of each at random, embed both, take *your* loss. The recipe is AdamW with a
+# short warm-up and a cosine down to zero. $t$ learns along with the rest and is kept at $e^t \le 100$.
+#
+# One precaution. Where the processor is fast at bf16, the towers run in bf16, which keeps two to three decimal digits.
+# The loss multiplies cosines by up to 100 and then compares them, and that is too coarse. So the loss runs in
+# fp32. It costs nothing: the matrix is small.
+
+# %%
+def loss_in_fp32(image_embeds, text_embeds, logit_scale):
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        return info_nce(image_embeds.float(), text_embeds.float(), logit_scale.float())
+
+
+history = recipes.train_clip(model, train_pictures, train_captions, tokenizer, steps=profile.clip_steps,
+                             batch_size=profile.clip_batch_size, lr=profile.clip_lr, loss=loss_in_fp32, seed=seed)
+model = model.cpu().eval()  # small enough to be tested on the CPU, wherever it was trained
+print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {history.seconds[-1]:.0f} s: "
+      f"loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
+
+# %% [markdown]
+# **Is my loss normal?** The band is a recorded study: the same training with several seeds. If your curve leaves it,
+# check in this order: *flat at the dotted line* means that nothing is learnt (is the loss detached, are pictures and
+# captions still in the same order?); *above the band*: a changed learning rate, embeddings of other lengths than 1, or a
+# temperature that does not learn; *below the band*: a smaller batch, whose $\log N$ is lower, or half of the loss missing.
+
+# %%
+from vlm_lite.studies import load_study
+
+study = load_study("clip_infonce")
+print(f"recorded with `{study['command']}`: {len(study['seeds'])} seeds, {study['hardware']}")
+plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])},
+                 chance=math.log(profile.clip_batch_size), ylabel="InfoNCE loss (nats)", title="CLIP on Shapes")
+
+# %% [markdown]
+# ### The same curve as information
+#
+# Turned over, the loss becomes what the towers can prove. The bound holds for pairs that the model has *not* trained on,
+# so the marks on the right are measured on test pairs, with batches of the training size. Then all test pairs form one
+# single batch: the same model, the same pairs, and a larger $N$ proves more.
+
+# %%
+with torch.no_grad():
+    image_embeds = recipes.embed_images(model, pictures)  # (1000, P)
+    text_embeds = recipes.embed_texts(model, texts, tokenizer)  # (1000, P)
+    size = profile.clip_batch_size
+    parts = [info_nce(u, v, model.logit_scale) for u, v in zip(image_embeds.split(size), text_embeds.split(size), strict=True)
+             if len(u) == size]  # a last batch that is smaller is left out
+    test_bound = information_bound(torch.stack(parts).mean().item(), size)
+    wide_bound = information_bound(info_nce(image_embeds, text_embeds, model.logit_scale).item(), len(texts))
+
+figure = plots.loss_curve((history.steps, information_bound(torch.tensor(history.losses), size)),
+                          ylabel="log N − loss (nats)", title=f"Information, batches of {size}")
+axes = figure.axes[0]
+axes.axhline(math.log(size), color="black", linestyle=":", label=f"the most that N = {size} can prove: {math.log(size):.2f}")
+axes.plot(history.steps[-1], test_bound, "D", color="#D55E00", label=f"test pairs, N = {size}: {test_bound:.2f}")
+axes.legend(loc="lower right")
+print(f"test pairs: at least {test_bound:.2f} nats with N = {size} (limit {math.log(size):.2f}), "
+      f"at least {wide_bound:.2f} with N = {len(texts):,} (limit {math.log(len(texts)):.2f})")
+figure
+
+# %% [markdown]
+# ## 10. Before and after
+#
+# The eight pictures from the start, none of which was trained on. Rows are pictures, columns captions, and the true pairs
+# stand on the diagonal. Look also at the *bright wrong* cells: they share things with the right caption.
+
+# %% tags=["thumbnail"]
+after = cosine_similarity(image_embeds[:8], text_embeds[:8])
+print(f"mean cosine of true pairs {before[is_pair].mean():+.2f} -> {after[is_pair].mean():+.2f}, "
+      f"of wrong ones {before[~is_pair].mean():+.2f} -> {after[~is_pair].mean():+.2f}")
+plots.similarity_matrix(before, after, texts[:8], pictures[:8], names=("before training", "after training"))
+
+# %%
+recall = recipes.clip_recall(model, pictures, texts, tokenizer)
+interval = study["summary"]["val image to text R@5"]
+print(f"HEADLINE: image-to-text R@5 {recall['image_to_text'][5]:.1%} among {len(texts):,} captions "
+      f"(chance {chance[5]:.1%}, ceiling {ceiling[5]:.1%})")
+print(f"recorded over {len(study['seeds'])} seeds at full length: {interval['low']:.1%} to {interval['high']:.1%}")
+plots.recall_bars(recall, chance=chance, ceiling=ceiling, guess={5: my_guess},
+                  title=f"Retrieval among {len(texts):,} unseen pairs")
+
+# %% [markdown]
+# ## 11. Does it come from the picture?
+#
+# A high score is no proof yet: the scorer might be wrong, or something but the picture might give the answer away. So
+# take the picture away and leave all else as it is. With **shuffled** pictures, each caption's picture is another's. With
+# **blank** ones, every picture is the same dark square. If the score came from the pictures, both must fall to chance.
+
+# %%
+from vlm_lite.evals.retrieval import recall_at_k as score
+
+own = torch.arange(len(texts))
+shuffled = image_embeds[torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))]
+blank = recipes.embed_images(model, torch.full_like(pictures, 22))
+rows = {"the pictures": image_embeds, "shuffled pictures": shuffled, "blank pictures": blank}
+rows = {name: score(embeds, text_embeds, own, ks, texts=texts)["image_to_text"] for name, embeds in rows.items()}
+
+print(f"{'image to text':<20}" + "".join(f"{f'R@{k}':>8}" for k in ks))
+for name, recalls in {**rows, "chance": chance}.items():
+    print(f"{name:<20}" + "".join(f"{recalls[k]:8.1%}" for k in ks))
+
+# %% [markdown]
+# ## 12. Things it has never seen together
+#
+# Four pairs of colour and shape were held out of all training pictures and captions. A model that had memorised whole
+# phrases would fail on them; one that has learnt *red* and *star* apart can put them together. Both galleries below have
+# the same size. A caveat: all pictures of the second share those four pairs, so that its wrong answers are a little more
+# alike.
+
+# %%
+novel_pictures, novel_captions, _ = recipes.load_pictures(shapes.load_shapes("novel", profile.val_images // 2)[0])
+novel_texts = [five[0] for five in novel_captions]
+count = len(novel_texts)
+print("held out:", ", ".join(sorted(f"{colour} {shape}" for colour, shape in scenes.HELD_OUT)))
+for name, some_pictures, some_texts in (("pairs seen in training", pictures[:count], texts[:count]),
+                                        ("pairs held out", novel_pictures, novel_texts)):
+    found = recipes.clip_recall(model, some_pictures, some_texts, tokenizer)["image_to_text"][5]
+    error = math.sqrt(found * (1 - found) / count)
+    print(f"{name:<24} image-to-text R@5 {found:.1%} ± {error:.1%} (one standard error)   "
+          f"chance {chance_recall(count, 5):.1%}, ceiling {shapes.ambiguity_ceiling(some_texts)[5]:.1%}")
+plots.show_images(novel_pictures[:4], titles=novel_texts[:4], columns=4, size=170)
+
+# %% [markdown]
+# ## 13. Zero-shot: a classifier made of sentences
+#
+# Nobody trained a classifier of colours. But a sentence for each class is a point in the joint space, and a picture can be
+# given to the nearest. One sentence per class works; the mean of several, a **prompt ensemble**, averages away what the
+# wording itself adds.
+#
+# We take the test pictures with exactly one shape (a digit may stand beside it) and ask for its colour, then for its
+# shape. The single prompt is the bare word. The ensemble says the word in short captions such as the model has read.
+#
+# > **Exercise 5** · ●●○ · 6 minutes. From the prompts of each class make one unit vector per class: embed, normalise each
+# > prompt, average, normalise again. `encode_text` takes a list of strings and returns $(n, P)$.
+#
+# <details><summary>Hint</summary>Classes may have different numbers of prompts: treat one class at a time and
+# <code>torch.stack</code> the means.</details>
+
+# %% nbgrader={"grade": false, "grade_id": "class_embeddings", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def class_embeddings(encode_text, prompts):
+    """prompts: C lists of strings -> (C, P), one vector of unit length for each class."""
+    ### BEGIN SOLUTION
+    means = [F.normalize(encode_text(each), dim=-1).mean(dim=0) for each in prompts]  # C times (P,)
+    return F.normalize(torch.stack(means), dim=-1)  # (C, P)
+    ### END SOLUTION
+
+
+# %%
+class_embeddings = check.class_embeddings(class_embeddings)
+named = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
+pairs = [named.findall(text) for text in val_table["description"][:]]
+single = [i for i, found in enumerate(pairs) if len(found) == 1]
+
+
+def encode_text(sentences):
+    return recipes.embed_texts(model, sentences, tokenizer)
+
+
+def zero_shot(prompts, truth):
+    classes = class_embeddings(encode_text, list(prompts.values()))  # (C, P)
+    predicted = cosine_similarity(image_embeds[single], classes).argmax(dim=1)  # (n,)
+    return sum(list(prompts)[k] == name for k, name in zip(predicted.tolist(), truth, strict=True)) / len(truth)
+
+
+ensembles = {
+    "colour": {c: [f"a {size} {c} {shape}." for size in scenes.SIZES for shape in scenes.SHAPES] for c in scenes.COLOURS},
+    "shape": {s: [f"a {size} {c} {s}." for size in scenes.SIZES for c in scenes.COLOURS] for s in scenes.SHAPES},
+}
+print(f"{len(single)} pictures    one prompt    ensemble      chance")
+for position, (kind, ensemble) in enumerate(ensembles.items()):
+    truth = [pairs[i][0][position] for i in single]
+    one_prompt = {name: [f"{name}."] for name in ensemble}
+    print(f"{kind:<10}    {zero_shot(one_prompt, truth):10.1%}  {zero_shot(ensemble, truth):10.1%}  {1 / len(ensemble):10.1%}")
+
+# %% [markdown]
+# ## 14. Two things the loss does unasked
+#
+# > **Myth: "CLIP's temperature is fixed at 0.07."** That is where it *starts*. $t$ is a parameter like any other, and
+# > the optimiser moves it. The next cell prints where it went.
+#
+# **The modality gap.** One would expect pictures and captions to mix in the joint space. They do not: all pictures sit in
+# one region, all captions in another, already at random weights (Liang et al. 2022). InfoNCE only compares pictures with
+# captions, so a shift common to all pictures hurts little. The gap is the distance between the two mean unit vectors; two
+# clouds that coincide have gap 0, two opposite ones 2.
+
+# %%
+from vlm_lite.figures import Figure
+
+fresh = recipes.make_shapes_clip(tokenizer, seed=seed).eval()
+clouds = {"before": [F.normalize(e, dim=-1) for e in (recipes.embed_images(fresh, pictures),
+                                                      recipes.embed_texts(fresh, texts, tokenizer))],
+          "after": [F.normalize(e, dim=-1) for e in (image_embeds, text_embeds)]}
+figure = Figure(width=680, height=300, label="pictures and captions in the joint space", layout="constrained")
+for axes, (name, (x, y)) in zip(figure.subplots(1, 2), clouds.items(), strict=True):
+    gap = (x.mean(dim=0) - y.mean(dim=0)).norm()
+    both = torch.cat([x, y])
+    flat = (both - both.mean(dim=0)) @ torch.linalg.svd(both - both.mean(dim=0), full_matrices=False).Vh[:2].T  # (2N, 2)
+    axes.plot(*flat[:len(x)].T, "o", markersize=2.5, color="#0072B2", label="pictures")
+    axes.plot(*flat[len(x):].T, "x", markersize=3.5, color="#E69F00", label="captions")
+    axes.set(title=f"{name} training: gap {gap:.2f}", xlabel="first principal axis", ylabel="second principal axis")
+    axes.legend()
+print(f"temperature: {(-fresh.logit_scale).exp().item():.3f} before, {(-model.logit_scale).exp().item():.3f} after training")
+figure
+
+# %% [markdown]
+# ## 15. Take it home
+#
+# What you trained is an ordinary Hugging Face checkpoint. Save it, let `transformers` load it, and compare on the spot.
+
+# %%
+model.save_pretrained(home() / "notebook-01")
+reference = CLIPModel.from_pretrained(home() / "notebook-01", dtype=torch.float32).eval()
+with torch.no_grad():
+    theirs = reference(words["input_ids"], eight, words["attention_mask"])
+torch.testing.assert_close(theirs.image_embeds, F.normalize(image_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(theirs.text_embeds, F.normalize(text_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5)
+print("transformers.CLIPModel gives the same embeddings; largest difference "
+      f"{(theirs.image_embeds - F.normalize(image_embeds[:8], dim=-1)).abs().max():.1e}")
+
+# %% [markdown]
+# ## 16. The same cell, left running
+#
+# The later chapters build on an eye that comes with the course. It is this training with more steps, and nothing else.
+
+# %%
+from pathlib import Path
+
+from vlm_lite.files import read_json
+from vlm_lite.models.clip import CLIP
+from vlm_lite.profiles import resolve_model
+
+folder = resolve_model(profile.vision_model)
+card, eye = read_json(Path(folder) / "card.json"), CLIP.from_pretrained(folder)
+measured = recipes.clip_recall(eye, pictures, texts, tokenizer)["image_to_text"]
+print(f"made by `{card['command']}`: {card['settings']['steps']:,} steps in {card['seconds']} s on {card['hardware']}")
+print(f"image-to-text R@5: recorded {card['scores']['val']['image_to_text']['R@5']:.1%}, measured here {measured[5]:.1%}; "
+      f"this notebook's {recall['image_to_text'][5]:.1%}")
+
+# %% [markdown]
+# ## 17. Can it see yet?
+#
+# The same five questions end every chapter. CLIP cannot speak. It can only *compare*: for each possible answer we write a
+# sentence ("the circle is red."), and the picture chooses the nearest. It has read captions and never an answer to a
+# question, so these sentences are foreign to it.
+#
+# Five questions are an anecdote, so a larger sample follows, by type, beside a model that always gives the commonest
+# answer of the type.
+
+# %%
+def choose(model, question, kind, picture):
+    candidates = shapes.ANSWERS[kind]
+    sentences = [language.sentence(question, candidate, kind) for candidate in candidates]
+    nearness = cosine_similarity(recipes.embed_images(model, picture[None]),
+                                 recipes.embed_texts(model, sentences, tokenizer))  # (1, candidates)
+    return candidates[nearness.argmax()]
+
+
+place = {image_id: i for i, image_id in enumerate(ids)}
+five = shapes.five_questions(val_questions)
+given = {name: [choose(each, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five]
+         for name, each in (("untrained", fresh), ("my CLIP", model), ("zoo's eye", eye))}
+plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], given)
+
+# %%
+from collections import Counter
+
+sample = val_questions.remove_columns("image")[:300]
+asked = list(zip(sample["question"], sample["question_type"], sample["image_id"], sample["answer"], strict=True))
+print(f"{'type':<12}{'questions':>10}{'my CLIP':>10}{'commonest':>11}")
+for kind in sorted({kind for _, kind, _, _ in asked}):
+    rows = [row for row in asked if row[1] == kind]
+    right = sum(choose(model, question, kind, pictures[place[image]]) == answer for question, _, image, answer in rows)
+    commonest = Counter(answer for *_, answer in rows).most_common(1)[0][1]
+    print(f"{kind:<12}{len(rows):>10}{right / len(rows):>10.0%}{commonest / len(rows):>11.0%}")
+
+# %% [markdown]
+# ## What you showed
+#
+# - Your InfoNCE equals the package's in value and gradient, and `transformers.CLIPModel`'s at the same weights.
+# - From captions alone, a picture learns to find its own caption far above chance; shuffled and blank pictures fall to it.
+# - The loss is a lower bound on information, and the size of the batch limits what it can prove.
+# - Sentences become classes without any class having been trained, and new combinations of known words still work to the
+#   degree printed in section 12.
+#
+# ## What this does not show
+#
+# - That CLIP understands sentences. It matches what captions mention. Whether it knows *who is left of whom*, the line
+#   "relation" above tells you.
+# - Anything about photographs: the pictures are drawn and the vocabulary is small. The real-data part is still to come.
+# - That InfoNCE is the best such loss, or this batch size and temperature the best choice. One training is no comparison.
+#
+# ## Check yourself
+#
+# - [ ] I can say which axis of the similarity matrix the softmax runs along, in each direction.
+# - [ ] I know why `logit_scale` is stored as a logarithm, and why the loss needs fp32.
+# - [ ] I can name chance and ceiling for R@5 in a gallery of 200.
+# - [ ] I know two controls that a retrieval score must survive.
+#
+# ## To answer in words
+#
+# 1. Two pictures in one batch have the same caption. What does the loss ask of the model, and what do more of such pairs
+#    do to the lowest loss it can reach?
+# 2. Double the batch: the loss goes up and the model gets better. How can both be true?
+# 3. Why can the gap between the modalities stay open although every true pair is the nearest?
+#
+# ## Where next
+#
+# Notebook 02 opens the image tower. [Notebook 03](03_qformer_gpt2.ipynb) takes this eye, freezes it, and connects it to a
+# language model, so that it can answer in words.
+
+# %% [markdown]
+# ## Glossary
+#
+# | term | 日本語 | here |
+# |---|---|---|
+# | contrastive learning | 対照学習 | learning by telling true pairs from wrong ones |
+# | embedding | 埋め込み | the vector that stands for a picture or a sentence |
+# | joint space | 共有埋め込み空間 | where both kinds of vectors live |
+# | image encoder, text encoder | 画像エンコーダ、テキストエンコーダ | the two towers |
+# | cosine similarity | コサイン類似度 | nearness of two directions |
+# | negatives, false negatives | 負例、偽陰性 | the other pairs of the batch; those that fit after all |
+# | temperature | 温度パラメータ | divides the cosines; learnt as a logarithm |
+# | cross-entropy | 交差エントロピー | the surprise at the right answer |
+# | mutual information | 相互情報量 | what one of a pair tells about the other |
+# | retrieval, Recall@K | 検索、再現率@K | finding the partner among the first K |
+# | zero-shot classification | ゼロショット分類 | classes given by sentences, without training on them |
+# | modality gap | モダリティギャップ | the distance between the two clouds |

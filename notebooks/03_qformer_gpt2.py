@@ -1,0 +1,891 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: A Q-Former for GPT-2
+#     builds: a minimal Q-Former between a frozen CLIP and a frozen GPT-2
+#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
+# ---
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/03_qformer_gpt2.ipynb)
+
+# %% tags=["setup"]
+profile = "auto"  #@param ["auto", "tiny"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
+            if importlib.util.find_spec(name)]
+    source = "git+https://github.com/vlm-lite/vlm-lite@main"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+minutes = {"tiny": None}
+profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+print(describe(profile, compute, minutes=minutes))
+
+# %% [markdown]
+# # 3. A Q-Former between a frozen eye and a frozen brain
+#
+# An **eye** that cannot speak: a CLIP that has seen thousands of pictures. A **brain** that cannot see: a GPT-2 that has
+# read thousands of scenes in words and never met a picture. Neither will change by a single bit. You build the **nerve**
+# between them, and after little more than a minute of training the brain answers questions about pictures.
+#
+# **You will build** the Q-Former of BLIP-2 (Li et al. 2023) from scratch: learnt queries, attention, layers; the labels
+# and padding that make a language model learn answers and nothing else; and the whole model around them.
+#
+# **You will be able to show** that your Q-Former equals `transformers`' `Blip2QFormerModel`; that the answers come from
+# the picture, with five controls and an interval; and on which patch of the picture an answer hangs.
+#
+# **Reading time:** 25 minutes, and about 40 for the five exercises.
+# <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
+# <!-- /figures -->
+# **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains the eye, and the formula of attention.
+# The part on photographs (`t4`: OpenAI's CLIP and the real GPT-2) is not written yet; this notebook runs in the small
+# Shapes world, `tiny`.
+#
+# ## 1. The gap
+#
+# ```
+# picture ──► eye (CLIP, frozen) ──► patch vectors ──► NERVE (trained) ──► prefix vectors ─┐
+#                                                                                          ├──► brain (GPT-2, frozen) ──► answer
+# question ──────────────────────► word vectors, GPT-2's own ──────────────────────────────┘
+# ```
+#
+# The brain reads a row of vectors. Usually they are word vectors, but nothing in GPT-2 asks where they came from. So a
+# picture needs only to be turned into a few vectors that this brain *can read*, put in front of the question.
+
+# %%
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from vlm_lite import plots, recipes
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.labs import check
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import resolve_model
+
+plots.style()
+eye = CLIP.from_pretrained(resolve_model(profile.vision_model))
+brain, tokenizer = load_language_model(resolve_model(profile.language_model))
+captions, questions = load_shapes("val", profile.val_images, progress=False)  # the nerve will never train on these
+images, references, ids = recipes.load_pictures(captions)  # pictures (N, 3, H, W), five captions each, their ids
+
+print(f"{len(images)} pictures and {len(questions)} questions, held out")
+plots.show_images(images[:5], [texts[0] for texts in references[:5]])
+
+# %% [markdown]
+# ## 2. The brain reads
+#
+# Before any picture: what could this brain know at all? Ask it the same questions twice.
+#
+# - **Blind:** the question alone. What it gets right is its *prior*: "is there a ...?" is often "yes".
+# - **Oracle:** the scene written in words, then the question. No nerve can make this brain answer much better than that.
+#
+# Everything the nerve can bring lies between these two lines.
+
+# %%
+from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.evals.vqa import score_vqa
+
+
+@torch.no_grad()
+def ask_brain(prompts, max_new_tokens=4):
+    """The bare language model's greedy answers to a list of prompts, padded on the left."""
+    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+    row = brain.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False,
+                         max_new_tokens=max_new_tokens)
+    new = row[:, batch["input_ids"].shape[1]:]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+few = questions.select(range(min(300, len(questions))))
+prompts = [short_prompt(question) for question in few["question"][:]]
+told = [f"{scene} {prompt}" for scene, prompt in zip(few["description"][:], prompts, strict=True)]
+blind, oracle = ask_brain(prompts), ask_brain(told)
+
+print("the scene in words:", few[0]["description"])
+print(f"{few[0]['question']}   blind: {blind[0]!r}   oracle: {oracle[0]!r}   right: {few[0]['answer']!r}\n")
+print(f"VQA accuracy over {len(few)} questions: blind {score_vqa(blind, few)['overall']:.1f}%, "
+      f"oracle {score_vqa(oracle, few)['overall']:.1f}%")
+
+# %% [markdown]
+# ## 3. The eye offers patches
+#
+# The eye cuts a picture into patches and gives a vector for each, $V \in \mathbb{R}^{N \times D_v}$. Two customs of
+# LLaVA, kept here: take the layer *before the last* (the last one serves CLIP's own matching of captions), and drop the
+# class token. In the Shapes world one patch is one cell of the 4 x 4 grid.
+#
+# The eye is frozen, so its features are computed once and kept on disk. The figure shows for each thing in one picture
+# how much its patch resembles every other patch (cosine, after taking off the mean patch).
+
+# %%
+import re
+
+from vlm_lite.data.language import ORDINALS
+
+
+def cells(description):
+    """The grid cells (row, column) that a description names, in its order."""
+    found = re.findall(r"(\w+) row, (\w+) column", description)
+    return [(ORDINALS.index(row), ORDINALS.index(column)) for row, column in found]
+
+
+features = recipes.picture_features(eye, images, progress=False)  # (N, 16, Dv), fp16, from disk when they are there
+print("features", tuple(features.shape), features.dtype, f"{features[0].numel() * 2 / 1000:.0f} kB a picture")
+
+scenes = captions["description"][:]
+shown = max(range(min(50, len(images))), key=lambda k: len(cells(scenes[k])))  # a picture with many things in it
+unit = F.normalize(features[shown].float() - features[:500].float().mean(dim=(0, 1)), dim=-1)  # (16, Dv)
+similar = (unit @ unit.T).clamp(min=0)  # (16, 16)
+places = cells(scenes[shown])
+plots.attention_over_image(images[shown], torch.stack([similar[4 * r + c].view(4, 4) for r, c in places]),
+                           titles=[f"like row {r + 1}, column {c + 1}" for r, c in places])
+
+# %% [markdown]
+# ## 4. The Q-Former, piece by piece
+#
+# **Queries.** A query is a vector that is *learnt*: a question put to every picture alike. There are $Q$ of them, and
+# whatever the number of patches, $Q$ vectors come out.
+#
+# $$Z_0 \in \mathbb{R}^{Q \times D}, \qquad Z_0 \sim \mathcal{N}(0,\, 0.02) \ \text{ at the start}$$
+#
+# (0.02 is the standard deviation.) They must start *different*: the queries are a set, nothing else tells one from
+# another, and what starts equal gets equal gradients for ever.
+#
+# **Exercise 1: the queries.** ★☆☆ 3 minutes. Return them as something an optimiser will train.
+# <details><summary>Hint</summary>
+#
+# `nn.Parameter` marks a tensor as trainable; `torch.randn` draws from $\mathcal{N}(0, 1)$.
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "make_queries", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def make_queries(num_query_tokens, width):
+    """Q learnt vectors, at the start drawn from N(0, 0.02): a trainable parameter (Q, D)."""
+    ### BEGIN SOLUTION
+    return nn.Parameter(0.02 * torch.randn(num_query_tokens, width))
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "make_queries-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+make_queries = check.make_queries(make_queries)
+print("std of 8 fresh queries:", round(make_queries(8, 192).std().item(), 4))
+
+# %% [markdown]
+# **Attention.** One formula does both jobs of a Q-Former. Queries *look* at the picture (keys and values from the
+# patches: cross-attention), and queries *talk* to one another (keys and values from the queries: self-attention). In each
+# of $H$ heads of width $h = D / H$:
+#
+# $$A = \mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt{h}}\right), \qquad \text{out} = A\,v$$
+#
+# Row $i$ of $A$ says how much query $i$ takes from each patch; it sums to 1. There is **no mask**: every query sees every
+# patch and every query, *both ways*. Queries are a set, not a sentence.
+#
+# **Exercise 2: attention.** ★★☆ 10 minutes. Return the mixed values *and* the weights: the pictures in section 10 are
+# drawn from them.
+# <details><summary>Hint</summary>
+#
+# Split: `rearrange(q, "b n (heads h) -> b heads n h", heads=num_heads)`, the same for k and v. Then two matrix products
+# with a softmax over the last axis between them, and `"b heads n h -> b n (heads h)"` to put the heads side by side.
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "multihead_attention", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def multihead_attention(q, k, v, num_heads):
+    """q (B, Q, D), k and v (B, N, D) -> mixed values (B, Q, D), weights (B, H, Q, N)."""
+    ### BEGIN SOLUTION
+    q, k, v = (rearrange(x, "b n (heads h) -> b heads n h", heads=num_heads) for x in (q, k, v))
+    weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # (B, H, Q, N)
+    return rearrange(weights @ v, "b heads n h -> b n (heads h)"), weights
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "multihead_attention-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+multihead_attention = check.multihead_attention(multihead_attention)
+weights = multihead_attention(torch.randn(1, 8, 192), torch.randn(1, 16, 192), torch.randn(1, 16, 192), 6)[1]
+print("weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-1).mean().item(), 4))
+
+# %% [markdown]
+# **A layer** is three steps. After each one its result is *added* to the queries and the sum is normalised ("post-norm",
+# as in BERT, from which BLIP-2 takes its Q-Former; a ViT normalises *before* each step):
+#
+# $$Z \leftarrow \mathrm{LN}_1(Z + \mathrm{talk}(Z, Z)) \qquad
+#   Z \leftarrow \mathrm{LN}_2(Z + \mathrm{look}(Z, V)) \qquad
+#   Z \leftarrow \mathrm{LN}_3(Z + \mathrm{think}(Z))$$
+#
+# **Exercise 3: one layer.** ★★☆ 6 minutes. `talk` and `look` take what asks and what is looked at; `think` is an MLP on
+# each query alone; `norms` holds the three LayerNorms.
+# <details><summary>Hint</summary>
+#
+# Three lines, each `queries = norms[i](queries + ...)`. Who is looked at when the queries talk? The queries.
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "qformer_layer", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def qformer_layer(queries, patches, talk, look, think, norms):
+    """queries (B, Q, D), patches (B, N, Dv) -> queries (B, Q, D)."""
+    ### BEGIN SOLUTION
+    queries = norms[0](queries + talk(queries, queries))
+    queries = norms[1](queries + look(queries, patches))
+    return norms[2](queries + think(queries))
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "qformer_layer-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+qformer_layer = check.qformer_layer(qformer_layer)
+
+# %% [markdown]
+# **The whole model, in one place and fit to copy.** It holds your three functions and the matrices they need. The
+# parameters bear the same names as `vlm_lite`'s, so that weights can be copied without a table of names. With
+# `cross_attention_frequency=2`, BLIP-2's choice, only every second layer looks at the picture.
+
+# %%
+def linear_maps(width, source_width):
+    """What x asks for, what the source offers, what it gives, and the way out."""
+    return nn.ModuleDict({"query": nn.Linear(width, width), "key": nn.Linear(source_width, width),
+                          "value": nn.Linear(source_width, width), "output": nn.Linear(width, width)})
+
+
+class MyLayer(nn.Module):
+    def __init__(self, width, num_heads, mlp_width, vision_width, looks):
+        super().__init__()
+        self.num_heads, self.looks, self.weights = num_heads, looks, None
+        self.self_attention, self.self_norm = linear_maps(width, width), nn.LayerNorm(width, eps=1e-12)
+        self.cross_attention = linear_maps(width, vision_width) if looks else None
+        self.cross_norm = nn.LayerNorm(width, eps=1e-12) if looks else nn.Identity()
+        self.mlp_in, self.mlp_out = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=1e-12)
+
+    def attend(self, maps, x, source):
+        mixed, weights = multihead_attention(maps["query"](x), maps["key"](source), maps["value"](source),
+                                             self.num_heads)
+        self.weights = weights.detach()  # kept for the pictures
+        return maps["output"](mixed)
+
+    def talk(self, queries, source):
+        return self.attend(self.self_attention, queries, source)
+
+    def look(self, queries, patches):
+        return self.attend(self.cross_attention, queries, patches) if self.looks else 0
+
+    def think(self, queries):
+        return self.mlp_out(F.gelu(self.mlp_in(queries)))
+
+    def forward(self, queries, patches):
+        norms = self.self_norm, self.cross_norm, self.mlp_norm
+        return qformer_layer(queries, patches, self.talk, self.look, self.think, norms)
+
+
+class MyQFormer(nn.Module):
+    def __init__(self, *, num_query_tokens, width, num_layers, num_heads, mlp_width, vision_width,
+                 cross_attention_frequency=2):
+        super().__init__()
+        self.query_tokens = make_queries(num_query_tokens, width)
+        self.input_norm = nn.LayerNorm(width, eps=1e-12)
+        self.layers = nn.ModuleList(MyLayer(width, num_heads, mlp_width, vision_width, i % cross_attention_frequency == 0)
+                                    for i in range(num_layers))
+
+    def forward(self, patches, *, return_attention=False):
+        """patches (B, N, Dv) -> (B, Q, D); with return_attention also who looked where, (B, H, Q, N)."""
+        queries = self.input_norm(repeat(self.query_tokens, "q d -> b q d", b=len(patches)))  # (B, Q, D)
+        for layer in self.layers:
+            queries = layer(queries, patches)
+        attention = [layer.weights for layer in self.layers if layer.looks][-1]
+        return (queries, attention) if return_attention else queries
+
+
+# %% [markdown]
+# **Proof.** Copy the weights of `transformers`' `Blip2QFormerModel`, at a small size, into `vlm_lite`'s Q-Former and into
+# yours. All three must give the same numbers for the same picture.
+
+# %%
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from vlm_lite.models.qformer import QFormer
+
+torch.manual_seed(0)
+small = dict(num_query_tokens=8, width=32, num_layers=3, num_heads=4, mlp_width=64, vision_width=24)
+theirs = Blip2QFormerModel(Blip2QFormerConfig(
+    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, encoder_hidden_size=24,
+    cross_attention_frequency=2, attn_implementation="eager")).eval()
+nn.init.normal_(theirs.encoder.layer[0].crossattention.output.dense.bias)  # so that not every bias is 0
+
+renamed = [("encoder.layer.", "layers."), ("crossattention.attention", "cross_attention"),
+           ("attention.attention", "self_attention"), ("crossattention.output.dense", "cross_attention.output"),
+           ("crossattention.output.LayerNorm", "cross_norm"), (".attention.output.dense", ".self_attention.output"),
+           (".attention.output.LayerNorm", ".self_norm"), ("intermediate_query.dense", "mlp_in"),
+           ("output_query.dense", "mlp_out"), ("output_query.LayerNorm", "mlp_norm"), ("layernorm.", "input_norm.")]
+copied = {"query_tokens": torch.randn(8, 32)}
+for name, value in theirs.state_dict().items():
+    for old, new in renamed:
+        name = name.replace(old, new)
+    copied[name] = value
+
+mine, packaged = MyQFormer(**small), QFormer(**small)
+print("mine:", mine.load_state_dict(copied), "  vlm_lite's:", packaged.load_state_dict(copied))
+
+patches = torch.randn(2, 16, 24)
+with torch.no_grad():
+    expected = theirs(query_embeds=copied["query_tokens"].expand(2, -1, -1), encoder_hidden_states=patches)
+    torch.testing.assert_close(packaged(patches), expected.last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mine(patches), packaged(patches), atol=1e-5, rtol=0)
+    print(f"largest difference: mine to vlm_lite's {(mine(patches) - packaged(patches)).abs().max():.1e}, "
+          f"vlm_lite's to transformers' {(packaged(patches) - expected.last_hidden_state).abs().max():.1e}")
+
+# %% [markdown]
+# **Formula, code, shape.** One layer by hand, on two pictures. Each row below is *run* from the code it shows; its shape
+# is asserted, and at the end the last row must equal what the whole model gives.
+
+# %%
+torch.manual_seed(0)
+net = MyQFormer(num_query_tokens=8, width=32, num_layers=1, num_heads=4, mlp_width=64, vision_width=eye.feature_width)
+B, N, Dv, Q, D, H = 2, features.shape[1], eye.feature_width, 8, 32, 4
+known = {"features": features, "net": net, "layer": net.layers[0], "look": net.layers[0].cross_attention,
+         "attend": multihead_attention, "F": F}
+table = [
+    ("V, the patches of two pictures", "V", "features[:2].float()", (B, N, Dv)),
+    ("Z = LN(Z₀), for every picture alike", "Z", "net.input_norm(net.query_tokens.expand(2, -1, -1))", (B, Q, D)),
+    ("Z ← LN₁(Z + talk(Z, Z))", "Z", "layer.self_norm(Z + layer.talk(Z, Z))", (B, Q, D)),
+    ("q = Z W_q + b_q", "q", "look['query'](Z)", (B, Q, D)),
+    ("k = V W_k + b_k", "k", "look['key'](V)", (B, N, D)),
+    ("v = V W_v + b_v", "v", "look['value'](V)", (B, N, D)),
+    ("A = softmax(q kᵀ / √h)", "A", "attend(q, k, v, 4)[1]", (B, H, Q, N)),
+    ("A v, heads side by side", "mixed", "attend(q, k, v, 4)[0]", (B, Q, D)),
+    ("Z ← LN₂(Z + A v W_o + b_o)", "Z", "layer.cross_norm(Z + look['output'](mixed))", (B, Q, D)),
+    ("Z ← LN₃(Z + GELU(Z W₁ + b₁) W₂ + b₂)", "Z", "layer.mlp_norm(Z + layer.mlp_out(F.gelu(layer.mlp_in(Z))))", (B, Q, D)),
+]
+with torch.no_grad():
+    for formula, name, code, shape in table:
+        known[name] = eval(code, {}, known)
+        assert tuple(known[name].shape) == shape, f"{code} has shape {tuple(known[name].shape)}, expected {shape}"
+        print(f"{formula:37} {name + ' = ' + code:68} {shape}")
+    torch.testing.assert_close(known["A"].sum(dim=-1), torch.ones(B, H, Q))  # each query shares out exactly 1
+    torch.testing.assert_close(known["Z"], net(features[:2].float()))  # the table is the model
+print("\nall shapes hold, and the last row equals the model")
+
+# %% [markdown]
+# **What would go wrong?** Two ways to have all the right parts, no error, a falling loss, and a lame Q-Former.
+#
+# - *`BertModel(is_decoder=True, add_cross_attention=True)`.* A decoder's self-attention is causal. Disturb one query and
+#   see whose output moves: row $i$, column $j$ is lit if output $i$ depends on query $j$.
+# - *Queries that start at zero.* (`transformers`' own class starts them so, and counts on a checkpoint to overwrite
+#   them.) All give one and the same output, and on the way back LayerNorm divides by almost nothing.
+
+# %%
+import matplotlib.pyplot as plt
+from transformers import BertConfig, BertModel
+
+
+@torch.no_grad()
+def influence(model, vectors):
+    """Which outputs of `model` move when one vector of (1, N, D) is disturbed: booleans (outputs, N)."""
+    before, columns = model(vectors), []
+    for j in range(vectors.shape[1]):
+        disturbed = vectors.clone()
+        disturbed[0, j] += torch.randn(vectors.shape[2])  # noise: a constant shift would vanish in LayerNorm
+        columns.append((model(disturbed) - before).abs().amax(dim=(0, 2)) > 1e-6)
+    return torch.stack(columns, dim=1)
+
+
+torch.manual_seed(0)
+bert = BertModel(BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=64, is_decoder=True, add_cross_attention=True)).eval()
+queries, patches, net = torch.randn(1, 8, 32), torch.randn(1, 16, 32), MyQFormer(**{**small, "vision_width": 32})
+both_ways = influence(lambda z: torch.func.functional_call(net, {"query_tokens": z[0]}, (patches,)), queries)
+one_way = influence(lambda z: bert(inputs_embeds=z, encoder_hidden_states=patches).last_hidden_state, queries)
+print(f"pairs of queries that see each other both ways: yours {(both_ways & both_ways.T).triu(1).sum()} of 28, "
+      f"the decoder's {(one_way & one_way.T).triu(1).sum()} of 28")
+
+for name, std in (("N(0, 0.02)", 0.02), ("zeros", 0.0)):
+    nn.init.normal_(net.query_tokens, std=std)
+    net.zero_grad()
+    out = net(patches)  # (1, 8, 32)
+    (out * torch.randn_like(out)).sum().backward()
+    print(f"queries from {name:10}: their outputs differ by up to {(out - out[:, :1]).abs().max():.4f}, "
+          f"largest gradient of a query {net.query_tokens.grad.abs().max():.0e}")
+
+figure, panels = plt.subplots(1, 2, figsize=(6.4, 2.9), layout="constrained")
+for axes, seen, title in zip(panels, (both_ways, one_way), ("your Q-Former", "BERT as a decoder"), strict=True):
+    axes.imshow(seen, cmap="cividis", vmin=0, vmax=1)
+    axes.set(title=title, xlabel="query disturbed", ylabel="output that moves" if axes is panels[0] else "",
+             xticks=range(8), yticks=range(8), xticklabels=range(1, 9), yticklabels=range(1, 9))
+    axes.grid(False)
+plt.show()
+
+# %% [markdown]
+# ## 5. From queries to words
+#
+# A last linear layer brings each query to GPT-2's width: the **prefix**. The row that GPT-2 reads is then
+#
+# $$[\,\underbrace{p_1 \dots p_Q}_{\text{prefix}},\ \underbrace{x_1 \dots x_m}_{\text{prompt}},\ \underbrace{a_1 \dots a_n,\ \langle\text{eos}\rangle}_{\text{answer}}\,]
+# \qquad \mathcal{L} = -\frac{1}{n+1} \sum_{t \,\in\, \text{answer}} \log P(t \mid \text{all before } t)$$
+#
+# The loss is on the answer alone. A **label** says what a position holds for the loss, and `-100` says "leave it out":
+# the prefix is no text, and a prompt that counts would teach the nerve to predict questions. The model compares
+# position $t$ with its prediction at $t - 1$ *by itself*: do not shift the labels.
+#
+# **Exercise 4: labels.** ★★☆ 6 minutes. One label for each position of the row.
+# <details><summary>Hint</summary>
+#
+# A list: `-100` as many times as there are prefix and prompt positions, then the answer, then EOS. How long is it?
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "make_labels", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def make_labels(num_prefix, prompt_ids, answer_ids, eos):
+    """Labels of prefix, prompt, answer and EOS, not shifted: a list of ids, -100 where there is no loss."""
+    ### BEGIN SOLUTION
+    return [-100] * (num_prefix + len(prompt_ids)) + answer_ids + [eos]
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "make_labels-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+make_labels = check.make_labels(make_labels)
+prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"]
+                          for text in (short_prompt("what colour is the circle?"), " red"))
+print(make_labels(8, prompt_ids, answer_ids, tokenizer.eos_token_id))
+
+# %% [markdown]
+# **Exercise 5: padding.** ★★☆ 8 minutes. Rows of a batch differ in length. Fill the short ones on the *right* with
+# `pad`; the attention mask is 1 for a row's own tokens and 0 for padding; padding gets the label `-100`.
+#
+# GPT-2 has no padding token, so people use EOS for it. Then `ids == pad` finds the true EOS as well, and whoever masks by
+# it trains a model that never learns to stop. The check below uses `pad = EOS`: **mask by length.**
+# <details><summary>Hint</summary>
+#
+# `length = max(len(row) for row in rows)`. For each row, `missing = length - len(row)`: `row + [pad] * missing`, and
+# `[1] * len(row) + [0] * missing` for the mask.
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "pad_batch", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def pad_batch(rows, labels, pad):
+    """B lists of ids and B lists of labels -> input_ids, attention_mask, labels: tensors (B, T), padded on the right."""
+    ### BEGIN SOLUTION
+    missing = [max(len(row) for row in rows) - len(row) for row in rows]
+    ids = [row + [pad] * m for row, m in zip(rows, missing, strict=True)]
+    mask = [[1] * len(row) + [0] * m for row, m in zip(rows, missing, strict=True)]
+    padded = [row + [-100] * m for row, m in zip(labels, missing, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask), torch.tensor(padded)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "pad_batch-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+pad_batch = check.pad_batch(pad_batch)
+
+# %% [markdown]
+# ## 6. The assembled model
+#
+# `VLM` joins eye, nerve and brain, and freezes the two that are trained already. The nerve is `vlm_lite`'s connector (a
+# LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside**. It starts from
+# the same weights as the recorded runs that you will compare with.
+#
+# The proof: the loss that GPT-2 itself computes from *your* labels and *your* padding is the loss of the VLM.
+
+# %%
+from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.vlm import VLM
+
+settings = {**recipes.SHAPES_QFORMER, "num_query_tokens": profile.num_query_tokens}
+torch.manual_seed(0)
+nerve = make_connector("qformer", eye.feature_width, brain.config.hidden_size, **settings)
+mine = MyQFormer(vision_width=eye.feature_width, **settings)
+mine.load_state_dict(nerve.qformer.state_dict())
+nerve.qformer = mine  # from here on it is yours that learns
+vlm = VLM(vision=eye, connector=nerve, language_model=brain, tokenizer=tokenizer).eval()
+
+for part, module in (("eye", eye.vision_model), ("nerve", nerve), ("brain", brain)):
+    total = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    print(f"{part:6} {total:>10,} parameters, {trained:>9,} trained")
+
+pairs = [("what colour is the circle?", "red"), ("how many shapes are there?", "3"), ("is there a star?", "yes")]
+rows = [tokenizer([short_prompt(q), f" {a}"], add_special_tokens=False)["input_ids"] for q, a in pairs]
+eos, Q = tokenizer.eos_token_id, profile.num_query_tokens
+ids_of = [prompt + answer + [eos] for prompt, answer in rows]
+with torch.no_grad():
+    input_ids, mask, labels = pad_batch(ids_of, [make_labels(0, p, a, eos) for p, a in rows], eos)
+    ours = vlm(features[:3], input_ids, mask, labels).loss  # vlm_lite leaves out the prefix by itself
+    input_ids, mask, labels = pad_batch([[eos] * Q + row for row in ids_of], [make_labels(Q, p, a, eos) for p, a in rows], eos)
+    row = torch.cat([vlm.prefix(features[:3]), vlm.embed(input_ids[:, Q:])], dim=1)  # (3, Q + T, D_lm)
+    theirs = brain(inputs_embeds=row, attention_mask=mask, labels=labels).loss
+torch.testing.assert_close(ours, theirs)
+print(f"\nloss of three answers: {ours:.4f} by vlm_lite, {theirs:.4f} by transformers with your labels")
+
+# %% [markdown]
+# **Who sees whom.** The same measurement as before, now on GPT-2 with a prefix: row $i$ is lit at $j$ if what GPT-2
+# predicts at position $i$ depends on the vector at $j$. GPT-2 is causal, so the prefix, standing first, is seen by every
+# word, and sees no word itself. The arrows mark the only places with a loss: where an answer token must be predicted.
+
+# %%
+from matplotlib.colors import ListedColormap
+
+from vlm_lite.figures import BLUE, ORANGE, PALE, SKY, VERMILLION
+
+prompt, answer = rows[0]
+with torch.no_grad():
+    text = vlm.embed(torch.tensor([prompt + answer + [eos]]))
+    row = torch.cat([vlm.prefix(features[:1]), text], dim=1)  # (1, Q + T, D_lm)
+seen = influence(lambda x: brain(inputs_embeds=x).logits, row)  # (Q + T, Q + T)
+kind = torch.tensor([1] * Q + [2] * len(prompt) + [3] * (len(answer) + 1))  # prefix, prompt, answer
+names = [f"p{j + 1}" for j in range(Q)] + tokenizer.convert_ids_to_tokens(prompt + answer + [eos])
+labels = make_labels(Q, prompt, answer, eos)
+
+figure, axes = plt.subplots(figsize=(6.6, 5.2), layout="constrained")
+axes.imshow(seen * kind, cmap=ListedColormap([PALE, BLUE, SKY, ORANGE]), vmin=0, vmax=3)
+axes.set(xlabel="vector that is read", ylabel="position that reads", xticks=range(len(names)), yticks=range(len(names)),
+         yticklabels=names, title="Who sees whom: blue prefix, light prompt, orange answer")
+axes.set_xticklabels(names, rotation=90)
+axes.grid(False)
+for i, label in enumerate(labels[1:]):  # position i predicts position i + 1
+    if label != -100:
+        axes.annotate(f"must predict {tokenizer.convert_ids_to_tokens(label)!r}", (len(names) - 0.5, i), (8, 0),
+                      textcoords="offset points", va="center", color=VERMILLION, fontweight="bold", annotation_clip=False)
+plt.show()
+print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a loss")
+
+# %% [markdown]
+# ## 7. Before training
+#
+# The nerve is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
+
+# %%
+from vlm_lite.data.shapes import five_questions
+
+place_of = {image_id: k for k, image_id in enumerate(ids)}
+
+
+def answer(rows, seeing=True):
+    """The VLM's short answers to rows of questions, each about its own picture, or blind."""
+    own = features[[place_of[row["image_id"]] for row in rows]].float() if seeing else None
+    return vlm.generate(own, [short_prompt(row["question"]) for row in rows], max_new_tokens=4)
+
+
+count = min(150, len(images))
+five = five_questions(questions)
+before = {"captions": vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48),
+          "answers": answer(five)}
+for row, said in zip(five, before["answers"], strict=True):
+    print(f"{row['question']:44} {said!r:12} right: {row['answer']!r}")
+print("\ncaption of the first picture:", before["captions"][0])
+
+# %% [markdown]
+# ## 8. Training: the one live run
+#
+# **Predict first.** You know the blind line and the oracle's from section 2. After this training, what will the VLM's
+# accuracy be, in percent? Set `my_guess`; the figure of section 9 draws it.
+#
+# The nerve trains on what is said about each picture: one caption and its questions, as pairs of prompt and answer.
+# Several pairs about one picture share a row and its prefix. Only the nerve has gradients; they reach it *through* the
+# frozen brain.
+
+# %%
+my_guess = 50  # percent; change it before you go on
+
+# %%
+train_captions, train_questions = load_shapes("train", profile.train_images)
+train_images, _, train_ids = recipes.load_pictures(train_captions)
+said = recipes.picture_exchanges(train_captions, train_questions)
+exchanges = [said[image_id] for image_id in train_ids]
+train_features = recipes.picture_features(eye, train_images)
+
+print(f"{len(exchanges):,} pictures, {sum(map(len, exchanges)):,} exchanges; the first picture's:")
+for prompt, reply in exchanges[0]:
+    print(f"   {prompt}  →  {reply}")
+
+history = recipes.train_connector(vlm, train_features, exchanges, steps=profile.connector_steps, lr=profile.connector_lr,
+                                  batch_size=profile.connector_batch_size, seed=0)
+print(f"{profile.connector_steps} steps in {history.seconds[-1]:.0f} s, loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}")
+
+# %% [markdown]
+# **Is my loss normal?** Your run over the recorded band of several seeds. The dotted line is the loss of the brain with
+# no picture at all, on one batch of the same rows.
+#
+# *Above the band, or stuck at the dotted line:* check that the features are those of this eye and layer, that the
+# queries differ, and that the nerve has gradients. *Below it from the start:* the loss counts easy tokens; check that
+# prefix, prompt and padding have the label -100.
+
+# %%
+from vlm_lite.studies import load_study
+
+study = load_study("qformer_connector")
+batch = recipes.exchange_batches(train_features, exchanges, tokenizer, profile.connector_batch_size)
+_, input_ids, mask, labels = batch(0, torch.Generator().manual_seed(0))
+with torch.no_grad():
+    blind_loss = vlm(None, input_ids, mask, labels).loss.item()
+print(f"the band is recorded: `{study['command']}`, {study['seconds']} s on {study['hardware']}")
+plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, chance=blind_loss,
+                 ylabel="loss on answer tokens (nats)", title="Training the nerve")
+
+# %% [markdown]
+# ## 9. Does it look?
+#
+# The same questions under five conditions: **blind** (no picture), **blank** (an empty picture), **shuffled** (another
+# question's picture), the **VLM**, and the **oracle** (the scene in words). Two figures sum it up:
+#
+# $$\text{multimodal gain} = \text{VLM} - \text{blind} \qquad\qquad
+#   \text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
+#
+# The gain says what the picture is worth. The bridge score says how much of what *this brain* could know came through
+# *this nerve*; compare it only under the same brain. Intervals are bootstrapped over questions. A model that looks falls
+# to the blind line with a shuffled picture; one that does not, does not care.
+
+# %% tags=["thumbnail"]
+result = recipes.probe(vlm, captions, questions)
+print(result.table())
+
+percent = {name: tuple(100 * x for x in (score.value, score.low, score.high)) for name, score in result.accuracy.items()}
+bridge = result.bridge
+plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
+                bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high))
+
+# %% [markdown]
+# **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
+# where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
+# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds.
+
+# %%
+scores = {**{f"VQA {name}": score for name, score in result.accuracy.items()},
+          "multimodal gain": result.gain, "bridge score": result.bridge}
+print(f"{'':16} {'this run':>26}   recorded, {len(study['seeds'])} seeds")
+for name, recorded in study["summary"].items():
+    run = scores.get(name)
+    if run is not None and run.value is not None:
+        agrees = run.low <= recorded["high"] and recorded["low"] <= run.high
+        print(f"{name:16} {str(run):>26}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
+              f"{'agrees' if agrees else 'apart: see the notes on the loss above'}")
+plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
+                    for kind, part in result.by_type.items()})
+
+# %% [markdown]
+# **Complementary pairs.** One question, two pictures, two different answers, as VQA v2 is made. A pair counts only if
+# *both* answers are right. A blind model says the same twice, so it cannot get a single pair: here a prior is worth
+# exactly nothing.
+
+# %%
+asked = questions.select(range(len(result.scores["vlm"])))  # the questions of the probe
+waiting, found = {}, []
+for k, (text, picture, right) in enumerate(zip(asked["question"][:], asked["image_id"][:], asked["answer"][:], strict=True)):
+    partner = next((p for p in waiting.get(text, []) if p[1] != picture and p[2] != right), None)
+    if partner is None:
+        waiting.setdefault(text, []).append((k, picture, right))
+    else:
+        waiting[text].remove(partner)
+        found.append((partner[0], k))
+
+pair_score = {name: sum(min(scored[i], scored[j]) > 0.5 for i, j in found) / len(found)
+              for name, scored in result.scores.items()}
+assert pair_score["blind"] == pair_score["blank"] == 0
+print(f"{len(found)} pairs, both right: " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in pair_score.items()))
+
+examples = [k for pair in found[:2] for k in pair]
+plots.show_images([asked[k]["image"] for k in examples], columns=4, titles=[
+    f"{asked[k]['question']} says {result.answers['vlm'][k]}, right {asked[k]['answer']}" for k in examples])
+
+# %% [markdown]
+# ## 10. What it says, and where it looks
+#
+# **Captions, before and after.** CIDEr scores a caption against the five that belong to its picture, weighing words by
+# how few pictures' captions have them. Two controls: one caption for all (blind), and each picture with the caption of
+# the next (shuffled): good sentences, about the wrong picture.
+
+# %%
+from vlm_lite.evals.captions import caption_scores
+
+after = vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48)
+blind_caption = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=48)
+said = {"before training": before["captions"], "blind": blind_caption * count, "shuffled": after[1:] + after[:1],
+        "after training": after}
+cider = {name: caption_scores({k: references[k] for k in range(count)}, dict(enumerate(texts)), metrics=("CIDEr",))["CIDEr"]
+         for name, texts in said.items()}
+print(f"CIDEr over {count} pictures: " + ", ".join(f"{name} {value:.2f}" for name, value in cider.items()))
+some = range(5, 9)
+plots.caption_table([images[k] for k in some], [before["captions"][k] for k in some], [after[k] for k in some],
+                    [references[k][0] for k in some], names=("before training", "after training", "the file's caption"))
+
+# %% [markdown]
+# **Where each query looks**, in the last layer, averaged over the heads. Attention says from where a query *reads*, and
+# no more than that: the eye has mixed its patches before, so a patch can carry news of its neighbours. The number: how
+# much of all attention falls on cells with something in them, beside the share of such cells in the pictures.
+
+# %%
+maps = torch.cat([vlm.attention_maps(part).mean(dim=1) for part in features.split(250)])  # (N, Q, 16)
+occupied = torch.zeros(len(images), 16)
+for k, scene in enumerate(scenes):
+    occupied[k, [4 * r + c for r, c in cells(scene)]] = 1
+on_things = (maps * occupied[:, None]).sum(dim=-1).mean(dim=0)  # (Q,)
+print(f"attention on cells with something in them: {on_things.mean():.2f}; share of such cells: {occupied.mean():.2f}")
+print("query by query:", " ".join(f"{share:.2f}" for share in on_things))
+plots.attention_over_image(images[shown], maps[shown].view(-1, 4, 4))
+
+# %% [markdown]
+# **Swap the picture, then take it away.** One question, to which two pictures have different answers. The bars are the
+# probabilities of all colours as the next word; the dashed line is what the brain would say with no picture.
+
+# %%
+from IPython.display import display
+
+from vlm_lite.data.scenes import BACKGROUND
+from vlm_lite.data.shapes import ANSWERS
+
+
+@torch.no_grad()
+def probabilities(features, question, answers=ANSWERS["colour"]):
+    """features (B, 16, Dv) or None -> the probability (B, answers) of each one-word answer as the next word."""
+    text = tokenizer(short_prompt(question), return_tensors="pt")["input_ids"]
+    logits = vlm(features, text.expand(1 if features is None else len(features), -1)).logits[:, -1]
+    return logits.softmax(dim=-1)[:, tokenizer.convert_tokens_to_ids(list(answers))]
+
+
+def named(row):
+    return dict(zip(ANSWERS["colour"], row.tolist(), strict=True))
+
+
+colour_pairs = [pair for pair in found if asked[pair[0]]["question_type"] == "colour"]
+right = [pair for pair in colour_pairs if all(result.scores["vlm"][k] > 0.5 for k in pair)]
+first, second = (right or colour_pairs or found)[0]
+question = asked[first]["question"]
+blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
+blank_features = vlm.encode(recipes.pixel_values(blank))
+for title, picture, seen in (("its picture", asked[first]["image"], features[[place_of[asked[first]["image_id"]]]]),
+                             ("another picture", asked[second]["image"], features[[place_of[asked[second]["image_id"]]]]),
+                             ("an empty picture", None, blank_features)):
+    display(plots.ask_panel(picture, question, named(probabilities(seen, question)[0]), title=title,
+                            answers=ANSWERS["colour"]))
+changed = (probabilities(features[[place_of[asked[first]["image_id"]]]], question)
+           - probabilities(blank_features, question)).abs().max()
+print(f"taking the picture away moves a probability by up to {changed:.2f}")
+
+# %% [markdown]
+# **Hide one patch.** Paint a single cell of the picture over, encode it anew, and ask again: sixteen times, once for each
+# cell. Where does the probability of the right answer fall most? Unlike attention, this is a *cause*: something was
+# changed, and the answer followed.
+
+# %%
+def hide_each_cell(image):
+    """One picture uint8 (3, 64, 64) -> sixteen copies, each with another cell painted over."""
+    copies = image.repeat(16, 1, 1, 1)
+    for k in range(16):
+        row, column = divmod(k, 4)
+        copies[k, :, 16 * row:16 * row + 16, 16 * column:16 * column + 16] = torch.tensor(BACKGROUND).view(3, 1, 1)
+    return copies
+
+
+def fall(row):
+    """By how much the probability of the right colour falls when each cell is hidden: (4, 4)."""
+    image = images[place_of[row["image_id"]]]
+    batch = torch.cat([image[None], hide_each_cell(image)])  # (17, 3, 64, 64)
+    right = probabilities(vlm.encode(recipes.pixel_values(batch)), row["question"])[:, ANSWERS["colour"].index(row["answer"])]
+    return (right[0] - right[1:]).clamp(min=0).view(4, 4)
+
+
+# Questions about the colour of a thing, where only one thing has the right colour, so that its cell is known.
+tried, hits = [], 0
+for k in (k for k, kind in enumerate(asked["question_type"][:]) if kind == "colour"):
+    row = asked[k]
+    things = row["description"].removesuffix(".").split(". ")
+    own = [cells(thing)[0] for thing in things if f" {row['answer']} " in thing]
+    if len(own) == 1 and result.scores["vlm"][k] > 0.5 and len(tried) < 40:
+        drop = fall(row)
+        tried.append((row, drop))
+        hits += divmod(drop.argmax().item(), 4) == own[0]
+tried = tried or [(asked[first], fall(asked[first]))]
+print(f"the cell whose hiding hurts most is that of the thing asked about: {hits} of {len(tried)} questions "
+      f"(by chance 1 in 16)")
+row, drop = tried[0]
+print(f"{row['question']}  right: {row['answer']}")
+plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"], size=190)
+
+# %% [markdown]
+# ## 11. What you showed
+#
+# The figures are those of this run. Under them the scoreboard of the course, five fixed questions about five fixed
+# pictures: **can it see yet?**
+
+# %%
+def score(name):
+    return f"{100 * result.accuracy[name].value:.1f}%"
+
+
+print(f"""- your Q-Former equals vlm_lite's and transformers' Blip2QFormerModel
+- {sum(p.numel() for p in nerve.parameters()):,} trained parameters turn {features.shape[1]} patches into {Q} vectors that a frozen GPT-2 can read
+- with the picture {score('vlm')}, without it {score('blind')}, with another one {score('shuffled')}
+- complementary pairs: {100 * pair_score['vlm']:.1f}%, where a blind model has none
+- captions: CIDEr {cider['after training']:.2f}, and {cider['shuffled']:.2f} when the pictures are exchanged
+- hiding the thing asked about hurts most in {hits} of {len(tried)} questions
+""")
+print(f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score('blind')}, "
+      f"shuffled {score('shuffled')}, oracle {score('oracle')}")
+plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
+                 {"blind": answer(five, seeing=False), "before": before["answers"], "after": answer(five)})
+
+# %% [markdown]
+# **What this does not show**
+#
+# - **BLIP-2's first stage.** BLIP-2 first trains its Q-Former beside a text, with three losses (contrastive, matching,
+#   captioning: ITC, ITM, ITG), and only then in front of a language model. Here there is only that second stage.
+# - **That a Q-Former is better than a linear layer.** Here eight queries stand for sixteen patches; a linear projection
+#   of all sixteen might do as well. That takes a comparison over several seeds.
+# - **Anything about photographs.** Shapes has a small vocabulary, exact truth and a brain made for it.
+# - **More than one run of yours.** The recorded seeds say how far runs differ. The intervals treat questions as
+#   independent; several are about one picture, which makes them a little too narrow.
+# - **Why a query looks where it looks.** An attention map is no explanation; the hidden patch is better evidence.
+#
+# ## 12. Check yourself
+#
+# - [ ] I can say what is the same for every picture (the queries) and what is not (the prefix).
+# - [ ] I can draw from memory who sees whom: among queries, between queries and patches, in GPT-2 with a prefix.
+# - [ ] I know what each label is in a row of prefix, prompt, answer, EOS and padding, and why nothing is shifted.
+# - [ ] I can name two bugs of this model that raise no error, and the number that gives each away.
+# - [ ] I would not believe a VLM's accuracy without its blind and its shuffled line.
+#
+# **In words**
+#
+# 1. The blind model is right rather often. Why is that no sign of sight, and why do complementary pairs bring it to nothing?
+# 2. The loss falls at once, long before the answers depend on the picture. What does the nerve learn first?
+# 3. You double the number of queries and the bridge score stays where it was. What may be the limit now: eye, nerve or
+#    brain? Which of the figures above would tell you?
+#
+# **Where next.** [01, CLIP](01_clip_infonce.ipynb) shows how the eye came to see. Then change one thing here and predict
+# first: `num_query_tokens` in section 6, `layer=-1` in section 3, `connector_steps`, or `make_connector("mlp", ...)` in
+# place of the Q-Former.
+
+# %% [markdown]
+# **Glossary**
+#
+# | term | 日本語 | meaning here |
+# |---|---|---|
+# | Q-Former | Qフォーマー | a small transformer of learnt queries that reads a picture |
+# | learnt query | 学習可能なクエリ | a trained vector, the same for every picture |
+# | self-attention | 自己注意（セルフアテンション） | queries take from one another |
+# | cross-attention | 交差注意（クロスアテンション） | queries take from the patches |
+# | causal mask | 因果マスク | a position sees only what stands before it |
+# | frozen | 凍結（重みの固定） | weights that do not change |
+# | prefix | プレフィックス（ソフトプロンプト） | vectors put in front of the text |
+# | label, -100 | ラベル（損失の対象外は -100） | what a position is compared with, or nothing |
+# | padding | パディング | filling short rows of a batch |
+# | end of sequence, EOS | 文末トークン | the token that ends an answer |
+# | teacher forcing | 教師強制 | training on the right words so far, not on the model's own |
+# | language prior | 言語の事前分布（言語バイアス） | what is right without looking |
+# | oracle | オラクル（上限の目安） | the brain with the scene in words |
+# | multimodal gain | マルチモーダル利得 | VLM minus blind |
+# | bridge score | ブリッジスコア（橋渡し率） | the gain as a share of oracle minus blind |
+# | complementary pair | 相補ペア | one question, two pictures, two answers |
+# | bootstrap interval | ブートストラップ信頼区間 | how far a mean moves when the questions are drawn again |

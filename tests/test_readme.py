@@ -1,0 +1,138 @@
+"""What the two README pages say is so: their commands exist, their examples run, their picture is the model's."""
+
+import re
+import shlex
+
+import pytest
+from PIL import Image
+
+from tools import notebooks, readme_gif
+from vlm_lite.cli import build_parser
+from vlm_lite.data import scenes
+
+ROOT = notebooks.ROOT
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "data/README.md")}
+README = PAGES["README.md"]
+STUDY_OR_MODEL = {"NAME": "clip_infonce"}  # a placeholder of the pages, and something to try in its place
+
+
+def fences(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def commands(text):
+    """Every command of the page as words: lines of its shell fences, and `make x` and `vlm-lite x` within the prose."""
+    lines = [line for fence in fences(text, "sh") for line in fence.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    lines += re.findall(r"`((?:make|vlm-lite) [^`]+)`", prose)
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def make_targets():
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_that_a_page_names_exists(page):
+    named = {target for words in commands(PAGES[page]) if words[0] == "make" for target in words[1:] if "=" not in target}
+    assert named - make_targets() == set()
+    assert page != "README.md" or {"course", "test"} <= named
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_vlm_lite_command_that_a_page_names_is_understood(page):
+    for words in commands(PAGES[page]):
+        if words[0].endswith("vlm-lite"):
+            build_parser().parse_args([STUDY_OR_MODEL.get(word, word) for word in words[1:]])
+
+
+def test_the_shell_examples_hold_nothing_else_but_the_clone():
+    other = [words for words in commands(README) if words[0] not in ("make", "vlm-lite", ".venv/bin/vlm-lite")]
+    slug, _ = notebooks.repository()
+    assert other == [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
+
+
+def test_the_studies_and_checkpoints_that_the_readme_names_are_those_there_are():
+    from vlm_lite import studies, zoo
+
+    named = [words[words.index("vlm-lite") + 1:] if "vlm-lite" in words else words[1:] for words in commands(README)
+             if words[0].endswith("vlm-lite")]
+    for name in {words[1] for words in named if words[0] == "study"} - {"NAME"}:
+        studies._study(name)  # raises for an unknown one
+    assert {words[2] for words in named if words[:2] == ["zoo", "build"]} - {"NAME"} <= set(zoo.NAMES)
+    assert set(re.findall(r"^\| `(shapes-\w+)` \|", PAGES["data/README.md"], flags=re.M)) == set(zoo.NAMES)
+
+
+def test_the_readme_s_test_command_is_what_ci_runs():
+    last = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
+    command = last.removeprefix("exec ").removesuffix(" </dev/null")
+    assert shlex.split(command) in commands(README)
+
+
+def test_the_badge_and_the_clone_name_the_one_repository():
+    slug, ref = notebooks.repository()
+    assert set(re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+?)(?=[/\s)])", README)) == {slug}
+    assert f"/github/{slug}/blob/{ref}/notebooks/00_start_here.ipynb)" in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_examples_run(page, capsys):
+    for code in fences(PAGES[page], "python"):
+        exec(compile(code, page, "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    if page == "README.md":
+        assert "one-directional" in printed and "The cells below use vlm_lite's." in printed
+        assert "multimodal gain (vlm - blind): 0.000 [0.000, 0.000]" in printed and "CIDEr" in printed
+
+
+def test_measured_numbers_stand_in_the_generated_parts_only():
+    text = re.sub(r"<!-- (notebooks|thumbnails) -->.*?<!-- /\1 -->", "", README, flags=re.S)
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    assert re.findall(r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text) == []
+
+
+def test_the_data_card_lists_the_world_as_it_is():
+    card = " ".join(PAGES["data/README.md"].split())
+    for words in (scenes.SHAPES, scenes.COLOURS, scenes.SIZES, sorted(" ".join(pair) for pair in scenes.HELD_OUT)):
+        assert f"({', '.join(words)})" in card
+    assert f"{scenes.IMAGE_SIZE} pixels wide" in card and f"{scenes.GRID} rows and {scenes.GRID} columns" in card
+    _, targets, pools = scenes._digits()
+    assert f"{len(targets)} digits" in card
+    assert f"{len(pools['train'])} of them are for `train`, the other {len(pools['test'])} for" in card
+
+
+# ---------------------------------------------------------------- the moving picture
+
+def test_the_moving_picture_is_light_moves_and_starts_again():
+    with Image.open(readme_gif.TARGET) as image:
+        assert readme_gif.TARGET.stat().st_size < 600_000
+        assert image.n_frames >= 3 and image.info.get("loop") == 0
+        assert 640 <= image.width <= 800
+    assert f'src="{readme_gif.TARGET.relative_to(ROOT).as_posix()}"' in README.split("\n## ")[0]
+
+
+def test_the_moving_picture_shows_the_answers_of_the_checkpoints_that_are_here():
+    with Image.open(readme_gif.TARGET) as image:
+        comment = image.info.get("comment", b"").decode()
+    assert readme_gif.zoo_hash() in comment, "docs/ask.gif shows the answers of another model: run `make gif`"
+
+
+@pytest.mark.slow
+def test_the_story_ends_with_each_bar_at_its_blind_line(tmp_path):
+    colours = list(scenes.COLOURS)
+    seen, swapped = ({name: 0.95 if name == sure else 0.005 for name in colours} for sure in ("red", "blue"))
+    blind = dict.fromkeys(colours, 0.12)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("#400000", "#000040")]
+    images, milliseconds = readme_gif.frames(pictures, [seen, swapped, blind])
+    last = readme_gif.frame(readme_gif.cover(), readme_gif.QUESTION, blind, blind, 2, hidden=True)
+    assert images[-1].tobytes() == last.tobytes()
+    assert len(images) == len(milliseconds) and {image.size for image in images} == {last.size}
+    readme_gif.save(images, milliseconds, tmp_path / "ask.gif", b"a comment")
+    with Image.open(tmp_path / "ask.gif") as image:
+        assert image.info["comment"] == b"a comment" and image.n_frames > 30
+        total = 0
+        for index in range(image.n_frames):
+            image.seek(index)
+            total += image.info["duration"]
+    assert total == sum(milliseconds)
