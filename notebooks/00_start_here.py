@@ -67,8 +67,8 @@ vlm = VLM.from_pretrained(resolve_model(profile.vlm_model))
 parts = {"eye": vlm.vision.vision_model, "nerve": vlm.connector, "brain": vlm.language_model}
 for name, part in parts.items():
     millions = sum(weight.numel() for weight in part.parameters()) / 1e6
-    trained = any(weight.requires_grad for weight in part.parameters())
-    print(f"{name:6} {type(part).__name__:18} {millions:5.2f} million parameters, {'trained' if trained else 'frozen'} in this VLM")
+    state = "trained" if any(weight.requires_grad for weight in part.parameters()) else "frozen"
+    print(f"{name:6} {type(part).__name__:18} {millions:5.2f} million parameters, {state} in this VLM")
 
 # %% [markdown]
 # ## What flows through it
@@ -117,7 +117,7 @@ assert ids.shape == (1, len("question : what colour is the circle ? answer :".sp
 assert p.shape == (1, V) and abs(p.sum() - 1) < 1e-4
 for name, value in {"picture x": x, "eye z": z, "nerve h": h, "question ids": ids, "next word p": p}.items():
     print(f"{name:13} {tuple(value.shape)}")
-print(f"{x.numel():,} numbers of picture become {h.numel():,} numbers that the brain reads, {h.shape[1]} 'words' in front of the question.")
+print(f"\n{x.numel():,} numbers of picture become {h.shape[1]} vectors, {h.numel():,} numbers, in front of the question.")
 
 # %% [markdown]
 # ## Ask it
@@ -140,9 +140,12 @@ def probabilities(picture, question):
 
 
 def ask(picture, question, title=""):
-    """The likeliest answers as bars, and the probability of the first of them without a picture as a dashed line."""
+    """A bar for each of the answers that are likely with or without the picture; a dashed line for the first, without."""
     seen, blind = probabilities(picture, question), probabilities(None, question)
-    return plots.ask_panel(picture, question, seen, blind=blind[next(iter(seen))], title=title)
+    highest = {word: max(seen[word], blind[word]) for word in seen}
+    likely = [word for word in sorted(highest, key=highest.get, reverse=True)[:5] if highest[word] > 0.01]
+    answers = sorted(likely, key=seen.get, reverse=True)
+    return plots.ask_panel(picture, question, seen, answers=answers, blind=blind[answers[0]], title=title)
 
 
 first = picture_of[1000680]
@@ -203,7 +206,7 @@ plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for
 # answer.
 
 # %%
-my_questions = ["what is the small yellow shape?", "is the circle below the digit?", "what colour is the banana?"]
+my_questions = ["what is the small yellow shape?", "which digit is written?", "what colour is the banana?"]
 
 from IPython.display import display
 
@@ -260,9 +263,13 @@ ask(my_picture, my_question, "my own picture")
 # ## It writes, too
 #
 # The same model with another prompt, `caption:`, describes the whole picture. A caption has many chances to be wrong:
-# hold each word against the picture.
+# hold each word against the picture. Asked as in a conversation, it answers in a sentence.
 
 # %%
+from vlm_lite.data.language import chat_prompt
+
+print(chat_prompt(question), vlm.generate(vlm.encode(pixel_values(first[None])), [chat_prompt(question)])[0])
+
 shown = images[:5]
 titles = vlm.generate(vlm.encode(pixel_values(shown)), [CAPTION_PROMPT] * len(shown), max_new_tokens=64)
 plots.show_images(shown, titles)
@@ -314,9 +321,9 @@ def percent(interval):
 
 
 print(result.table())
-bridge = result.bridge if result.bridge.value is None else (result.bridge.value, result.bridge.low, result.bridge.high)
-plots.gain_bars(**{name: percent(interval) for name, interval in result.accuracy.items()}, guess=my_guess,
-                bridge=bridge if isinstance(bridge, tuple) else "undefined", title=f"{len(asked)} questions about Shapes")
+bridge = "undefined" if result.bridge.value is None else (result.bridge.value, result.bridge.low, result.bridge.high)
+plots.gain_bars(**{name: percent(interval) for name, interval in result.accuracy.items()}, bridge=bridge,
+                guess=my_guess, title=f"{len(asked)} questions about Shapes")
 
 # %% [markdown]
 # ## Does the answer follow the picture?
@@ -331,7 +338,8 @@ for condition, scores in result.scores.items():
     both[condition] = 100 * np.mean(scores.reshape(-1, 2).min(axis=1) > 0.5)  # (pairs, 2)
     said = result.answers[condition]
     changed[condition] = 100 * np.mean([one != other for one, other in zip(said[::2], said[1::2], strict=True)])
-    print(f"{condition:9} other answer for the other picture in {changed[condition]:5.1f}% of pairs, both right in {both[condition]:5.1f}%")
+    print(f"{condition:9} two answers for the two pictures in {changed[condition]:5.1f}% of pairs, "
+          f"both right in {both[condition]:5.1f}%")
 assert changed["blind"] == both["blind"] == 0, "without a picture, the same question must get the same answer"
 
 print(f"HEADLINE: swap the picture and the answer follows, rightly, in {both['vlm']:.0f}% of {len(pairs)} pairs "
@@ -361,7 +369,8 @@ some = wrong[::max(1, len(wrong) // 5)][:5]
 if some:
     display(plots.show_images(
         [picture_of[asked["image_id"][row]] for row in some],
-        [f"{asked['question'][row]} It says {result.answers['vlm'][row]}, right is {asked['answer'][row]}." for row in some]))
+        [f"{asked['question'][row]} It says {result.answers['vlm'][row]}, right is {asked['answer'][row]}."
+         for row in some]))
 
 # %% [markdown]
 # ## What you showed, and what this does not show

@@ -18,10 +18,28 @@
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](filled in by make notebooks)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/01_clip_infonce.ipynb)
 
 # %% tags=["setup"]
-# filled in by `make notebooks`
+profile = "auto"  #@param ["auto", "tiny"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
+            if importlib.util.find_spec(name)]
+    source = "git+https://github.com/vlm-lite/vlm-lite@main"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+minutes = {"tiny": None}
+profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+print(describe(profile, compute, minutes=minutes))
 
 # %% [markdown]
 # # 1. CLIP and InfoNCE: an eye that learns from captions
@@ -35,6 +53,7 @@
 #
 # **Reading time:** 25 minutes. Five exercises, 30 minutes if you write them all, none needed to go on.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
 # this leads. How the towers work inside is the next chapter; here they are two functions.
@@ -62,6 +81,7 @@ from vlm_lite import plots, recipes
 from vlm_lite.data import language, scenes, shapes
 from vlm_lite.labs import check
 
+plots.style()
 train_pictures, train_captions, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
 val_table, val_questions = shapes.load_shapes("val", profile.val_images)
 pictures, captions, ids = recipes.load_pictures(val_table)
@@ -111,11 +131,14 @@ print(f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm
 #
 # $$s_{ij} = \frac{u_i \cdot v_j}{\lVert u_i\rVert\,\lVert v_j\rVert} \in [-1, 1]$$
 #
-# > **Exercise 1** · ●○○ · 3 minutes. From `x` $(N, P)$ and `y` $(M, P)$, of any length, make the matrix of all cosines,
-# > $(N, M)$: row $i$ is picture $i$, column $j$ is caption $j$.
+# **Exercise 1: cosines.** ★☆☆ 3 minutes. From `x` $(N, P)$ and `y` $(M, P)$, whose rows have any length, make the matrix
+# of all cosines, $(N, M)$: row $i$ is picture $i$, column $j$ is caption $j$.
 #
-# <details><summary>Hint</summary>Bring every row to length 1 first: <code>F.normalize(x, dim=-1)</code>. One matrix
-# product then makes all dot products at once.</details>
+# <details><summary>Hint</summary>
+#
+# Bring every row to length 1 first: `F.normalize(x, dim=-1)`. One matrix
+# product then makes all dot products at once.
+# </details>
 
 # %% nbgrader={"grade": false, "grade_id": "cosine_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def cosine_similarity(x, y):
@@ -125,7 +148,7 @@ def cosine_similarity(x, y):
     ### END SOLUTION
 
 
-# %%
+# %% nbgrader={"grade": true, "grade_id": "cosine_similarity-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 cosine_similarity = check.cosine_similarity(cosine_similarity)
 
 before = cosine_similarity(image_embeds, text_embeds)  # (8, 8)
@@ -201,18 +224,21 @@ row("L_image", image_loss, (), torch.allclose(image_loss, surprise.mean()))
 
 # %%
 cosines = torch.tensor([0.80, 0.75, 0.30, -0.10])
-print("cosines      ", cosines.tolist())
+print("cosines  " + "".join(f"{v:8.2f}" for v in cosines))
 for temperature in (0.01, 0.07, 0.5, 1.0):
-    print(f"τ = {temperature:<5}    ", [round(v, 3) for v in (cosines / temperature).softmax(0).tolist()])
+    print(f"τ = {temperature:<5}" + "".join(f"{v:8.1%}" for v in (cosines / temperature).softmax(0)))
 
 # %% [markdown]
-# > **Exercise 2** · ●●○ · 12 minutes. Write the whole loss: both directions, from embeddings of any length. `logit_scale`
-# > is $t$, so the cosines are multiplied by $e^t$. Return one number that carries gradients to all three inputs, and let
-# > it survive $e^t = 100$, the largest scale CLIP allows.
+# **Exercise 2: the loss.** ★★☆ 12 minutes. Write the whole loss: both directions, from embeddings of any length.
+# `logit_scale` is $t$, so the cosines are multiplied by $e^t$. Return one number that carries gradients to all three
+# inputs, and let it survive $e^t = 100$, the largest scale CLIP allows.
 #
-# <details><summary>Hint</summary>The second direction needs no new similarity: it reads <code>logits.T</code>. In fp32
-# $e^{100}$ is infinite, so do not take the logarithm of a softmax yourself: <code>F.cross_entropy</code> subtracts the
-# largest logit first.</details>
+# <details><summary>Hint</summary>
+#
+# The second direction needs no new similarity: it reads `logits.T`. In fp32
+# $e^{100}$ is infinite, so do not take the logarithm of a softmax yourself: `F.cross_entropy` subtracts the
+# largest logit first.
+# </details>
 
 # %% nbgrader={"grade": false, "grade_id": "info_nce", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def info_nce(image_embeds, text_embeds, logit_scale):
@@ -225,7 +251,7 @@ def info_nce(image_embeds, text_embeds, logit_scale):
     ### END SOLUTION
 
 
-# %%
+# %% nbgrader={"grade": true, "grade_id": "info_nce-check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 info_nce = check.info_nce(info_nce)
 
 # %% [markdown]
@@ -267,9 +293,12 @@ print(f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.log
 # picture. The instrument has a limit: since $L \ge 0$, a batch of $N$ can never prove more than $\log N$. Larger batches
 # can prove, and teach, more.
 #
-# > **Exercise 3** · ●○○ · 2 minutes. The bound in nats, for one loss or a tensor of losses.
+# **Exercise 3: the bound.** ★☆☆ 2 minutes. The bound in nats, for one loss or a tensor of losses.
 #
-# <details><summary>Hint</summary><code>math.log</code> is the natural logarithm.</details>
+# <details><summary>Hint</summary>
+#
+# `math.log` is the natural logarithm.
+# </details>
 
 # %% nbgrader={"grade": false, "grade_id": "information_bound", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def information_bound(loss, batch_size):
@@ -279,7 +308,7 @@ def information_bound(loss, batch_size):
     ### END SOLUTION
 
 
-# %%
+# %% nbgrader={"grade": true, "grade_id": "information_bound-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 information_bound = check.information_bound(information_bound)
 print(f"a batch of {profile.clip_batch_size} can prove at most "
       f"{information_bound(0.0, profile.clip_batch_size):.2f} nats; guessing proves "
@@ -291,11 +320,14 @@ print(f"a batch of {profile.clip_batch_size} can prove at most "
 # Line up $N$ pictures and their $N$ captions. A picture is a **hit** at $K$ when its own caption is among the $K$
 # captions nearest to it. Recall@K is the share of hits. It is asked both ways: picture to caption, caption to picture.
 #
-# > **Exercise 4** · ●●○ · 8 minutes. From a similarity matrix $(N, N)$ whose right answers stand on the diagonal, compute
-# > Recall@K by rows, a fraction from 0 to 1.
+# **Exercise 4: recall.** ★★☆ 8 minutes. From a similarity matrix $(N, N)$ whose right answers stand on the diagonal, compute
+# Recall@K by rows, a fraction from 0 to 1.
 #
-# <details><summary>Hint</summary>Sorting is not needed. Count, for each row, how many candidates are <i>more</i> similar
-# than the right one, <code>similarity.diagonal()[:, None]</code>. A hit has fewer than K ahead of it.</details>
+# <details><summary>Hint</summary>
+#
+# Sorting is not needed. Count, for each row, how many candidates are *more* similar
+# than the right one, `similarity.diagonal()[:, None]`. A hit has fewer than K ahead of it.
+# </details>
 
 # %% nbgrader={"grade": false, "grade_id": "recall_at_k", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def recall_at_k(similarity, k):
@@ -307,7 +339,7 @@ def recall_at_k(similarity, k):
     ### END SOLUTION
 
 
-# %%
+# %% nbgrader={"grade": true, "grade_id": "recall_at_k-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 recall_at_k = check.recall_at_k(recall_at_k)
 small = torch.tensor([[0.9, 0.1, 0.2],   # right one first
                       [0.8, 0.7, 0.1],   # right one second
@@ -403,6 +435,7 @@ figure = plots.loss_curve((history.steps, information_bound(torch.tensor(history
 axes = figure.axes[0]
 axes.axhline(math.log(size), color="black", linestyle=":", label=f"the most that N = {size} can prove: {math.log(size):.2f}")
 axes.plot(history.steps[-1], test_bound, "D", color="#D55E00", label=f"test pairs, N = {size}: {test_bound:.2f}")
+axes.set_ylim(top=1.1 * math.log(size))
 axes.legend(loc="lower right")
 print(f"test pairs: at least {test_bound:.2f} nats with N = {size} (limit {math.log(size):.2f}), "
       f"at least {wide_bound:.2f} with N = {len(texts):,} (limit {math.log(len(texts)):.2f})")
@@ -480,11 +513,14 @@ plots.show_images(novel_pictures[:4], titles=novel_texts[:4], columns=4, size=17
 # We take the test pictures with exactly one shape (a digit may stand beside it) and ask for its colour, then for its
 # shape. The single prompt is the bare word. The ensemble says the word in short captions such as the model has read.
 #
-# > **Exercise 5** · ●●○ · 6 minutes. From the prompts of each class make one unit vector per class: embed, normalise each
-# > prompt, average, normalise again. `encode_text` takes a list of strings and returns $(n, P)$.
+# **Exercise 5: classes from sentences.** ★★☆ 6 minutes. From the prompts of each class make one unit vector per class:
+# embed, normalise each prompt, average, normalise again. `encode_text` takes a list of strings and returns $(n, P)$.
 #
-# <details><summary>Hint</summary>Classes may have different numbers of prompts: treat one class at a time and
-# <code>torch.stack</code> the means.</details>
+# <details><summary>Hint</summary>
+#
+# Classes may have different numbers of prompts: treat one class at a time and
+# `torch.stack` the means.
+# </details>
 
 # %% nbgrader={"grade": false, "grade_id": "class_embeddings", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def class_embeddings(encode_text, prompts):
@@ -495,7 +531,7 @@ def class_embeddings(encode_text, prompts):
     ### END SOLUTION
 
 
-# %%
+# %% nbgrader={"grade": true, "grade_id": "class_embeddings-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 class_embeddings = check.class_embeddings(class_embeddings)
 named = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
 pairs = [named.findall(text) for text in val_table["description"][:]]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tools import notebooks, readme_gif
-from vlm_lite.cli import build_parser
+from vlm_lite.cli import ZOO, build_parser
 from vlm_lite.data import scenes
 
 ROOT = notebooks.ROOT
@@ -34,7 +34,7 @@ def make_targets():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_that_a_page_names_exists(page):
-    named = {target for words in commands(PAGES[page]) if words[0] == "make" for target in words[1:] if "=" not in target}
+    named = {word for words in commands(PAGES[page]) if words[0] == "make" for word in words[1:] if "=" not in word}
     assert named - make_targets() == set()
     assert page != "README.md" or {"course", "test"} <= named
 
@@ -52,15 +52,13 @@ def test_the_shell_examples_hold_nothing_else_but_the_clone():
     assert other == [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
 
 
-def test_the_studies_and_checkpoints_that_the_readme_names_are_those_there_are():
-    from vlm_lite import studies, zoo
+def test_the_studies_and_checkpoints_that_the_pages_name_are_those_there_are():
+    from vlm_lite.studies import STUDIES
 
-    named = [words[words.index("vlm-lite") + 1:] if "vlm-lite" in words else words[1:] for words in commands(README)
-             if words[0].endswith("vlm-lite")]
-    for name in {words[1] for words in named if words[0] == "study"} - {"NAME"}:
-        studies._study(name)  # raises for an unknown one
-    assert {words[2] for words in named if words[:2] == ["zoo", "build"]} - {"NAME"} <= set(zoo.NAMES)
-    assert set(re.findall(r"^\| `(shapes-\w+)` \|", PAGES["data/README.md"], flags=re.M)) == set(zoo.NAMES)
+    named = [words[1:] for words in commands(README) if words[0].endswith("vlm-lite")]
+    assert {words[1] for words in named if words[0] == "study"} - {"NAME"} <= set(STUDIES)
+    assert {words[2] for words in named if words[:2] == ["zoo", "build"]} - {"NAME"} <= set(ZOO)
+    assert set(re.findall(r"^\| `(shapes-\w+)` \|", PAGES["data/README.md"], flags=re.M)) == set(ZOO)
 
 
 def test_the_readme_s_test_command_is_what_ci_runs():

@@ -1,8 +1,8 @@
 """`make gif`: docs/ask.gif, the README's moving picture, from what the zoo's shapes-vlm really answers.
 
-One question is asked about a picture; the picture is swapped; then it is hidden. The bars are the probabilities that the
-model gives to each colour; the dashed line is what it gives them without a picture. The file carries the hash of the
-checkpoints it was made from, so that a test can tell when it is out of date.
+One question is asked about a picture; the picture is swapped; then it is hidden. The bars are the probabilities that
+the model gives to each colour; the dashed line is what it gives them without a picture. The file carries the hash of
+the checkpoints it was made from, so that a test can tell when it is out of date.
 """
 
 import hashlib
@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vlm_lite.data.scenes import COLOURS  # noqa: E402
-from vlm_lite.figures import BLUE, GREY, INK, PALE, VERMILLION, Figure, enlarge  # noqa: E402
+from vlm_lite.figures import BLUE, GREY, INK, PALE, VERMILLION, Figure, enlarge, styled  # noqa: E402
 from vlm_lite.files import atomic_write, data_path  # noqa: E402
 
 TARGET = ROOT / "docs" / "ask.gif"
 QUESTION, PICTURES = "what colour is the circle?", {1000680: "red", 1000781: "blue"}  # held-out pictures of `val`
 STEPS = ("ask", "swap the picture", "hide the picture")
 ZOO = ("shapes-clip", "shapes-gpt2", "shapes-vlm")
-WIDTH, HEIGHT, SIDE, COLOURS_IN_FILE = 720, 312, 236, 128
+WIDTH, HEIGHT, SIDE, COLOURS_IN_FILE = 720, 312, 236, 144
 
 
 def zoo_hash():
@@ -80,13 +80,19 @@ def cover():
     return np.asarray(board)
 
 
-def pushed(old, new, share, axis):
-    """`old` pushed out by `share` of its length by `new`, along axis 1 (from the right) or 0 (from above)."""
+def swapped(old, new, share):
+    """`old` pushed out to the left by `share` of its width as `new` comes in."""
     cut = round(share * SIDE)
-    parts = [old[:, cut:], new[:, :cut]] if axis == 1 else [new[SIDE - cut:], old[:SIDE - cut]]
-    return np.concatenate(parts, axis)
+    return np.concatenate([old[:, cut:], new[:, :cut]], axis=1)
 
 
+def covered(picture, board, share):
+    """`picture` with `board` let down over `share` of its height."""
+    cut = round(share * SIDE)
+    return np.concatenate([board[SIDE - cut:], picture[cut:]], axis=0)
+
+
+@styled
 def frame(stage, text, chances, blind, step, hidden=False):
     """One frame: the picture, the question as far as it is typed, a bar for each colour, and the step of the story."""
     figure = Figure(width=WIDTH, height=HEIGHT, label=text)
@@ -95,28 +101,35 @@ def frame(stage, text, chances, blind, step, hidden=False):
     if hidden:
         figure.text_at(left + SIDE / 2, top + SIDE / 2, "picture hidden", ha="center", va="center", fontsize=11,
                        bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5})
-    for index, (name, place) in enumerate(zip(STEPS, (left, left + 70, left + 226), strict=True)):
+    for index, (name, place) in enumerate(zip(STEPS, (0, 76, 250), strict=True)):
         now = index == step
-        figure.text_at(place, 16, f"{index + 1}  {name}", fontsize=10.5, color=BLUE if now else "#9aa1ac",
+        figure.text_at(left + place, 16, f"{index + 1}  {name}", fontsize=10.5, color=BLUE if now else "#9aa1ac",
                        fontweight="bold" if now else "normal")
     right = left + SIDE + 34
     figure.text_at(right, top - 4, text, fontsize=15, fontweight="bold", color=INK)
     axes = figure.axes_at(right + 58, top + 52, WIDTH - right - 58 - 56, SIDE - 52)
     best = max(chances, key=chances.get)
     for row, (name, chance) in enumerate(chances.items()):
-        bar = "#%02x%02x%02x" % COLOURS[name]
+        bar = "#" + bytes(COLOURS[name]).hex()
         axes.barh(row, 100 * chance, 0.7, color=bar, edgecolor=INK if chance else "none", linewidth=0.7)
-        strong = name == best and chance > 0.5
-        axes.text(100 * chance + 1.6, row, f"{100 * chance:.0f}%", va="center", fontsize=10 if strong else 9,
-                  color=INK if strong else GREY, fontweight="bold" if strong else "normal", zorder=5,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-    line = np.repeat([100 * blind[name] for name in chances], 2)  # a step for each row
-    edges = np.repeat(np.arange(len(chances) + 1) - 0.5, 2)[1:-1]
-    axes.plot(line, edges, color=VERMILLION, linestyle=(0, (4, 2.5)), linewidth=1.6, zorder=4)
-    axes.text(line[0], -0.72, "the answer without a picture", color=VERMILLION, fontsize=9, va="bottom", ha="left")
+        if chance >= 0.005:
+            strong = name == best and chance > 0.5
+            beside = blind[name] if chance <= blind[name] < chance + 0.1 else chance  # not upon the line
+            axes.text(100 * beside + 1.8, row, f"{100 * chance:.0f}%", va="center",
+                      color=INK if strong else GREY, fontsize=10.5 if strong else 9.5,
+                      fontweight="bold" if strong else "normal", zorder=5,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})
+    for row, name in enumerate(chances):  # together, row by row, a dashed line
+        halo = [("white", 4.5)] if chances[name] > blind[name] + 0.02 else []
+        for colour, width in (*halo, (VERMILLION, 2.2)):
+            axes.plot([100 * blind[name]] * 2, [row - 0.4, row + 0.4], color=colour, linewidth=width, zorder=4,
+                      solid_capstyle="butt")
+    axes.text(100 * blind[next(iter(chances))], -0.72, "without a picture", color=VERMILLION, fontsize=9.5, va="bottom",
+              ha="center")
     axes.set(yticks=range(len(chances)), yticklabels=list(chances), xlim=(0, 100), xticks=range(0, 101, 25),
              ylim=(len(chances) - 0.4, -0.6))
     axes.tick_params(axis="x", labelbottom=False)
+    figure.text_at(right + 58, top + SIDE + 5, "probability of each answer, by shapes-vlm", color=GREY, fontsize=9)
     axes.tick_params(axis="y", labelsize=10)
     axes.grid(axis="y", visible=False)
     return figure.to_image()
@@ -125,7 +138,7 @@ def frame(stage, text, chances, blind, step, hidden=False):
 def frames(pictures, found):
     """The whole story as (frames, milliseconds each) of the two pictures and the three sets of probabilities."""
     one, other = (enlarge(picture, SIDE) for picture in pictures)
-    seen, swapped, blind = found
+    first, second, blind = found
     nothing, board = dict.fromkeys(blind, 0.0), cover()
     shown = []
 
@@ -141,25 +154,38 @@ def frames(pictures, found):
     for length in range(0, len(QUESTION) + 1, 2):
         show(70, one, QUESTION[:length], nothing, 0)
     shown[0], shown[-1] = (shown[0][0], 500), (shown[-1][0], 400)
-    move(nothing, seen, one, 0)
+    move(nothing, first, one, 0)
     for share in ease(9)[:-1]:
-        show(50, pushed(one, other, share, axis=1), QUESTION, seen, 1)
-    show(350, other, QUESTION, seen, 1)
-    move(seen, swapped, other, 1)
+        show(50, swapped(one, other, share), QUESTION, first, 1)
+    show(350, other, QUESTION, first, 1)
+    move(first, second, other, 1)
     for share in ease(9)[:-1]:
-        show(50, pushed(other, board, share, axis=0), QUESTION, swapped, 2)
-    show(350, board, QUESTION, swapped, 2, hidden=True)
-    move(swapped, blind, board, 2, hidden=True)
+        show(50, covered(other, board, share), QUESTION, second, 2)
+    show(350, board, QUESTION, second, 2, hidden=True)
+    move(second, blind, board, 2, hidden=True)
     shown[-1] = shown[-1][0], 3200
     return [image for image, _ in shown], [milliseconds for _, milliseconds in shown]
 
 
+def palette_of(images):
+    """One palette for all frames: the colours of bars and lines as they are, then the commonest of the rest."""
+    course = (ImageColor.getrgb(colour) for colour in ("white", INK, GREY, BLUE, VERMILLION))
+    exact = [*course, *COLOURS.values()]
+    some = images[::6]
+    together = Image.new("RGB", (WIDTH, HEIGHT * len(some)))
+    for row, image in enumerate(some):
+        together.paste(image, (0, HEIGHT * row))
+    rest = together.quantize(COLOURS_IN_FILE - len(exact), dither=Image.Dither.NONE).getpalette()
+    rest = np.array(rest).reshape(-1, 3)
+    near = (np.abs(rest[:, None] - np.array(exact)).max(axis=2) < 12).any(axis=1)  # Pillow would mix these two up
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*np.array(exact).ravel().tolist(), *rest[~near].ravel().tolist()])
+    return palette
+
+
 def save(images, milliseconds, path, comment):
     """Write an endless GIF with one palette for all frames, so that what does not move costs nothing."""
-    together = Image.new("RGB", (WIDTH, HEIGHT * len(images[::6])))
-    for row, image in enumerate(images[::6]):
-        together.paste(image, (0, HEIGHT * row))
-    palette = together.quantize(COLOURS_IN_FILE, dither=Image.Dither.NONE)
+    palette = palette_of(images)
     small = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with atomic_write(path) as file:
         small[0].save(file, "gif", save_all=True, append_images=small[1:], duration=milliseconds, loop=0, optimize=True,
