@@ -12,7 +12,7 @@ first_python = $(or $(shell for p in $(1); do $$p -c 'import sys; sys.exit(not (
 	2>/dev/null && { echo $$p; break; }; done),python3)
 find_python = $(or $(PYTHON),$(call first_python,$(1)))
 
-.PHONY: help course test check notebooks soak bench colab setup
+.PHONY: help course test check notebooks soak bench colab gif setup
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ soak: $(READY)  ## the tests that take long
 
 bench: $(READY)  ## time the parts on this machine
 	@$(PY) tools/bench.py
+
+gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
+	@$(PY) tools/readme_gif.py
 
 colab: $(COLAB_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)

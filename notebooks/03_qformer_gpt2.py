@@ -779,11 +779,14 @@ one, other = (images[[place_of[asked[k]["image_id"]]]] for k in (first, second))
 shows = {f"its picture ({two_answers[0]})": one, f"another picture ({two_answers[1]})": other, "an empty picture": blank}
 
 blind = probabilities(None, question, colours)[0, 0].item()
-for title, picture in shows.items():
-    row = probabilities(vlm.encode(recipes.pixel_values(picture)), question, colours)[0]
-    print(f"{title:24} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}")
-    display(plots.ask_panel(None if picture is blank else picture[0], question, blind=blind, title=title,
-                            answers=colours, probabilities=dict(zip(colours, row.tolist(), strict=True))))
+rows = {title: probabilities(vlm.encode(recipes.pixel_values(picture)), question, colours)[0].tolist()
+        for title, picture in shows.items()}
+for title, row in rows.items():
+    print(f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}")
+for title, row in rows.items():
+    hidden = shows[title] is blank
+    display(plots.ask_panel(None if hidden else shows[title][0], question, title=title, blind=blind, answers=colours,
+                            probabilities=dict(zip(colours, row, strict=True))))
 
 # %% [markdown]
 # **Hide one patch.** Paint a single cell of the picture over, encode it anew, and ask again: sixteen times, once for each

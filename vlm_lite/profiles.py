@@ -52,7 +52,7 @@ TINY = Profile(
     clip_steps=600,
     clip_lr=1e-3,
     connector_batch_size=64,
-    connector_steps=240,
+    connector_steps=200,
     connector_lr=1e-3,
     num_query_tokens=8,
     download_gb=0.0,
@@ -174,7 +174,7 @@ def _missing_models(profile):
     def cached(repo, *files):
         return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
-    weights = ("model.safetensors", "pytorch_model.bin")
+    weights = ("model.safetensors",)
     return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(repo, *weights))]
 
 

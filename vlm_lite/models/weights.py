@@ -31,7 +31,7 @@ class LoadReport(NamedTuple):
 
 
 def read_weights(path):
-    """The tensors of a .safetensors file (or of a .bin file, read with `weights_only`) as a dict on the CPU.
+    """The tensors of a .safetensors file as a dict on the CPU. Pickled weights are not read: they can run code.
 
     Raises UserError naming the file when it is missing, cut short or not what its name says.
     """
@@ -39,10 +39,8 @@ def read_weights(path):
     if not path.is_file():
         raise UserError(f"{path} does not exist. Check the folder, or make or download the model again.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as weights ({error}). The file may be cut short: "
                         "delete it and make or download it again.") from error
 
@@ -72,9 +70,6 @@ def write_weights(path, state, *, dtype=torch.float32):
         file.write(save(tensors, metadata={"format": "pt"}))
 
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
 def find_model(folder_or_id):
     """(path of config.json, path of the weights) of a folder in Hugging Face layout, or of a hub id (downloaded once).
 
@@ -83,8 +78,7 @@ def find_model(folder_or_id):
     folder = Path(folder_or_id)
     if not folder.is_dir():
         folder = download(str(folder_or_id))
-    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), folder / WEIGHT_FILES[0])
-    return folder / "config.json", weights
+    return folder / "config.json", folder / "model.safetensors"
 
 
 def download(model_id):
@@ -92,10 +86,7 @@ def download(model_id):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try:
-        folder = Path(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"]))
-        if not (folder / "model.safetensors").is_file():  # some old repositories have only the pickle
-            folder = Path(snapshot_download(model_id, allow_patterns=["config.json", "pytorch_model.bin"]))
-        return folder
+        return Path(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{model_id!r} is neither a folder here nor a model that the hub or its local cache gave "
                         f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, "
