@@ -348,10 +348,10 @@ print(f"on this small matrix: R@1 {recall_at_k(small, 1):.2f}, R@2 {recall_at_k(
       f"R@3 {recall_at_k(small, 3):.2f}; read by columns R@1 {recall_at_k(small.T, 1):.2f}")
 
 # %% [markdown]
-# Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: some scenes hold the
+# Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: two scenes may hold the
 # same things in the same quarters of the picture, so that their captions fit one another and no eye could do better than
-# guess among them. We compute it from the captions. The scorer of the package, used from here on, also counts two
-# captions with identical words as one.
+# guess. We compute it from the captions; the fewer such twins a gallery has, the nearer it is to 100%. The scorer of the
+# package, used from here on, also counts two captions with identical words as one.
 
 # %%
 from vlm_lite.evals.retrieval import chance_recall
@@ -486,9 +486,9 @@ for name, recalls in {**rows, "chance": chance}.items():
 # ## 12. Things it has never seen together
 #
 # Four pairs of colour and shape were held out of all training pictures and captions. A model that had memorised whole
-# phrases would fail on them; one that has learnt *red* and *star* apart can put them together. Both galleries below have
-# the same size. A caveat: all pictures of the second share those four pairs, so that its wrong answers are a little more
-# alike.
+# phrases would fall to chance on them; one that has learnt *red* and *star* wholly apart would lose nothing. Where between
+# the two is this one? Both galleries below have the same size. A caveat: all pictures of the second share those four
+# pairs, so that its wrong answers are a little more alike.
 
 # %%
 novel_pictures, novel_captions, _ = recipes.load_pictures(shapes.load_shapes("novel", profile.val_images // 2)[0])
@@ -559,15 +559,16 @@ for position, (kind, ensemble) in enumerate(ensembles.items()):
     print(f"{kind:<10}    {zero_shot(one_prompt, truth):10.1%}  {zero_shot(ensemble, truth):10.1%}  {1 / len(ensemble):10.1%}")
 
 # %% [markdown]
-# ## 14. Two things the loss does unasked
+# ## 14. Two things the loss does by the way
 #
 # > **Myth: "CLIP's temperature is fixed at 0.07."** That is where it *starts*. $t$ is a parameter like any other, and
 # > the optimiser moves it. The next cell prints where it went.
 #
-# **The modality gap.** One would expect pictures and captions to mix in the joint space. They do not: all pictures sit in
-# one region, all captions in another, already at random weights (Liang et al. 2022). InfoNCE only compares pictures with
-# captions, so a shift common to all pictures hurts little. The gap is the distance between the two mean unit vectors; two
-# clouds that coincide have gap 0, two opposite ones 2.
+# **The modality gap.** One would expect pictures and captions to mix in the joint space. At random weights they do not:
+# all pictures sit in one region, all captions in another. In CLIPs trained on pictures from the web that gap stays open
+# (Liang et al. 2022): InfoNCE only compares pictures with captions, so a shift common to all pictures costs little. The
+# gap is the distance between the two mean unit vectors: 0 for clouds that coincide, 2 for opposite ones. Did this training
+# close it?
 
 # %%
 from vlm_lite.figures import Figure
@@ -687,7 +688,7 @@ for kind in sorted({kind for _, kind, _, _ in asked}):
 # 1. Two pictures in one batch have the same caption. What does the loss ask of the model, and what do more of such pairs
 #    do to the lowest loss it can reach?
 # 2. Double the batch: the loss goes up and the model gets better. How can both be true?
-# 3. Why can the gap between the modalities stay open although every true pair is the nearest?
+# 3. How could a gap between the modalities stay open although every true pair is the nearest?
 #
 # ## Where next
 #

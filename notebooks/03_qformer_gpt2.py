@@ -779,11 +779,11 @@ one, other = (images[[place_of[asked[k]["image_id"]]]] for k in (first, second))
 shows = {f"its picture ({two_answers[0]})": one, f"another picture ({two_answers[1]})": other, "an empty picture": blank}
 
 blind = probabilities(None, question, colours)[0, 0].item()
-rows = {title: probabilities(vlm.encode(recipes.pixel_values(picture)), question, colours)[0].tolist()
-        for title, picture in shows.items()}
-for title, row in rows.items():
+chances = {title: probabilities(vlm.encode(recipes.pixel_values(picture)), question, colours)[0].tolist()
+           for title, picture in shows.items()}
+for title, row in chances.items():
     print(f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}")
-for title, row in rows.items():
+for title, row in chances.items():
     hidden = shows[title] is blank
     display(plots.ask_panel(None if hidden else shows[title][0], question, title=title, blind=blind, answers=colours,
                             probabilities=dict(zip(colours, row, strict=True))))
