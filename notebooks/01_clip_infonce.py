@@ -15,6 +15,9 @@
 #     title: CLIP and InfoNCE
 #     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
+#     seconds: 172
+#     peak_memory_mb: 2106
+#     outputs_of: f88d2ca16bb83e03a10be5d8eb169d6c4fbd3e952dedbef7eb743a3cec11ec24
 # ---
 
 # %% [markdown]
@@ -37,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": None}
+minutes = {"tiny": 3.0}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -53,7 +56,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Five exercises, 30 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
 # this leads. How the towers work inside is the next chapter; here they are two functions.

@@ -6,21 +6,19 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
 
-import torch  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-from vlm_lite.data.formats import image_tensor  # noqa: E402
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt  # noqa: E402
+from vlm_lite import recipes  # noqa: E402
+from vlm_lite.data.language import short_prompt  # noqa: E402
 from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
 from vlm_lite.files import data_path  # noqa: E402
-from vlm_lite.models.clip import CLIP, info_nce  # noqa: E402
-from vlm_lite.models.text import build_text_batch  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
-from vlm_lite.profiles import TINY, describe, get_compute  # noqa: E402
-from vlm_lite.train import train  # noqa: E402
+from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
-IMAGES, STEPS = 1024, 20
+IMAGES, STEPS = 1024, 24
 
 
 def seconds(call, repeats=1):
@@ -41,56 +39,47 @@ def line(name, value, unit):
     print(f"{name:50} {value:10,.1f} {unit}", flush=True)
 
 
-def step_seconds(model, batch, loss_fn, compute):
-    """Seconds of a training step in the middle of a run of the course's own loop."""
-    history = train(model, lambda step, generator: batch, loss_fn, steps=STEPS, lr=1e-5, compute=compute, log_every=1,
-                    progress=False)
-    taken = history.seconds
-    return (taken[-1] - taken[STEPS // 4 - 1]) / (STEPS - STEPS // 4)
+def milliseconds_a_step(history):
+    """From a History logged at every step, its first third left out."""
+    warm = len(history.seconds) // 3
+    return 1000 * (history.seconds[-1] - history.seconds[warm]) / (history.steps[-1] - history.steps[warm])
 
 
 def main():
     compute = get_compute()
-    print(describe(TINY, compute), end="\n\n")
-    starts = seconds(lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True), 3)
+    print(describe(get_profile("tiny"), compute), end="\n\n")
+    starts = seconds(lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True, cwd=ROOT), 3)
     line("import vlm_lite, the interpreter's start included", 1000 * starts, "ms")
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a = torch.randn(2048, 2048, device=compute.device, dtype=dtype)
         line(f"matrix product, {name}", 2 * 2048**3 / seconds(lambda a=a: a @ a, 4) / 1e9, "GFLOP/s")
+
     with tempfile.TemporaryDirectory() as folder:
         drawn = seconds(lambda: write_shapes(Path(folder) / "shapes", "train", IMAGES, progress=False))
     line("drawing and writing the Shapes world", IMAGES / drawn, "pictures/s")
-
-    captions, questions = load_shapes("val", IMAGES, progress=False)
+    captions, questions = load_shapes("train", IMAGES, progress=False)
     start = time.perf_counter()
-    images, ids = image_tensor(captions)
-    line("reading it back", len(images) / (time.perf_counter() - start), "pictures/s")
-    pixels = images[:TINY.clip_batch_size].float().div(127.5).sub(1)
+    images, texts, ids = recipes.load_pictures(captions)
+    line("reading and decoding it", IMAGES / (time.perf_counter() - start), "pictures/s")
 
-    vlm = VLM.from_pretrained(data_path("zoo", TINY.vlm_model)).to(compute.device)
-    clip = CLIP.from_pretrained(data_path("zoo", TINY.vision_model))
-    text = vlm.tokenizer([row[0] for row in captions["captions"][:TINY.clip_batch_size]], padding=True,
-                         return_tensors="pt")
-    batch = {"pixel_values": pixels, "input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+    vlm = VLM.from_pretrained(data_path("zoo", TINY.vlm_model))
+    options = {"steps": STEPS, "compute": compute, "log_every": 1, "progress": False}
+    history = recipes.train_clip(recipes.make_shapes_clip(vlm.tokenizer), images, texts, vlm.tokenizer,
+                                 batch_size=TINY.clip_batch_size, **options)
+    line(f"CLIP training step, batch {TINY.clip_batch_size}", milliseconds_a_step(history), "ms")
 
-    def clip_loss(model, batch):
-        return info_nce(model.encode_image(batch["pixel_values"]),
-                        model.encode_text(batch["input_ids"], batch["attention_mask"]), model.logit_scale)
+    vlm.to(compute.device)
+    pixels = recipes.pixel_values(images[:256]).to(compute.device)
+    line("encoding pictures for the feature cache", len(pixels) / seconds(lambda: vlm.encode(pixels), 3), "pictures/s")
+    features = torch.cat([vlm.encode(recipes.pixel_values(part)) for part in images.split(256)]).half().cpu()
+    said = recipes.picture_exchanges(captions, questions)
+    history = recipes.train_connector(vlm, features, [said[image_id] for image_id in ids],
+                                      batch_size=TINY.connector_batch_size, **options)
+    line(f"connector training step, batch {TINY.connector_batch_size}", milliseconds_a_step(history), "ms")
 
-    line(f"CLIP training step, batch {len(pixels)}", 1000 * step_seconds(clip, batch, clip_loss, compute), "ms")
-    line("encoding for the feature cache", len(pixels) / seconds(lambda: vlm.encode(pixels.to(compute.device)), 4),
-         "pictures/s")
-
-    features = vlm.encode(pixels.to(compute.device)).float().cpu()
-    rows = [[(CAPTION_PROMPT, row[0])] for row in captions["captions"][:len(features)]]
-    batch = {"features": features, **build_text_batch(vlm.tokenizer, rows)}
-    line(f"connector training step, batch {len(features)}",
-         1000 * step_seconds(vlm, batch, lambda model, batch: model(**batch).loss, compute), "ms")
-
-    place = {image_id: row for row, image_id in enumerate(ids)}
-    asked = list(questions.select(range(256)))
-    shown = vlm.encode(images[[place[row["image_id"]] for row in asked]].float().div(127.5).sub(1).to(compute.device))
-    prompts = [short_prompt(row["question"]) for row in asked]
+    row = {image_id: k for k, image_id in enumerate(ids)}
+    asked = list(questions.select_columns(["image_id", "question"]).select(range(min(256, len(questions)))))
+    shown, prompts = features[[row[q["image_id"]] for q in asked]], [short_prompt(q["question"]) for q in asked]
     line("answering questions, batched", len(asked) / seconds(lambda: vlm.generate(shown, prompts), 2), "answers/s")
 
 

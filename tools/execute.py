@@ -71,7 +71,9 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    environment = {**os.environ, "VLM_LITE_PROFILE": profile, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+    environment = {**os.environ, "VLM_LITE_PROFILE": profile, "PYTHONDONTWRITEBYTECODE": "1",
+                   # Without ipywidgets, which would save widget state, tqdm warns and then draws its bar as text.
+                   "PYTHONWARNINGS": "ignore:IProgress not found", **(environment or {})}
     failure = None
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,

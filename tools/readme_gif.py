@@ -20,7 +20,7 @@ from vlm_lite.figures import BLUE, GREY, INK, PALE, VERMILLION, Figure, enlarge,
 from vlm_lite.files import atomic_write, data_path  # noqa: E402
 
 TARGET = ROOT / "docs" / "ask.gif"
-QUESTION, PICTURES = "what colour is the circle?", {1000646: "red", 1000180: "blue"}  # held-out pictures of `val`
+QUESTION, PICTURES = "what colour is the circle?", {1000066: "red", 1000180: "blue"}  # held-out pictures of `val`
 STEPS = ("ask", "swap the picture", "hide the picture")
 ZOO = ("shapes-clip", "shapes-gpt2", "shapes-vlm")
 WIDTH, HEIGHT, SIDE, COLOURS_IN_FILE = 720, 312, 236, 144

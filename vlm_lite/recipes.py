@@ -202,7 +202,8 @@ def probe(vlm, captions, questions, *, limit=1000, **options):
     images, _, ids = load_pictures(captions)
     blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
     rows = questions.select_columns(["question", "answers", "question_type", "image_id", "description"])
-    return run_probes(vlm, picture_features(vlm.vision, images, progress=False), rows.select(range(min(limit, len(rows)))),
+    rows = rows.select(range(min(limit, len(rows))))
+    return run_probes(vlm, picture_features(vlm.vision, images, progress=False), rows,
                       blank_features=vlm.encode(pixel_values(blank))[0], image_ids=ids, **options)
 
 

@@ -70,8 +70,8 @@ def study_hash(name):
     """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
     function, models = _study(name)
     profile = dataclasses.asdict(PROFILES["tiny"])
-    parts = [inspect.getsource(function), inspect.getsource(recipes.train_clip), inspect.getsource(recipes.train_connector),
-             inspect.getsource(recipes.caption_batches), inspect.getsource(recipes.exchange_batches),
+    sources = (function, recipes.train_clip, recipes.train_connector, recipes.caption_batches, recipes.exchange_batches)
+    parts = [*(inspect.getsource(source) for source in sources),
              repr((recipes.SHAPES_CLIP, recipes.SHAPES_QFORMER, shapes.VERSION)),
              repr([profile[field] for field in FIELDS[name]])]
     digest = hashlib.sha256("\n".join(parts).encode())

@@ -36,7 +36,8 @@ def test_the_files_have_the_official_fields(tmp_path):
     notes = tmp_path / "w/annotations"
     captions = json.loads((notes / "captions_shapes_train.json").read_text())
     assert set(captions) == {"info", "images", "annotations"}
-    assert collections.Counter(a["image_id"] for a in captions["annotations"]) == {i["id"]: 5 for i in captions["images"]}
+    counts = collections.Counter(a["image_id"] for a in captions["annotations"])
+    assert counts == {i["id"]: 5 for i in captions["images"]}
     answers = json.loads((notes / "v2_mscoco_shapes_train_annotations.json").read_text())["annotations"]
     assert all(len(a["answers"]) == 10 and a["answer_type"] in ("yes/no", "number", "other") for a in answers)
 
@@ -110,7 +111,8 @@ def test_descriptions_name_everything_in_every_wording():
 
 
 def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_that_leaves_open():
-    assert shapes.ambiguity_ceiling(["a b and a c.", "a c and a b.", "a d."], ks=(1, 2)) == {1: pytest.approx(2 / 3), 2: 1}
+    ceiling = shapes.ambiguity_ceiling(["a b and a c.", "a c and a b.", "a d."], ks=(1, 2))
+    assert ceiling == {1: pytest.approx(2 / 3), 2: 1}
     texts = [language.captions(scene, rng)[0] for scene, rng in some_scenes("val")]
     assert 0.95 < shapes.ambiguity_ceiling(texts)[1] <= 1
 

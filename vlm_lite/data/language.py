@@ -20,8 +20,9 @@ a about above all also an and animal answer any are at background be below big b
 centre character choose color colored colors colour coloured colours column compare contains corner count curly
 dark describe detail different digit dog do does drawing each eight else empty every exactly far find five following
 for four from give grid hand handwritten has have hello help here hi how i image in inside is it items its just kind
-large left many letter like list little located look looks lower me middle more most near next nine no not nothing now number
-numbers object objects of on one only onto option or other out over page paper pattern person photo picture place placed
+large left many letter like list little located look looks lower me middle more most near next nine no not nothing now
+number numbers
+object objects of on one only onto option or other out over page paper pattern person photo picture place placed
 please position question read right row same say scene see seven shape shapes short show shown shows side single six
 size sized small so some step sentence tell ten thank thanks that the their them then there these they thing things
 think this three tiny to together top total true two under up upper us very what where which white who with without word
@@ -123,7 +124,8 @@ def _backwards(item, rng):
     if item.is_digit:
         return f"the digit is {item.value}. it is in the {cell(item)}."
     first, second, third = (("shape", "colour", "size"), ("shape", "size", "colour"))[int(rng.integers(2))]
-    return f"the {getattr(item, first)} is {getattr(item, second)} and {getattr(item, third)}. it is in the {cell(item)}."
+    words = (getattr(item, key) for key in (first, second, third))
+    return "the {} is {} and {}. it is in the {}.".format(*words, cell(item))
 
 
 def _compare(one, other, relation):
@@ -159,7 +161,8 @@ def captions(scene, rng):
         last = f"{plain[0]} {relation} {plain[1]}{rest}."
     return [
         _join(full) + ".",
-        _pick(rng, ["there is ", "this picture shows ", "i see "]) + _join([full[k] for k in rng.permutation(len(full))]) + ".",
+        _pick(rng, ["there is ", "this picture shows ", "i see "])
+        + _join([full[k] for k in rng.permutation(len(full))]) + ".",
         ", ".join(by_place) + ".",
         _pick(rng, ["a picture of ", "", "this is "]) + _join(plain if rng.random() < 0.7 else less) + ".",
         last,
@@ -239,12 +242,14 @@ def _relations(scene, rng):
 
 def answer_type(question_type):
     """The VQA v2 answer type of one of our question types."""
-    return {"existence": "yes/no", "relation": "yes/no", "count": "number", "digit": "number"}.get(question_type, "other")
+    known = {"existence": "yes/no", "relation": "yes/no", "count": "number", "digit": "number"}
+    return known.get(question_type, "other")
 
 
 def human_answers(answer, rng):
     """Ten answers as ten people might give them: mostly `answer`, sometimes another word for the same thing."""
-    other = {"large": "big", "small": "little", "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four"}.get(answer)
+    others = {"large": "big", "small": "little", "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four"}
+    other = others.get(answer)
     few = int(rng.integers(0, 4)) if other else 0
     return [answer] * (10 - few) + [other] * few
 
@@ -360,8 +365,8 @@ def document(make_scene, rng, exchanges=8, blind=0.12):
 
 def vocabulary():
     """Every word the tokenizer knows, special tokens first."""
-    words = {*_WORDS.replace("'", " ' ").split(), *SHAPES, *(_plural(s, 2) for s in SHAPES), *COLOURS, *SIZES, *ORDINALS,
-             *"0123456789", "10", *".,;:?!'-()"}
+    words = {*_WORDS.replace("'", " ' ").split(), *SHAPES, *(_plural(s, 2) for s in SHAPES), *COLOURS, *SIZES,
+             *ORDINALS, *"0123456789", "10", *".,;:?!'-()"}
     return [*SPECIAL, *LETTERS, *sorted(words)]
 
 

@@ -73,10 +73,9 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
             ids = {"question_id": 10 * FIRST_ID[split] + number, "image_id": image_id}
             questions.append({**ids, "question": question})
             people = language.human_answers(answer, rng)
-            annotations.append({
-                **ids, "question_type": kind, "answer_type": language.answer_type(kind),
-                "multiple_choice_answer": answer,
-                "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(people, 1)]})
+            answers = [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(people, 1)]
+            annotations.append({**ids, "question_type": kind, "answer_type": language.answer_type(kind),
+                                "multiple_choice_answer": answer, "answers": answers})
         notes = temporary / "annotations"
         write_json(notes / f"captions_{subtype}.json", {"info": info, "images": images, "annotations": captions})
         write_json(notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
