@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: b56fe5abc412cd0d532f0c2a6933e7f29044734f382aa6375fd755bfff7db7b5
+#     outputs_of: 375a44b72397831e532c05168dd1fadd018c642ec9c1143cf3bfdafa199e0db0
 # ---
 
 # %% [markdown]

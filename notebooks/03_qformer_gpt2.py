@@ -15,6 +15,9 @@
 #     title: A Q-Former for GPT-2
 #     builds: a minimal Q-Former between a frozen CLIP and a frozen GPT-2
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
+#     seconds: 207
+#     peak_memory_mb: 3941
+#     outputs_of: 6eab59ab7ff4c42dcae83b6502c00ee05c3ac33f107bbe6ffbf0913ccc858c11
 # ---
 
 # %% [markdown]
@@ -37,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": None}
+minutes = {"tiny": 3.5}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -56,7 +59,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Five exercises, 35 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains the eye, and the formula of attention.
 # The part on photographs (`t4`: OpenAI's CLIP and the real GPT-2) is not written yet; this notebook runs in the small
