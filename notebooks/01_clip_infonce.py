@@ -53,7 +53,7 @@ print(describe(profile, compute, minutes=minutes))
 # **You will be able to show** that your loss equals the one in `transformers.CLIPModel`; that a picture finds its own
 # caption among a thousand far more often than chance; that this comes from the picture, because it is gone when the
 # pictures are shuffled or blank; that a few sentences make a classifier, though no class was ever trained; and what such
-# a model has *not* learnt, although its score looks perfect.
+# a model has *not* learnt, although its score is high.
 #
 # **Reading time:** 25 minutes. Five exercises, 30 minutes if you write them all, none needed to go on.
 # <!-- figures -->
@@ -366,7 +366,7 @@ ceiling = shapes.ambiguity_ceiling(texts, ks)
 untrained = recipes.clip_recall(model, pictures, texts, tokenizer)
 similarity = cosine_similarity(recipes.embed_images(model, pictures), recipes.embed_texts(model, texts, tokenizer))
 
-print(f"{len(texts):,} captions     " + "".join(f"{f'R@{k}':>8}" for k in ks))
+print(f"{f'{len(texts):,} captions':<18}" + "".join(f"{f'R@{k}':>8}" for k in ks))
 for name, recalls in (("chance", chance), ("untrained, mine", {k: recall_at_k(similarity, k) for k in ks}),
                       ("untrained", untrained["image_to_text"]), ("ceiling", ceiling)):
     print(f"{name:<18}" + "".join(f"{recalls[k]:8.1%}" for k in ks))
@@ -388,8 +388,8 @@ my_guess = 0.50  # image-to-text R@5, from 0 to 1
 # short warm-up and a cosine down to zero. $t$ learns along with the rest and is kept at $e^t \le 100$.
 #
 # One precaution. Where the processor is fast at bf16, the towers run in bf16, which keeps two to three decimal digits.
-# The loss multiplies cosines by up to 100 and then compares them, and that is too coarse. So the loss runs in
-# fp32. It costs nothing: the matrix is small.
+# The loss multiplies cosines by up to 100 and then compares them, and that is too coarse. So the loss runs in fp32. It
+# costs next to nothing: the matrix is small.
 
 # %%
 def loss_in_fp32(image_embeds, text_embeds, logit_scale):
@@ -404,10 +404,11 @@ print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {hist
       f"loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
 
 # %% [markdown]
-# **Is my loss normal?** The band is a recorded study: the same training with several seeds. If your curve leaves it,
-# check in this order: *flat at the dotted line* means that nothing is learnt (is the loss detached, are pictures and
-# captions still in the same order?); *above the band*: a changed learning rate, embeddings of other lengths than 1, or a
-# temperature that does not learn; *below the band*: a smaller batch, whose $\log N$ is lower, or half of the loss missing.
+# **Is my loss normal?** The band is a recorded study: the same training with several seeds. While the loss falls steeply
+# a curve may run beside it for some steps. If yours *stays* outside, check in this order: *flat at the dotted line* means
+# that nothing is learnt (is the loss detached, are pictures and captions still in the same order?); *above the band*: a
+# changed learning rate, embeddings of other lengths than 1, or a temperature that does not learn; *below the band*: a
+# smaller batch, whose $\log N$ is lower, or half of the loss missing.
 
 # %%
 from vlm_lite.studies import load_study
@@ -421,8 +422,8 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])},
 # ### The same curve as information
 #
 # Turned over, the loss becomes what the towers can prove. The bound holds for pairs that the model has *not* trained on,
-# so the marks on the right are measured on test pairs, with batches of the training size. Then all test pairs form one
-# single batch: the same model, the same pairs, and a larger $N$ proves more.
+# so the mark on the right is measured on test pairs, with batches of the training size. Then all test pairs form one
+# single batch: the same model, the same pairs, and a larger $N$ can prove more.
 
 # %%
 with torch.no_grad():
@@ -582,7 +583,7 @@ fresh = recipes.make_shapes_clip(tokenizer, seed=seed).eval()
 clouds = {"before": [F.normalize(e, dim=-1) for e in (recipes.embed_images(fresh, pictures),
                                                       recipes.embed_texts(fresh, texts, tokenizer))],
           "after": [F.normalize(e, dim=-1) for e in (image_embeds, text_embeds)]}
-figure = Figure(width=680, height=300, label="pictures and captions in the joint space", layout="constrained")
+figure = Figure(width=680, height=330, label="pictures and captions in the joint space", layout="constrained")
 for axes, (name, (x, y)) in zip(figure.subplots(1, 2), clouds.items(), strict=True):
     gap = (x.mean(dim=0) - y.mean(dim=0)).norm()
     both = torch.cat([x, y])
@@ -590,7 +591,7 @@ for axes, (name, (x, y)) in zip(figure.subplots(1, 2), clouds.items(), strict=Tr
     axes.plot(*flat[:len(x)].T, "o", markersize=2.5, color="#0072B2", label="pictures")
     axes.plot(*flat[len(x):].T, "x", markersize=3.5, color="#E69F00", label="captions")
     axes.set(title=f"{name} training: gap {gap:.2f}", xlabel="first principal axis", ylabel="second principal axis")
-    axes.legend()
+figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 print(f"temperature: {(-fresh.logit_scale).exp().item():.3f} before, {(-model.logit_scale).exp().item():.3f} after training")
 figure
 
@@ -637,7 +638,8 @@ for kind, ensemble in ensembles.items():
 #
 # The same five questions end every chapter. CLIP cannot speak. It can only *compare*: for each possible answer we write a
 # sentence ("the circle is red."), and the picture chooses the nearest. It has read captions and never an answer to a
-# question, so these sentences are foreign to it.
+# question, so these sentences are foreign to it. An untrained model hits now and then too: choosing blindly among $k$
+# answers is right once in $k$ times.
 #
 # Five questions are an anecdote, so a larger sample follows, by type, beside a model that always gives the commonest
 # answer of the type.
@@ -655,6 +657,7 @@ place = {image_id: i for i, image_id in enumerate(ids)}
 five = shapes.five_questions(val_questions)
 given = {name: [choose(each, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five]
          for name, each in (("untrained", fresh), ("my CLIP", model), ("zoo's eye", eye))}
+print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5")
 plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], given)
 
 # %%
@@ -675,13 +678,13 @@ for kind in sorted({kind for _, kind, _, _ in asked}):
 # - Your InfoNCE equals the package's in value and gradient, and `transformers.CLIPModel`'s at the same weights.
 # - From captions alone, a picture learns to find its own caption far above chance; shuffled and blank pictures fall to it.
 # - The loss is a lower bound on information, and the size of the batch limits what it can prove.
-# - Sentences become classes without any class having been trained, and new combinations of known words still work to the
-#   degree printed in section 12.
+# - Sentences become classes without any class having been trained. Colours, shapes and unseen combinations need
+#   not be learnt equally well (sections 12, 13 and 16), and a single recall does not show it.
 #
 # ## What this does not show
 #
-# - That CLIP understands sentences. It matches what captions mention. Whether it knows *who is left of whom*, the line
-#   "relation" above tells you.
+# - That CLIP understands sentences. It matches what captions mention. Whether it can *count*, or knows *who is left of
+#   whom*, the table above tells you; a notebook with a language model will ask again.
 # - Anything about photographs: the pictures are drawn and the vocabulary is small. The real-data part is still to come.
 # - That InfoNCE is the best such loss, or this batch size and temperature the best choice. One training is no comparison.
 #

@@ -161,9 +161,13 @@ print("features", tuple(features.shape), features.dtype, f"{features[0].numel() 
 scenes = captions["description"][:]
 shown = max(range(min(50, len(images))), key=lambda k: len(cells(scenes[k])))  # a picture with many things in it
 unit = F.normalize(features[shown].float() - features[:500].float().mean(dim=(0, 1)), dim=-1)  # (16, Dv)
-similar = (unit @ unit.T).clamp(min=0)  # (16, 16)
+similar = unit @ unit.T  # (16, 16)
+full = [4 * row + column for row, column in cells(scenes[shown])]
+empty = [k for k in range(16) if k not in full]
+print(f"mean cosine of two empty cells {similar[empty][:, empty].mean():.2f}, of an empty cell and one with something "
+      f"in it {similar[empty][:, full].mean():.2f}")
 things = scenes[shown].removesuffix(".").split(". ")
-plots.attention_over_image(images[shown], torch.stack([similar[4 * r + c].view(4, 4) for r, c in cells(scenes[shown])]),
+plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4, 4),
                            titles=[" ".join(thing.split(" in ")[0].split()[-2:]) for thing in things], size=156)
 
 # %% [markdown]
@@ -651,8 +655,8 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 # %% [markdown]
 # ## 9. Does it look?
 #
-# The same questions under five conditions: **blind** (no picture), **blank** (an empty picture), **shuffled** (another
-# question's picture), the **VLM**, and the **oracle** (the scene in words). Two figures sum it up:
+# The same questions under five conditions: **blind** (no picture), **blank** (an empty picture), **shuffled** (not its
+# own picture), the **VLM**, and the **oracle** (the scene in words). Two figures sum it up:
 #
 # $$\text{multimodal gain} = \text{VLM} - \text{blind} \qquad\qquad
 #   \text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
@@ -711,7 +715,8 @@ assert pair_score["blind"] == pair_score["blank"] == 0
 print(f"{len(found)} pairs, both right: "
       + ", ".join(f"{name} {100 * value:.1f}%" for name, value in pair_score.items()))
 
-examples = [k for pair in found[:2] for k in pair]
+is_right = [min(result.scores["vlm"][i], result.scores["vlm"][j]) > 0.5 for i, j in found]
+examples = [k for wanted in (True, False) if wanted in is_right for k in found[is_right.index(wanted)]]
 plots.show_images([asked[k]["image"] for k in examples], columns=4, titles=[
     f"{asked[k]['question']} says {result.answers['vlm'][k]}, right {asked[k]['answer']}" for k in examples])
 
@@ -772,7 +777,7 @@ def probabilities(features, question, answers):
     return logits.softmax(dim=-1)[:, tokenizer.convert_tokens_to_ids(list(answers))]
 
 
-both_right = [pair for pair in found if all(result.scores["vlm"][k] > 0.5 for k in pair)]
+both_right = [pair for pair, good in zip(found, is_right, strict=True) if good]
 first, second = next((pair for part in (both_right, found) for pair in part
                       if asked[pair[0]]["question_type"] == "colour"), found[0])
 question, two_answers = asked[first]["question"], [asked[k]["answer"] for k in (first, second)]

@@ -21,6 +21,7 @@ each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for 
 
 @pytest.fixture
 def notebook(source):
+    assert source.with_suffix(".ipynb").is_file(), f"{source.stem} was never run: run `make notebooks`, and commit it."
     return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 

@@ -299,6 +299,9 @@ def readme(root=ROOT):
                        "|---|---|---|---|---|---|", *rows])
     strip = "\n".join(["| " + " | ".join(pictures) + " |", "|" + ":---:|" * len(pictures),
                        "| " + " | ".join(names) + " |"]) if pictures else ""
+    text = re.sub(r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/", rf"\g<1>{slug}/blob/{ref}/",
+                  text)
+    text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
     for marker, content in (("notebooks", table), ("thumbnails", strip)):
         text = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
                       lambda match, content=content: match[1] + (content + "\n" if content else "") + match[2],

@@ -8,20 +8,21 @@ import math
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from vlm_lite.figures import (
     BLUE,
     GREEN,
     GREY,
+    GUESS,
     INK,
+    LINE,
     NIGHT,
     NIGHT_FRAME,
     NIGHT_INK,
     ORANGE,
     PALE,
     SKY,
-    VERMILLION,
     YELLOW,
     Figure,
     array,
@@ -30,17 +31,16 @@ from vlm_lite.figures import (
     styled,
     wrap,
 )
+from vlm_lite.panels import ask_panel, caption_table, scoreboard
 
 __all__ = ["ask_panel", "attention_over_image", "by_type_bars", "caption_table", "gain_bars", "loss_curve",
            "recall_bars", "scoreboard", "show_images", "similarity_matrix", "style"]
-GUESS = {"color": VERMILLION, "linestyle": (0, (5, 3)), "linewidth": 1.6}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"), "blank": ("blank picture", PALE, "...."),
     "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"), "vlm": ("the VLM", BLUE, ""),
     "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
 }
-LINE = 16  # pixels from one line of text to the next
 
 
 @styled
@@ -290,91 +290,4 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
             spine.set(visible=True, color=NIGHT_FRAME)
         figure.text_at(left + size / 2, top + size + 6, wrap(note, size + 8, 8.5, 1), ha="center", color=NIGHT_INK,
                        fontsize=8.5)
-    return figure
-
-
-def _table(images, header, rows, widths, label, side=84):
-    """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
-    gap = 12
-    lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
-    height = 40 + len(rows) * (side + gap) + 4
-    figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
-    for left, text in zip(lefts, header, strict=True):
-        figure.text_at(left, 14, text, fontweight="bold")
-    for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
-        top = 40 + i * (side + gap)
-        figure.picture_at(image, gap, top, side)
-        figure.add_artist(Rectangle((gap / figure.bbox.width, 1 - (top - gap / 2) / height), 1 - 2 * gap /
-                                    figure.bbox.width, 0, edgecolor=PALE, linewidth=1, transform=figure.transFigure))
-        for left, width, (text, colour, weight) in zip(lefts, widths, cells, strict=True):
-            lines = wrap(text, width, 9.5, side // LINE, weight)
-            figure.text_at(left, top + side / 2, lines, va="center", color=colour, fontweight=weight)
-    return figure
-
-
-@styled
-def caption_table(images, before, after, reference, *, names=("before training", "after training", "a human's words")):
-    """Pictures with what the model said before and after training, beside a reference caption. N of each."""
-    rows = [[(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
-            for b, a, r in zip(before, after, reference, strict=True)]
-    return _table(images, names, rows, (190, 230, 210), "captions before and after training")
-
-
-@styled
-def scoreboard(images, questions, answers, given, *, correct=None):
-    """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
-
-    answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
-    without regard to case.
-    """
-    if correct is None:
-        correct = {name: [g.strip().lower() == a.strip().lower() for g, a in zip(said, answers, strict=True)]
-                   for name, said in given.items()}
-    rows = [[(questions[i], INK, "normal"), (answers[i], INK, "bold")] +
-            [(f"✓ {said[i]}", BLUE, "bold") if correct[name][i] else (f"✗ {said[i]}", VERMILLION, "normal")
-             for name, said in given.items()] for i in range(len(questions))]
-    header = ["question", "right answer"] + [f"{name}: {sum(correct[name])} of {len(questions)}" for name in given]
-    return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
-
-
-@styled
-def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
-    """One question about one picture: the picture, the question, and the probabilities of the likeliest answers.
-
-    image: a picture, or None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
-    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no picture, a
-    dashed line. The size of the figure never varies (frames of an animation).
-    """
-    side, width, height = 236, 720, 286
-    figure = Figure(width=width, height=height, label=question)
-    if image is None:
-        axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
-        axes.add_patch(Rectangle((0, 0), 1, 1, hatch="//", facecolor=PALE, edgecolor="#c3c7cf", linewidth=0))
-        axes.text(0.5, 0.5, "picture hidden", ha="center", va="center", fontsize=11,
-                  bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5})
-        axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
-        axes.spines[["top", "right"]].set_visible(True)
-    else:
-        figure.picture_at(image, 24, 26, side)
-    left = 24 + side + 28
-    figure.text_at(left, 24, wrap(question, width - left - 24, 13, 2, "bold"), fontsize=13, fontweight="bold")
-    figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
-    answers = list(answers or sorted(probabilities, key=lambda answer: -probabilities[answer])[:top])
-    best = max(answers, key=lambda answer: probabilities[answer])
-    axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
-    for row, answer in enumerate(answers):
-        percent = 100 * probabilities[answer]
-        axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
-        axes.text(percent + 1.2, row, f"{percent:.0f}%", va="center", fontweight="bold" if answer == best else "normal",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=4)
-    axes.set(yticks=range(len(answers)), yticklabels=[wrap(answer, 80, 10, 1) for answer in answers], xlim=(0, 100),
-             xticks=range(0, 101, 25), ylim=(max(top, len(answers)) - 0.4, -0.6))
-    axes.set_xlabel("probability of the answer (%)")
-    axes.tick_params(axis="y", labelsize=10)
-    axes.grid(axis="y", visible=False)
-    if blind is not None:
-        axes.axvline(100 * blind, **GUESS, zorder=3)
-        axes.annotate(f"without a picture: {wrap(answers[0], 120, 8.5, 1)} {blind:.0%}", (100 * blind, -0.6), (0, 3),
-                      textcoords="offset points", color=VERMILLION, fontsize=8.5, va="bottom",
-                      ha="left" if blind < 0.5 else "right", annotation_clip=False)
     return figure

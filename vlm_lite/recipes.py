@@ -1,7 +1,7 @@
 """The course's two training recipes, used alike by the notebooks, the zoo and the recorded studies.
 
 `train_clip` teaches an eye from pictures and captions; `train_connector` teaches a nerve between a frozen eye and a
-frozen brain. Both are a few lines around `train.train`; `clip_recall` and `ask` measure what was learned.
+frozen brain. Both are a few lines around `train.train`; `clip_recall` and `probe` measure what was learned.
 """
 
 import torch
@@ -88,7 +88,8 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
 @torch.no_grad()
 def embed_images(model, images, batch_size=500):
     """uint8 (N, 3, H, W) -> joint embeddings (N, P), not normalised."""
-    return torch.cat([model.encode_image(pixel_values(part)) for part in images.split(batch_size)])
+    device = model.logit_scale.device
+    return torch.cat([model.encode_image(pixel_values(part.to(device))).cpu() for part in images.split(batch_size)])
 
 
 @torch.no_grad()
@@ -98,7 +99,8 @@ def embed_texts(model, texts, tokenizer, batch_size=500):
     for start in range(0, len(texts), batch_size):
         text = tokenizer([t + tokenizer.eos_token for t in texts[start:start + batch_size]], padding=True,
                          return_tensors="pt", add_special_tokens=False)
-        parts.append(model.encode_text(text["input_ids"], text["attention_mask"]))
+        text = text.to(model.logit_scale.device)
+        parts.append(model.encode_text(text["input_ids"], text["attention_mask"]).cpu())
     return torch.cat(parts)
 
 
@@ -117,7 +119,8 @@ def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
 def picture_features(vision, images, *, layer=-2, **options):
     """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels."""
     vision.eval()
-    return cache_features(lambda batch: vision.patch_features(pixel_values(batch), layer=layer), images,
+    device = next(vision.parameters()).device
+    return cache_features(lambda batch: vision.patch_features(pixel_values(batch.to(device)), layer=layer), images,
                           key={"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD},
                           **options)
 

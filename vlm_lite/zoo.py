@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from . import recipes
 from .data import language, scenes, shapes
+from .data import tokenizer as words
 from .evals.vqa import vqa_accuracy
 from .files import UserError, atomic_dir, atomic_write, home, write_json
 from .profiles import PROFILES, get_compute
@@ -59,7 +60,7 @@ def text_corpus(documents, *, seed=0, workers=None):
     Sorted by length. An output is an answer, a caption or an assistant's sentence with its `<eos>`. The arrays are
     cached under `home()`.
     """
-    folder = home() / "text" / f"{documents}-{seed}-{_source_hash(language, scenes)}"
+    folder = home() / "text" / f"{documents}-{seed}-{_source_hash(language, words, scenes)}"
     if not folder.exists():
         edges = np.linspace(0, documents, 2 + documents // 2000).astype(int)
         with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
