@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
 #     seconds: 172
 #     peak_memory_mb: 2106
-#     outputs_of: f88d2ca16bb83e03a10be5d8eb169d6c4fbd3e952dedbef7eb743a3cec11ec24
+#     outputs_of: beb30e671142df205894be81e1bb0c079cb35a1d72a1e0d6091f816e802f38f7
 # ---
 
 # %% [markdown]
@@ -128,6 +128,7 @@ print(f"text tower:  {tuple(words['input_ids'].shape)} -> {tuple(text_embeds.sha
       f"{parameters(model.text_model):,} parameters")
 print(f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm(dim=-1).tolist()]}")
 
+
 # %% [markdown]
 # ## 3. How near is near?
 #
@@ -232,6 +233,7 @@ print("cosines  " + "".join(f"{v:8.2f}" for v in cosines))
 for temperature in (0.01, 0.07, 0.5, 1.0):
     print(f"τ = {temperature:<5}" + "".join(f"{v:8.1%}" for v in (cosines / temperature).softmax(0)))
 
+
 # %% [markdown]
 # **Exercise 2: the loss.** ★★☆ 12 minutes. Write the whole loss: both directions, from embeddings of any length.
 # `logit_scale` is $t$, so the cosines are multiplied by $e^t$. Return one number that carries gradients to all three
@@ -285,6 +287,7 @@ torch.testing.assert_close(info_nce(image_embeds, text_embeds, model.logit_scale
 print(f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.logit_scale):.6f}, "
       f"transformers' {theirs.loss:.6f}")
 
+
 # %% [markdown]
 # ## 6. What the loss is worth: a bound on information
 #
@@ -317,6 +320,7 @@ information_bound = check.information_bound(information_bound)
 print(f"a batch of {profile.clip_batch_size} can prove at most "
       f"{information_bound(0.0, profile.clip_batch_size):.2f} nats; guessing proves "
       f"{information_bound(math.log(profile.clip_batch_size), profile.clip_batch_size):.2f}")
+
 
 # %% [markdown]
 # ## 7. How to score: Recall@K
@@ -380,6 +384,7 @@ for name, recalls in (("chance", chance), ("untrained, mine", {k: recall_at_k(si
 
 # %%
 my_guess = 0.50  # image-to-text R@5, from 0 to 1
+
 
 # %% [markdown]
 # ## 9. Train
@@ -509,6 +514,7 @@ for name, some_pictures, some_texts in (("pairs seen in training", pictures[:cou
           f"chance {chance_recall(count, 5):.1%}, ceiling {shapes.ambiguity_ceiling(some_texts)[5]:.1%}")
 plots.show_images(novel_pictures[:4], titles=novel_texts[:4], columns=4, size=170)
 
+
 # %% [markdown]
 # ## 13. Zero-shot: a classifier made of sentences
 #
@@ -632,6 +638,7 @@ print(f"image-to-text R@5: recorded {card['scores']['val']['image_to_text']['R@5
 for kind, ensemble in ensembles.items():
     print(f"zero-shot {kind}, ensemble: my CLIP {zero_shot(model, kind, ensemble):.1%}, "
           f"the zoo's eye {zero_shot(eye, kind, ensemble):.1%}")
+
 
 # %% [markdown]
 # ## 17. Can it see yet?
