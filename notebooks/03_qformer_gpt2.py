@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 6eab59ab7ff4c42dcae83b6502c00ee05c3ac33f107bbe6ffbf0913ccc858c11
+#     outputs_of: 9a2eb8635275f5272b1f3bcdeaadc2ee8bc98060b653703a3bafa8e7d83792e9
 # ---
 
 # %% [markdown]
@@ -170,6 +170,7 @@ things = scenes[shown].removesuffix(".").split(". ")
 plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4, 4),
                            titles=[" ".join(thing.split(" in ")[0].split()[-2:]) for thing in things], size=156)
 
+
 # %% [markdown]
 # ## 4. The Q-Former, piece by piece
 #
@@ -198,6 +199,7 @@ def make_queries(num_query_tokens, width):
 # %% nbgrader={"grade": true, "grade_id": "make_queries-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 make_queries = check.make_queries(make_queries)
 print("std of 8 fresh queries:", round(make_queries(8, 192).std().item(), 4))
+
 
 # %% [markdown]
 # **Attention.** One formula does both jobs of a Q-Former. Queries *look* at the picture (keys and values from the
@@ -232,6 +234,7 @@ multihead_attention = check.multihead_attention(multihead_attention)
 weights = multihead_attention(torch.randn(1, 8, 192), torch.randn(1, 16, 192), torch.randn(1, 16, 192), 6)[1]
 print("weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-1).mean().item(), 4))
 
+
 # %% [markdown]
 # **A layer** is three steps. After each one its result is *added* to the queries and the sum is normalised ("post-norm",
 # as in BERT, from which BLIP-2 takes its Q-Former; a ViT normalises *before* each step):
@@ -259,6 +262,7 @@ def qformer_layer(queries, patches, talk, look, think, norms):
 
 # %% nbgrader={"grade": true, "grade_id": "qformer_layer-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 qformer_layer = check.qformer_layer(qformer_layer)
+
 
 # %% [markdown]
 # **The whole model, in one place and fit to copy.** It holds your three functions and the matrices they need. The
@@ -440,6 +444,7 @@ for axes, seen, title in zip(panels, (both_ways, one_way), ("your Q-Former", "BE
     axes.grid(False)
 plt.show()
 
+
 # %% [markdown]
 # ## 5. From queries to words
 #
@@ -471,6 +476,7 @@ make_labels = check.make_labels(make_labels)
 prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"]
                           for text in (short_prompt("what colour is the circle?"), " red"))
 print(make_labels(8, prompt_ids, answer_ids, tokenizer.eos_token_id))
+
 
 # %% [markdown]
 # **Exercise 5: padding.** ★★☆ 8 minutes. Rows of a batch differ in length. Fill the short ones on the *right* with
@@ -796,6 +802,7 @@ for title, row in chances.items():
     display(plots.ask_panel(None if hidden else shows[title][0], question, title=title, blind=blind, answers=colours,
                             probabilities=dict(zip(colours, row, strict=True))))
 
+
 # %% [markdown]
 # **Hide one patch.** Paint a single cell of the picture over, encode it anew, and ask again: sixteen times, once for each
 # cell. Where does the probability of the right answer fall most? Unlike attention, this is a *cause*: something was
@@ -835,6 +842,7 @@ print(f"the cell whose hiding hurts most is that of the thing asked about: {hits
 row, drop = tried[0]
 print(f"{row['question']}  right: {row['answer']}")
 plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"], size=190)
+
 
 # %% [markdown]
 # ## 11. What you showed
