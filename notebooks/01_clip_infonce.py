@@ -393,17 +393,12 @@ my_guess = 0.50  # image-to-text R@5, from 0 to 1
 # short warm-up and a cosine down to zero. $t$ learns along with the rest and is kept at $e^t \le 100$.
 #
 # One precaution. Where the processor is fast at bf16, the towers run in bf16, which keeps two to three decimal digits.
-# The loss multiplies cosines by up to 100 and then compares them, and that is too coarse. So the loss runs in fp32. It
-# costs next to nothing: the matrix is small.
+# The loss multiplies cosines by up to 100 and then compares them, and that is too coarse. So `train_clip` hands your loss
+# its embeddings in fp32, with autocast off. It costs next to nothing: the matrix is small.
 
 # %%
-def loss_in_fp32(image_embeds, text_embeds, logit_scale):
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        return info_nce(image_embeds.float(), text_embeds.float(), logit_scale.float())
-
-
 history = recipes.train_clip(model, train_pictures, train_captions, tokenizer, steps=profile.clip_steps,
-                             batch_size=profile.clip_batch_size, lr=profile.clip_lr, loss=loss_in_fp32, seed=seed)
+                             batch_size=profile.clip_batch_size, lr=profile.clip_lr, loss=info_nce, seed=seed)
 model = model.cpu().eval()  # small enough to be tested on the CPU, wherever it was trained
 print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {history.seconds[-1]:.0f} s: "
       f"loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")

@@ -146,13 +146,13 @@ print(f"VQA accuracy over {len(few)} questions: blind {score_vqa(blind, few)['ov
 # %%
 import re
 
-from vlm_lite.data.language import ORDINALS
+from vlm_lite.data.language import COLUMNS, ROWS
 
 
 def cells(description):
     """The grid cells (row, column) that a description names, in its order."""
     found = re.findall(r"(\w+) row, (\w+) column", description)
-    return [(ORDINALS.index(row), ORDINALS.index(column)) for row, column in found]
+    return [(ROWS.index(row), COLUMNS.index(column)) for row, column in found]
 
 
 features = recipes.picture_features(eye, images, progress=False)  # (N, 16, Dv), fp16, from disk when they are there

@@ -73,12 +73,15 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
 
     images uint8 (N, 3, H, W); captions a list of N lists. `options` go to `train.train` (seed, checkpoint, ...).
     Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
+    The towers run in the precision of the device, the loss in fp32.
     """
     def loss_fn(model, batch):
         pictures, ids, mask = batch
         with torch.no_grad():
             model.clamp_logit_scale()
-        return loss(model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask), model.logit_scale)
+        image_embeds, text_embeds = model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask)
+        with torch.autocast(image_embeds.device.type, enabled=False):  # cosines times 100 are too coarse in bf16
+            return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
 
     options = {"weight_decay": 0.05, "description": "CLIP", **options}
     return train(model, caption_batches(images, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
@@ -179,7 +182,7 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
             length = sum(len(ids[k]) for k in row)
             batch_ids[i, :length] = torch.cat([ids[k] for k in row])
             batch_labels[i, :length] = torch.cat([labels[k] for k in row])
-            mask[i, :length] = 1
+            mask[i, :length] = torch.cat([torch.full((len(ids[k]),), n) for n, k in enumerate(row, 1)])
         return features[rows], batch_ids, mask, batch_labels
 
     return batches

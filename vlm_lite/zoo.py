@@ -103,7 +103,8 @@ def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3,
         tokens, outputs = batch
         hidden = model.transformer(tokens, use_cache=False).last_hidden_state[:, :-1]
         target, learn = tokens[:, 1:], outputs[:, 1:]
-        loss = F.cross_entropy(model.lm_head(hidden).float().transpose(1, 2), target, reduction="none")
+        logits = model.lm_head(hidden).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         # Descriptions and questions are random: nothing is to be learned from them but their grammar.
         weight = torch.where(learn, 1.0, 0.1) * (target > 0)
         answers = (loss * learn).sum().detach() / learn.sum()

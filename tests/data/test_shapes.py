@@ -107,7 +107,7 @@ def test_descriptions_name_everything_in_every_wording():
         for text in (language.describe(scene), language.describe(scene, rng)):
             for item in scene.items:
                 wanted = [str(item.value)] if item.is_digit else [item.shape, item.colour, item.size]
-                assert all(word in text for word in [*wanted, language.ORDINALS[item.row]]), (text, item)
+                assert all(word in text for word in [*wanted, language.ROWS[item.row]]), (text, item)
 
 
 def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_that_leaves_open():

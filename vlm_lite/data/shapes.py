@@ -23,7 +23,7 @@ from . import formats, language, scenes
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
-VERSION = 1  # of the world: part of the folder's name, so that an older world on disk is never taken for this one
+VERSION = 2  # of the world: part of the folder's name, so that an older world on disk is never taken for this one
 
 
 def load_shapes(split="val", count=1000, *, seed=0, progress=True):
