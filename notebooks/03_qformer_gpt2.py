@@ -614,8 +614,9 @@ print("\ncaption of the first picture:", before["captions"][0])
 # accuracy be, in percent? Set `my_guess`; the figure of section 9 draws it.
 #
 # The nerve trains on what is said about each picture, captions and questions, as pairs of prompt and answer. Several
-# pairs about one picture share a row and its prefix. Only the nerve has gradients; they reach it *through* the
-# frozen brain.
+# pairs about one picture share a row and its prefix, which saves time; a mask keeps each pair from reading the others.
+# (Without that mask the caption would give the answers away in words, and the nerve would have less to learn.) Only the
+# nerve has gradients; they reach it *through* the frozen brain.
 
 # %%
 my_guess = 50  # percent; change it before you go on

@@ -113,8 +113,7 @@ def read_json(path):
                         "delete it and make or download it again.") from error
 
 
-def write_json(path, value):
-    """Write `value` as JSON with sorted keys, whole or not at all."""
+def write_json(path, value, indent=1):
+    """Write `value` as JSON with sorted keys, whole or not at all; `indent=None`, in one line, is far quicker."""
     with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
+        file.write(json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n")

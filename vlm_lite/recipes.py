@@ -4,6 +4,8 @@
 frozen brain. Both are a few lines around `train.train`; `clip_recall` and `probe` measure what was learned.
 """
 
+import copy
+
 import torch
 
 from .data.formats import image_tensor
@@ -17,7 +19,7 @@ from .models.clip import CLIP, info_nce
 from .models.projectors import make_connector
 from .models.text import IGNORE, build_text_batch, load_language_model
 from .models.vlm import VLM
-from .profiles import resolve_model
+from .profiles import get_compute, resolve_model
 from .train import train
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -192,15 +194,21 @@ def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-3, 
     """Train the connector of a VLM through its frozen language model; the loss is on answer tokens only. A History.
 
     features (N, T, D) from `picture_features`; exchanges: N lists of (prompt, answer). Recipe: AdamW, lr 1e-3, one
-    cosine with warm-up. `options` go to `train.train`.
+    cosine with warm-up. The frozen language model runs in the half precision of the device, if it has one: what does
+    not learn needs no fp32 weights. `options` go to `train.train`.
     """
+    compute = options.pop("compute", None) or get_compute()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    whole, vlm.language_model = vlm.language_model, copy.deepcopy(vlm.language_model).to(half)
     vlm.train()
     options = {"description": "connector", **options}
-    history = train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
-                    lambda model, batch: model(*batch).loss, steps=steps, lr=lr,
-                    settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
-    vlm.eval()
-    return history
+    try:
+        return train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
+                     lambda model, batch: model(*batch).loss, steps=steps, lr=lr, compute=compute,
+                     settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
+    finally:
+        vlm.language_model = whole.to(vlm.device)
+        vlm.eval()
 
 
 def probe(vlm, captions, questions, *, limit=1000, **options):

@@ -145,7 +145,8 @@ class VLM(nn.Module):
         hidden = ~(same & (place[:, None] >= place))
         begins = F.pad(number.diff(dim=1) != 0, (1, 0))
         position_ids = place - torch.where(begins, place - num_prefix, 0).cummax(dim=1).values  # (B, Q+T)
-        mask = torch.zeros(hidden.shape, device=number.device).masked_fill(hidden, torch.finfo(torch.float32).min)
+        dtype = self.embed.weight.dtype
+        mask = torch.zeros(hidden.shape, device=number.device, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
         return mask[:, None], position_ids
 
     def forward(self, features, input_ids, attention_mask=None, labels=None):
