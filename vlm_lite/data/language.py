@@ -265,18 +265,11 @@ def _options(question, answer, kind, rng):
     return short_prompt(f"{question} {listed}"), LETTERS[chosen.index(answer)]
 
 
-def _steps(scene, rng):
-    """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
-    if len(scene.items) < 2:
-        return None
+def _two(scene, rng):
+    """Two things of a scene, a relation to ask about, and what both need: (one, other, relation, axis, word, names)."""
     one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
     relation = _pick(rng, tuple(PAIRS))
-    axis, word, names = _axis(relation)
-    a, b = (f"the {_name(i)}" if not i.is_digit else "the digit" for i in (one, other))
-    cells = [names[getattr(i, axis)] for i in (one, other)]
-    answer = "yes" if _compare(one, other, relation) else "no"
-    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"),
-            f"{a} is in the {cells[0]} {word}. {b} is in the {cells[1]} {word}. so the answer is {answer}.")
+    return one, other, relation, *_axis(relation)
 
 
 def _axis(relation):
@@ -284,15 +277,50 @@ def _axis(relation):
     return (axis, "column", COLUMNS) if axis == "col" else (axis, "row", ROWS)
 
 
+def _either(axis, difference):
+    """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
+    low, high = ("left", "right") if axis == "col" else ("above", "below")
+    return f"{low} or {high} of" if axis == "col" else f"{low} or {high}", low if difference < 0 else high
+
+
+def _steps(scene, rng):
+    """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
+    if len(scene.items) < 2:
+        return None
+    one, other, relation, axis, word, names = _two(scene, rng)
+    a, b = (f"the {_name(i)}" if not i.is_digit else "the digit" for i in (one, other))
+    first, second = (getattr(i, axis) for i in (one, other))
+    so = f"they are in the same {word}."
+    if first != second:
+        so = f"so {a} is {_either(axis, first - second)[1]}{' of' if axis == 'col' else ''} {b}."
+    answer = "yes" if _compare(one, other, relation) else "no"
+    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"), f"{a} is in the {names[first]} {word}. {b} is in the "
+            f"{names[second]} {word}. {so} the answer is {answer}.")
+
+
 def _lines(scene, rng):
-    """The two steps that a relation is made of: the row or column of a thing, and which of two comes first."""
+    """The steps that a relation is made of: where a thing is, which of two places comes first, and for two things.
+
+    A relation asked for with yes or no is an exclusive-or: no part of it alone says anything about the answer. A small
+    model stays at chance for long unless it first learns to *name* the relation ("left or right of?").
+    """
+    kind = rng.random()
+    if len(scene.items) > 1 and kind < 0.4:
+        one, other, _, axis, word, names = _two(scene, rng)
+        a, b = _references(scene, one), _references(scene, other)
+        if a and b and getattr(one, axis) != getattr(other, axis):
+            either, answer = _either(axis, getattr(one, axis) - getattr(other, axis))
+            return short_prompt(f"is {_pick(rng, a)} {either} {_pick(rng, b)}?"), answer
     relation = _pick(rng, tuple(PAIRS))
     axis, word, names = _axis(relation)
     item = _pick(rng, scene.items)
     refs = _references(scene, item)
-    if refs and rng.random() < 0.6:
+    if refs and kind < 0.7:
         return short_prompt(f"which {word} is {_pick(rng, refs)} in?"), names[getattr(item, axis)]
     one, other = (int(i) for i in rng.permutation(4)[:2])
+    if rng.random() < 0.4:
+        either, answer = _either(axis, one - other)
+        return short_prompt(f"is the {names[one]} {word} {either} the {names[other]} {word}?"), answer
     question = f"is the {names[one]} {word} {relation} the {names[other]} {word}?"
     return short_prompt(question), "yes" if (one - other) * PAIRS[relation][1] > 0 else "no"
 
@@ -317,18 +345,18 @@ def exchange(scene, rng, candidates=None):
             return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
     if style < 0.21 and (steps := _steps(scene, rng)):
         return steps
-    if style < 0.29:
+    if style < 0.37:
         return _lines(scene, rng)
     candidates = candidates or questions(scene, rng)
     kinds = sorted({k for _, _, k in candidates})
     kind = "relation" if "relation" in kinds and rng.random() < 0.35 else _pick(rng, kinds)
     question, answer, kind = _pick(rng, [c for c in candidates if c[2] == kind])
     question = question.replace("colour", "color") if rng.random() < 0.2 else question
-    if style < 0.37:
+    if style < 0.45:
         return _options(question, answer, kind, rng)
-    if style < 0.46:
+    if style < 0.53:
         return chat_prompt(question), sentence(question, answer, kind)
-    if kind == "existence" and style < 0.58:
+    if kind == "existence" and style < 0.63:
         question = question.replace("?", _pick(rng, [" in the image?", " in the picture?"]))
     return short_prompt(question), answer
 
