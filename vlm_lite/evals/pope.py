@@ -63,7 +63,8 @@ def pope_scores(answers, labels, parser="official"):
 def read_pope(labels, answers, *, partial=False):
     """(answers, labels, counts) of a POPE label file and an answer file, both of JSON lines with `question_id`.
 
-    A label is yes or no; an answer stands in `text`, or in `answer` where there is no `text`. counts: see `match`.
+    A label is yes or no. An answer stands in `text` or in `answer`; a line that has a `label` too has the question in
+    `text`, so only `answer` will do there. counts: see `answers.match`.
     """
     truth = {}
     for where, record in read_lines(labels):
@@ -77,7 +78,12 @@ def read_pope(labels, answers, *, partial=False):
         truth[question_id] = label
     said = []
     for where, record in read_lines(answers):
-        key = "answer" if isinstance(record, dict) and "text" not in record and "answer" in record else "text"
+        keys = {"text", "answer"} & set(record if isinstance(record, dict) else ())
+        if isinstance(record, dict) and "label" in record:
+            keys = {"answer"}
+        if len(keys) == 2:
+            raise UserError(f"{answers}: {where} has both `text` and `answer`; expected one, the model's answer.")
+        key = keys.pop() if keys else "text"
         said.append((field(record, "question_id", int, answers, where), field(record, key, str, answers, where)))
     given, counts = match(truth, said, file=answers, against=labels, name="question_id", partial=partial)
     return list(given.values()), [truth[question_id] for question_id in given], counts

@@ -3,7 +3,8 @@
 import zlib
 from collections import defaultdict
 from math import comb
-from zipfile import BadZipFile
+from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -60,6 +61,10 @@ def read_embeddings(path):
     """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
     the file has them, texts. UserError names the file and the array that is missing, of another kind, or pickled.
     """
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist. Check the path, or make the file again.")
+    if not is_zipfile(path):
+        raise UserError(f"{path} is not an NPZ file, or is cut short. Make it again with numpy.savez.")
     try:
         with np.load(path, allow_pickle=False) as file:
             absent = [name for name in ("image_embeds", "text_embeds", "image_of_text") if name not in file.files]
@@ -68,9 +73,7 @@ def read_embeddings(path):
                                 "Make it with numpy.savez(path, image_embeds=, text_embeds=, image_of_text=).")
             arrays = {name: file[name] for name in ("image_embeds", "text_embeds", "image_of_text", "texts")
                       if name in file.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
-    except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as NPZ ({error}). It may be cut short or hold objects: make it again "
                         "with numpy.savez and arrays of numbers.") from error
     for name, kinds in (("image_embeds", "f"), ("text_embeds", "f"), ("image_of_text", "iu"), ("texts", "U")):
