@@ -107,7 +107,7 @@ def read_json(path):
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
                         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, or nested too deeply
         where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{where}: not valid JSON ({getattr(error, 'msg', error)}). The file may be cut short: "
                         "delete it and make or download it again.") from error

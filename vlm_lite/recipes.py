@@ -102,7 +102,8 @@ def embed_texts(model, texts, tokenizer, batch_size=500):
     """N strings -> joint embeddings (N, P), not normalised."""
     parts = []
     for start in range(0, len(texts), batch_size):
-        text = tokenizer([t + tokenizer.eos_token for t in texts[start:start + batch_size]], padding=True,
+        ends = tokenizer.bos_token or "", tokenizer.eos_token  # OpenAI's CLIP begins its texts with a token too
+        text = tokenizer([ends[0] + t + ends[1] for t in texts[start:start + batch_size]], padding=True,
                          return_tensors="pt", add_special_tokens=False)
         text = text.to(model.logit_scale.device)
         parts.append(model.encode_text(text["input_ids"], text["attention_mask"]).cpu())
