@@ -9,6 +9,7 @@ from importlib import metadata
 
 import vlm_lite
 from vlm_lite.files import UserError, data_path, home, read_json
+from vlm_lite.labs import commands as lab_commands
 from vlm_lite.profiles import TINY
 
 ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
@@ -53,6 +54,8 @@ def build_parser():
     study.add_argument("name", metavar="NAME")
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
+
+    lab_commands.add(commands)
     return parser
 
 
