@@ -311,7 +311,7 @@ def readme(root=ROOT):
 
 
 def lab_table(root=ROOT):
-    """The README's table of the labs: exercises, points, minutes, prerequisites, and the badge of the student's copy."""
+    """The README's table of the labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
     slug, ref = repository(root)
     rows = ["| lab | exercises | points | minutes to read, to write | before it | student's copy |",
             "|---|---|---|---|---|---|"]

@@ -21,7 +21,7 @@ def notebook(name):
 
 
 @pytest.fixture
-def small():
+def small(tmp_path):
     """A notebook with one exercise, and its parts to damage."""
     exercise = nbformat.v4.new_code_cell(
         f"def recall_at_k(similarity, k):\n    {build.BEGIN}\n    return the_answer_of_this_one(similarity)\n"
@@ -29,7 +29,8 @@ def small():
     checked = nbformat.v4.new_code_cell("recall_at_k = check.recall_at_k(recall_at_k)", metadata={
         "nbgrader": {"grade_id": "recall_at_k-check", "solution": False, "grade": True, "points": 2}})
     title = nbformat.v4.new_markdown_cell("**Exercise 1: recall.** ★★☆ 5 minutes. Do it.")
-    return json.loads(nbformat.writes(nbformat.v4.new_notebook(cells=[title, exercise, checked])))
+    nbformat.write(nbformat.v4.new_notebook(cells=[title, exercise, checked]), tmp_path / "99.ipynb")
+    return build.read(tmp_path / "99.ipynb")
 
 
 def test_the_labs_are_the_notebooks_with_exercises_whatever_they_are():

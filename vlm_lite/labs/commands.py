@@ -29,6 +29,7 @@ def add(commands):
     grade.add_argument("--check-timeout", type=_positive, default=30, help="seconds a check may take (default 30)")
     grade.add_argument("--profile", choices=("smoke", "tiny", "t4"), default="smoke",
                        help="what the copies run on (default smoke: a few pictures and steps)")
+    grade.add_argument("--whole", action="store_true", help="run each copy to its end, not only to its last check")
     grade.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)")
     grade.set_defaults(call=run_grade)
 
@@ -81,7 +82,7 @@ def run_grade(options):
 
     reports = grade(options.copies, notebooks=options.notebooks, lab=options.lab, jobs=options.jobs,
                     seconds=options.timeout, check_seconds=options.check_timeout, profile=options.profile,
-                    on_done=lambda report: print(as_text(report), flush=True))
+                    whole=options.whole, on_done=lambda report: print(as_text(report), flush=True))
     if options.json:
         write_json(options.json, reports)
     return int(any(not report["exercises"] for report in reports))

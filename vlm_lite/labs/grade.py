@@ -31,11 +31,13 @@ MARKS = {"passed": "✓", "not attempted": "–"}
 
 # ---- a class
 
-def grade(paths, *, notebooks=None, lab=None, jobs=None, seconds=600, check_seconds=30, profile="smoke", on_done=None):
+def grade(paths, *, notebooks=None, lab=None, jobs=None, seconds=600, check_seconds=30, profile="smoke",
+          whole=False, on_done=None):
     """Grade the copies in `paths` (files, and folders searched for .ipynb) and return their reports, in order.
 
     lab: the name of the notebook that all must be copies of; None finds it out for each. seconds: the most a copy may
-    take; check_seconds: the most one check may take. A report has file, lab, points, max_points, exercises (name,
+    take, and half of it the most for one cell; check_seconds: the most one check may take; whole: run a copy to its end
+    and not only to its last check. A report has file, lab, points, max_points, exercises (name,
     status, message, points, max_points), problems (sentences) and seconds; nothing in a copy makes this function fail.
     """
     files = list(_files(paths))
@@ -49,7 +51,7 @@ def grade(paths, *, notebooks=None, lab=None, jobs=None, seconds=600, check_seco
     def one(path):
         with tempfile.TemporaryDirectory(prefix="vlm-lite-grade-") as folder:
             report = _in_a_process(path, folder, source=str(source.resolve()), lab=lab, seconds=seconds,
-                                   check_seconds=check_seconds, profile=profile,
+                                   check_seconds=check_seconds, profile=profile, whole=whole,
                                    threads=max(1, (os.cpu_count() or 2) // jobs))
         if on_done:
             on_done(report)
@@ -116,7 +118,8 @@ def _empty(name, lab=None):
 
 # ---- one copy
 
-def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_seconds=30, profile="smoke", threads=1):
+def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_seconds=30, profile="smoke",
+               whole=False, threads=1):
     """The report on one copy (see `grade`), run in this process's own kernel with `folder` as its home."""
     report = _empty(name or str(path))
     try:
@@ -132,7 +135,7 @@ def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_
         return {**report, "problems": [f"it is a copy of {of} ({answered} of its exercises are there); a copy of {lab} "
                                        "is expected"]}
     notebook, found = known[of]
-    cells, places = to_run(copy["cells"], notebook["cells"], found)
+    cells, places = to_run(copy["cells"], notebook["cells"], found, whole)
     start = time.monotonic()
     verdicts, problems = _run(cells, places, folder, seconds, check_seconds, profile, threads)
     rows = []
@@ -167,31 +170,30 @@ def _checks(cells, exercise):
         build.mark(cell).get("grade_id") == f"{exercise.grade_id}-check" or call.search(cell["source"]))]
 
 
-def to_run(cells, original, exercises):
+def to_run(cells, original, exercises, whole=False):
     """([(number, source), ...], {place in that list: Exercise}): what is run of a copy, its checks put back.
 
     number: the cell's in the copy, counted from 1; None for a check that the copy lacks.
     """
-    put, last = {}, -1
+    checks, last = {}, -1  # cell of the copy: [(number, Exercise, source)], which replace it or follow it
     for each in exercises:
         source = (f"from vlm_lite.labs import check\n{each.name} = globals().get({each.name!r})\n"
                   + original[each.check_cell]["source"])
         where = _checks(cells, each)
         if not where:  # after the exercise's cell or, without one, after the check before
-            after = max([last, *_places(cells, each)])
-            put.setdefault(after, []).append((None, each, source))
-            last = after
+            last = max([last, *_places(cells, each)])
+            checks.setdefault(last, []).append((None, each, source))
         for k in where:
-            put.setdefault(k, []).append((k + 1, each, source))
+            checks.setdefault(k, []).append((k + 1, each, source))
             last = max(last, k)
-    rows = [(None, *entry) for entry in put.get(-1, [])]
+    rows = checks.get(-1, [])
     for k, cell in enumerate(cells):
-        if cell["cell_type"] == "code" and not any(entry[0] == k + 1 for entry in put.get(k, [])):
-            rows.append((k + 1, None, None, cell["source"]))
-        rows += [(number, number, each, source) for number, each, source in put.get(k, [])]
-    end = max(k for k, row in enumerate(rows) if row[2])
-    return [(row[1] if row[2] else row[0], row[3]) for row in rows[:end + 1]], {
-        k: row[2] for k, row in enumerate(rows[:end + 1]) if row[2]}
+        replaced = any(number for number, *_ in checks.get(k, []))
+        rows = rows + ([] if replaced or cell["cell_type"] != "code" else [(k + 1, None, cell["source"])])
+        rows = rows + checks.get(k, [])
+    if not whole:
+        rows = rows[:1 + max(k for k, row in enumerate(rows) if row[1])]
+    return [(number, source) for number, _, source in rows], {k: row[1] for k, row in enumerate(rows) if row[1]}
 
 
 def _run(cells, places, folder, seconds, check_seconds, profile, threads):
