@@ -59,7 +59,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import execute  # noqa: E402
-from vlm_lite.files import atomic_write  # noqa: E402
+from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
@@ -343,7 +343,10 @@ def main():
     options = parser.parse_args()
     chosen = [s for s in sources() if not options.names or s.stem in options.names or s.stem[:2] in options.names]
     ran = [source.stem for source in chosen if refresh(source, options.force)]
-    write_labs()
+    try:
+        write_labs()
+    except UserError as error:
+        sys.exit(str(error))
     write_if_changed(ROOT / "README.md", readme())
     print(f"{len(ran)} of {len(chosen)} notebooks run again; the rest were up to date.")
 

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
+from vlm_lite.files import UserError
 from vlm_lite.labs import VERDICT
-from vlm_lite.labs.core import NotPassed, close, exercise, progress, shape_problem
+from vlm_lite.labs.core import NotPassed, close, exercise, grading, progress, shape_problem
 
 
 def double_reference(x):
@@ -179,6 +180,12 @@ def test_under_a_grader_a_verdict_is_left_as_data_and_unless_right_as_an_error(s
 def test_without_a_grader_there_is_neither(shell):
     double(lambda x: x)
     assert shell.shown == [] and shell.errors == []
+
+
+def test_a_grader_s_time_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("VLM_LITE_GRADING", "yes")
+    with pytest.raises(UserError, match='VLM_LITE_GRADING is "yes"; expected the seconds'):
+        grading()
 
 
 def test_without_a_notebook_a_grader_gets_the_error_itself(monkeypatch):

@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 from ..files import UserError, atomic_write, read_json
 
 LARGEST = 20_000_000  # bytes; a notebook that is larger than this is not read
+SHORTEST, LONG = 12, 40  # characters of a solution's line: shorter ones tell nothing, longer ones tell by themselves
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 REGION = re.compile(rf"^([ \t]*){BEGIN}[^\n]*\n(.*?)^[ \t]*{END}[^\n]*$", flags=re.M | re.S)
 CALL = re.compile(r"^(\w+) = check\.(\w+)\(", flags=re.M)
@@ -145,7 +146,8 @@ def student(notebook, name, siblings=()):
         for cell in made["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = _links(cell["source"], *badge.groups(), {name, *siblings})
-    made["cells"][0]["source"] += "\n\n" + _welcome(found)
+    if made["cells"][0]["cell_type"] == "markdown":
+        made["cells"][0]["source"] += "\n\n" + _welcome(found)
     left = leaks(made, notebook, found)
     if left:
         raise UserError(f"{name}: the student's copy would still hold a line of a solution: {left[0]!r}. Take it out "
@@ -190,13 +192,15 @@ def build_all(folder, source=None):
 def leaks(made, notebook, found):
     """The lines of the solutions, comments apart, that stand anywhere in the copy: text, metadata or attachments.
 
-    Lines of less than 16 characters are left out: `x = y.T` may stand anywhere.
+    A long line counts by itself; shorter ones, which many a cell may hold, where all of a solution's are there.
     """
     text, left = json.dumps(made, ensure_ascii=False), []
     for each in found:
         for match in REGION.finditer(notebook["cells"][each.cell]["source"]):
-            lines = (re.sub(r"\s+#.*$", "", line).strip() for line in match[2].splitlines())
-            left += [line for line in lines if len(line) >= 16 and json.dumps(line, ensure_ascii=False)[1:-1] in text]
+            lines = [re.sub(r"\s+#.*$", "", line).strip() for line in match[2].splitlines()]
+            lines = [line for line in lines if len(line) >= SHORTEST] or [line for line in lines if line]
+            there = [line for line in lines if json.dumps(line, ensure_ascii=False)[1:-1] in text]
+            left += there if len(there) == len(lines) else [line for line in there if len(line) >= LONG]
     return left
 
 

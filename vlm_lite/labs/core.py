@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..files import UserError
 from . import VERDICT
 
 
@@ -56,7 +57,11 @@ class _OutOfTime(BaseException):  # no Exception: a learner's own `except Except
 def grading():
     """The seconds that a check may take where a grader runs the notebook, else None."""
     if seconds := os.environ.get("VLM_LITE_GRADING"):
-        return float(seconds)
+        try:
+            return float(seconds)
+        except ValueError:
+            raise UserError(f'VLM_LITE_GRADING is "{seconds}"; expected the seconds that a check may take, such as 30'
+                            ) from None
     return NBGRADER_SECONDS if os.environ.get("NBGRADER_EXECUTION") else None
 
 

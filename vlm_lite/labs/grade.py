@@ -74,7 +74,7 @@ def _need_nbclient():
         import ipykernel  # noqa: F401
         import nbclient  # noqa: F401
     except ImportError as error:
-        raise UserError(f"grading needs {error.name}: pip install 'vlm-lite[grade]'") from error
+        raise UserError(f"grading needs {error.name}: pip install nbclient ipykernel") from error
 
 
 def _in_a_process(path, folder, **options):
