@@ -483,6 +483,7 @@ blank = recipes.embed_images(model, torch.full_like(pictures, 22))
 rows = {"the pictures": image_embeds, "shuffled pictures": shuffled, "blank pictures": blank}
 rows = {name: score(embeds, text_embeds, own, ks, texts=texts)["image_to_text"] for name, embeds in rows.items()}
 
+controls = rows["shuffled pictures"], rows["blank pictures"]
 print(f"{'image to text':<20}" + "".join(f"{f'R@{k}':>8}" for k in ks))
 for name, recalls in {**rows, "chance": chance}.items():
     print(f"{name:<20}" + "".join(f"{recalls[k]:8.1%}" for k in ks))
@@ -673,6 +674,13 @@ for kind in sorted({kind for _, kind, _, _ in asked}):
     right = sum(choose(model, question, kind, pictures[place[image]]) == answer for question, _, image, answer in rows)
     commonest = Counter(answer for *_, answer in rows).most_common(1)[0][1]
     print(f"{kind:<12}{len(rows):>10}{right / len(rows):>10.0%}{commonest / len(rows):>11.0%}")
+
+# %%
+check.progress({
+    "a picture finds its caption far above chance": recall["image_to_text"][5] > 10 * chance[5],
+    "with shuffled or blank pictures it does not": max(recalls[5] for recalls in controls) < 3 * chance[5],
+    "unseen combinations are found above chance": found > 10 * chance_recall(count, 5),
+})
 
 # %% [markdown]
 # ## What you showed

@@ -868,6 +868,15 @@ print(f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score
 plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
                  {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)})
 
+# %%
+check.progress({
+    "the picture is worth something": result.gain.low > 0,
+    "another picture is worth no more than none": result.accuracy["shuffled"].low <= result.accuracy["blind"].high,
+    "pairs are answered that no blind model can answer": pair_score["vlm"] > pair_score["blind"],
+    "captions are about their own pictures": cider["after training"] > cider["shuffled"],
+    "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
+})
+
 # %% [markdown]
 # **What this does not show**
 #

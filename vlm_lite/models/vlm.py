@@ -139,7 +139,7 @@ class VLM(nn.Module):
         return torch.cat([prefix, embeds], dim=1), mask, position_ids, num_prefix
 
     def _separate(self, number, num_prefix):
-        """Exchanges numbered 1, 2, ... in a row: each sees the prefix and itself, and starts at place Q, as if alone."""
+        """Exchanges numbered 1, 2, ... in a row: each sees the prefix and itself, and starts at place Q."""
         place = torch.arange(number.shape[1], device=number.device)  # (Q+T,)
         same = (number[:, :, None] == number[:, None, :]) | (place < num_prefix)  # (B, Q+T, Q+T): row i reads j
         hidden = ~(same & (place[:, None] >= place))
@@ -154,9 +154,10 @@ class VLM(nn.Module):
 
         features (B, N, Dv), or None for a blind model; input_ids, attention_mask, labels (B, T), as `build_text_batch`
         makes them. attention_mask: 0 padding, 1 text; or, with several exchanges in a row that must not read one
-        another, the number 1, 2, ... of each token's exchange. labels hold the token ids of the answers and -100 elsewhere, **not** shifted: position t is compared
-        with what was predicted at t - 1. The loss is the mean over answer tokens, that of transformers; logits[:, t]
-        predicts token t + 1. ValueError for what does not fit the context and for labels without one answer token.
+        another, the number 1, 2, ... of each token's exchange. labels hold the token ids of the answers and -100
+        elsewhere, **not** shifted: position t is compared with what was predicted at t - 1. The loss is the mean over
+        answer tokens, that of transformers; logits[:, t] predicts token t + 1. ValueError for what does not fit the
+        context and for labels without one answer token.
         """
         input_ids = input_ids.to(self.device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
