@@ -208,9 +208,10 @@ def _run(cells, places, folder, seconds, check_seconds, profile, threads):
                    "VLM_LITE_HOME": str(Path(folder, "home")), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads),
                    "PYTHONDONTWRITEBYTECODE": "1"}
     client = _client(notebook, work)
-    verdicts, problems, deadline = {}, {}, time.monotonic() + seconds
+    verdicts, problems = {}, {}
     try:
         with client.setup_kernel(env=environment):
+            deadline = time.monotonic() + seconds
             for index, (number, _) in enumerate(cells):
                 each, left = places.get(index), deadline - time.monotonic()
                 if left <= 0:
