@@ -15,6 +15,9 @@
 #     title: The bug museum
 #     builds: sixteen silent bugs of minimal VLMs, each seen in a number, mended, and caught by a one-line test
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
+#     seconds: 566
+#     peak_memory_mb: 1333
+#     outputs_of: 353392a503a6e51c71f53863360689b41114c32b683a591c7d6fce90d10317fa
 # ---
 
 # %% [markdown]
@@ -37,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": None}
+minutes = {"tiny": 9.5}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -57,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 40 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 9.5 min and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb) and [03, the Q-Former](03_qformer_gpt2.ipynb), for the parts that
 # break here. The rooms do not depend on one another: begin with the one that hurts you today.
