@@ -15,6 +15,9 @@
 #     title: The bug museum
 #     builds: sixteen silent bugs of minimal VLMs, each seen in a number, mended, and caught by a one-line test
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
+#     seconds: 80
+#     peak_memory_mb: 1333
+#     outputs_of: 7ba322086b43abd3e6979cfea632ab3c86d34ffd18a9fcd46f910d2ab0da8c45
 # ---
 
 # %% [markdown]
@@ -37,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": None}
+minutes = {"tiny": 1.5}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -57,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 40 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 1.5 min and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb) and [03, the Q-Former](03_qformer_gpt2.ipynb), for the parts that
 # break here. The rooms do not depend on one another: begin with the one that hurts you today.
@@ -326,7 +329,7 @@ def test(labels):
     assert (labels(batch) != -100).sum() == sum(len(tokenizer.tokenize(answer)) + 1 for _, answer in pairs)
 
 
-exhibit("prefix and prompt labelled", "share of the loss on answers", share_of_answers, test, broken=labels_for_all,
+exhibit("labels on the prompt", "share of the loss on answers", share_of_answers, test, broken=labels_for_all,
         mended=labels_for_answers, form="{:.1%}")
 
 
@@ -418,7 +421,7 @@ def test(position_ids):
     torch.testing.assert_close(next_token_logits(position_ids), alone, atol=1e-3, rtol=0)
 
 
-exhibit("left padding, no positions", "largest change of a logit",
+exhibit("left padding", "largest change of a logit",
         lambda positions: (next_token_logits(positions) - alone).abs().max().item(), test,
         broken=broken_position_ids, mended=position_ids, form="{:.2g}")
 
@@ -767,7 +770,7 @@ def test(model):
     assert not torch.allclose(*embed_with(model, ["a yellow star and a red cross.", "a yellow star and a red heart."]))
 
 
-exhibit("read at the wrong token", "image-to-text R@1",
+exhibit("wrong EOS token", "image-to-text R@1",
         lambda model: recall_at_1(image_embeds, F.normalize(embed_with(model, texts), dim=-1)), test,
         broken=clip_with_eos(2), mended=clip_with_eos(tokenizer.eos_token_id))
 
@@ -857,7 +860,7 @@ def test(load):
     assert all(torch.equal(v, wrapped[f"module.{k}"]) for k, v in load(type(eye)(eye.config), wrapped).state_dict().items())
 
 
-exhibit("a load that matched nothing", "image-to-text R@1", recall_after, test, broken=broken_load_weights,
+exhibit("strict=False", "image-to-text R@1", recall_after, test, broken=broken_load_weights,
         mended=load_weights, form="{:.1%}")
 
 
