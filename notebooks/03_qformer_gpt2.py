@@ -57,7 +57,7 @@ print(describe(profile, compute, minutes=minutes))
 # **You will be able to show** that your Q-Former equals `transformers`' `Blip2QFormerModel`; that the answers come from
 # the picture, with four controls and an interval; and on which patch of the picture an answer hangs.
 #
-# **Reading time:** 25 minutes. Five exercises, 35 minutes if you write them all, none needed to go on.
+# **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all, none needed to go on.
 # <!-- figures -->
 # **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -179,8 +179,8 @@ plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4,
 #
 # $$Z_0 \in \mathbb{R}^{Q \times D}, \qquad Z_0 \sim \mathcal{N}(0,\, 0.02) \ \text{ at the start}$$
 #
-# (0.02 is the standard deviation.) They must start *different*: the queries are a set, nothing else tells one from
-# another, and what starts equal gets equal gradients for ever.
+# (0.02 is the standard deviation.) They must start *different*: the queries are a set, nothing else in the Q-Former
+# tells one from another, and equal queries give equal outputs. Only their places in front of GPT-2 could pull them apart.
 #
 # **Exercise 1: the queries.** ★☆☆ 3 minutes. Return them as something an optimiser will train.
 # <details><summary>Hint</summary>

@@ -70,10 +70,10 @@ def make_queries(learner):
         return "your queries have requires_grad=False, so they would never learn"
     values = queries.detach()
     if not values.any():
-        return ("your queries are all zero, so every query does the same, gets the same gradient and stays the same: "
-                "draw them at random, N(0, 0.02)")
+        return ("your queries are all zero: all of them say the same, and LayerNorm's gradient divides by almost "
+                "nothing. Draw them at random, N(0, 0.02)")
     if close(values, values[:1].expand_as(values)):
-        return "all your queries are one and the same vector, and would stay so: draw each of them at random"
+        return "all your queries are one and the same vector, so all of them say the same: draw each of them at random"
     if abs(values.mean()) > 0.2 * values.std():
         return (f"the mean of your queries is {values.mean():.3f} and should be 0: torch.randn draws from the normal "
                 "distribution, torch.rand from 0 to 1")
