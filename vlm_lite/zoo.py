@@ -201,7 +201,7 @@ def build_clip(folder, *, steps=3600, seed=0):
               {**settings, "images": profile.train_images}, history, scores, started)
 
 
-def build_vlm(folder, *, steps=1200, connector="qformer", seed=0):
+def build_vlm(folder, *, steps=1600, connector="qformer", seed=0):
     """Train the nerve between the shipped eye and brain on captions and questions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     vlm = recipes.new_vlm(connector, seed=seed)
