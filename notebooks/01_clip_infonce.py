@@ -55,7 +55,7 @@ print(describe(profile, compute, minutes=minutes))
 # pictures are shuffled or blank; that a few sentences make a classifier, though no class was ever trained; and what such
 # a model has *not* learnt, although its score is high.
 #
-# **Reading time:** 25 minutes. Five exercises, 30 minutes if you write them all, none needed to go on.
+# **Reading time:** 25 minutes. Five exercises, 31 minutes if you write them all, none needed to go on.
 # <!-- figures -->
 # **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
