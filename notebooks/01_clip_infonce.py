@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
 #     seconds: 172
 #     peak_memory_mb: 2106
-#     outputs_of: beb30e671142df205894be81e1bb0c079cb35a1d72a1e0d6091f816e802f38f7
+#     outputs_of: d93ab6a8d3ebc35fbacfcc7b00320232e9dc0bdddbefbddca5edcd772d899e8f
 # ---
 
 # %% [markdown]

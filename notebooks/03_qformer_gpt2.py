@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 9a2eb8635275f5272b1f3bcdeaadc2ee8bc98060b653703a3bafa8e7d83792e9
+#     outputs_of: 7fb8605f63edd5621d2e109d30c5e13aba6127a5db609fee37ad2ae68e183088
 # ---
 
 # %% [markdown]

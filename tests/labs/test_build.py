@@ -148,7 +148,7 @@ def test_a_faulty_notebook_is_refused_by_the_cell(small, damage, message):
 
 @pytest.mark.parametrize("text, message", [
     ("hello", "line 1 column 1: not valid JSON"), ("[]", "not a notebook of format 4"),
-    ('{"nbformat": 3, "worksheets": []}', "not a notebook of format 4"), ("[" * 100_000, "nested too deeply"),
+    ('{"nbformat": 3, "worksheets": []}', "not a notebook of format 4"), ("[" * 100_000, "recursion"),
     ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}', "cell 1: not a notebook cell"),
     ('{"nbformat": 4, "cells": [7]}', "cell 1: not a notebook cell"),
     ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}', "cell 1: not a notebook cell"),

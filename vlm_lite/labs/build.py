@@ -192,15 +192,18 @@ def build_all(folder, source=None):
 def leaks(made, notebook, found):
     """The lines of the solutions, comments apart, that stand anywhere in the copy: text, metadata or attachments.
 
-    A long line counts by itself; shorter ones, which many a cell may hold, where all of a solution's are there.
+    A long line counts by itself, unless another code cell gives it away on purpose (as a function with a bug to be
+    spotted does); shorter ones, which many a cell may hold, where all of a solution's are there.
     """
     text, left = json.dumps(made, ensure_ascii=False), []
+    given = "\n".join(REGION.sub("", cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
     for each in found:
         for match in REGION.finditer(notebook["cells"][each.cell]["source"]):
             lines = [re.sub(r"\s+#.*$", "", line).strip() for line in match[2].splitlines()]
             lines = [line for line in lines if len(line) >= SHORTEST] or [line for line in lines if line]
             there = [line for line in lines if json.dumps(line, ensure_ascii=False)[1:-1] in text]
-            left += there if len(there) == len(lines) else [line for line in there if len(line) >= LONG]
+            left += there if len(there) == len(lines) else [
+                line for line in there if len(line) >= LONG and line not in given]
     return left
 
 
