@@ -49,10 +49,7 @@ def read(path):
     if path.stat().st_size > LARGEST:
         raise UserError(f"{path} has {path.stat().st_size / 1e6:.0f} MB; a notebook of at most {LARGEST / 1e6:.0f} MB "
                         "is expected. Clear its outputs and save it again.")
-    try:
-        notebook = read_json(path)
-    except RecursionError as error:
-        raise UserError(f"{path} is not a notebook: its JSON is nested too deeply. Save it again.") from error
+    notebook = read_json(path)
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list) or notebook.get("nbformat") != 4:
         raise UserError(f"{path} is not a notebook of format 4 (no list of cells in it, or another format). Save it as "
