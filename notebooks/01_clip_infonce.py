@@ -385,7 +385,6 @@ for name, recalls in (("chance", chance), ("untrained, mine", {k: recall_at_k(si
 # %%
 my_guess = 0.50  # image-to-text R@5, from 0 to 1
 
-
 # %% [markdown]
 # ## 9. Train
 #

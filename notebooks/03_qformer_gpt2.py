@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 7fb8605f63edd5621d2e109d30c5e13aba6127a5db609fee37ad2ae68e183088
+#     outputs_of: d9b507ae21a9088c8fb24b95d9a306c210b406a21ca38d8b45d44f9c0805e58e
 # ---
 
 # %% [markdown]
@@ -865,10 +865,6 @@ print(f"""- your Q-Former equals vlm_lite's and transformers' Blip2QFormerModel
 """)
 print(f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score('blind')}, "
       f"shuffled {score('shuffled')}, oracle {score('oracle')}")
-plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
-                 {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)})
-
-# %%
 check.progress({
     "the picture is worth something": result.gain.low > 0,
     "another picture is worth no more than none": result.accuracy["shuffled"].low <= result.accuracy["blind"].high,
@@ -876,6 +872,8 @@ check.progress({
     "captions are about their own pictures": cider["after training"] > cider["shuffled"],
     "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
 })
+plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
+                 {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)})
 
 # %% [markdown]
 # **What this does not show**
