@@ -1,10 +1,16 @@
 """Every exercise of every notebook: its answer passes, its stub is not attempted, and wrong answers are told apart."""
 
 import importlib.util
+import math
+import re
 import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
 
 from vlm_lite.labs import build, check
 
@@ -50,6 +56,32 @@ def test_a_check_is_quick_and_says_in_a_sentence_what_it_looks_for(name, exercis
     checked.verdict(checked.reference)
     assert time.process_time() - start < 2
     assert len((checked.__doc__ or "").split()) >= 6 and "|" not in checked.__doc__
+
+
+@pytest.mark.parametrize("checked, learner", [row for module in TABLES for row in module.RIGHT])
+def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner):
+    assert [checked.verdict(learner) for _ in range(10)] == [("right", "")] * 10
+    assert checked(learner) is learner
+
+
+@pytest.mark.parametrize("checked, learner, words", [row for module in TABLES for row in module.WRONG])
+def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
+    for _ in range(10):
+        status, message = checked.verdict(learner)
+        assert status in ("wrong", "crashed") and words in message, (status, message)
+    assert checked(learner) is checked.reference
+
+
+@each_exercise
+def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, exercise):
+    checked = getattr(check, exercise.check)
+    source = build.labs()[name][0]["cells"][exercise.cell]["source"]
+    stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", source, flags=re.S)
+    assert count == 1
+    for text, verdict in ((source, "right"), (stub, "not attempted")):
+        names = {"F": F, "math": math, "nn": nn, "rearrange": rearrange, "torch": torch}  # what the notebooks import
+        exec(text, names)
+        assert checked.verdict(names[checked.__name__]) == (verdict, "")
 
 
 @each_exercise

@@ -306,7 +306,7 @@ def _lines(scene, rng):
     """
     kind = rng.random()
     if len(scene.items) > 1 and kind < 0.4:
-        one, other, _, axis, word, names = _two(scene, rng)
+        one, other, _, axis, *_ = _two(scene, rng)
         a, b = _references(scene, one), _references(scene, other)
         if a and b and getattr(one, axis) != getattr(other, axis):
             either, answer = _either(axis, getattr(one, axis) - getattr(other, axis))
