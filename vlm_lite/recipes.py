@@ -6,10 +6,12 @@ frozen brain. Both are a few lines around `train.train`; `clip_recall` and `prob
 
 import copy
 
+import numpy as np
 import torch
 
 from .data.formats import image_tensor
 from .data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
+from .data.negatives import hard_negative
 from .data.scenes import BACKGROUND
 from .evals.probes import run_probes
 from .evals.retrieval import recall_at_k
@@ -26,6 +28,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4,
                    context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
                    hidden_act="gelu", bos_token_id=None)
+POSITION_STD = 2.0
+SWAPS = 2  # almost right captions kept for each caption
 SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
                       cross_attention_frequency=1)
 
@@ -41,14 +45,19 @@ def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
 def make_shapes_clip(tokenizer, seed=0):
     """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128."""
     torch.manual_seed(seed)
-    return CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                **SHAPES_CLIP)
+    model = CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                 **SHAPES_CLIP)
+    # Trained patches have norm 35 here. Beside them positions of the usual norm 1 go unheard, and the eye would know
+    # what is in a picture but not where.
+    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
+    return model
 
 
-def caption_batches(images, captions, tokenizer, batch_size):
+def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=False):
     """Batches for contrastive training: `batch_size` different pictures, each with one of its captions at random.
 
-    images uint8 (N, 3, H, W); captions a list of N lists. Returns the function that `train` wants.
+    images uint8 (N, 3, H, W); captions a list of N lists. With `hard_negatives` twice as many texts: behind the
+    captions each one's almost right one. Returns the function that `train` wants.
     """
     if len(images) != len(captions):
         raise UserError(f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture.")
@@ -56,13 +65,20 @@ def caption_batches(images, captions, tokenizer, batch_size):
         raise UserError(f"batch_size {batch_size} is more than the {len(images)} pictures. Make it smaller.")
     counts = torch.tensor([len(c) for c in captions])
     first = counts.cumsum(0) - counts
-    text = tokenizer([t + tokenizer.eos_token for c in captions for t in c], padding=True, return_tensors="pt",
+    texts = [t for c in captions for t in c]
+    if hard_negatives:
+        rng = np.random.default_rng(0)
+        texts += [hard_negative(t, rng) for _ in range(SWAPS) for t in texts]
+    text = tokenizer([t + tokenizer.eos_token for t in texts], padding=True, return_tensors="pt",
                      add_special_tokens=False)
     ids, mask = text["input_ids"], text["attention_mask"]
 
     def batches(step, generator):
         rows = torch.randperm(len(images), generator=generator)[:batch_size]
         which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
+        if hard_negatives:
+            swap = torch.randint(1, SWAPS + 1, (batch_size,), generator=generator)
+            which = torch.cat([which, which + swap * counts.sum()])
         longest = int(mask[which].sum(1).max())
         longest = min(8 * -(-longest // 8), ids.shape[1])  # few shapes: a CPU plans its matmuls once for each
         return images[rows], ids[which, :longest], mask[which, :longest]
@@ -70,10 +86,12 @@ def caption_batches(images, captions, tokenizer, batch_size):
     return batches
 
 
-def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=1e-3, loss=info_nce, **options):
+def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=1e-3, loss=info_nce,
+               hard_negatives=False, **options):
     """Train a CLIP from pictures and captions with `loss(image_embeds, text_embeds, logit_scale)`; a History.
 
-    images uint8 (N, 3, H, W); captions a list of N lists. `options` go to `train.train` (seed, checkpoint, ...).
+    images uint8 (N, 3, H, W); captions a list of N lists. With `hard_negatives` the loss gets twice as many texts as
+    pictures, the almost right ones last: give it `info_nce_hard`. `options` go to `train.train` (seed, ...).
     Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
     The towers run in the precision of the device, the loss in fp32.
     """
@@ -86,8 +104,9 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
             return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
 
     options = {"weight_decay": 0.05, "description": "CLIP", **options}
-    return train(model, caption_batches(images, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
-                 settings={"batch_size": batch_size, "images": len(images)}, **options)
+    return train(model, caption_batches(images, captions, tokenizer, batch_size, hard_negatives), loss_fn, steps=steps,
+                 lr=lr, settings={"batch_size": batch_size, "images": len(images), "hard_negatives": hard_negatives},
+                 **options)
 
 
 @torch.no_grad()
@@ -120,6 +139,15 @@ def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
     return found
 
 
+def tells_apart(model, images, texts, tokenizer):
+    """How often N pictures are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
+    rng = np.random.default_rng(0)
+    image_embeds = embed_images(model, images)
+    right, wrong = (torch.cosine_similarity(image_embeds, embed_texts(model, some, tokenizer))
+                    for some in (texts, [hard_negative(text, rng) for text in texts]))
+    return (right > wrong).float().mean().item()
+
+
 # ---------------------------------------------------------------- the nerve
 
 def picture_features(vision, images, *, layer=-2, **options):
@@ -131,14 +159,42 @@ def picture_features(vision, images, *, layer=-2, **options):
                           **options)
 
 
-def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", **settings):
-    """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id."""
+def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", stage1=None,
+            **settings):
+    """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id.
+
+    stage1: the zoo name or folder of a Q-Former that has been through the first stage; all but its last layer, the
+    projection to the language model, is taken over.
+    """
     vision = CLIP.from_pretrained(resolve_model(vision_model))
     language_model, tokenizer = load_language_model(resolve_model(language_model))
     torch.manual_seed(seed)
     nerve = make_connector(connector, vision.config.vision_width, language_model.config.hidden_size,
                            **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings})
+    if stage1 is not None:
+        trained = VLM.from_pretrained(resolve_model(stage1)).connector
+        nerve.vision_norm, nerve.qformer = trained.vision_norm, trained.qformer
     return VLM(vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer).eval()
+
+
+def train_stage1(stage1, features, captions, tokenizer, *, steps, batch_size=64, lr=1e-3, **options):
+    """BLIP-2's first stage: train a `models.blip2.QFormerStage1` on features and captions; a History.
+
+    features (N, T, D) from `picture_features`; captions: N lists of strings. The loss is the sum of the three, each
+    recorded by its name. `options` go to `train.train`.
+    """
+    stage1.connector.language_projection.requires_grad_(False)  # it waits for the language model
+
+    def loss_fn(model, batch):
+        losses = model(*batch)
+        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
+
+    options = {"weight_decay": 0.05, "description": "stage 1", **options}
+    try:
+        return train(stage1, caption_batches(features, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
+                     settings={"batch_size": batch_size, "images": len(features)}, **options)
+    finally:
+        stage1.connector.language_projection.requires_grad_(True)
 
 
 def picture_exchanges(captions, questions, *, captions_each=1, chat=False):

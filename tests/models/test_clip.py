@@ -10,7 +10,7 @@ from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPModel
 
 from vlm_lite.files import UserError
-from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce
+from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce, info_nce_hard
 
 SIZES = dict(image_size=32, patch_size=8, vision_width=32, vision_layers=2, vision_heads=4, vocab_size=30,
              context_length=12, text_width=24, text_layers=2, text_heads=2, projection_dim=16, eos_token_id=5,
@@ -190,6 +190,17 @@ def test_info_nce_is_ln_b_when_nothing_is_told_apart_and_near_0_when_all_is():
     same = torch.ones(8, 4)
     torch.testing.assert_close(info_nce(same, same, torch.tensor(2.0)), torch.tensor(math.log(8)))
     assert info_nce(torch.eye(8), torch.eye(8), torch.tensor(math.log(100.0))) < 1e-6
+
+
+def test_hard_negatives_count_for_the_pictures_only():
+    torch.manual_seed(0)
+    x, y, wrong, scale = torch.randn(6, 9), torch.randn(6, 9), torch.randn(4, 9), torch.tensor(1.3)
+    torch.testing.assert_close(info_nce_hard(x, y, scale), info_nce(x, y, scale))
+    n = torch.nn.functional.normalize
+    logits = scale.exp() * n(x, dim=1) @ n(torch.cat([y, wrong]), dim=1).T  # (6, 10)
+    image = torch.nn.functional.cross_entropy(logits, torch.arange(6))
+    text = torch.nn.functional.cross_entropy(logits[:, :6].T, torch.arange(6))
+    torch.testing.assert_close(info_nce_hard(x, torch.cat([y, wrong]), scale), (image + text) / 2)
 
 
 def test_info_nce_is_fp32_under_autocast():

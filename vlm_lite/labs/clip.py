@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models import clip
-from .core import close, exercise, shape_problem
+from .core import close, exercise, explain, generic, shape_problem
 
 
 def cosine_similarity_reference(x, y):
@@ -49,7 +49,7 @@ def cosine_similarity(learner):
         return problem
     x1, y1 = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
     raw = x @ y.T
-    return _explain(found, {
+    return explain(found, {
         "these are dot products, not cosines: divide each vector by its own length first": [raw],
         "only one side was normalised: both pictures and captions need unit length": [x1 @ y.T, x @ y1.T],
         "you normalised down the batch; each *row* is a vector: normalise along the last axis, dim=-1":
@@ -59,7 +59,7 @@ def cosine_similarity(learner):
         "you divided by the sum of absolute values (the 1-norm); cosine takes the Euclidean length, the 2-norm":
             [F.normalize(x, p=1, dim=-1) @ F.normalize(y, p=1, dim=-1).T],
         "stop before the softmax: the cosines themselves are wanted": [(x1 @ y1.T).softmax(-1), raw.softmax(-1)],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(clip.info_nce)
@@ -74,7 +74,7 @@ def info_nce(learner):
         return (f"a loss is one number; yours has shape {tuple(found.shape)}. "
                 "Take the mean over the batch, which F.cross_entropy does by itself")
     if not close(found, right, 1e-5):  # narrow: the two directions of one batch may differ by little
-        return _explain(found, _info_nce_mistakes(x, y, log_scale)) or (
+        return explain(found, _info_nce_mistakes(x, y, log_scale)) or (
             f"on one random batch yours is {torch.as_tensor(found).item():.4f} and the right one {right:.4f}. "
             "Check in this order: rows of unit length; times e^logit_scale; targets 0, 1, 2, ...; the mean of both "
             "directions")
@@ -151,7 +151,7 @@ def information_bound(learner):
         one = float(losses[0])
         return None if close(learner(one, size), float(right[0])) else (
             "it is right for a tensor of losses and wrong for a single number")
-    return _explain(found, {
+    return explain(found, {
         "the sign is turned: a *lower* loss proves *more* information; it is log N - loss": [-right],
         "that logarithm is to base 2; the loss is in nats, so take the natural one, math.log":
             [math.log2(size) - losses],
@@ -162,7 +162,7 @@ def information_bound(learner):
         "log N is added to the loss; the loss must be taken *from* it": [math.log(size) + losses],
         "a ratio says something else; subtract: log N - loss": [math.log(size) / losses, losses / math.log(size),
                                                                 1 - losses / math.log(size)],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(recall_at_k_reference)
@@ -181,7 +181,7 @@ def recall_at_k(learner):
     right = of(recall_at_k_reference)
     if close(found, right):
         return None if close(learner(matrices[0], 13), 1.0) else "with k as large as the gallery it must be 1"
-    return _explain(found, {
+    return explain(found, {
         "you ranked down the columns; each *row* is a query, so rank along dim=1":
             [of(lambda s, k: recall_at_k_reference(s.T, k))],
         "k is ignored: the right one may be *anywhere* among the first k":
@@ -195,7 +195,7 @@ def recall_at_k(learner):
             [of(lambda s, k: recall_at_k_reference(s, k + 1))],
         "you look at one candidate too few: the first k include the k-th":
             [of(lambda s, k: recall_at_k_reference(s, k - 1))],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(class_embeddings_reference)
@@ -223,7 +223,7 @@ def class_embeddings(learner):
     raw = [encode_text(each) for each in prompts]
     unit = [F.normalize(each, dim=-1) for each in raw]
     means, plain = (torch.stack([each.mean(0) for each in parts]) for parts in (unit, raw))
-    return _explain(found, {
+    return explain(found, {
         "the mean of unit vectors is shorter than 1: normalise once more after averaging": [means],
         "normalise each prompt *before* averaging, or the longest vector has the most to say":
             [F.normalize(plain, dim=-1)],
@@ -232,29 +232,9 @@ def class_embeddings(learner):
                                                                    for i in (0, -1) for parts in (raw, unit)],
         "you added the prompts up: classes with more prompts would win; take the mean, then normalise":
             [torch.stack([each.sum(0) for each in parts]) for parts in (raw, unit)],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 def _lengths(vectors):
     """Give each row another length, so that a missing normalisation shows."""
     return vectors * (0.5 + 2 * torch.rand(len(vectors), 1))
-
-
-def _explain(found, mistakes):
-    """The diagnosis in {diagnosis: [values that this mistake gives]} whose value is nearest to `found`, else None.
-
-    The nearest, not the first: on one draw in some thousands two mistakes give nearly the same number.
-    """
-    def distance(value):
-        return (torch.as_tensor(found).double() - torch.as_tensor(value).double()).abs().nan_to_num().max().item()
-
-    near = [(distance(value), said) for said, values in mistakes.items() for value in values if close(found, value)]
-    return min(near, key=lambda pair: pair[0])[1] if near else None
-
-
-def _generic(found, right):
-    found = torch.as_tensor(found)
-    if found.shape != right.shape:
-        return f"the result has shape {tuple(found.shape)}; expected {tuple(right.shape)}"
-    gap = (found.double() - right.double()).abs().max()
-    return f"the result differs from the right one by up to {gap:.3g}, and no mistake we know explains it"

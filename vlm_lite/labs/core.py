@@ -131,6 +131,27 @@ def shape_problem(result, expected, what="your result"):
     return None
 
 
+def explain(found, mistakes):
+    """The diagnosis in {diagnosis: [values that this mistake gives]} whose value is nearest to `found`, else None.
+
+    The nearest, not the first: on one draw in some thousands two mistakes give nearly the same number.
+    """
+    def distance(value):
+        return (torch.as_tensor(found).double() - torch.as_tensor(value).double()).abs().nan_to_num().max().item()
+
+    near = [(distance(value), said) for said, values in mistakes.items() for value in values if close(found, value)]
+    return min(near, key=lambda pair: pair[0])[1] if near else None
+
+
+def generic(found, right):
+    """The diagnosis of a wrong value that no known mistake explains."""
+    found = torch.as_tensor(found)
+    if found.shape != right.shape:
+        return f"the result has shape {tuple(found.shape)}; expected {tuple(right.shape)}"
+    gap = (found.double() - right.double()).abs().max()
+    return f"the result differs from the right one by up to {gap:.3g}, and no mistake we know explains it"
+
+
 def _verdict(diagnose, learner):
     if learner is None or learner is ...:
         return Verdict("not attempted", "")

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm_lite.labs.clip import _explain
-from vlm_lite.labs.core import close, exercise, shape_problem
+from vlm_lite.labs.core import close, exercise, explain, shape_problem
 from vlm_lite.models.text import IGNORE
 
 # ---- the references
@@ -80,7 +79,7 @@ def answer_loss(learner):
 
     aligned = logits[:, prefix - 1:-1]
     per_token = F.cross_entropy(aligned.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
-    return _explain(found, {
+    return explain(found, {
         "nothing is shifted: the logits at a position predict the *next* token, and you compare them with the one "
         "that stands there, which the model has just read": [loss(logits[:, prefix:], labels)],
         "the text is cut out before the shift, so that its first token is never predicted; the last vector of the "
@@ -146,7 +145,7 @@ def mean_pool(learner):
     if problem or close(found, right):
         return problem
     total = (hidden * weights).sum(dim=1)
-    return _explain(found, {
+    return explain(found, {
         "the padding is averaged in: a sentence then depends on how long its neighbours are. Multiply by the mask "
         "first": [hidden.mean(dim=1)],
         "the padding is set to 0 but still counted: divide by the number of *own* tokens, not by T": [total / 6],
@@ -253,7 +252,7 @@ def accumulate(learner):
 
     many = len(batches)
     counts = [int((labels != IGNORE).sum()) for _, labels in batches]
-    return _explain(found, {
+    return explain(found, {
         "this is a mean of means: a token of a micro-batch with few labels weighs more. Sum the losses, and divide by "
         "the number of labelled tokens of *all* micro-batches": [of("mean", lambda _: many)],
         "the means of the micro-batches are added up: the gradient grows with their number. Divide the summed losses "

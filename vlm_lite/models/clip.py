@@ -280,3 +280,19 @@ def info_nce(image_embeds, text_embeds, logit_scale):
     logits = scaled_similarity(image_embeds, text_embeds, logit_scale)  # (B, B), matching pairs on the diagonal
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def info_nce_hard(image_embeds, text_embeds, logit_scale):
+    """InfoNCE in which each picture must also tell its caption from almost right ones -> scalar, fp32.
+
+    image_embeds (B, P); text_embeds (B + M, P): the B captions in the order of the pictures, then M texts that are
+    wrong for all of them. These count where a picture seeks its text; they seek no picture themselves (NegCLIP,
+    Yuksekgonul et al. 2023, section 4). With M = 0 this is `info_nce`.
+    """
+    captions, wrong = text_embeds[:len(image_embeds)], text_embeds[len(image_embeds):]
+    both_ways = info_nce(image_embeds, captions, logit_scale)
+    image_embeds, captions, wrong = (F.normalize(x.float(), dim=-1) for x in (image_embeds, captions, wrong))
+    logits = scaled_similarity(image_embeds, captions, logit_scale)
+    harder = torch.cat([logits, scaled_similarity(image_embeds, wrong, logit_scale)], dim=1)
+    # The picture's cross-entropy over B + M texts in the place of that over B: only its normaliser grows.
+    return both_ways + (harder.logsumexp(dim=1) - logits.logsumexp(dim=1)).mean() / 2

@@ -37,13 +37,17 @@ class QFormerAttention(nn.Module):
         self.output = nn.Linear(width, width)
         self.dropout = dropout
 
-    def forward(self, x, source, *, return_attention=False):
-        """x (B, Q, D), source (B, N, Ds) -> (B, Q, D); with `return_attention` also the weights (B, H, Q, N)."""
+    def forward(self, x, source, *, mask=None, return_attention=False):
+        """x (B, Q, D), source (B, N, Ds) -> (B, Q, D); with `return_attention` also the weights (B, H, Q, N).
+
+        mask (B, Q, N): bools, True where x may look; by default nobody is hidden, as among the queries of a picture.
+        """
         split = "b n (heads h) -> b heads n h"
         q = rearrange(self.query(x), split, heads=self.num_heads)  # (B, H, Q, h)
         k = rearrange(self.key(source), split, heads=self.num_heads)  # (B, H, N, h)
         v = rearrange(self.value(source), split, heads=self.num_heads)  # (B, H, N, h)
-        mixed = attend(q, k, v, dropout=self.dropout if self.training else 0.0)  # no mask: nobody is hidden
+        mask = None if mask is None else mask[:, None]  # one for all heads
+        mixed = attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
         out = self.output(rearrange(mixed, "b heads n h -> b n (heads h)"))  # (B, Q, D)
         return out, attention_weights(q, k) if return_attention else None
 
@@ -69,7 +73,10 @@ class QFormerLayer(nn.Module):
         """queries (B, Q, D), image_embeds (B, N, Dv) -> queries (B, Q, D), cross-attention (B, H, Q, N) or None."""
         talked, _ = self.self_attention(queries, queries)
         queries = self.self_norm(queries + self.dropout(talked))
+        return self.look_and_think(queries, image_embeds, return_attention=return_attention)
 
+    def look_and_think(self, queries, image_embeds, *, return_attention=False):
+        """What follows after the queries have talked: the same arguments and results as `forward`."""
         attention = None
         if self.looks:
             seen, attention = self.cross_attention(queries, image_embeds, return_attention=return_attention)

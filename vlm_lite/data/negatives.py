@@ -1,0 +1,53 @@
+"""Captions that are almost right: hard negatives for contrastive training.
+
+Told only to find its caption among those of other pictures, an eye learns *what* is in a picture and not *where*, nor
+which colour belongs to which shape: a bag of words is enough. Beside its caption each picture therefore gets the same
+words in another order, and must tell the two apart (NegCLIP: Yuksekgonul et al. 2023, "When and why vision-language
+models behave like bags-of-words, and what to do about it?", section 4).
+"""
+
+import re
+
+from .scenes import COLOURS, SHAPES, SIZES
+
+OPPOSITES = (("top", "bottom"), ("left", "right"), ("above", "below"))
+KINDS = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple("0123456789"), *OPPOSITES)
+KIND_OF = {word: kind for kind in KINDS for word in kind}
+OPENING = re.compile(r"^(there is only a|there is|this picture shows|i see|a picture of|this is|a single) ")
+
+
+def hard_negative(caption, rng):
+    """A caption of Shapes with two words of one kind exchanged, or one turned into its opposite: no longer true.
+
+    "a red circle and a blue star." -> "a blue circle and a red star." With nothing to exchange, one colour or digit
+    becomes another. `rng` is a `numpy.random.Generator`. The caption itself comes back when it holds no such word.
+    """
+    words = re.findall(r"\w+|[.,]", caption)
+    places = {kind: [i for i, word in enumerate(words) if KIND_OF.get(word) == kind] for kind in KINDS}
+    kinds = [kind for kind in KINDS if kind in OPPOSITES and places[kind] or len({words[i] for i in places[kind]}) > 1]
+    for index in rng.permutation(len(kinds)):
+        kind, new = kinds[index], list(words)
+        one = int(rng.choice(places[kind]))
+        others = [i for i in places[kind] if words[i] != words[one]]
+        if kind in OPPOSITES and (not others or rng.random() < 0.5):
+            new[one] = next(word for word in kind if word != words[one])
+        else:
+            other = int(rng.choice(others))
+            new[one], new[other] = words[other], words[one]
+        if _meaning(text := _text(new)) != _meaning(caption):
+            return text
+    for one, word in enumerate(words):
+        if word in COLOURS or word.isdigit():
+            others = [other for other in KIND_OF[word] if other != word]
+            return _text([*words[:one], others[rng.integers(len(others))], *words[one + 1:]])
+    return caption
+
+
+def _text(words):
+    return re.sub(r" ([.,])", r"\1", " ".join(words))
+
+
+def _meaning(caption):
+    """The parts of a caption without their order. Two captions of other parts differ in meaning."""
+    parts = re.split(r", with |, in | there is | there are |, | and ", OPENING.sub("", caption).rstrip("."))
+    return sorted(re.sub(r"^(an?|in) ", "", part) for part in parts)
