@@ -14,7 +14,7 @@
 #   vlm_lite:
 #     title: A Q-Former for GPT-2
 #     builds: a minimal Q-Former between a frozen CLIP and a frozen GPT-2
-#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
+#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-qformer, results/qformer_connector.json, results/qformer_alone.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
 #     outputs_of: d9b507ae21a9088c8fb24b95d9a306c210b406a21ca38d8b45d44f9c0805e58e
@@ -57,7 +57,7 @@ print(describe(profile, compute, minutes=minutes))
 # **You will be able to show** that your Q-Former equals `transformers`' `Blip2QFormerModel`; that the answers come from
 # the picture, with four controls and an interval; and on which patch of the picture an answer hangs.
 #
-# **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all, none needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
 # **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -77,13 +77,17 @@ print(describe(profile, compute, minutes=minutes))
 # picture needs only to be turned into a few vectors that this brain *can read*, put in front of the question.
 
 # %%
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from IPython.display import display
 from torch import nn
 
 from vlm_lite import plots, recipes
 from vlm_lite.data.shapes import load_shapes
+from vlm_lite.files import read_json
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
@@ -211,7 +215,7 @@ print("std of 8 fresh queries:", round(make_queries(8, 192).std().item(), 4))
 # Row $i$ of $A$ says how much query $i$ takes from each patch; it sums to 1. There is **no mask**: every query sees every
 # patch and every query, *both ways*. Queries are a set, not a sentence.
 #
-# **Exercise 2: attention.** ★★☆ 10 minutes. Return the mixed values *and* the weights: the pictures in section 10 are
+# **Exercise 2: attention.** ★★☆ 10 minutes. Return the mixed values *and* the weights: the pictures in section 11 are
 # drawn from them.
 # <details><summary>Hint</summary>
 #
@@ -446,7 +450,78 @@ plt.show()
 
 
 # %% [markdown]
-# ## 5. From queries to words
+# ## 5. Stage 1: what is worth seeing
+#
+# Put in front of GPT-2 at once, the queries would have to learn two things together: what to look for in a picture, and
+# how to say it to this brain. BLIP-2 parts them. Its **first stage** has no language model. Queries and a caption go
+# through the *same* self-attention in one row, only the queries look at the picture, and three losses ask whether the
+# queries hold what the caption says. (The text gets word embeddings and an MLP of its own in each layer, and these are
+# left behind afterwards.)
+#
+# | loss | asks | who sees whom |
+# |---|---|---|
+# | **ITC**, contrastive | is this caption nearer to its picture than to the others of the batch? A picture's score is that of its *best* query | queries and text apart |
+# | **ITM**, matching | do this picture and this caption belong together? The wrong ones are drawn among the most alike: **hard negatives** | all see all |
+# | **ITG**, generation | say the caption, word by word | the text sees the queries and its own past; the queries do not see the text |
+#
+# One model, one pass, three tasks: the **mask** alone tells them apart. And a wrong mask raises no error. If the queries
+# see the text in ITG, they pass on its words, the loss is splendid, and they have learnt nothing about pictures.
+#
+# This stage takes longer than a notebook should, so the course ships what it makes: a Q-Former that has been through it,
+# on this very eye, and has never met a language model. The proof that the whole stage is right is in the package's
+# tests: the joint pass equals `transformers`' Q-Former under each mask. The masks are yours to write.
+#
+# **Exercise 4: three masks.** ★★☆ 8 minutes. The row is who reads, the column what is read, queries first. Nobody reads
+# padding.
+# <details><summary>Hint</summary>
+#
+# Begin with ones, $(Q+L, Q+L)$, and take away blocks: `sees[:Q, Q:]` is what queries read of the text. The past of a word
+# is `.tril()`. At the end hide the columns of padding, row by row of the batch: `sees & real[:, None, :]`.
+# </details>
+
+# %% nbgrader={"grade": false, "grade_id": "stage1_mask", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
+def stage1_mask(task, num_queries, text_mask):
+    """task "itc", "itm" or "itg", text_mask (B, L), 1 for words -> bools (B, Q+L, Q+L), True: row may read column."""
+    ### BEGIN SOLUTION
+    length = text_mask.shape[1]
+    sees = torch.ones(num_queries + length, num_queries + length, dtype=torch.bool)
+    if task != "itm":
+        sees[:num_queries, num_queries:] = False  # what queries read of the text
+    if task == "itc":
+        sees[num_queries:, :num_queries] = False  # what the text reads of the queries
+    if task == "itg":
+        sees[num_queries:, num_queries:] = torch.ones(length, length, dtype=torch.bool).tril()  # the past alone
+    real = F.pad(text_mask.bool(), (num_queries, 0), value=True)  # (B, Q+L): queries are never padding
+    return sees & real[:, None, :]
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "stage1_mask-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+stage1_mask = check.stage1_mask(stage1_mask)
+
+words = ["[start]", "a", "small", "red", "star", ".", "<pad>"]
+text_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]])
+figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.5), layout="constrained")
+for axes, (task, title) in zip(panels, {"itc": "ITC: apart", "itm": "ITM: all see all", "itg": "ITG: text sees its past"
+                                        }.items(), strict=True):
+    sees = stage1_mask(task, 4, text_mask)[0]  # (4 + 7, 4 + 7)
+    axes.imshow(sees, cmap="cividis", vmin=0, vmax=1)
+    axes.axhline(3.5, color="white", linewidth=1)
+    axes.axvline(3.5, color="white", linewidth=1)
+    names = [f"q{i + 1}" for i in range(4)] + words
+    axes.set(title=title, xlabel="what is read", ylabel="who reads" if task == "itc" else "", xticks=range(len(names)),
+             yticks=range(len(names)), yticklabels=names if task == "itc" else [])
+    axes.set_xticklabels(names, rotation=90)
+    axes.grid(False)
+plt.show()
+
+card = read_json(Path(resolve_model("shapes-qformer")) / "card.json")
+print(f"stage 1 was run by `{card['command']}`: {card['settings']['steps']:,} steps in {card['seconds']} s on "
+      f"{card['hardware']}")
+print("losses on pictures that it was not trained on: " + ", ".join(f"{k} {v}" for k, v in card["scores"].items()))
+
+# %% [markdown]
+# ## 6. From queries to words
 #
 # A last linear layer brings each query to GPT-2's width: the **prefix**. The row that GPT-2 reads is then
 #
@@ -457,7 +532,7 @@ plt.show()
 # the prefix is no text, and a prompt that counts would teach the nerve to predict questions. The model compares
 # position $t$ with its prediction at $t - 1$ *by itself*: do not shift the labels.
 #
-# **Exercise 4: labels.** ★★☆ 6 minutes. One label for each position of the row.
+# **Exercise 5: labels.** ★★☆ 6 minutes. One label for each position of the row.
 # <details><summary>Hint</summary>
 #
 # A list: `-100` as many times as there are prefix and prompt positions, then the answer, then EOS. How long is it?
@@ -479,7 +554,7 @@ print(make_labels(8, prompt_ids, answer_ids, tokenizer.eos_token_id))
 
 
 # %% [markdown]
-# **Exercise 5: padding.** ★★☆ 8 minutes. Rows of a batch differ in length. Fill the short ones on the *right* with
+# **Exercise 6: padding.** ★★☆ 8 minutes. Rows of a batch differ in length. Fill the short ones on the *right* with
 # `pad`; the attention mask is 1 for a row's own tokens and 0 for padding; padding gets the label `-100`.
 #
 # GPT-2 has no padding token, so people use EOS for it. Then `ids == pad` finds the true EOS as well, and whoever masks by
@@ -506,22 +581,21 @@ def pad_batch(rows, labels, pad):
 pad_batch = check.pad_batch(pad_batch)
 
 # %% [markdown]
-# ## 6. The assembled model
+# ## 7. The assembled model
 #
 # `VLM` joins eye, nerve and brain, and freezes the two that are trained already. The nerve is `vlm_lite`'s connector (a
-# LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside**. It starts from
-# the same weights as the recorded runs that you will compare with.
+# LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside** and in it the
+# weights of stage 1. Only the last linear layer is new: what the queries say is about the picture already, but in no
+# language that this brain reads.
 #
 # The proof: the loss that GPT-2 itself computes from *your* labels and *your* padding is the loss of the VLM.
 
 # %%
 from vlm_lite.features import weights_hash
-from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.vlm import VLM
 
 settings = {**recipes.SHAPES_QFORMER, "num_query_tokens": profile.num_query_tokens}
-torch.manual_seed(0)
-nerve = make_connector("qformer", eye.feature_width, brain.config.hidden_size, **settings)
+nerve = recipes.new_vlm("qformer", seed=0, stage1="shapes-qformer", **settings).connector
 mine = MyQFormer(vision_width=eye.feature_width, **settings)
 mine.load_state_dict(nerve.qformer.state_dict())
 nerve.qformer = mine  # from here on it is yours that learns
@@ -583,9 +657,9 @@ plt.show()
 print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a loss")
 
 # %% [markdown]
-# ## 7. Before training
+# ## 8. Before training
 #
-# The nerve is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
+# The nerve's last layer is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
 
 # %%
 from vlm_lite.data.shapes import five_questions
@@ -608,10 +682,10 @@ for row, said in zip(five, before["answers"], strict=True):
 print("\ncaption of the first picture:", before["captions"][0])
 
 # %% [markdown]
-# ## 8. Training: the one live run
+# ## 9. Stage 2: the one live run
 #
 # **Predict first.** You know the blind line and the oracle's from section 2. After this training, what will the VLM's
-# accuracy be, in percent? Set `my_guess`; the figure of section 9 draws it.
+# accuracy be, in percent? Set `my_guess`; the figure of section 10 draws it.
 #
 # The nerve trains on what is said about each picture, captions and questions, as pairs of prompt and answer. Several
 # pairs about one picture share a row and its prefix, which saves time; a mask keeps each pair from reading the others.
@@ -619,9 +693,8 @@ print("\ncaption of the first picture:", before["captions"][0])
 # nerve has gradients; they reach it *through* the frozen brain.
 
 # %%
-my_guess = 50  # percent; change it before you go on
+my_guess = 50  # percent; change it before you run this
 
-# %%
 train_captions, train_questions = load_shapes("train", profile.train_images)
 train_images, _, train_ids = recipes.load_pictures(train_captions)
 said = recipes.picture_exchanges(train_captions, train_questions)
@@ -660,7 +733,7 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
                  ylabel="loss on answer tokens (nats)", title="Training the nerve")
 
 # %% [markdown]
-# ## 9. Does it look?
+# ## 10. Does it look?
 #
 # The same questions under five conditions: **blind** (no picture), **blank** (an empty picture), **shuffled** (not its
 # own picture), the **VLM**, and the **oracle** (the scene in words). Two figures sum it up:
@@ -671,6 +744,11 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 # The gain says what the picture is worth. The bridge score says how much of what *this brain* could know came through
 # *this nerve*; compare it only under the same brain. Intervals are bootstrapped over questions. A model that looks falls
 # to the blind line with a shuffled picture; one that does not, does not care.
+#
+# **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
+# where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
+# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds. Another study
+# left out stage 1 and is otherwise the same: what it lacks is what stage 1 is worth here.
 
 # %% tags=["thumbnail"]
 result = recipes.probe(vlm, captions, questions)
@@ -678,15 +756,12 @@ print(result.table())
 
 percent = {name: (100 * score.value, 100 * score.low, 100 * score.high) for name, score in result.accuracy.items()}
 bridge = result.bridge
-plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
-                bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high))
-
-# %% [markdown]
-# **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
-# where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
-# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds.
-
-# %%
+display(plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
+                        bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high)))
+alone = load_study("qformer_alone")["summary"]
+print(f"without stage 1 (`{load_study('qformer_alone')['command']}`): " + ", ".join(
+    f"{name} {alone[name]['low']:.3f} to {alone[name]['high']:.3f}" for name in ("VQA vlm", "bridge score")
+    if name in alone) + "\n")
 scores = {**{f"VQA {name}": score for name, score in result.accuracy.items()},
           "multimodal gain": result.gain, "bridge score": result.bridge}
 print(f"{'':16} {'this run':>26}   recorded, {len(study['seeds'])} seeds")
@@ -728,7 +803,7 @@ plots.show_images([asked[k]["image"] for k in examples], columns=4, titles=[
     f"{asked[k]['question']} says {result.answers['vlm'][k]}, right {asked[k]['answer']}" for k in examples])
 
 # %% [markdown]
-# ## 10. What it says, and where it looks
+# ## 11. What it says, and where it looks
 #
 # **Captions, before and after.** CIDEr scores a caption against the five that belong to its picture, weighing words by
 # how few pictures' captions have them. Two controls: one caption for all (blind), and each picture with the caption of
@@ -770,8 +845,6 @@ plots.attention_over_image(images[shown], maps[shown].view(-1, 4, 4))
 # of the first of them for the brain without a picture.
 
 # %%
-from IPython.display import display
-
 from vlm_lite.data.scenes import BACKGROUND
 from vlm_lite.data.shapes import ANSWERS
 
@@ -846,7 +919,7 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 
 
 # %% [markdown]
-# ## 11. What you showed
+# ## 12. What you showed
 #
 # The figures are those of this run. Under them the scoreboard of the course, five fixed questions about five fixed
 # pictures: **can it see yet?**
@@ -878,8 +951,7 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 # %% [markdown]
 # **What this does not show**
 #
-# - **BLIP-2's first stage.** BLIP-2 first trains its Q-Former beside a text, with three losses (contrastive, matching,
-#   captioning: ITC, ITM, ITG), and only then in front of a language model. Here there is only that second stage.
+# - **That each of the three losses of stage 1 is needed.** Only all of them together were compared with none.
 # - **That a Q-Former is better than a linear layer.** Here eight queries stand for sixteen patches; a linear projection
 #   of all sixteen might do as well. That takes a comparison over several seeds.
 # - **Anything about photographs.** Shapes has a small vocabulary, exact truth and a brain made for it.
@@ -887,7 +959,7 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 #   independent; several are about one picture, which makes them a little too narrow.
 # - **Why a query looks where it looks.** An attention map is no explanation; the hidden patch is better evidence.
 #
-# ## 12. Check yourself
+# ## 13. Check yourself
 #
 # - [ ] I can say what is the same for every picture (the queries) and what is not (the prefix).
 # - [ ] I can draw from memory who sees whom: among queries, between queries and patches, in GPT-2 with a prefix.
@@ -904,14 +976,15 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 #
 # **Where next.** [01, CLIP](01_clip_infonce.ipynb) shows how the eye came to see, and [00](00_start_here.ipynb) puts
 # questions to a nerve that was trained for longer. Then change one thing here, and predict first: the number of queries
-# or of layers (`settings`, section 6), or the number of pictures or of steps (section 8).
-
-# %% [markdown]
+# or of layers (`settings`, section 7), or the number of pictures or of steps (section 9).
+#
 # **Glossary**
 #
 # | term | 日本語 | meaning here |
 # |---|---|---|
 # | Q-Former | Qフォーマー | a small transformer of learnt queries that reads a picture |
+# | ITC, ITM, ITG | 画像・テキスト対照／マッチング／生成学習 | BLIP-2's objectives of stage 1 |
+# | hard negative | ハードネガティブ | a wrong caption that is nearly right |
 # | learnt query | 学習可能なクエリ | a trained vector, the same for every picture |
 # | self-attention | 自己注意（セルフアテンション） | queries take from one another |
 # | cross-attention | 交差注意（クロスアテンション） | queries take from the patches |

@@ -10,6 +10,8 @@ from vlm_lite import recipes, studies, zoo
 from vlm_lite.data import language, shapes
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.files import UserError, data_path, read_json
+from vlm_lite.models.blip2 import QFormerStage1
+from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.vlm import VLM
 from vlm_lite.profiles import PROFILES
@@ -60,7 +62,7 @@ def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokeni
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
     before = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
-    history = recipes.train_clip(model, images, texts, tokenizer, steps=25, batch_size=32, progress=False)
+    history = recipes.train_clip(model, images, texts, tokenizer, steps=50, batch_size=32, progress=False)
     after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
     assert before < 0.25 and after > before + 0.15 and history.losses[-1] < history.losses[0] - 0.3
 
@@ -140,3 +142,38 @@ def test_the_shipped_vlm_sees_as_its_card_says():
     for name in ("vlm", "blind", "shuffled", "oracle"):
         assert abs(100 * result.accuracy[name].value - recorded[name]) < 6, name
     assert result.gain.low > 0.1
+
+
+def test_hard_negatives_stand_behind_the_captions_of_a_batch(world, tokenizer):
+    _, _, images, texts, _ = world
+    batches = recipes.caption_batches(images, texts, tokenizer, 16, hard_negatives=True)
+    pictures, ids, mask = batches(0, torch.Generator().manual_seed(0))
+    assert len(pictures) == 16 and ids.shape[0] == mask.shape[0] == 32
+    for right, wrong in zip(ids[:16], ids[16:], strict=True):
+        changed = (right != wrong).sum()
+        assert 1 <= changed <= 2, "an almost right caption has one or two other words"
+
+
+def test_an_eye_told_the_places_of_things_tells_almost_right_captions_apart(world, tokenizer):
+    _, _, images, texts, _ = world
+    eye = CLIP.from_pretrained(data_path("zoo", "shapes-clip")).eval()
+    first = [t[0] for t in texts]
+    assert recipes.tells_apart(eye, images, first, tokenizer) > 0.85
+    assert 0.3 < recipes.tells_apart(recipes.make_shapes_clip(tokenizer), images, first, tokenizer) < 0.7
+
+
+def test_stage1_trains_the_connector_and_a_vlm_goes_on_from_it(world, tokenizer, tmp_path):
+    _, _, images, texts, _ = world
+    vlm = recipes.new_vlm("qformer", num_query_tokens=4)
+    before = vlm.connector.qformer.query_tokens.detach().clone()
+    stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    history = recipes.train_stage1(stage1, features, texts, vlm.tokenizer, steps=3, batch_size=16, log_every=1,
+                                   progress=False)
+    assert set(history.figures) == {"itc", "itm", "itg"} and not torch.equal(before, vlm.connector.qformer.query_tokens)
+    vlm.save_pretrained(tmp_path / "stage1", vision_model="shapes-clip", language_model="shapes-gpt2")
+    later = recipes.new_vlm("qformer", seed=7, num_query_tokens=4, stage1=str(tmp_path / "stage1"))
+    assert torch.equal(later.connector.qformer.query_tokens, vlm.connector.qformer.query_tokens)
+    assert not torch.equal(later.connector.language_projection.weight, vlm.connector.language_projection.weight)
+    with pytest.raises(UserError, match="num_query_tokens"):
+        recipes.new_vlm("qformer", num_query_tokens=5, stage1=str(tmp_path / "stage1"))

@@ -173,6 +173,11 @@ def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language
                            **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings})
     if stage1 is not None:
         trained = VLM.from_pretrained(resolve_model(stage1)).connector
+        other = {key for key in nerve.settings if nerve.settings[key] != trained.settings.get(key)}
+        if other:
+            raise UserError(f"the Q-Former of {stage1} was trained with other settings: " + ", ".join(
+                f"{key} {trained.settings.get(key)}, not {nerve.settings[key]}" for key in sorted(other)) +
+                ". Ask for those, or train its first stage again.")
         nerve.vision_norm, nerve.qformer = trained.vision_norm, trained.qformer
     return VLM(vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer).eval()
 

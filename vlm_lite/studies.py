@@ -41,11 +41,11 @@ def clip_infonce(seed, profile):
     return history, figures
 
 
-def qformer_connector(seed, profile):
-    """Notebook 03's training: a Q-Former between the shipped eye and brain; VQA beside its controls."""
+def qformer_connector(seed, profile, stage1="shapes-qformer"):
+    """Notebook 03's training: a Q-Former after stage 1 between the shipped eye and brain; VQA beside its controls."""
     captions, questions = shapes.load_shapes("train", profile.train_images)
     images, _, ids = recipes.load_pictures(captions)
-    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
+    vlm = recipes.new_vlm("qformer", seed=seed, stage1=stage1, num_query_tokens=profile.num_query_tokens)
     said = recipes.picture_exchanges(captions, questions)
     history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
                                       steps=profile.connector_steps, batch_size=profile.connector_batch_size,
@@ -59,15 +59,22 @@ def qformer_connector(seed, profile):
     return history, figures
 
 
-CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
+def qformer_alone(seed, profile):
+    """Notebook 03's training without BLIP-2's first stage: the Q-Former starts from random weights."""
+    return qformer_connector(seed, profile, stage1=None)
+
+
+CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP, recipes.POSITION_STD)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
-           "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2"))}
+           "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2", "shapes-qformer")),
+           "qformer_alone": (qformer_alone, (qformer_connector, *CONNECTOR_RECIPE), ("shapes-clip", "shapes-gpt2"))}
+CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
+                    "num_query_tokens")
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
-          "qformer_connector": ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
-                                "num_query_tokens")}
+          "qformer_connector": CONNECTOR_FIELDS, "qformer_alone": CONNECTOR_FIELDS}
 
 
 def study_hash(name):
