@@ -249,3 +249,16 @@ def perplexity(language_model, tokenizer, texts):
                                                     reduction="sum").item()
         count += int((labels != IGNORE).sum())
     return float(np.exp(losses / count))
+
+
+def matrix(found):
+    """Printable text: a row a stage, a column a metric; * where the interval lies above that of the stage before."""
+    names = ("CIDEr", "VQA", "form", "following", *CHECKS)
+    lines = [f"{'stage':16}" + "".join(f"{name:>11}" for name in names)]
+    before = None
+    for stage, scores in found:
+        cells = (f"{scores[name][0]:.2f}{'*' if before and scores[name][1] > before[name][2] else ' '}"
+                 for name in names)
+        lines.append(f"{stage:16}" + "".join(f"{cell:>11}" for cell in cells))
+        before = scores
+    return "\n".join(lines)
