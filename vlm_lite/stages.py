@@ -71,11 +71,11 @@ def load_pictures(vision, split, count, **options):
         return Pictures(recipes.picture_features(vision, images, **options), ids, captions, questions)
 
 
-def stage_texts(pictures, *, seed=0, shuffled=0.0):
+def stage_texts(pictures, *, seed=0, shuffled=0.0, ask=short_prompt):
     """What each stage reads: {"captions", "instructions", "vqa"} -> N lists of exchanges, a list for each picture.
 
     instructions: one conversation of several turns a picture, made from its description. shuffled: the share of the
-    pictures whose captions are exchanged among one another, as carelessly gathered data are.
+    pictures whose captions are exchanged among one another, as carelessly gathered data are. ask: question -> prompt.
     """
     said = [[(CAPTION_PROMPT, texts[0])] for texts in pictures.captions["captions"][:]]
     rng = np.random.default_rng([seed, 1])
@@ -85,7 +85,7 @@ def stage_texts(pictures, *, seed=0, shuffled=0.0):
     asked = {image_id: [] for image_id in pictures.ids}
     columns = (pictures.questions[name][:] for name in ("image_id", "question", "answer"))
     for image_id, question, answer in zip(*columns, strict=True):
-        asked[image_id].append((short_prompt(question), answer))
+        asked[image_id].append((ask(question), answer))
     talks = [[instructions.as_pairs(instructions.conversation(text, np.random.default_rng([seed, 2, k])))]
              for k, text in enumerate(pictures.captions["description"][:])]
     return {"captions": said, "instructions": talks, "vqa": list(asked.values())}
@@ -192,11 +192,11 @@ def _measured(vlm, measure, path):
 def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     """{name: [value, low, high]} with 95% bootstrap intervals: what a stage bought.
 
-    CIDEr of captions; "VQA" accuracy, and by type ("VQA colour", ...), and "blind"; "form": the share of instructions
-    answered in the form asked for; "following": in that form and with the right facts (`instructions.follows`). Then
-    CHECKS, each a difference that is 0 for a model which does not look: "swap" and "hide" are VQA accuracy less that
-    with another and with an empty picture, "sees" less the blind model's; "concrete" is the share of a picture's
-    things that its caption names, less the share that another picture's caption names.
+    CIDEr of captions; "VQA" accuracy, and by type ("VQA colour", ...), "blind" and "oracle"; "form": the share of
+    instructions answered in the form asked for (and by form, "form list", ...); "following": in that form and with the
+    right facts (`instructions.follows`). Then CHECKS, each a difference that is 0 for a model which does not look:
+    "swap" and "hide" are VQA accuracy less that with another and with an empty picture, "sees" less the blind model's;
+    "concrete" is the share of a picture's things that its caption names, less the share that another picture's caption names.
     """
     count = min(pictures, len(held_out.ids))
     said = vlm.generate(held_out.features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48)
@@ -217,6 +217,8 @@ def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
                  **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
                  "blind": result.accuracy["blind"], "oracle": result.accuracy["oracle"],
                  "form": bootstrap_interval(form), "following": bootstrap_interval(followed),
+                 **{f"form {kind}": bootstrap_interval(np.array(form)[[row[3] == kind for row in asked]])
+                    for kind in sorted({row[3] for row in asked})},
                  "swap": multimodal_gain(vqa, result.scores["shuffled"]),
                  "hide": multimodal_gain(vqa, result.scores["blank"]),
                  "concrete": multimodal_gain(own, other), "sees": result.gain}
