@@ -36,6 +36,8 @@ class Profile:
     connector_steps: int
     connector_lr: float
     num_query_tokens: int
+    stage_images: int
+    stage_steps: tuple
     download_gb: float
     reason: str = ""
 
@@ -55,6 +57,8 @@ TINY = Profile(
     connector_steps=200,
     connector_lr=1e-3,
     num_query_tokens=8,
+    stage_images=4_000,
+    stage_steps=(120, 100, 100),
     download_gb=0.0,
 )
 T4 = Profile(
@@ -72,10 +76,12 @@ T4 = Profile(
     connector_steps=1_500,
     connector_lr=1e-4,
     num_query_tokens=32,
+    stage_images=5_000,
+    stage_steps=(600, 600, 600),
     download_gb=3.5,
 )
 SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
-                connector_batch_size=16, connector_steps=4)
+                connector_batch_size=16, connector_steps=4, stage_images=64, stage_steps=(2, 2, 2))
 PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE)}
 
 

@@ -222,9 +222,11 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
     """Batches for a connector: `batch_size` pictures, each with up to `per_row` exchanges in one row, in random order.
 
     Several questions about one picture share its prefix, as LLaVA-1.5 merges them into one conversation
-    (Liu et al. 2023, "Improved baselines", section 3.4). features (N, T, D); exchanges a list of N lists of pairs.
+    (Liu et al. 2023, "Improved baselines", section 3.4). features (N, T, D); exchanges: for each picture a list of
+    pairs, or of conversations (lists of pairs), whose turns do read one another.
     """
-    text = build_text_batch(tokenizer, [[pair] for row in exchanges for pair in row])
+    text = build_text_batch(tokenizer, [[pair] if isinstance(pair[0], str) else pair for row in exchanges
+                                        for pair in row])
     lengths = text["attention_mask"].sum(1).tolist()
     ids = [row[:n] for row, n in zip(text["input_ids"], lengths, strict=True)]
     labels = [row[:n] for row, n in zip(text["labels"], lengths, strict=True)]

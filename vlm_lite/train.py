@@ -79,7 +79,7 @@ def _seed_everything(value, device):
 
 def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05, max_grad_norm=1.0, compute=None,
           seed=0, checkpoint=None, checkpoint_every=200, log_every=10, progress=True, description="", on_step=None,
-          settings=None):
+          settings=None, shard=None):
     """Train the parameters of `model` that require a gradient, and return a History. The model is changed in place.
 
     batches: function `(step, generator) -> batch`, a tensor or nested tuples/dicts of CPU tensors; `generator` is a
@@ -91,6 +91,9 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
         what it holds; a finished run is loaded and returned at once. `settings`: a dict of whatever else must be the
         same for that (batch size, data); JSON values.
     on_step: function `(steps_done, model)`, called after each step, for evaluation.
+    shard: for a run launched as several processes (torchrun), which are refused without it: function `(batch, rank,
+        processes) -> (part, weight)` of the part of the step's batch that is this process's, and the factor with which
+        the mean of all processes' losses is the loss of the whole batch. Gradients are averaged before every step.
 
     Raises UserError when nothing is trainable, when the loss or the gradient is not finite (with the step), when the
     checkpoint belongs to other settings or is damaged, or cannot be written. Ctrl-C ends the step, saves, says where,
@@ -100,7 +103,8 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
         raise UserError(f"steps={steps}, log_every={log_every}, checkpoint_every={checkpoint_every}: each must be at "
                         "least 1.")
     trainable_parameters(model)
-    accelerator = _accelerator(compute)
+    accelerator = _accelerator(compute, shard)
+    several = accelerator.num_processes > 1
     device, on_cpu = accelerator.device, accelerator.device.type == "cpu"
     model.to(device)
     parameters = trainable_parameters(model)
@@ -146,15 +150,19 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
         nonlocal saved
         fetch()
         if checkpoint is not None and saved != done:
+            if not accelerator.is_main_process:
+                saved = done
+                return accelerator.wait_for_everyone()
             save_checkpoint(checkpoint, model, optimizer.optimizer, accelerator.scaler, {
                 "step": done, "seconds": elapsed, "window": window, "history": dataclasses.asdict(history),
                 "fingerprint": fingerprint})
             saved = done
+            accelerator.wait_for_everyone()
 
     was_training, mid_step = model.training, False
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    bar = tqdm(total=steps, initial=done, desc=description or None, disable=not progress or done == steps, ncols=width,
-               mininterval=1.0, unit="step")
+    bar = tqdm(total=steps, initial=done, desc=description or None, ncols=width, mininterval=1.0, unit="step",
+               disable=not progress or done == steps or not accelerator.is_main_process)
     with bar, _DeferredInterrupt() as interrupt:
         try:
             while done < steps:
@@ -163,6 +171,8 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                     model.train()
                 _seed_everything(step_seed(seed, done), device)
                 batch = batches(done, torch.Generator().manual_seed(step_seed(seed, done, "batch")))
+                if several:
+                    batch, weight = shard(batch, accelerator.process_index, accelerator.num_processes)
                 if not on_cpu:
                     batch = send_to_device(batch, device, non_blocking=True)
                 for group in optimizer.param_groups:
@@ -173,9 +183,11 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                     result = loss_fn(model, batch)
                 loss, figures = result if isinstance(result, tuple) else (result, {})
                 _check_loss(loss)
+                loss = loss * weight if several else loss
                 if on_cpu:  # reading a number is free on a CPU, so a bad step is caught before it harms the weights
                     _check_finite(loss.item(), 0.0, done + 1, accelerator.mixed_precision)
                 accelerator.backward(loss)
+                loss = _average(accelerator, loss, parameters.values()) if several else loss
                 norm = accelerator.clip_grad_norm_(parameters.values(), max_grad_norm or math.inf)
                 if on_cpu:
                     _check_finite(0.0, norm.item(), done + 1, accelerator.mixed_precision)
@@ -207,7 +219,17 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
     return history
 
 
-def _accelerator(compute):
+def _average(accelerator, loss, parameters):
+    """Give every process the mean of all processes' gradients, in one message; returns the mean of their losses."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    message = torch.cat([loss.detach().float().view(1), *(g.float().flatten() for g in gradients)])
+    mean = accelerator.reduce(message, reduction="mean")
+    for gradient, part in zip(gradients, mean[1:].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return mean[0]
+
+
+def _accelerator(compute, shard=None):
     """An Accelerator for `compute`. Accelerate keeps one state a process: a changed precision needs a fresh one."""
     if compute is None:
         from vlm_lite import profiles
@@ -221,8 +243,8 @@ def _accelerator(compute):
     if accelerator.device.type != kind:
         raise UserError(f"device {compute.device!r} was asked for; this machine offers {accelerator.device.type!r}. "
                         "Run `vlm-lite doctor` to see what it has.")
-    if accelerator.num_processes > 1:
-        raise UserError(f"train() runs in one process, and {accelerator.num_processes} were launched. "
+    if accelerator.num_processes > 1 and shard is None:
+        raise UserError(f"this training runs in one process, and {accelerator.num_processes} were launched. "
                         "Start it with plain `python`.")
     return accelerator
 

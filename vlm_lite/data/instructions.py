@@ -1,0 +1,122 @@
+"""Instruction data made from words alone, as LLaVA's was: captions and boxes in, conversations out.
+
+LLaVA gave GPT-4 the captions of a picture and the boxes of its things, and asked for three kinds of data: conversation,
+detailed description and complex reasoning (Liu et al. 2023, section 3 and table 14). Here `read_boxes` reads the exact
+description of a Shapes scene, whose cells are its boxes, and `conversation` writes the same three kinds by rule.
+"""
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from ..files import UserError
+from .language import COLUMNS, ROWS, _a, _join, _name, chat_prompt, place, questions, sentence
+from .scenes import COLOURS, SHAPES, SIZES, Item, Scene
+
+ONE_WORD = "answer the question using a single word."  # LLaVA-1.5's words for a short answer, cut to the vocabulary
+IN_DETAIL = "describe the picture in detail."
+FORMS = ("word", "sentence", "list", "detail", "reason")
+_BOX = re.compile(r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
+                  r"(?P<row>\w+) row, (?P<column>\w+) column\.")
+
+
+def read_boxes(description):
+    """The things of a scene and the cells they are in, read from its plain `language.describe` text: a Scene.
+
+    UserError for a text that is not such a description.
+    """
+    found = list(_BOX.finditer(description))
+    if not found or " ".join(match.group() for match in found) != description.strip():
+        raise UserError(f"{description[:80]!r} is no description of a Shapes scene; expected sentences such as 'a "
+                        "small red circle in the top row, left column.'")
+    items = []
+    for match in found:
+        cell = {"row": ROWS.index(match["row"]), "col": COLUMNS.index(match["column"])}
+        items.append(Item("digit", "white", "large", **cell, value=int(match["value"])) if match["value"] else
+                     Item(match["shape"], match["colour"], match["size"], **cell))
+    return Scene(tuple(items))
+
+
+def turns(scene, rng):
+    """One (instruction, reply, form) of each of FORMS that the scene allows, in random order.
+
+    word: one word. sentence: one sentence. list: things with commas between. detail: a sentence for each thing, in
+    reading order. reason: a number, and what it was counted from.
+    """
+    candidates = questions(scene, rng)
+    items = sorted(scene.items, key=lambda item: (item.row, item.col))
+
+    def ask():
+        kinds = sorted({kind for *_, kind in candidates})
+        kind = kinds[int(rng.integers(len(kinds)))]
+        same = [row for row in candidates if row[2] == kind]
+        return same[int(rng.integers(len(same)))]
+
+    one, other = ask(), ask()
+    found = [(f"{one[0]} {ONE_WORD}", one[1], "word"), (other[0], sentence(*other), "sentence"),
+             (f"list the {'things' if scene.digit else 'shapes'} in the picture.",
+              ", ".join(_name(item, without=item.size) for item in items), "list"),
+             (IN_DETAIL, " ".join(f"there is {_a(_name(item))} in the {place(item)}." for item in items), "detail")]
+    if scene.shapes:
+        key = ("colour", "size")[int(rng.integers(2))]
+        word = getattr(scene.shapes[int(rng.integers(len(scene.shapes)))], key)
+        same = [item for item in items if getattr(item, key) == word and not item.is_digit]
+        names = _join([_a(_name(item, without=getattr(item, key) if key == "size" else item.size)) for item in same])
+        found.append((f"how many {word} shapes are there, and which?", f"{len(same)}: {names}.", "reason"))
+    return [found[k] for k in rng.permutation(len(found))]
+
+
+def conversation(description, rng, length=3):
+    """A conversation about a described scene in the common format: [{"role", "content"}, ...], `length` turns or fewer.
+
+    The roles are "user" and "assistant", in turn.
+    """
+    chosen = turns(read_boxes(description), rng)[:length]
+    return [{"role": role, "content": text} for ask, reply, _ in chosen
+            for role, text in (("user", ask), ("assistant", reply))]
+
+
+def as_pairs(messages, prompt=chat_prompt):
+    """A conversation of the common format -> [(prompt, reply), ...] for `build_text_batch`. UserError out of turn."""
+    roles = [message["role"] for message in messages]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise UserError(f"the roles of a conversation are {roles}; expected user and assistant in turn.")
+    texts = [message["content"] for message in messages]
+    return [(prompt(ask), reply) for ask, reply in zip(texts[::2], texts[1::2], strict=True)]
+
+
+# ---------------------------------------------------------------- is it followed?
+
+_NOUNS = {**{name: name for name in SHAPES}, **{f"{name}s": name for name in SHAPES}, "crosses": "cross"}
+_FACTS = {*SHAPES, *COLOURS, *SIZES, *"0123456789", "yes", "no", "not", "top", "bottom", "left", "right", "above",
+          "below"}
+_SHAPE_OF = {"word": r"[\w-]+\.?", "sentence": r"[^.:]+ (?:is|are) [^.:]+\.", "list": r"\w+ \w+(?:, \w+ \w+)*\.?",
+             "detail": r"(?:there is [^.:]+\. ?)+", "reason": r"\d ?: [^.:]+\."}
+
+
+def has_form(reply, form):
+    """Whether a reply has the form asked for, whatever it says."""
+    if form not in _SHAPE_OF:
+        raise UserError(f"no form is named {form!r}. There are: {', '.join(FORMS)}.")
+    return re.fullmatch(_SHAPE_OF[form], reply.strip()) is not None
+
+
+def facts(text):
+    """The facts a text states, counted: sizes, colours, shapes, numbers, places, yes and no. Wording drops out."""
+    words = (_NOUNS.get(word, word) for word in re.findall(r"\w+", text.lower()))
+    return Counter(word for word in words if word in _FACTS)
+
+
+def follows(reply, expected, form):
+    """1.0 where the reply has the form asked for and states the facts of the expected one, no more and no less."""
+    return float(has_form(reply, form) and facts(reply) == facts(expected))
+
+
+def instruction_set(captions, count, seed=0):
+    """`count` single instructions about the pictures of a captions table: (picture's row, instruction, reply, form)."""
+    rows, descriptions = [], captions["description"][:]
+    for index, description in enumerate(descriptions):
+        chosen = turns(read_boxes(description), np.random.default_rng([seed, 4, index]))
+        rows += [(index, *turn) for turn in chosen[:-(-count // len(descriptions))]]
+    return rows[:count]
