@@ -101,7 +101,8 @@ class QFormerStage1(nn.Module):
         if len(features) < 2:
             raise ValueError("a batch of one picture has no other to tell it from. Give two or more.")
         check_features(features, self.connector.vision_width)
-        image_embeds, num_queries = self.connector.vision_norm(features), len(self.connector.qformer.query_tokens)
+        image_embeds = self.connector.vision_norm(features.float())
+        num_queries = len(self.connector.qformer.query_tokens)
         # A text begins with [CLS] or [DEC]; its last token, EOS or padding, is only ever a target.
         start = torch.full_like(input_ids[:, :1], self.cls_token_id)
         cls_ids = torch.cat([start, input_ids], dim=1)
