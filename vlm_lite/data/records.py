@@ -3,6 +3,9 @@
 An error names the file, the field (`annotations[3].answers[9].answer`), what stands there and what was expected.
 """
 
+import json
+from pathlib import Path
+
 from vlm_lite.files import UserError, read_json
 
 ANSWERS_PER_QUESTION = 10
@@ -86,6 +89,33 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
                         f"question_id {lonely[0]}. Add their answers, or take the questions out.")
     refuse_empty(rows["question_id"], "questions", questions, image_ids)
     return rows, subtype
+
+
+def read_lines(path):
+    """(place, record) for each line of a file of JSON lines, empty lines left out; a JSON list will also do.
+
+    Raises UserError naming the file and the line that is not JSON, or the file when it is empty or not text.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8.") from error
+    if text.lstrip().startswith("["):
+        return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append((f"line {number}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
+                                "file may be cut short: make or download it again.") from error
+    if not rows:
+        raise UserError(f"{path} is empty. Expected one JSON object a line: make or download the file again.")
+    return rows
 
 
 def field(record, key, kind, file, where=""):
