@@ -118,7 +118,7 @@ def _choose(offers):
         return replace(TINY, reason="no CUDA GPU is present")
     if not hub_answers():
         return replace(TINY, reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
-                                    f"({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer in 3 s'})")
+                                    f"({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer in 3 s'})")
     return replace(T4, reason="a CUDA GPU is present and the Hugging Face hub answers")
 
 
@@ -128,13 +128,14 @@ def _cuda_is_available():
     return torch.cuda.is_available()
 
 
-def _told_offline():
+def told_offline():
+    """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def hub_answers():
     """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if _told_offline():
+    if told_offline():
         return False
     return _probe(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
 
@@ -185,7 +186,7 @@ def require_complete(profile):
         from huggingface_hub import constants
 
         raise UserError(f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
-                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer'}). "
+                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
                         'Run once with a network (`hf download ID` for each), or choose profile "tiny".')
 
 

@@ -1,4 +1,4 @@
-"""LLaVA-Instruct, POPE, MMBench, a folder of one's own, and samples of them: all into the one table, or a clear error."""
+"""LLaVA-Instruct, POPE, MMBench, a folder of one's own, and samples: all into the one table, or a clear error."""
 
 import base64
 import csv
@@ -44,8 +44,8 @@ def talk(*texts):
     return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
 
 
-LLAVA = [{"id": "000000000042", "image": "000000000042.jpg", "conversations": talk("<image>\nwhat?", "é", "and?", "b")},
-         {"id": "000000000007", "image": "coco/train2017/000000000007.jpg", "conversations": talk("why?\n<image>", "c")},
+LLAVA = [{"id": "42", "image": "000000000042.jpg", "conversations": talk("<image>\nwhat?", "é", "and?", "b")},
+         {"id": "7", "image": "coco/train2017/000000000007.jpg", "conversations": talk("why?\n<image>", "c")},
          {"id": "000000000042", "image": "000000000042.jpg", "conversations": talk("<image>\nmore?", "d")}]
 
 
@@ -66,7 +66,7 @@ def test_conversations_take_turns_and_lose_the_image_mark_and_train2014s_picture
     (lambda d: d[1].update(image="cat.jpg"), r"`\[1\].image` is 'cat.jpg'; expected a name that ends in"),
     (lambda d: d[0].update(image="../../000000000042.jpg"), "leaves the folder"),
     (lambda d: d[0].update(image="/etc/000000000042.jpg"), "leaves the folder"),
-    (lambda d: d[1].update(image="000000000009.jpg"), "1 of 2 pictures are not in .*000000000009.jpg or COCO_train2014"),
+    (lambda d: d[1].update(image="000000000009.jpg"), "1 of 2 pictures are not in .*9.jpg or COCO_train2014"),
     (lambda d: d[0]["conversations"].pop(), r"`\[0\].conversations` has 3 turns; expected pairs"),
     (lambda d: d[0]["conversations"].reverse(), r"`\[0\].conversations\[0\].from` is 'gpt'; expected 'human'"),
     (lambda d: d[2]["conversations"][1].update(value=" <image> "), r"`\[2\].conversations\[1\].value` is empty"),
@@ -129,7 +129,8 @@ def test_mmbench_writes_hint_and_options_into_the_question_and_decodes_the_pictu
 
 OWN = [{"file_name": "b.png", "captions": ["<script>alert(1)</script>", "two"], "description": "words"},
        {"file_name": "sub/a.png", "question": "how many?", "answer": "2"},
-       {"file_name": "b.png", "conversation": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}]
+       {"file_name": "b.png", "conversation": [{"role": "user", "content": "hi"},
+                                               {"role": "assistant", "content": "yes"}]}]
 
 
 @pytest.fixture

@@ -34,29 +34,34 @@ def read_llava(file, images, *, image_ids=None):
     same picture of train2014 (`COCO_train2014_000000033471.jpg`) will do, so captions, questions and instructions can
     share one folder. image_ids: keep these only. UserError names the file, the entry and the field.
     """
+    ids, names, conversations = [], {}, []
+    for image_id, record, where in llava_records(file):
+        if image_ids is None or image_id in image_ids:
+            ids.append(image_id)
+            names.setdefault(image_id, [record["image"], f"COCO_train2014_{image_id:012d}.jpg"])
+            conversations.append(_conversation(record, file, where))
+    refuse_empty(ids, "conversations", file, image_ids)
+    cells = find_images(names, images, file, "image")
+    return make_dataset({"image": [cells[i] for i in ids], "image_id": ids, "conversation": conversations})
+
+
+def llava_records(file):
+    """(image id, record, place) of each conversation of a LLaVA-Instruct file."""
     data = read_json(file)
     if not isinstance(data, list):
         raise UserError(f"{file}: the top level is {show(data)}; expected a list of objects with `image` and "
                         "`conversations`. Is this a file of another kind?")
-    ids, names, conversations = [], {}, []
     for index, record in enumerate(data):
-        name = field(record, "image", str, file, f"[{index}]")
-        image_id = picture_id(name, file, f"[{index}].image")
-        if image_ids is None or image_id in image_ids:
-            ids.append(image_id)
-            names.setdefault(image_id, [name, f"COCO_train2014_{image_id:012d}.jpg"])
-            conversations.append(_conversation(record, file, f"[{index}]"))
-    refuse_empty(ids, "conversations", file, image_ids)
-    cells = find_images(names, images, file, "image")
-    return make_dataset({"image": [cells[i] for i in ids], "image_id": ids, "conversation": conversations})
+        where = f"[{index}]"
+        yield picture_id(field(record, "image", str, file, where), file, f"{where}.image"), record, where
 
 
 def picture_id(name, file, where):
     """The number at the end of a picture's name: "COCO_val2014_000000000042.jpg" -> 42."""
     digits = re.search(r"(\d+)$", Path(name).stem)
     if not digits or int(digits[1]) >= 2**63:
-        raise UserError(f"{file}: `{where}` is {show(name)}; expected a name that ends in the picture's number, such as "
-                        "000000000042.jpg.")
+        raise UserError(f"{file}: `{where}` is {show(name)}; expected a name that ends in the picture's number, "
+                        "such as 000000000042.jpg.")
     return int(digits[1])
 
 

@@ -15,12 +15,17 @@ from vlm_lite.profiles import T4
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or with {} in its address a family of files. size in bytes and hash where known ("md5:...")."""
+    """A file, or with {} in its address a family of files.
+
+    size in bytes and hash ("md5:...") are checked where known; `about` is bytes for an estimate only. member: the file
+    wanted out of a zip.
+    """
 
     address: str
     size: int | None = None
     hash: str | None = None
-    member: str | None = None  # the file wanted out of a zip
+    member: str | None = None
+    about: int = 0
 
 
 COCO, VQA = "http://images.cocodataset.org", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
@@ -33,10 +38,10 @@ SOURCES = {
     "annotations": Source(f"{VQA}/v2_Annotations_Train_mscoco.zip", 21_708_861,
                           member="v2_mscoco_train2014_annotations.json"),
     "instructions": Source("https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/"
-                           "llava_instruct_150k.json", 229_000_000),
-    "picture": Source(f"{COCO}/train2014/COCO_train2014_{{:012d}}.jpg", 165_000),  # size: the mean, for the estimate
-    "test picture": Source(f"{COCO}/val2014/COCO_val2014_{{:012d}}.jpg", 165_000),
-    "pope": Source(f"{POPE}/coco_pope_{{}}.json"),
+                           "llava_instruct_150k.json", about=229_000_000),
+    "picture": Source(f"{COCO}/train2014/COCO_train2014_{{:012d}}.jpg", about=165_000),  # the mean
+    "test picture": Source(f"{COCO}/val2014/COCO_val2014_{{:012d}}.jpg", about=165_000),
+    "pope": Source(f"{POPE}/coco_pope_{{}}.json", about=500_000),
     "mmbench": Source("https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv",
                       hash="md5:b6caf1133a01c6bb705cf753bb527ed8"),
 }
