@@ -76,7 +76,7 @@ class Site:
             handler.wfile.write(half)
             handler.wfile.flush()
             if fault == "stall":
-                time.sleep(3)
+                time.sleep(1)
             handler.close_connection = True
         else:
             handler.wfile.write(data)

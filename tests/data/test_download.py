@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,8 +35,10 @@ def jpeg(seed=0):
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(download, "TIMEOUT", (2, 1))
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # back-off without the waiting
+    monkeypatch.setattr("pooch.core.time", quick)
+    monkeypatch.setattr(download, "time", quick)
+    monkeypatch.setattr(download, "TIMEOUT", (2, 0.5))
     site = Site()
     yield site
     site.close()
@@ -96,6 +99,7 @@ def test_a_picture_that_does_not_decode_is_not_kept(site, tmp_path, harm):
     assert not one.path.exists()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_no_picture(tmp_path, monkeypatch):
     (tmp_path / "bomb.jpg").write_bytes(jpeg())
     check_picture(tmp_path / "bomb.jpg")
@@ -189,8 +193,6 @@ def hub(site, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", site.address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", site.address)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     return site
 
 

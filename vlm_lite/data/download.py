@@ -124,22 +124,20 @@ def _fetch_one(item, mirror):
 
 
 def _fetch_from_hub(item):
-    """A file of a data set on the hub, by the hub's own client, which checks its size and goes on where it was cut."""
+    """A file of a data set on the hub, by the hub's own client, which checks it and goes on where it was cut."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     parts = item.source.address.removeprefix(f"{HUB}/datasets/").split("/")  # owner, name, "resolve", revision, file
-    for attempt in range(RETRIES + 1):
+    for attempt in range(1, RETRIES + 2):
         try:
             return hf_hub_download("/".join(parts[:2]), "/".join(parts[4:]), repo_type="dataset", revision=parts[3],
                                    endpoint=os.environ.get("HF_ENDPOINT"), local_dir=item.path.parent)
-        except (EntryNotFoundError, RepositoryNotFoundError) as error:
-            if not isinstance(error.__cause__, OSError | None) or attempt == RETRIES:
-                raise Absent(str(error)) from error
         except OSError as error:
-            if error.errno in FULL or attempt == RETRIES:
+            if isinstance(error, EntryNotFoundError | RepositoryNotFoundError) or error.errno in FULL or (
+                    attempt > RETRIES):
                 raise
-        time.sleep(attempt + 1)
+            time.sleep(attempt)
 
 
 def get(address, path, size=None, picture=False):

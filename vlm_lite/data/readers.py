@@ -18,6 +18,7 @@ import PIL.Image
 from datasets import Image, List
 
 from vlm_lite.data.formats import FEATURES, find_images, make_dataset
+from vlm_lite.data.mmbench import LETTERS as LETTERS
 from vlm_lite.data.mmbench import read_mmbench as read_mmbench_rows
 from vlm_lite.data.records import ANSWERS_PER_QUESTION, field, read_lines, refuse_empty, show
 from vlm_lite.files import UserError, atomic_dir, atomic_write, read_json
