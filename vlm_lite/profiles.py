@@ -1,9 +1,9 @@
 """The one knob: which world a notebook runs in (`Profile`), and on what device and precision (`Compute`).
 
 `tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 64
-images and a few steps, which shows that code runs and never how well. `auto` takes `t4` where a CUDA GPU is present
-and the hub answers within three seconds, else `tiny`. Nothing is probed, and torch is not imported, before a function
-here is called.
+images and a few steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
+`auto` takes `t4` where a CUDA GPU is present and the hub answers within three seconds, else `tiny`. Nothing is probed,
+and torch is not imported, before a function here is called.
 """
 
 import functools
@@ -38,6 +38,7 @@ class Profile:
     num_query_tokens: int
     download_gb: float
     reason: str = ""
+    mirror: str = ""  # a folder laid out like the sites that data come from; "" for the sites themselves
 
 
 TINY = Profile(
@@ -76,7 +77,8 @@ T4 = Profile(
 )
 SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
                 connector_batch_size=16, connector_steps=4)
-PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE)}
+REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
+PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE, REHEARSAL)}
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
     if asked not in PROFILES:
         where = "VLM_LITE_PROFILE" if source.startswith("VLM") else "profile"
         raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
+    if asked == "rehearsal" and "t4" in offers:
+        from vlm_lite.rehearsal import make_profile  # makes the mirror that the profile names
+
+        return make_profile()
     if asked not in offers:
         raise UserError(f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.')
     profile = replace(PROFILES[asked], reason=source)
@@ -243,6 +249,7 @@ def describe(profile=None, compute=None, *, minutes=None):
     """
     profile, compute = profile or get_profile(), compute or get_compute()
     where = "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
+    where = "a made mirror of t4's sites" if profile.mirror else where
     device = f"{os.cpu_count()} CPU cores, {memory_gb():.0f} GB of memory"
     if compute.device == "cuda":
         import torch
