@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 
 import vlm_lite
+from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
 from vlm_lite.labs.commands import add as add_labs
@@ -55,6 +56,7 @@ def build_parser():
     study.add_argument("name", metavar="NAME")
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
+    add_data(commands)
     add_eval(commands)
     add_labs(commands)
     return parser

@@ -181,8 +181,20 @@ def _missing_models(profile):
     def cached(repo, *files):
         return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
-    weights = ("model.safetensors",)
-    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(repo, *weights))]
+    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(
+        repo, "model.safetensors") or cached_snapshot(repo) or resolve_model(repo) != repo)]
+
+
+def cached_snapshot(repo):
+    """The folder in the hub's local cache that holds a model's config and weights, of any revision; None without one.
+
+    The weights of an old model may be there under another revision than `main`: see `models.weights.download`.
+    """
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob("*")
+    return next((folder for folder in sorted(folders) if (folder / "config.json").exists()
+                 and (folder / "model.safetensors").exists()), None)
 
 
 def require_complete(profile):
@@ -228,10 +240,15 @@ def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
 def resolve_model(name):
     """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
 
-    A hub id has a "/" in it; a zoo name has none. Raises UserError when the zoo lacks the model.
+    A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
+    `data.sources`. Raises UserError when the zoo lacks the model.
     """
-    if "/" in name or Path(name).is_dir():
+    if Path(name).is_dir():
         return name
+    if "/" in name:
+        from vlm_lite.data.sources import mirrored_model
+
+        return mirrored_model(name) or name
     return str(data_path("zoo", name))
 
 

@@ -97,6 +97,18 @@ def _write_brain(folder, brain, texts):
     tokenizer.save_pretrained(folder)
 
 
+class FreePrefix(torch.nn.Module):
+    """A connector that learns one prefix for all pictures: the language model's step with nothing else to compute."""
+
+    def __init__(self, language_width, length=QFORMER["num_query_tokens"]):
+        super().__init__()
+        self.prefix = torch.nn.Parameter(0.02 * torch.randn(length, language_width))
+
+    def forward(self, image_embeds):
+        """image_embeds (B, N, Dv) -> (B, Q, D_lm)."""
+        return self.prefix.expand(len(image_embeds), -1, -1)
+
+
 def random_weights(model):
     """fp16 weights for a model on the meta device: matrices N(0, 0.02), scales one, all else zero."""
     block = (0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))).half()
