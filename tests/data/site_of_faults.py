@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 import time
+import urllib.parse
 
 
 class Site:
@@ -15,7 +16,7 @@ class Site:
     """
 
     def __init__(self):
-        self.files, self.faults, self.asked, self.commit = {}, {}, [], "a" * 40
+        self.files, self.faults, self.asked, self.commits = {}, {}, [], {}
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -31,7 +32,7 @@ class Site:
                 self.answer(body=True)
 
             def answer(self, body):
-                site.respond(self, self.path.split("?")[0], body)
+                site.respond(self, urllib.parse.unquote(self.path.split("?")[0]), body)
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -64,7 +65,7 @@ class Site:
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(half if fault == "short" else data)))
         handler.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
-        handler.send_header("X-Repo-Commit", self.commit)
+        handler.send_header("X-Repo-Commit", self.commits.get(path, "a" * 40))
         handler.end_headers()
         if not body:
             return
@@ -81,12 +82,15 @@ class Site:
         else:
             handler.wfile.write(data)
 
-    def add_model(self, name, files, *, revisions=("main",)):
-        """A model repository of the hub: {file name: bytes} at each revision."""
-        for revision in revisions:
-            self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps({
-                "id": name, "sha": self.commit, "private": False,
-                "siblings": [{"rfilename": file} for file in files]}).encode()
-            for file, data in files.items():
-                for place in (revision, self.commit):
-                    self.files[f"/{name}/resolve/{place}/{file}"] = data
+    def add_model(self, name, files, revision="main"):
+        """A model repository of the hub: {file name: bytes} at a revision."""
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps({
+            "id": name, "sha": commit, "private": False, "siblings": [{"rfilename": file} for file in files]}).encode()
+        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps([
+            {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for file, data in files.items()]).encode()
+        for file, data in files.items():
+            for place in (revision, commit):
+                self.files[f"/{name}/resolve/{place}/{file}"] = data
+                self.commits[f"/{name}/resolve/{place}/{file}"] = commit

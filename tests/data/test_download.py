@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -210,6 +211,51 @@ def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
     with pytest.raises(UserError, match="1 of 1 files cannot be had: none.json"):
         fetch([one], progress=False)
     assert not one.path.exists()
+
+
+@pytest.fixture
+def tiny_clip(hub, tmp_path, monkeypatch):
+    """A CLIP on the hub: pickles in main, its conversion as the bot's pull request 3; {file name: bytes}."""
+    from vlm_lite.models.clip import CLIP
+
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    CLIP(image_size=32, patch_size=16, vision_width=8, vision_layers=1, vision_heads=2, vocab_size=9, context_length=8,
+         text_width=8, text_layers=1, text_heads=2, projection_dim=8).save_pretrained(tmp_path / "clip")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()}
+    hub.add_model("someone/clip", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"})
+    return files
+
+
+def offer(hub, author="SFconvertbot", title="Adding `safetensors` variant of this model"):
+    hub.files["/api/models/someone/clip/discussions"] = json.dumps({"count": 1, "start": 0, "discussions": [
+        {"num": 3, "title": title, "author": {"name": author}, "repo": {"name": "someone/clip", "type": "model"},
+         "status": "open", "isPullRequest": True, "createdAt": "2024-01-01T00:00:00.000Z"}]}).encode()
+
+
+def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion(hub, tiny_clip, monkeypatch):
+    from vlm_lite.models.clip import CLIP
+    from vlm_lite.profiles import cached_snapshot
+
+    hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
+    offer(hub)
+    assert cached_snapshot("someone/clip") is None
+    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+    assert cached_snapshot("someone/clip").name == hashlib.sha1(b"refs/pr/3").hexdigest()
+    assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and from then on without a network
+    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+
+
+@pytest.mark.parametrize("other", [{"author": "mallory"}, {"title": "Please merge"}])
+def test_nobody_elses_conversion_is_taken(hub, tiny_clip, other):
+    from vlm_lite.models.clip import CLIP
+
+    hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
+    offer(hub, **other)
+    with pytest.raises(UserError, match="'someone/clip' is neither .* and the hub offers no conversion"):
+        CLIP.from_pretrained("someone/clip")
 
 
 # ---------------------------------------------------------------- zips

@@ -118,21 +118,32 @@ def test_a_mirror_by_the_variable_must_hold_the_sites_own_files(mirror, monkeypa
         load_photographs("train", CHOICE, progress=False)
 
 
-def test_a_test_picture_is_never_chosen_and_a_name_in_a_file_never_becomes_a_path(mirror, tmp_path):
-    mirror = fresh(mirror, tmp_path)
+def rewrite_captions(mirror, change, val_ids=()):
     path = Path(locate(SOURCES["captions"].address, str(mirror)))
     with zipfile.ZipFile(path) as archive:
         data = json.loads(archive.read(SOURCES["captions"].member))
-    held = [image["id"] for image in data["images"]][:6]
-    data["images"][10]["file_name"] = "../../../evil.jpg"
+    change(data)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(SOURCES["captions"].member, json.dumps(data))
-        archive.writestr(photographs.VAL_MEMBER, json.dumps({"images": [{"id": i} for i in held]}))
+        archive.writestr(photographs.VAL_MEMBER, json.dumps({"images": [{"id": i} for i in val_ids]}))
+
+
+def test_an_image_of_val2014_is_never_chosen(mirror, tmp_path):
+    mirror = fresh(mirror, tmp_path)
+    held = list(range(1, 7))
+    rewrite_captions(mirror, lambda data: None, held)
     choice = dataclasses.replace(CHOICE, images=4, val_images=2, instructions=4, questions=4)
-    chosen = load(mirror, "val", choice).captions["image_id"][:]
-    names = [p.name for p in (mirror.parent / "photographs").rglob("*.jpg")]
-    assert not set(held) & set(chosen) and len(names) == 6
-    assert all(name == photographs.NAME.format(int(name[-16:-4])) for name in names)
+    chosen = load(mirror, "train", choice).captions["image_id"][:] + load(mirror, "val", choice).captions["image_id"][:]
+    assert len(chosen) == 6 and not set(held) & set(chosen)
+
+
+def test_a_file_name_that_leaves_the_folder_is_refused_and_never_written_to(mirror, tmp_path):
+    mirror = fresh(mirror, tmp_path)
+    rewrite_captions(mirror, lambda data: [image.update(file_name="../../../evil.jpg") for image in data["images"]])
+    with pytest.raises(UserError, match="evil.jpg' .* leaves the folder"):
+        load(mirror)
+    names = [path.name for path in (mirror.parent / "photographs").rglob("*.jpg")]
+    assert len(names) == 10 and all(name == photographs.NAME.format(int(name[-16:-4])) for name in names)
     assert not list(tmp_path.rglob("evil.jpg"))
 
 
@@ -149,3 +160,36 @@ def test_a_model_is_found_in_a_mirror_that_is_a_folder(tmp_path, monkeypatch):
 def test_a_rehearsal_of_nothing_is_refused(options):
     with pytest.raises(UserError, match="expected 16 or more, and 'brain' or 'instruct brain'"):
         rehearsal.make_profile(**options)
+
+
+@pytest.mark.slow
+def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch, capsys):
+    """A few steps of everything: choose, fetch, decode, load, encode, train, answer. Also by the profile's name."""
+    from vlm_lite.data.commands import rehearse
+    from vlm_lite.profiles import get_compute, get_profile
+
+    real = rehearsal.make_profile
+    monkeypatch.setattr(rehearsal, "make_profile", lambda images=16, **options: real(images, **options))
+    profile = get_profile("rehearsal")
+    assert (profile.name, profile.image_size, profile.train_images) == ("rehearsal", 224, 8)
+    result = rehearse(profile, get_compute(), steps=2, batch_size=2)
+    assert set(result["stages"]) == {"decode the photographs", "load eye and brain", "encode, once, into the cache",
+                                     "a step of the brain alone", "a step with the Q-Former", "answer, 8 words each"}
+    assert 0 < result["of_ceiling"] and 1 < result["times_plain"] and 0.5 < result["memory_gb"] < 12
+    for stage in result["stages"].values():
+        assert stage["seconds"] > 0 and (stage["share_of_peak"] is None or 0 < stage["share_of_peak"] < 1.5)
+    assert "peak memory" in capsys.readouterr().out
+    # What was loaded are t4's architectures, by the classes that load t4.
+    from transformers import AutoConfig, AutoTokenizer, CLIPConfig
+
+    eye, brain = (AutoConfig.from_pretrained(name) for name in (profile.vision_model, profile.language_model))
+    assert isinstance(eye, CLIPConfig) and eye.vision_config.patch_size == 16 and eye.text_config.eos_token_id == 2
+    assert (brain.model_type, brain.n_embd, brain.n_layer, brain.vocab_size) == ("gpt2", 768, 12, 50257)
+    for name, size in ((profile.vision_model, 49408), (profile.language_model, 50257)):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        assert len(tokenizer) == size and tokenizer.decode(tokenizer("a red circle")["input_ids"]) == "a red circle"
+    # The explicit profile t4 takes the same folder for a whole cache, and lists what else it lacks.
+    monkeypatch.setenv("VLM_LITE_MIRROR", profile.mirror)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match='profile "t4" needs HuggingFaceTB/SmolVLM2-256M-Video-Instruct: missing'):
+        get_profile("t4")

@@ -97,7 +97,8 @@ def download(model_id):
             folder = cached_snapshot(model_id)
         if folder is None:
             offers = HfApi().get_repo_discussions(model_id, author="SFconvertbot", discussion_type="pull_request")
-            number = next((offer.num for offer in offers if "safetensors" in offer.title), None)
+            number = next((offer.num for offer in offers if offer.author == "SFconvertbot" and "safetensors" in
+                           offer.title), None)
             if number is None:
                 raise OSError("it has no model.safetensors, and the hub offers no conversion")
             folder = Path(snapshot_download(model_id, revision=f"refs/pr/{number}", allow_patterns=files))
