@@ -90,6 +90,7 @@ def test_the_second_call_downloads_nothing_and_needs_no_mirror(mirror, tmp_path)
 def test_a_picture_that_cannot_be_had_is_named_and_left_out_of_all_three(mirror, tmp_path, monkeypatch, capsys):
     mirror = fresh(mirror, tmp_path)
     monkeypatch.setattr(photographs, "TOLERATED", 0.1)
+    monkeypatch.setattr("vlm_lite.data.download.RETRIES", 0)
     gone = load(mirror).captions["image_id"][0]
     name = photographs.NAME.format(gone)
     (mirror.parent / "photographs" / "train2014" / name).unlink()
