@@ -13,6 +13,7 @@ from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
 from vlm_lite.labs.commands import add as add_labs
 from vlm_lite.profiles import TINY
+from vlm_lite.rehearsal.commands import add as add_rehearse
 
 ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
 NEEDED_FREE_GB = 2.0
@@ -57,6 +58,7 @@ def build_parser():
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
     add_data(commands)
+    add_rehearse(commands)
     add_eval(commands)
     add_labs(commands)
     return parser

@@ -106,7 +106,7 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
         where = "VLM_LITE_PROFILE" if source.startswith("VLM") else "profile"
         raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
     if asked == "rehearsal" and "t4" in offers:
-        from vlm_lite.rehearsal import make_profile  # makes the mirror that the profile names
+        from vlm_lite.rehearsal.mirror import make_profile  # makes the mirror that the profile names
 
         return make_profile()
     if asked not in offers:

@@ -12,6 +12,7 @@ from vlm_lite.data.shapes import VERSION, load_shapes
 from vlm_lite.data.shapes_files import load_shapes_benchmarks
 from vlm_lite.data.sources import MODELS, SOURCES
 from vlm_lite.files import home
+from vlm_lite.rehearsal.commands import REHEARSE
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_getting_offline_lists_what_lacks(capsys):
     assert "4 of 4 annotation files cannot be had" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [commands.SAMPLE, commands.GET, commands.REHEARSE])
+@pytest.mark.parametrize("text", [commands.SAMPLE, commands.GET, REHEARSE])
 def test_every_example_of_the_help_is_understood(text):
     lines = re.findall(r"^  vlm-lite (.*)$", text, flags=re.M)
     assert lines

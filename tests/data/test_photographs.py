@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vlm_lite import rehearsal
 from vlm_lite.data import photographs
 from vlm_lite.data.photographs import FULL, MINIMAL, Choice, choose_images, load_photographs
 from vlm_lite.data.sources import SOURCES, locate, mirrored_model
 from vlm_lite.files import UserError
+from vlm_lite.rehearsal import mirror as rehearsal
 
 
 def test_the_presets_are_what_the_course_says():
@@ -166,8 +166,8 @@ def test_a_rehearsal_of_nothing_is_refused(options):
 @pytest.mark.slow
 def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch, capsys):
     """A few steps of everything: choose, fetch, decode, load, encode, train, answer. Also by the profile's name."""
-    from vlm_lite.data.commands import rehearse
     from vlm_lite.profiles import get_compute, get_profile
+    from vlm_lite.rehearsal.commands import rehearse
 
     real = rehearsal.make_profile
     monkeypatch.setattr(rehearsal, "make_profile", lambda images=16, **options: real(images, **options))

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vlm_lite.data.commands import sample, write_folder
 from vlm_lite.data.formats import FEATURES, image_tensor
-from vlm_lite.data.readers import read_folder, read_llava, read_mmbench, read_pope, sample, write_folder
+from vlm_lite.data.readers import read_folder, read_llava, read_mmbench, read_pope
 from vlm_lite.files import UserError
 
 

@@ -2,7 +2,7 @@
 
 import collections
 
-from vlm_lite.data import mmbench
+from vlm_lite.data import records
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.data.shapes_files import load_shapes_benchmarks
 from vlm_lite.evals.mmbench import mmbench_scores
@@ -38,7 +38,7 @@ def test_mmbenchs_rotations_are_whole_and_their_picture_is_the_questions():
     _, questions = load_shapes("val", 32, progress=False)
     _, _, choices = load_shapes_benchmarks("val", 32)
     path, = home().rglob("val-32-0/annotations/mmbench_shapes_val.tsv")
-    rows = mmbench.read_mmbench(path)
+    rows = records.read_mmbench(path)
     groups = collections.Counter(row["index"] % 1_000_000 for row in rows)
     assert set(groups.values()) == {4}
     scores = mmbench_scores(rows, {row["index"]: row["answer"] for row in rows})

@@ -1,4 +1,4 @@
-"""More official files in the common format, a folder of your own pictures, and samples cut from any of them.
+"""More official files in the common format, and a folder of your own pictures.
 
     LLaVA-Instruct  [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}]
     POPE            JSON lines {"question_id", "image", "text", "label": "yes" | "no"}
@@ -8,20 +8,15 @@
 """
 
 import base64
-import io
-import json
-import random
 import re
 from pathlib import Path
 
-import PIL.Image
-from datasets import Image, List
+from datasets import List
 
 from vlm_lite.data.formats import FEATURES, find_images, make_dataset
-from vlm_lite.data.mmbench import LETTERS as LETTERS
-from vlm_lite.data.mmbench import read_mmbench as read_mmbench_rows
 from vlm_lite.data.records import ANSWERS_PER_QUESTION, field, read_lines, refuse_empty, show
-from vlm_lite.files import UserError, atomic_dir, atomic_write, read_json
+from vlm_lite.data.records import read_mmbench as read_mmbench_rows
+from vlm_lite.files import UserError, read_json
 
 ROLES = {"human": "user", "gpt": "assistant"}
 LISTING = "metadata.jsonl"
@@ -109,7 +104,7 @@ def read_mmbench(file):
     """Read an MMBench TSV: one row a rotation, its hint and options written into `question`, `answer` the letter.
 
     `question_id` is the index, `image_id` the question it is a rotation of, `question_type` the category. Rows without
-    a picture have None. Errors: as `vlm_lite.data.mmbench.read_mmbench`.
+    a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`.
     """
     rows = read_mmbench_rows(file)
     asked = ["\n".join(filter(None, [row["hint"], row["question"],
@@ -166,41 +161,3 @@ def _value(record, key, feature, file, where):
         return [{part: field(entry, part, str, file, f"{where}.{name}") for part in ("role", "content")}
                 for name, entry in entries.items()]
     return [field(entries, name, str, file, where) for name in entries]
-
-
-def sample(dataset, count, seed=0):
-    """The rows of `count` pictures, all that belongs to them, in their order; the same seed chooses the same."""
-    ids = sorted(set(dataset["image_id"][:]))
-    if not 1 <= count <= len(ids):
-        raise UserError(f"{count} pictures were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}.")
-    chosen = set(random.Random(seed).sample(ids, count))
-    return dataset.select([row for row, image_id in enumerate(dataset["image_id"][:]) if image_id in chosen])
-
-
-def write_folder(dataset, folder):
-    """Write a table of the common format as a folder that `read_folder` reads back; whole or not at all."""
-    with atomic_dir(folder) as temporary, atomic_write(temporary / LISTING, "w") as listing:
-        (temporary / "images").mkdir()
-        names = {}
-        for row in dataset.cast_column("image", Image(decode=False)):
-            cell, image_id = row.pop("image"), row["image_id"]
-            if image_id not in names:
-                names[image_id] = _write_picture(cell, temporary / "images", image_id)
-            said = {key: value for key, value in row.items() if value not in (None, [])}
-            listing.write(json.dumps({"file_name": f"images/{names[image_id]}", **said}, ensure_ascii=False) + "\n")
-
-
-def _write_picture(cell, folder, image_id):
-    if not cell:
-        raise UserError(f"image_id {image_id} has no picture, so it cannot stand in a folder of pictures. Leave it "
-                        "out.")
-    try:
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        with PIL.Image.open(io.BytesIO(data)) as picture:
-            kind = picture.format.lower()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied ({error}). Make or "
-                        "download it again.") from error
-    name = f"{image_id:012d}.{'jpg' if kind == 'jpeg' else kind}"
-    (folder / name).write_bytes(data)
-    return name

@@ -10,7 +10,7 @@ import json
 import random
 
 from ..files import atomic_write, home, write_json
-from . import language, readers, shapes
+from . import language, readers, records, shapes
 
 REQUESTS = ("describe the image.", "what do you see?", "what is in the picture?")
 CHOICES = 4
@@ -67,7 +67,7 @@ def write_mmbench(path, questions, images, split, *, seed=0):
     rng = random.Random(seed)
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        letters = readers.LETTERS[:CHOICES]
+        letters = records.LETTERS[:CHOICES]
         writer.writerow(["index", "question", "hint", *letters, "answer", "category", "l2-category", "split", "image"])
         for index, (image_id, _, question, answer, kind) in enumerate(_rows(questions, "colour", "shape", "count",
                                                                             "digit")):

@@ -8,9 +8,9 @@ Reading of answers: the exact matching of VLMEvalKit (vlmeval/utils/matching_uti
 import math
 import random
 
-from vlm_lite.data.mmbench import GROUPINGS as GROUPINGS
-from vlm_lite.data.mmbench import index_of, read_tsv
-from vlm_lite.data.mmbench import read_mmbench as read_mmbench
+from vlm_lite.data.records import GROUPINGS as GROUPINGS
+from vlm_lite.data.records import index_of, read_tsv
+from vlm_lite.data.records import read_mmbench as read_mmbench
 from vlm_lite.evals.answers import match
 from vlm_lite.files import UserError
 
