@@ -32,7 +32,7 @@ notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badge
 	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
 
 soak: $(READY) $(GRADE_READY)  ## the tests that take long
-	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 tests
+	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 -rP tests
 
 bench: $(READY)  ## time the parts on this machine
 	@$(PY) tools/bench.py

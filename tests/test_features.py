@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -201,3 +203,50 @@ def test_the_default_folder_is_under_home_and_the_bar_counts_pictures(tmp_path, 
     cached(None, Counter(), progress=True, description="eye")
     assert len(list((tmp_path / "features").glob("*.bin"))) == 1
     assert "eye: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.soak
+def test_memory_stays_flat_from_1000_to_100000_images(tmp_path):
+    """Each in a process of its own, pictures drawn as they are asked for; its figures are printed.
+
+    What grows with the number is the file on the disk. Pages that are mapped but clean are the system's to take back,
+    so memory is what the process itself holds (its peak of anonymous pages, RssAnon).
+    """
+    code = """
+import sys, threading, time, torch
+from vlm_lite.features import cache_features
+count, folder = int(sys.argv[1]), sys.argv[2]
+class Drawn:  # like a tensor of pictures, but none is kept
+    dtype, ndim = torch.uint8, 4
+    shape = (count, 3, 8, 8)
+    def __len__(self): return count
+    def __getitem__(self, rows):
+        first, last, _ = rows.indices(count)
+        return (torch.arange(first, last)[:, None] + torch.arange(192)).to(torch.uint8).view(-1, 3, 8, 8)
+def encode(batch):  # (B, 3, 8, 8) -> (B, 8, 768)
+    return batch.flatten(1)[:, :8, None].float().expand(-1, 8, 768)
+peak = 0
+def held():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+def watch():
+    global peak
+    while True:
+        peak = max(peak, held()); time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+started = time.perf_counter()
+features = cache_features(encode, Drawn(), key={}, folder=folder, progress=False)
+made = time.perf_counter() - started
+rows = torch.randperm(count)[:1000]
+started = time.perf_counter()
+total = sum(features[part].float().sum() for part in rows.split(64))
+print(peak / 1e3, made, 1000 / (time.perf_counter() - started), features.nbytes / 1e6)
+"""
+    found = {}
+    for count in (1_000, 10_000, 100_000):
+        run = subprocess.run([sys.executable, "-c", code, str(count), str(tmp_path / str(count))], check=True,
+                             capture_output=True, text=True)
+        found[count] = [float(value) for value in run.stdout.split()]
+        memory, made, read, size = found[count]
+        print(f"{count:7,} images: {memory:6.0f} MB held at most, {size:8,.0f} MB on the disk, {count / made:8,.0f} "
+              f"images/s written, {read:8,.0f} rows/s read at random", flush=True)
+    assert found[100_000][0] < 1.1 * found[1_000][0] + 20

@@ -153,3 +153,20 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
                      "this CPU has AMX", "VLM_LITE_PROFILE=t4", "3.5 GB to download, about 40 minutes (estimated)"):
         assert expected in text
     assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})
+
+
+def test_a_rehearsal_is_offered_where_t4_is(machine):
+    machine()
+    assert profiles.REHEARSAL.vision_model == profiles.T4.vision_model and profiles.REHEARSAL.image_size == 224
+    with pytest.raises(UserError, match='profile "rehearsal" has no part here yet'):
+        profiles.get_profile("rehearsal", offers=("tiny", "smoke"))
+
+
+def test_a_mirror_in_a_folder_stands_for_the_hub(machine, monkeypatch, tmp_path):
+    machine()
+    for model in (profiles.T4.vision_model, profiles.T4.language_model, profiles.T4.vlm_model):
+        (tmp_path / "huggingface.co" / model / "resolve" / "main").mkdir(parents=True)
+    monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path))
+    assert profiles.get_profile("t4").name == "t4"
+    found = profiles.resolve_model(profiles.T4.language_model)
+    assert found == str(tmp_path / "huggingface.co" / profiles.T4.language_model / "resolve" / "main")

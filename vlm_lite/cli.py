@@ -9,10 +9,12 @@ from importlib import metadata
 
 import vlm_lite
 from vlm_lite.commands import add_train
+from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
 from vlm_lite.labs.commands import add as add_labs
 from vlm_lite.profiles import TINY
+from vlm_lite.rehearsal.commands import add as add_rehearse
 
 ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
 NEEDED_FREE_GB = 2.0
@@ -57,6 +59,8 @@ def build_parser():
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
     add_train(commands)
+    add_data(commands)
+    add_rehearse(commands)
     add_eval(commands)
     add_labs(commands)
     return parser

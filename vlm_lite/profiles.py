@@ -1,9 +1,9 @@
 """The one knob: which world a notebook runs in (`Profile`), and on what device and precision (`Compute`).
 
 `tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 64
-images and a few steps, which shows that code runs and never how well. `auto` takes `t4` where a CUDA GPU is present
-and the hub answers within three seconds, else `tiny`. Nothing is probed, and torch is not imported, before a function
-here is called.
+images and a few steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
+`auto` takes `t4` where a CUDA GPU is present and the hub answers within three seconds, else `tiny`. Nothing is probed,
+and torch is not imported, before a function here is called.
 """
 
 import functools
@@ -40,6 +40,7 @@ class Profile:
     stage_steps: tuple
     download_gb: float
     reason: str = ""
+    mirror: str = ""  # a folder laid out like the sites that data come from; "" for the sites themselves
 
 
 TINY = Profile(
@@ -82,7 +83,8 @@ T4 = Profile(
 )
 SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
                 connector_batch_size=16, connector_steps=4, stage_images=64, stage_steps=(2, 2, 2))
-PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE)}
+REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
+PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE, REHEARSAL)}
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
     if asked not in PROFILES:
         where = "VLM_LITE_PROFILE" if source.startswith("VLM") else "profile"
         raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
+    if asked == "rehearsal" and "t4" in offers:
+        from vlm_lite.rehearsal.mirror import make_profile  # makes the mirror that the profile names
+
+        return make_profile()
     if asked not in offers:
         raise UserError(f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.')
     profile = replace(PROFILES[asked], reason=source)
@@ -124,7 +130,7 @@ def _choose(offers):
         return replace(TINY, reason="no CUDA GPU is present")
     if not hub_answers():
         return replace(TINY, reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
-                                    f"({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer in 3 s'})")
+                                    f"({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer in 3 s'})")
     return replace(T4, reason="a CUDA GPU is present and the Hugging Face hub answers")
 
 
@@ -134,13 +140,14 @@ def _cuda_is_available():
     return torch.cuda.is_available()
 
 
-def _told_offline():
+def told_offline():
+    """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def hub_answers():
     """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if _told_offline():
+    if told_offline():
         return False
     return _probe(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
 
@@ -180,8 +187,20 @@ def _missing_models(profile):
     def cached(repo, *files):
         return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
-    weights = ("model.safetensors",)
-    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(repo, *weights))]
+    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(
+        repo, "model.safetensors") or cached_snapshot(repo) or resolve_model(repo) != repo)]
+
+
+def cached_snapshot(repo):
+    """The folder in the hub's local cache that holds a model's config and weights, of any revision; None without one.
+
+    The weights of an old model may be there under another revision than `main`: see `models.weights.download`.
+    """
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob("*")
+    return next((folder for folder in sorted(folders) if (folder / "config.json").exists()
+                 and (folder / "model.safetensors").exists()), None)
 
 
 def require_complete(profile):
@@ -191,7 +210,7 @@ def require_complete(profile):
         from huggingface_hub import constants
 
         raise UserError(f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
-                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if _told_offline() else 'no answer'}). "
+                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
                         'Run once with a network (`hf download ID` for each), or choose profile "tiny".')
 
 
@@ -227,10 +246,15 @@ def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
 def resolve_model(name):
     """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
 
-    A hub id has a "/" in it; a zoo name has none. Raises UserError when the zoo lacks the model.
+    A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
+    `data.sources`. Raises UserError when the zoo lacks the model.
     """
-    if "/" in name or Path(name).is_dir():
+    if Path(name).is_dir():
         return name
+    if "/" in name:
+        from vlm_lite.data.sources import mirrored_model
+
+        return mirrored_model(name) or name
     return str(data_path("zoo", name))
 
 
@@ -248,6 +272,7 @@ def describe(profile=None, compute=None, *, minutes=None):
     """
     profile, compute = profile or get_profile(), compute or get_compute()
     where = "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
+    where = "a made mirror of t4's sites" if profile.mirror else where
     device = f"{os.cpu_count()} CPU cores, {memory_gb():.0f} GB of memory"
     if compute.device == "cuda":
         import torch

@@ -57,7 +57,7 @@ def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None
     names, captions = read_caption_lists(annotations)
     kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
     refuse_empty(kept, "captions", annotations, image_ids)
-    paths = _find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
+    paths = find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
     return make_dataset({
         "image": [paths[i] for i in kept],
         "image_id": kept,
@@ -75,7 +75,7 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
     """
     rows, subtype = read_vqa_rows(questions, annotations, image_ids=image_ids)
     stems = {i: f"COCO_{subtype}_{i:012d}" for i in rows["image_id"]}
-    paths = _find_images({i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()}, images, questions,
+    paths = find_images({i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()}, images, questions,
                          "data_subtype")
     return make_dataset({**rows, "image": [paths[i] for i in rows["image_id"]],
                          "description": _descriptions(descriptions, rows["image_id"])})
@@ -134,7 +134,7 @@ def _decode(source, name, image_size):
     return np.asarray(picture)
 
 
-def _find_images(candidates, folder, file, field):
+def find_images(candidates, folder, file, field):
     """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder; expected the folder of the pictures of {file}. Check the path.")

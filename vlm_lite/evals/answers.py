@@ -1,37 +1,8 @@
 """A model's answers on disk, and whether they are the answers to these questions: all of them, once each, no others."""
 
-import json
-from pathlib import Path
-
 from vlm_lite.data.records import field, show
+from vlm_lite.data.records import read_lines as read_lines
 from vlm_lite.files import UserError, read_json
-
-
-def read_lines(path):
-    """(place, record) for each line of a file of JSON lines, empty lines left out; a JSON list will also do.
-
-    Raises UserError naming the file and the line that is not JSON, or the file when it is empty or not text.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8.") from error
-    if text.lstrip().startswith("["):
-        return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append((f"line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
-                                "file may be cut short: make or download it again.") from error
-    if not rows:
-        raise UserError(f"{path} is empty. Expected one JSON object a line: make or download the file again.")
-    return rows
 
 
 def read_results(path, id_field, text_field):

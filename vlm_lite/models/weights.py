@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlm_lite.files import UserError, atomic_write
+from vlm_lite.profiles import cached_snapshot
 
 
 class LoadReport(NamedTuple):
@@ -82,11 +83,26 @@ def find_model(folder_or_id):
 
 
 def download(model_id):
-    """The local folder of a hub id's config.json and weights. UserError naming the id when it cannot be had."""
-    from huggingface_hub import snapshot_download
+    """The local folder of a hub id's config.json and weights. UserError naming the id when it cannot be had.
+
+    An old repository has only pickled weights in `main`; then the hub's own conversion is taken, which a bot of the hub
+    (SFconvertbot) offers as a pull request. transformers looks there too.
+    """
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    files = ["config.json", "model.safetensors"]
     try:
-        return Path(snapshot_download(model_id, allow_patterns=["config.json", "model.safetensors"]))
+        folder = Path(snapshot_download(model_id, allow_patterns=files))
+        if not (folder / files[1]).exists():
+            folder = cached_snapshot(model_id)
+        if folder is None:
+            offers = HfApi().get_repo_discussions(model_id, author="SFconvertbot", discussion_type="pull_request")
+            number = next((offer.num for offer in offers if offer.author == "SFconvertbot" and "safetensors" in
+                           offer.title), None)
+            if number is None:
+                raise OSError("it has no model.safetensors, and the hub offers no conversion")
+            folder = Path(snapshot_download(model_id, revision=f"refs/pr/{number}", allow_patterns=files))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{model_id!r} is neither a folder here nor a model that the hub or its local cache gave "
                         f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, "

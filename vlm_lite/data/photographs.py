@@ -1,0 +1,154 @@
+"""COCO photographs for every stage: one set of pictures that captions, questions and instructions share.
+
+    captions      official COCO captions of train2014
+    questions     official VQA v2 train
+    instructions  LLaVA-Instruct-150K, whose train2017 holds the pictures of train2014 under other names
+
+An image is chosen only when all three speak of it, so there is one download and one feature cache. No image of val2014
+is ever chosen: the test pools of VQA v2, POPE, Karpathy's split and COCO captions come from there, and train2017 alone
+would let most of them in. What is chosen is written out as small files in the official formats, and read by the common
+readers.
+"""
+
+import collections
+import dataclasses
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from vlm_lite.data.download import TOLERATED, Item, extract, fetch
+from vlm_lite.data.formats import read_coco_captions, read_vqa
+from vlm_lite.data.readers import llava_records, read_llava
+from vlm_lite.data.records import field, records
+from vlm_lite.data.sources import SOURCES
+from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
+
+VAL_MEMBER = "annotations/captions_val2014.json"
+SPLITS = ("train", "val")
+NAME = "COCO_train2014_{:012d}.jpg"  # ours, whatever a data file says: it becomes a path
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How much is chosen: images to train and held out, samples to train, questions to validate; and by which seed."""
+
+    images: int = 5_000
+    val_images: int = 1_000
+    instructions: int = 10_000
+    questions: int = 10_000
+    val_questions: int = 5_000
+    seed: int = 0
+
+
+FULL = Choice()
+MINIMAL = Choice(questions=5_000)  # 5,000 images' captions, 10,000 instructions, 5,000 questions
+
+
+class Photographs(NamedTuple):
+    """Three tables of the common format: a row an image, a row a question, a row a conversation."""
+
+    captions: Dataset
+    questions: Dataset
+    instructions: Dataset
+
+
+def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
+    """The Photographs of a split, "train" or "val" (the held-out images), downloaded at the first call.
+
+    mirror: a folder laid out like the sites, whose files are its own, such as the one that `vlm_lite.rehearsal` makes;
+    what comes from it is kept beside it. Pictures that cannot be had are named and left out, up to 1 %. Raises
+    UserError for an unknown split, for a choice that the files cannot fill, and as `download.fetch` does; under
+    HF_HUB_OFFLINE that is a list of what the local cache lacks.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}; photographs have {', '.join(SPLITS)}.")
+    root = Path(mirror).parent / "photographs" if mirror else home() / "photographs"
+    name = "-".join(str(value) for value in dataclasses.astuple(choice))
+    notes = root / f"choice-{name}"
+    if not notes.exists():
+        _write_choice(notes, root / "official", choice, mirror, progress)
+    ids = {s: [record["id"] for record in read_json(notes / s / "captions.json")["images"]] for s in SPLITS}
+    pictures, source = root / "train2014", SOURCES["picture"]
+    items = {i: Item(dataclasses.replace(source, address=source.address.format(i)), pictures / NAME.format(i), True)
+             for s in SPLITS for i in ids[s]}
+    missing = fetch(items.values(), what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress)
+    here = {i for i in ids[split] if NAME.format(i) not in missing}
+    files = {kind: notes / split / f"{kind}.json" for kind in ("captions", "questions", "annotations", "instructions")}
+    return Photographs(read_coco_captions(files["captions"], pictures, image_ids=here),
+                       read_vqa(files["questions"], files["annotations"], pictures, image_ids=here),
+                       read_llava(files["instructions"], pictures, image_ids=here))
+
+
+def choose_images(captions, questions, instructions, *, excluded=(), choice=FULL):
+    """(ids to train on, ids held out): disjoint, drawn by the seed from the images that all three speak of.
+
+    questions, instructions: {image id: how many}. An image needs so many of each that the wanted numbers are reached
+    whatever is drawn. `excluded` ids are never chosen. UserError with the counts where there are too few images.
+    """
+    per_image = max(math.ceil(choice.questions / choice.images), math.ceil(choice.val_questions / choice.val_images))
+    talks = math.ceil(choice.instructions / choice.images)
+    shared = sorted(i for i in set(captions) - set(excluded)
+                    if questions.get(i, 0) >= per_image and instructions.get(i, 0) >= talks)
+    wanted = choice.images + choice.val_images
+    if len(shared) < wanted:
+        raise UserError(f"{wanted} images are wanted, and only {len(shared)} have captions, {per_image} questions and "
+                        f"{talks} conversations (with captions: {len(captions)}, questions: {len(questions)}, "
+                        f"conversations: {len(instructions)}, excluded: {len(excluded)}). Choose fewer of each.")
+    chosen = random.Random(choice.seed).sample(shared, wanted)
+    return chosen[:choice.images], chosen[choice.images:]
+
+
+def _write_choice(folder, official, choice, mirror, progress):
+    """Download the official files and write what is chosen of them to `folder`, whole or not at all."""
+    files = _official_files(official, mirror, progress)
+    captions, asked, answered = (read_json(files[kind]) for kind in ("captions", "questions", "annotations"))
+    talks, notes = collections.defaultdict(list), {}
+    for image_id, record, _ in llava_records(files["instructions"]):
+        talks[image_id].append(record)
+    for where, note in records(answered, "annotations", files["annotations"]):
+        notes[field(note, "question_id", int, files["annotations"], where)] = note
+    per_image = collections.Counter(field(record, "image_id", int, files["questions"], where)
+                                    for where, record in records(asked, "questions", files["questions"]))
+    captioned = {field(record, "image_id", int, files["captions"], where)
+                 for where, record in records(captions, "annotations", files["captions"])}
+    excluded = {field(record, "id", int, files["test pool"], where)
+                for where, record in records(read_json(files["test pool"]), "images", files["test pool"])}
+    chosen = choose_images(captioned, per_image, {i: len(found) for i, found in talks.items()}, excluded=excluded,
+                           choice=choice)
+    counts = ((choice.questions, choice.instructions), (choice.val_questions, None))
+    with atomic_dir(folder) as temporary:
+        for split, ids, (questions, conversations) in zip(SPLITS, map(set, chosen), counts, strict=True):
+            rng = random.Random(choice.seed)
+            rows = [row for row in asked["questions"] if row["image_id"] in ids]
+            rows = rng.sample(rows, min(questions, len(rows)))
+            said = [record for i in sorted(ids) for record in talks[i]]
+            said = rng.sample(said, len(said) if conversations is None else min(conversations, len(said)))
+            cut = {
+                "captions": {"images": [row for row in captions["images"] if row["id"] in ids],
+                             "annotations": [row for row in captions["annotations"] if row["image_id"] in ids]},
+                "questions": {"data_subtype": asked.get("data_subtype"), "questions": rows},
+                "annotations": {"data_subtype": answered.get("data_subtype"),
+                                "annotations": [notes[k] for k in (row["question_id"] for row in rows) if k in notes]},
+                "instructions": said,
+            }
+            for kind, value in cut.items():
+                write_json(temporary / split / f"{kind}.json", value, indent=None)
+
+
+def _official_files(folder, mirror, progress):
+    """{kind: path} of the official annotation files, downloaded and unpacked at the first call."""
+    kinds = ("captions", "questions", "annotations", "instructions")
+    paths = {kind: folder / SOURCES[kind].address.rsplit("/", 1)[1] for kind in kinds}
+    fetch([Item(SOURCES[kind], paths[kind]) for kind in kinds], what="annotation files", mirror=mirror,
+          progress=progress)
+    wanted = {kind: SOURCES[kind].member for kind in kinds if SOURCES[kind].member} | {"test pool": VAL_MEMBER}
+    files = {"instructions": paths["instructions"]}
+    for kind, member in wanted.items():
+        files[kind] = folder / Path(member).name
+        if not files[kind].exists():
+            extract(paths["captions" if kind == "test pool" else kind], member, files[kind])
+    return files

@@ -1,0 +1,81 @@
+"""Every id and address that the course downloads from, in one table; nothing else in the package names one.
+
+A mirror takes the place of all of them: `VLM_LITE_MIRROR` is the address of a server, or a folder, in which each file
+lies under its host's name, such as `images.cocodataset.org/train2014/COCO_train2014_000000000009.jpg`. The hub's own
+variable `HF_ENDPOINT` moves the hub alone. A folder may hold the hub too, as `huggingface.co/ID/resolve/main/FILE`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_lite.files import UserError
+from vlm_lite.profiles import T4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or with {} in its address a family of files.
+
+    size in bytes and hash ("md5:...") are checked where known; `about` is bytes for an estimate only. member: the file
+    wanted out of a zip.
+    """
+
+    address: str
+    size: int | None = None
+    hash: str | None = None
+    member: str | None = None
+    about: int = 0
+
+
+COCO, VQA = "http://images.cocodataset.org", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
+POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
+SOURCES = {
+    "captions": Source(f"{COCO}/annotations/annotations_trainval2014.zip", 252_872_794,
+                       "md5:0a379cfc70b0e71301e0f377548639bd", "annotations/captions_train2014.json"),
+    "questions": Source(f"{VQA}/v2_Questions_Train_mscoco.zip", 7_239_401,
+                        member="v2_OpenEnded_mscoco_train2014_questions.json"),
+    "annotations": Source(f"{VQA}/v2_Annotations_Train_mscoco.zip", 21_708_861,
+                          member="v2_mscoco_train2014_annotations.json"),
+    "instructions": Source("https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/"
+                           "llava_instruct_150k.json", about=229_000_000),
+    "picture": Source(f"{COCO}/train2014/COCO_train2014_{{:012d}}.jpg", about=165_000),  # the mean
+    "test picture": Source(f"{COCO}/val2014/COCO_val2014_{{:012d}}.jpg", about=165_000),
+    "pope": Source(f"{POPE}/coco_pope_{{}}.json", about=500_000),
+    "mmbench": Source("https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv",
+                      hash="md5:b6caf1133a01c6bb705cf753bb527ed8"),
+}
+MODELS = {
+    "eye": T4.vision_model,
+    "brain": T4.language_model,
+    "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
+    "finished VLM": T4.vlm_model,
+}
+HUB = "https://huggingface.co"
+
+
+def mirror():
+    """What VLM_LITE_MIRROR says: an address, a folder's absolute path, or None. UserError when it is neither."""
+    text = os.environ.get("VLM_LITE_MIRROR", "").rstrip("/")
+    if not text or text.startswith(("http://", "https://")):
+        return text or None
+    if not os.path.isdir(text):
+        raise UserError(f"VLM_LITE_MIRROR is {text!r}, which is neither an address (http://, https://) nor a folder "
+                        "here. Set it to one of them, or unset it.")
+    return os.path.abspath(text)
+
+
+def locate(address, where=None):
+    """The address or path that stands for `address`: itself, or its place in the mirror `where` (default: mirror())."""
+    where = where or mirror()
+    if where is None:
+        endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+        return endpoint + address.removeprefix(HUB) if address.startswith(f"{HUB}/") else address
+    return f"{where}/{address.split('://', 1)[1]}"
+
+
+def mirrored_model(name, where=None):
+    """The folder of the hub id `name` in a mirror that is a folder; None where there is none."""
+    where = where or mirror()
+    folder = Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
+    return str(folder) if folder and folder.is_dir() else None

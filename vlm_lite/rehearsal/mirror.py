@@ -1,0 +1,180 @@
+"""The profile `rehearsal`: t4's real sizes without a network, so that its whole path can be run and timed anywhere.
+
+A folder is made that is laid out like the sites t4 downloads from: the hub with t4's models, of their real sizes but
+with random weights and tokenizers that were trained here and padded to the real vocabularies; COCO and VQA v2 with
+drawn scenes in pictures of COCO's size; LLaVA-Instruct. t4's own code then chooses, fetches, checks, reads and trains.
+Nothing it learns means anything; that it runs, how fast, and in how much memory, does.
+"""
+
+import dataclasses
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from vlm_lite.data import shapes, shapes_files
+from vlm_lite.data.photographs import VAL_MEMBER, Choice
+from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
+from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.weights import write_weights
+from vlm_lite.profiles import REHEARSAL
+
+QFORMER = dict(num_query_tokens=32, width=768, num_layers=6, num_heads=12, mlp_width=3072, cross_attention_frequency=2)
+PICTURE_SIZE = (640, 480)
+VERSION = 1  # of what is made here: part of the folder's name
+CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+def make_profile(images=64, *, brain="brain"):
+    """The Profile `rehearsal`, its mirror made at the first call: about 0.6 GB and half a minute.
+
+    images: how many pictures the made COCO has; half are to train on, an eighth are held out. brain: "brain" (GPT-2) or
+    "instruct brain" (Qwen2.5-0.5B, 1 GB more), the keys of `sources.MODELS`.
+    """
+    if images < 16 or brain not in ("brain", "instruct brain"):
+        raise UserError(f"rehearsal with images={images}, brain={brain!r}; expected 16 or more, and 'brain' or "
+                        "'instruct brain'.")
+    root = home() / f"rehearsal-{VERSION}" / f"{images}-{brain.replace(' ', '-')}"
+    mirror = root / "mirror"
+    if not mirror.exists():
+        with atomic_dir(mirror) as folder:
+            texts = _write_sites(folder, images)
+            _write_eye(_model_folder(folder, "eye"), texts)
+            _write_brain(_model_folder(folder, brain), brain, texts)
+    return dataclasses.replace(
+        REHEARSAL, vision_model=str(_model_folder(mirror, "eye")), language_model=str(_model_folder(mirror, brain)),
+        train_images=images // 2, val_images=images // 8, mirror=str(mirror),
+        reason="t4's sizes with random weights and drawn pictures: it shows that t4 runs and how fast, never how well")
+
+
+def choice(profile):
+    """The Choice of photographs that fits a rehearsal's few pictures."""
+    train, val = profile.train_images, profile.val_images
+    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=val)
+
+
+def _model_folder(mirror, key):
+    return Path(locate(f"{HUB}/{MODELS[key]}/resolve/main", str(mirror)))
+
+
+def _write_eye(folder, texts):
+    """OpenAI's CLIP ViT-B/16 in transformers' layout, its config's wrong eos_token_id of 2 included."""
+    with torch.device("meta"):
+        model = CLIP(patch_size=16, bos_token_id=0, eos_token_id=2)
+    write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
+    write_json(folder / "config.json", model.config.to_hf())
+    tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|startoftext|>", "<|endoftext|>", "<|endoftext|>"
+    tokenizer.model_max_length = 77
+    tokenizer.save_pretrained(folder)
+
+
+def _write_brain(folder, brain, texts):
+    """GPT-2, its parameters without the prefix `transformer.` as in the hub's file, or a Qwen2.5 of 0.5B."""
+    from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
+
+    if brain == "brain":
+        config, size, special = GPT2Config(), 50_257, ("<|endoftext|>",)
+    else:
+        config = Qwen2Config(vocab_size=151_936, hidden_size=896, intermediate_size=4_864, num_hidden_layers=24,
+                             num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True)
+        size, special = 151_646, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    write_weights(folder / "model.safetensors", {name.removeprefix("transformer."): value for name, value in
+                  random_weights(model).items() if name != "lm_head.weight"}, dtype=torch.float16)  # tied to the input
+    config.save_pretrained(folder)
+    tokenizer = train_tokenizer(texts, size, special)
+    tokenizer.eos_token = special[-1]
+    if brain != "brain":
+        tokenizer.pad_token, tokenizer.chat_template = special[0], CHAT
+    tokenizer.save_pretrained(folder)
+
+
+class FreePrefix(torch.nn.Module):
+    """A connector that learns one prefix for all pictures: the language model's step with nothing else to compute."""
+
+    def __init__(self, language_width, length=QFORMER["num_query_tokens"]):
+        super().__init__()
+        self.prefix = torch.nn.Parameter(0.02 * torch.randn(length, language_width))
+
+    def forward(self, image_embeds):
+        """image_embeds (B, N, Dv) -> (B, Q, D_lm)."""
+        return self.prefix.expand(len(image_embeds), -1, -1)
+
+
+def random_weights(model):
+    """fp16 weights for a model on the meta device: matrices N(0, 0.02), scales one, all else zero."""
+    block = (0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))).half()
+    state = {}
+    for number, (name, value) in enumerate(model.state_dict().items()):
+        if value.ndim > 1:  # the block again and again; its length is prime, so no two rows agree
+            whole = block.roll(977 * number).repeat(1 + value.numel() // len(block))
+            state[name] = whole[:value.numel()].view(value.shape)
+        else:
+            state[name] = torch.full(value.shape, float(name.endswith(("weight", "scale"))), dtype=torch.float16)
+    return state
+
+
+def train_tokenizer(texts, size, special):
+    """A byte-level BPE of `size` tokens: what `texts` teach, then unused ones, the `special` ones last as GPT-2's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2000, show_progress=False,
+                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    state = json.loads(core.to_str())
+    vocabulary = state["model"]["vocab"]
+    names = [f"<unused {i}>" for i in range(len(vocabulary), size - len(special))] + list(special)
+    vocabulary.update({name: i for i, name in enumerate(names, len(vocabulary))})
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+                                   additional_special_tokens=list(special))
+
+
+def _write_sites(folder, count):
+    """COCO's, VQA's and the hub's data files and pictures, in their places; returns the texts in them."""
+    captions, questions = shapes.load_shapes("train", count, progress=False)
+    made = home() / f"shapes-v{shapes.VERSION}" / f"train-{count}-0" / "annotations"
+    rng = np.random.default_rng(0)
+
+    def place(kind, *ids):
+        path = Path(locate(SOURCES[kind].address.format(*ids), str(folder)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    for row in captions:
+        place("picture", row["image_id"]).write_bytes(_photograph(row["image"], rng))
+    official = {"captions": read_json(made / "captions_shapes_train.json"),
+                "questions": read_json(made / "v2_OpenEnded_mscoco_shapes_train_questions.json"),
+                "annotations": read_json(made / "v2_mscoco_shapes_train_annotations.json")}
+    for image in official["captions"]["images"]:
+        image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
+    for kind, data in official.items():
+        data["data_subtype"] = "train2014"
+        with zipfile.ZipFile(place(kind), "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(SOURCES[kind].member, json.dumps(data))
+            if kind == "captions":
+                archive.writestr(VAL_MEMBER, json.dumps({"images": [], "annotations": []}))
+    shapes_files.write_instructions(place("instructions"), captions, questions, "train")
+    talks = read_json(place("instructions"))
+    for record in talks:
+        record["image"] = f"{record['id']}.jpg"  # train2017's names
+    write_json(place("instructions"), talks, indent=None)
+    return [text for texts in captions["captions"][:] for text in texts] + questions["question"][:]
+
+
+def _photograph(picture, rng):
+    """A drawn scene as a JPEG of COCO's size, with noise so that it has the bytes of a photograph too."""
+    pixels = np.asarray(picture.resize(PICTURE_SIZE, PIL.Image.Resampling.NEAREST), np.int16)
+    noisy = np.clip(pixels + rng.integers(-12, 13, pixels.shape), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noisy).save(buffer, "jpeg", quality=90)
+    return buffer.getvalue()
