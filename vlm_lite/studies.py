@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import recipes
-from .data import language, shapes
+from . import recipes, vit_recipe
+from .data import digits, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, read_json, write_json
 from .profiles import PROFILES, get_compute
@@ -59,11 +59,28 @@ def qformer_connector(seed, profile):
     return history, figures
 
 
+def vit_digits(seed, profile):
+    """Notebook 02's training: a ViT from scratch on handwriting at random places, and the same with one thing changed.
+    """
+    (pictures, classes, _), (val, truth, _) = (digits.make_canvases(split, count) for split, count in (
+        ("train", profile.train_images), ("val", profile.val_images)))
+    figures, histories = {"chance": 0.1}, {}
+    for name, changes in vit_recipe.VARIANTS.items():
+        model = vit_recipe.make_digits_vit(seed=seed, **changes)
+        histories[name] = vit_recipe.train_digits(
+            model, pictures, classes, steps=profile.vit_steps, batch_size=profile.vit_batch_size, lr=profile.vit_lr,
+            seed=seed, description=f"{name}, seed {seed}")
+        figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)
+    return histories["the ViT"], figures
+
+
 STUDIES = {"clip_infonce": (clip_infonce, ()),
-           "qformer_connector": (qformer_connector, ("shapes-clip", "shapes-gpt2"))}
+           "qformer_connector": (qformer_connector, ("shapes-clip", "shapes-gpt2")),
+           "vit_digits": (vit_digits, ())}
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
           "qformer_connector": ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
-                                "num_query_tokens")}
+                                "num_query_tokens"),
+          "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
 
 def study_hash(name):
@@ -74,6 +91,8 @@ def study_hash(name):
     parts = [*(inspect.getsource(source) for source in sources),
              repr((recipes.SHAPES_CLIP, recipes.SHAPES_QFORMER, shapes.VERSION)),
              repr([profile[field] for field in FIELDS[name]])]
+    if function is vit_digits:  # it has a recipe of its own
+        parts = [*(inspect.getsource(part) for part in (function, vit_recipe, digits)), parts[-1]]
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())

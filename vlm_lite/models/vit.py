@@ -1,12 +1,14 @@
 """The Vision Transformer: cut a picture into patches, and let the patches look at one another.
 
-Follows Dosovitskiy et al. 2021 ("An image is worth 16x16 words") in the form CLIP uses it (Radford et al. 2021):
-pre-norm blocks, one extra LayerNorm before the first block, one class token. Every parameter has the name and shape it
-has in `transformers.CLIPVisionModel`, so weights pass between the two without a table of names.
+Follows Dosovitskiy et al. 2021 ("An image is worth 16x16 words"): pre-norm blocks and one class token. The defaults are
+the form CLIP uses (Radford et al. 2021), with one extra LayerNorm before the first block; four settings give timm's.
+Every parameter has the name and shape it has in `transformers.CLIPVisionModel`, so weights pass between the two without
+a table of names; `vit_weights.load_vit` holds the table for timm's.
 
 Shapes: B pictures, N patches, D width, H heads, h = D / H width of one head.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ def quick_gelu(x):
     return x * torch.sigmoid(1.702 * x)
 
 
+MAX_PIXEL = 20  # no picture in 0..255 that was normalised with a std of 0.05 or more reaches it
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
@@ -27,15 +30,17 @@ class VisionOutput(NamedTuple):
     """What a `VisionTransformer` returns.
 
     last_hidden_state (B, 1+N, D): class token first, then the patches row by row; **before** the post-LayerNorm.
-    pooled (B, D): the class token after the post-LayerNorm.
+    pooled (B, D): the class token, or the mean of the patches, after the post-LayerNorm.
     hidden_states: list of num_layers+1 tensors (B, 1+N, D), or None unless asked for.
     attentions: list of num_layers tensors (B, H, 1+N, 1+N), or None unless asked for.
+    logits (B, num_classes): of the head, or None for a model without one.
     """
 
     last_hidden_state: torch.Tensor
     pooled: torch.Tensor
     hidden_states: list[torch.Tensor] | None
     attentions: list[torch.Tensor] | None
+    logits: torch.Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -83,6 +88,21 @@ def attention_weights(q, k, *, is_causal=False):
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
     return scores.softmax(dim=-1)
+
+
+def attention_rollout(attentions):
+    """How much of each output token comes from each input token, if blocks did nothing but mix: (B, N, N).
+
+    attentions: the weights (B, H, N, N) of every block, first block first. Rollout (Abnar and Zuidema 2020, section 3)
+    averages the heads, lets half of each token be its own residual stream, and multiplies the blocks' matrices, the
+    last on the left.
+    """
+    rollout = None
+    for weights in attentions:
+        mixing = weights.float().mean(dim=1)  # (B, N, N)
+        mixing = 0.5 * mixing + 0.5 * torch.eye(mixing.shape[-1], device=mixing.device)
+        rollout = mixing if rollout is None else mixing @ rollout
+    return rollout
 
 
 class MLP(nn.Module):
@@ -154,19 +174,22 @@ def init_encoder(encoder, *, width, num_layers):
 class PatchEmbeddings(nn.Module):
     """Picture -> sequence: one linear map of every patch, a class token in front, a learnt place for each."""
 
-    def __init__(self, *, image_size, patch_size, width):
+    def __init__(self, *, image_size, patch_size, width, patch_bias=False):
         super().__init__()
         if image_size % patch_size:
+            fits = max(patch_size, image_size // patch_size * patch_size)
             raise ValueError(f"image_size {image_size} is not a whole number of patches of {patch_size} pixels. "
-                             f"Use image_size {image_size // patch_size * patch_size} or another patch_size.")
+                             f"Use image_size {fits} or another patch_size.")
         self.image_size, self.patch_size = image_size, patch_size
         num_patches = (image_size // patch_size) ** 2
         self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
         # Kept as a convolution for its name and shape (D, 3, p, p). With stride = kernel size it is one linear map,
         # the same for every patch, and `forward` runs it as such: on a CPU the gradient is far cheaper.
-        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=patch_bias)
         self.position_embedding = nn.Embedding(num_patches + 1, width)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
+        if patch_bias:
+            nn.init.zeros_(self.patch_embedding.bias)
         nn.init.normal_(self.position_embedding.weight, std=width ** -0.5)
 
     def forward(self, pixel_values):
@@ -174,13 +197,17 @@ class PatchEmbeddings(nn.Module):
         check_pixels(pixel_values, self.image_size)
         patches = rearrange(pixel_values, "b channels (rows p) (columns q) -> b (rows columns) (channels p q)",
                             p=self.patch_size, q=self.patch_size)  # (B, N, 3·p·p)
-        patches = F.linear(patches, self.patch_embedding.weight.flatten(1))  # (B, N, D)
+        patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)  # (B, N, D)
         cls = self.class_embedding.expand(len(patches), 1, -1).to(patches.dtype)  # (B, 1, D)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # (B, 1+N, D)
 
 
 def check_pixels(pixel_values, image_size):
-    """Raise ValueError, saying what to do, unless `pixel_values` is a float tensor (B, 3, image_size, image_size)."""
+    """Raise ValueError, saying what to do, unless `pixel_values` is a float tensor (B, 3, image_size, image_size).
+
+    On a CPU its values are looked at as well: NaN, infinity and what looks like bytes 0..255 that became floats. (On a
+    GPU that would make every step wait; there the training loop stops at the first loss that is NaN.)
+    """
     given = f"pixel_values is {pixel_values.dtype} of shape {tuple(pixel_values.shape)}"
     expected = f"expected floating point (B, 3, {image_size}, {image_size})"
     if pixel_values.ndim == 3:
@@ -197,27 +224,44 @@ def check_pixels(pixel_values, image_size):
     if not pixel_values.is_floating_point():
         raise ValueError(f"{given}; {expected}. Bytes 0..255 must be scaled and normalised first: "
                          "(x / 255 - mean) / std with the mean and std the model was trained on.")
+    if pixel_values.device.type == "cpu" and pixel_values.numel():
+        low, high = (value.item() for value in pixel_values.detach().aminmax())  # NaN where there is any
+        if not (math.isfinite(low) and math.isfinite(high)):
+            picture = int((~pixel_values.isfinite().flatten(1).all(dim=1)).nonzero()[0])
+            raise ValueError(f"pixel_values holds NaN or infinity, first in picture {picture} of the batch. Look at "
+                             "that file, and for a division by a std of 0.")
+        if max(-low, high) > MAX_PIXEL:
+            raise ValueError(f"pixel_values lies in {low:.3g}..{high:.3g}; normalised pictures lie within about -3..3. "
+                             "Scale first: (x / 255 - mean) / std with the mean and std the model was trained on.")
 
 
 class VisionTransformer(nn.Module):
     """CLIP's image tower without the projection. Equal to `transformers.CLIPVisionModel` with the same weights.
 
-    mlp_width defaults to 4 * width.
+    mlp_width defaults to 4 * width. timm's `VisionTransformer` is `embedding_norm=False, patch_bias=True,
+    hidden_act="gelu", layer_norm_eps=1e-6`, with `num_classes` for its head and `pool="mean"` for its
+    `global_pool="avg"`: the patches' mean, without the class token.
     """
 
     def __init__(self, *, image_size, patch_size, width, num_layers, num_heads, mlp_width=None,
-                 hidden_act="quick_gelu", layer_norm_eps=1e-5):
+                 hidden_act="quick_gelu", layer_norm_eps=1e-5, embedding_norm=True, patch_bias=False, pool="cls",
+                 num_classes=0):
         super().__init__()
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool is {pool!r}; expected 'cls' (the class token) or 'mean' (of the patches).")
+        self.embeddings = PatchEmbeddings(image_size=image_size, patch_size=patch_size, width=width,
+                                          patch_bias=patch_bias)
         self.image_size, self.patch_size, self.width, self.num_layers = image_size, patch_size, width, num_layers
-        self.num_patches, self.feature_width = (image_size // patch_size) ** 2, width
-        self.embeddings = PatchEmbeddings(image_size=image_size, patch_size=patch_size, width=width)
-        self.pre_layrnorm = nn.LayerNorm(width, eps=layer_norm_eps)  # the spelling is that of the released weights
+        self.num_patches, self.feature_width, self.pool = (image_size // patch_size) ** 2, width, pool
+        # The spelling is that of the released weights.
+        self.pre_layrnorm = nn.LayerNorm(width, eps=layer_norm_eps) if embedding_norm else nn.Identity()
         self.encoder = Encoder(width=width, num_layers=num_layers, num_heads=num_heads,
                                mlp_width=mlp_width or 4 * width, hidden_act=hidden_act, layer_norm_eps=layer_norm_eps)
         self.post_layernorm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.head = nn.Linear(width, num_classes) if num_classes else None
 
     def forward(self, pixel_values, *, output_hidden_states=False, output_attentions=False):
-        """pixel_values (B, 3, S, S), normalised floats -> VisionOutput. ValueError for another shape or for bytes."""
+        """pixel_values (B, 3, S, S), normalised floats -> VisionOutput. ValueError for what `check_pixels` refuses."""
         x = self.pre_layrnorm(self.embeddings(pixel_values))  # (B, 1+N, D)
         hidden_states, attentions = [x], []
         for block in self.encoder.layers:
@@ -227,8 +271,9 @@ class VisionTransformer(nn.Module):
             else:
                 x = block(x)
             hidden_states.append(x)
-        return VisionOutput(x, self.post_layernorm(x[:, 0]), hidden_states if output_hidden_states else None,
-                            attentions if output_attentions else None)
+        pooled = self.post_layernorm(x[:, 0] if self.pool == "cls" else x[:, 1:].mean(dim=1))  # (B, D)
+        return VisionOutput(x, pooled, hidden_states if output_hidden_states else None,
+                            attentions if output_attentions else None, self.head(pooled) if self.head else None)
 
     def patch_features(self, pixel_values, *, layer=-2):
         """The patches' hidden states: (B, 3, S, S) -> (B, N, D), `hidden_states[layer]` without the class token.
