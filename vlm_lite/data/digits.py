@@ -24,7 +24,7 @@ def load_glyphs(split="train"):
     return torch.from_numpy((images[pool] * 255 // 16).astype(np.uint8)), torch.from_numpy(targets[pool].astype(int))
 
 
-def make_canvases(split="train", count=1000, *, size=32, noise=96, seed=0):
+def make_canvases(split="train", count=1000, *, size=24, noise=160, seed=0):
     """`count` digits, each at a random place of a canvas of `size` pixels whose ground is noise in 0..`noise`.
 
     Returns pictures uint8 (N, 3, size, size), grey, classes int64 (N,), and places int64 (N, 2), each digit's top and

@@ -188,10 +188,10 @@ def resize_positions(learner):
         "`antialias=True` is missing: without it a smaller grid skips positions instead of averaging them": [
             both(lambda grid: resized(positions[1:], grid))],
         "that is bilinear; the weights' authors and timm interpolate with mode='bicubic'": [
-            both(lambda grid: resized(positions[1:], grid, "bilinear", antialias=antialias))
+            both(lambda grid, antialias=antialias: resized(positions[1:], grid, "bilinear", antialias=antialias))
             for antialias in (True, False)],
         "with `align_corners=True` the corners are nailed down; leave it False, as for pictures": [
-            both(lambda grid: resized(positions[1:], grid, align_corners=True, antialias=antialias))
+            both(lambda grid, antialias=antialias: resized(positions[1:], grid, align_corners=True, antialias=antialias))
             for antialias in (True, False)],
         "that is the nearest neighbour, so that several patches share a position; use mode='bicubic'": [
             both(lambda grid: resized(positions[1:], grid, "nearest"))],
@@ -256,7 +256,8 @@ def block_flops(learner):
     if _near(found, right):
         return None
     mistakes = {
-        "that counts multiply-and-adds; each of them is *two* FLOPs": lambda n, d, m: block_flops_reference(n, d, m) / 2,
+        "that counts multiply-and-adds; each of them is *two* FLOPs": lambda n, d, m: (
+            block_flops_reference(n, d, m) / 2),
         "the products of attention itself are missing: q kᵀ and A v take 2 N² D each": lambda n, d, m: (
             8 * n * d * d + 4 * n * d * m),
         "one of the two products of attention is missing: q kᵀ *and* A v take 2 N² D each": lambda n, d, m: (
