@@ -362,7 +362,7 @@ figure
 # bear the names that they have in `transformers.CLIPVisionModel` and `vlm_lite`, so that weights can be copied.
 
 # %%
-from vlm_lite.models.vit import VisionOutput, VisionTransformer, attend, quick_gelu
+from vlm_lite.models.vit import VisionOutput, attend, quick_gelu
 
 
 class MyEmbeddings(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlm_lite.models.vit import ACTIVATIONS, Attention, VisionTransformer, attention_weights
+from vlm_lite.models.vit import ACTIVATIONS, Attention, VisionTransformer, attention_rollout, attention_weights
 
 
 def make_vit(**settings):
@@ -87,6 +87,9 @@ def test_bf16_autocast_stays_close_to_fp32_and_trains(pixels):
     (torch.zeros(1, 3, 16, 32), r"\(1, 3, 16, 32\).*expected.*32, 32.*Resize"),
     (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8.*255"),
     (torch.zeros(1, 1, 3, 32, 32), r"expected floating point \(B, 3, 32, 32\)"),
+    (torch.zeros(3, 3, 32, 32).index_fill_(0, torch.tensor([1]), float("nan")), "NaN or infinity, first in picture 1"),
+    (torch.zeros(2, 3, 32, 32).index_fill_(0, torch.tensor([0]), float("inf")), "NaN or infinity, first in picture 0"),
+    (torch.full((1, 3, 32, 32), 255.0), r"lies in 255..255; normalised.*x / 255 - mean"),
 ])
 def test_a_wrong_picture_is_refused_with_advice(bad, message):
     with pytest.raises(ValueError, match=message):
@@ -95,6 +98,8 @@ def test_a_wrong_picture_is_refused_with_advice(bad, message):
 
 @pytest.mark.parametrize("settings, message", [
     (dict(image_size=30), "Use image_size 24"),
+    (dict(image_size=5), "Use image_size 8"),
+    (dict(pool="max"), "'max'; expected 'cls'.*'mean'"),
     (dict(num_heads=5), "heads"),
     (dict(hidden_act="relu6"), "quick_gelu, gelu"),
 ])
@@ -106,3 +111,31 @@ def test_sizes_that_do_not_fit_are_refused_with_advice(settings, message):
 def test_a_layer_that_is_not_there_is_refused(pixels):
     with pytest.raises(ValueError, match=r"-4\.\.3"):
         make_vit().patch_features(pixels, layer=-5)
+
+
+def test_the_mean_of_the_patches_leaves_the_class_token_out_and_the_head_reads_what_is_pooled(pixels):
+    vit = make_vit(pool="mean", num_classes=5)
+    out = vit(pixels)
+    torch.testing.assert_close(out.pooled, vit.post_layernorm(out.last_hidden_state[:, 1:].mean(dim=1)))
+    torch.testing.assert_close(out.logits, vit.head(out.pooled))
+    assert make_vit()(pixels).logits is None
+
+
+def test_without_the_extra_norm_its_parameters_are_not_there():
+    with_norm = make_vit().state_dict().keys()
+    without = make_vit(embedding_norm=False, patch_bias=True).state_dict().keys()
+    assert with_norm - without == {"pre_layrnorm.weight", "pre_layrnorm.bias"}
+    assert without - with_norm == {"embeddings.patch_embedding.bias"}
+
+
+def test_rollout_is_a_share_and_follows_news_through_the_blocks():
+    chain = torch.zeros(3, 1, 1, 4, 4)  # in block l, token l + 1 looks at token l alone, the others at themselves
+    for number in range(3):
+        chain[number, 0, 0] = torch.eye(4)
+        chain[number, 0, 0, number + 1] = torch.eye(4)[number]
+    rollout = attention_rollout(list(chain))
+    torch.testing.assert_close(rollout.sum(dim=-1), torch.ones(1, 4))
+    torch.testing.assert_close(rollout[0, 3], torch.tensor([0.125, 0.125, 0.25, 0.5]))  # half of the rest, each time
+    heads = torch.rand(2, 3, 5, 4, 4).softmax(dim=-1)
+    one = (heads[0].mean(dim=1) + torch.eye(4)) / 2
+    torch.testing.assert_close(attention_rollout([heads[0]]), one)

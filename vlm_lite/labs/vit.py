@@ -191,7 +191,8 @@ def resize_positions(learner):
             both(lambda grid, antialias=antialias: resized(positions[1:], grid, "bilinear", antialias=antialias))
             for antialias in (True, False)],
         "with `align_corners=True` the corners are nailed down; leave it False, as for pictures": [
-            both(lambda grid, antialias=antialias: resized(positions[1:], grid, align_corners=True, antialias=antialias))
+            both(lambda grid, antialias=antialias: resized(positions[1:], grid, align_corners=True,
+                                                            antialias=antialias))
             for antialias in (True, False)],
         "that is the nearest neighbour, so that several patches share a position; use mode='bicubic'": [
             both(lambda grid: resized(positions[1:], grid, "nearest"))],

@@ -1,0 +1,58 @@
+"""Handwriting on canvases: the same pixels each time, the digit where it is said to be, and no scan in both splits."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlm_lite.data import digits
+from vlm_lite.files import UserError
+
+
+def test_no_handwritten_image_is_in_both_splits_and_together_they_are_all_of_them():
+    from sklearn.datasets import load_digits
+
+    (train, train_classes), (val, val_classes) = digits.load_glyphs("train"), digits.load_glyphs("val")
+    assert train.shape == (1297, 8, 8) and val.shape == (500, 8, 8) and train.dtype == torch.uint8
+    every = torch.from_numpy((load_digits().images.astype(int) * 255 // 16).astype(np.uint8))
+    assert sorted(map(bytes, torch.cat([train, val]).numpy())) == sorted(map(bytes, every.numpy()))
+    assert sorted(torch.cat([train_classes, val_classes]).tolist()) == sorted(load_digits().target.tolist())
+    assert not {bytes(each.numpy()) for each in train} & {bytes(each.numpy()) for each in val}
+
+
+@pytest.mark.parametrize("size", [8, 24, 33])
+def test_the_digit_lies_where_it_is_said_to_and_the_rest_is_noise(size):
+    pictures, classes, places = digits.make_canvases("val", 50, size=size, noise=0)
+    glyphs, targets = digits.load_glyphs("val")
+    known = {(bytes(glyph.numpy()), target) for glyph, target in zip(glyphs, targets.tolist(), strict=True)}
+    assert pictures.shape == (50, 3, size, size) and pictures.dtype == torch.uint8
+    for picture, target, (top, left) in zip(pictures, classes.tolist(), places.tolist(), strict=True):
+        crop = picture[0, top:top + 8, left:left + 8].clone()
+        assert (bytes(crop.numpy()), target) in known
+        picture[:, top:top + 8, left:left + 8] = 0
+        assert not picture.any()
+
+
+def test_noise_reaches_its_bound_and_places_reach_every_edge():
+    pictures, _, places = digits.make_canvases("train", 2000, size=12, noise=50)
+    assert places.min() == 0 and places.max() == 4
+    ground = torch.ones_like(pictures[:, 0], dtype=torch.bool)
+    for mask, (top, left) in zip(ground, places.tolist(), strict=True):
+        mask[top:top + 8, left:left + 8] = False
+    values = pictures[:, 0][ground]
+    assert (values.min(), values.max()) == (0, 50) and abs(values.float().mean() - 25) < 0.5
+    assert (pictures[:, :1] == pictures).all(), "grey: three equal channels"
+
+
+def test_the_same_arguments_give_the_same_pixels_and_other_seeds_and_splits_do_not():
+    first, again = (digits.make_canvases("train", 30, seed=1) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], digits.make_canvases("train", 30, seed=2)[0])
+    assert not torch.equal(first[2], digits.make_canvases("val", 30, seed=1)[2])
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(split="test"), "'test'; the digits have train, val"), (dict(size=7), "size is 7"),
+    (dict(noise=256), "noise 256"), (dict(count=0), "count 0")])
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        digits.make_canvases(**arguments)

@@ -1,0 +1,69 @@
+"""The recipe of notebook 02: what is trained, what it is compared with, and one thing changed at a time."""
+
+import pytest
+import torch
+
+from vlm_lite import vit_recipe
+from vlm_lite.data.digits import load_glyphs, make_canvases
+from vlm_lite.files import UserError
+from vlm_lite.models.vit import Block
+from vlm_lite.profiles import Compute
+
+FP32 = Compute("cpu", "no", "a test")
+
+
+def test_every_variant_starts_from_the_same_weights_and_says_something_else():
+    pictures, _, _ = make_canvases("val", 3, size=vit_recipe.CANVAS)
+    x = vit_recipe.digit_pixels(pictures)
+    models = {name: vit_recipe.make_digits_vit(seed=3, **changes).eval()
+              for name, changes in vit_recipe.VARIANTS.items()}
+    reference = models["the ViT"].state_dict()
+    for name, model in models.items():
+        differs = [key for key, value in model.state_dict().items() if not torch.equal(value, reference[key])]
+        assert differs == (["embeddings.position_embedding.weight"] if name == "no positions" else []), name
+        if name != "the ViT":
+            assert not torch.allclose(model(x).logits, models["the ViT"](x).logits, atol=1e-4), name
+
+
+def test_without_positions_the_order_of_the_patches_means_nothing_and_none_is_learnt():
+    model = vit_recipe.make_digits_vit(positions=False)
+    x, p = torch.randn(1, 3, vit_recipe.CANVAS, vit_recipe.CANVAS), vit_recipe.DIGITS_VIT["patch_size"]
+    torch.testing.assert_close(model(x.roll(p, dims=3)).logits, model(x).logits, atol=1e-5, rtol=1e-5)
+    assert not model.embeddings.position_embedding.weight.requires_grad
+
+
+def test_a_post_norm_block_normalises_each_sum():
+    block = vit_recipe.PostNormBlock(width=16, num_heads=2, mlp_width=32)
+    x = torch.randn(2, 5, 16)
+    middle = block.layer_norm1(x + block.self_attn(x))
+    out, weights = block(x, return_attention=True)
+    torch.testing.assert_close(out, block.layer_norm2(middle + block.mlp(middle)))
+    torch.testing.assert_close(out.mean(dim=-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    assert weights.shape == (2, 2, 5, 5) and isinstance(block, Block)
+
+
+@pytest.mark.slow
+def test_a_few_steps_lower_the_loss_and_the_same_seed_gives_the_same_run():
+    pictures, classes, _ = make_canvases("train", 64, size=vit_recipe.CANVAS, noise=0)
+
+    def run():
+        model = vit_recipe.make_digits_vit(num_layers=1)
+        history = vit_recipe.train_digits(model, pictures, classes, steps=12, batch_size=32, lr=3e-3, log_every=1,
+                                          progress=False, compute=FP32)
+        return history.losses, vit_recipe.accuracy(model, pictures, classes)
+
+    (losses, score), (again, _) = run(), run()
+    assert losses == again and losses[-1] < losses[0] - 0.2 and score > 0.2
+
+
+def test_pixel_methods_read_the_bare_digits():
+    scores = vit_recipe.pixel_methods(*load_glyphs("train"), *load_glyphs("val"))
+    assert set(scores) == {"nearest neighbour", "logistic regression", "SVC"}
+    assert all(score > 0.95 for score in scores.values())
+
+
+def test_bytes_are_asked_for_and_classes_must_be_as_many_as_pictures():
+    with pytest.raises(UserError, match="float32.*uint8"):
+        vit_recipe.digit_pixels(torch.zeros(1, 3, 24, 24))
+    with pytest.raises(UserError, match="4 pictures but 3 classes"):
+        vit_recipe.train_digits(None, torch.zeros(4, 3, 24, 24, dtype=torch.uint8), torch.zeros(3), steps=1)
