@@ -325,35 +325,42 @@ def pre_norm_block(x, attend, think, norm1, norm2):
 pre_norm_block = check.pre_norm_block(pre_norm_block)
 
 # %% [markdown]
-# **Why before?** The first transformer normalised *after* each sum (post-norm, as BERT does). Then the stream passes
-# through two LayerNorms a block, and so does the gradient on its way back. Xiong et al. (2020) show that at the start of
-# training the gradient of a post-norm stack leans to the last blocks, which is why it needs a careful warm-up. We measure
-# it: one batch of random pixels through 12 blocks, the same weights in both, and the gradient that reaches each block.
+# **Why before?** The first transformer normalised *after* each sum (post-norm, as BERT does). Then the stream itself passes
+# through every LayerNorm, forwards and backwards. Xiong et al. (2020, section 3) show what that does at the first step,
+# with the usual Xavier weights: in post-norm the gradient of the last block is as large however many blocks there are; in
+# pre-norm it falls with the root of their number, so that a deep stack can start with a full learning rate. We measure it.
 
 # %%
 from vlm_lite.figures import BLUE, GREY, ORANGE, SKY, VERMILLION, Figure
 
-noise = torch.randn(32, 3, vit_recipe.CANVAS, vit_recipe.CANVAS, generator=torch.Generator().manual_seed(0))
-target = torch.arange(32) % 10
-arriving = {}
-for name, post_norm in (("pre-norm", False), ("post-norm", True)):
-    deep = vit_recipe.make_digits_vit(num_layers=12, post_norm=post_norm)
-    F.cross_entropy(deep(noise).logits, target).backward()
-    arriving[name] = [sum(p.grad.square().sum() for p in block.parameters()).sqrt().item() for block in deep.encoder.layers]
-    print(f"{name:10} gradient of the last block / of the first: {arriving[name][-1] / arriving[name][0]:.2f}")
+few, few_classes, _ = make_canvases("train", 32, size=vit_recipe.CANVAS)
+depths, last_gradient = (2, 6, 12, 24), {"pre-norm": [], "post-norm": []}
+for name, found in last_gradient.items():
+    for depth in depths:
+        deep = vit_recipe.make_digits_vit(num_layers=depth, post_norm=name == "post-norm")
+        torch.manual_seed(0)
+        for layer in deep.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+        F.cross_entropy(deep(vit_recipe.digit_pixels(few)).logits, few_classes).backward()
+        found.append(sum(p.grad.square().sum() for p in deep.encoder.layers[-1].mlp.parameters()).sqrt().item())
+    print(f"{name:10} gradient of the last MLP: " + ", ".join(f"{g:.2f} ({d} blocks)" for g, d in zip(found, depths, strict=True)))
 
-figure = Figure(width=640, height=270, label="gradient by block", layout="constrained")
+figure = Figure(width=560, height=270, label="gradient of the last block against depth", layout="constrained")
 axes = figure.subplots()
-for (name, norms), colour, mark in zip(arriving.items(), (BLUE, VERMILLION), "os", strict=True):
-    axes.plot(range(1, 13), norms, mark + "-", color=colour, label=name)
-axes.set(xlabel="block", ylabel="norm of its gradient", xticks=range(1, 13), title="12 untrained blocks", ylim=(0, None))
+for (name, found), colour, mark in zip(last_gradient.items(), (BLUE, VERMILLION), "os", strict=True):
+    axes.loglog(depths, found, mark + "-", color=colour, label=name)
+axes.loglog(depths, [last_gradient["pre-norm"][0] * (depths[0] / d) ** 0.5 for d in depths], ":", color=GREY, label="1/√blocks")
+axes.set(xlabel="blocks", ylabel="norm of the gradient", xticks=depths, xticklabels=depths, title="The last MLP, before training")
+axes.minorticks_off()
 axes.legend()
 figure
 
 
 # %% [markdown]
-# This shows a tendency at the first step, not that post-norm fails: with warm-up and few blocks it trains. Section 8 has
-# both, trained, over several seeds.
+# That is the first step of one model, not a proof that post-norm fails: with a warm-up and few blocks it trains. Section 8
+# has both, trained, over several seeds. (CLIP's own way to draw the first weights, which the package follows, is made for
+# pre-norm: it shrinks what each block adds as blocks become more.)
 #
 # ## 5. The whole tower, in one place and fit to copy
 #
@@ -466,22 +473,42 @@ for name, options, form in cases:
 print(f"load_vit knows {len(TIMM_MODELS)} of timm's models; any other is refused, with the key that has no place")
 
 # %% [markdown]
-# **Positions are all that tells places apart.** Shuffle the patches of a picture. With its positions the model notices.
-# With positions of zero it cannot, and what it says is the same to the last few digits.
+# **Positions are all that tells places apart.** Shuffle the patches of each picture in the same way. A ViT with positions of
+# zero *cannot* notice. One with positions *can*; whether it *does* is another question, and worth a look in any model:
+# the cosine between the vectors of a picture and of its shuffled copy says it. We ask three: the zoo's eye, in your class;
+# an untrained ViT for canvases; and the same without positions.
 
 # %%
-shuffled = patchify(recipes.pixel_values(pictures[:1]), 16)[:, torch.randperm(16)]  # (1, 16, 768)
-shuffled = rearrange(shuffled, "b (rows columns) (c p q) -> b c (rows p) (columns q)", rows=4, p=16, q=16)
-settings = dict(image_size=64, patch_size=16, width=128, num_layers=4, num_heads=4, hidden_act="gelu")
-bag = MyViT(**settings).eval()
-bag.load_state_dict(tower.state_dict())
+def shuffle_patches(pixels, patch_size):
+    """(B, 3, S, S) -> the same patches in another order, one order for all."""
+    patches = patchify(pixels, patch_size)
+    patches = patches[:, torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(1))]
+    return rearrange(patches, "b (rows columns) (c p q) -> b c (rows p) (columns q)", p=patch_size, q=patch_size,
+                     rows=pixels.shape[-1] // patch_size)
+
+
+settings = dict(image_size=64, patch_size=16, width=tower.width, num_layers=tower.num_layers,
+                num_heads=tower.encoder.layers[0].self_attn.num_heads, hidden_act=eye.config.hidden_act)
+seeing, fresh, bag = MyViT(**settings), *(MyViT(**vit_recipe.DIGITS_VIT) for _ in range(2))
+seeing.load_state_dict(tower.state_dict())
+for model, positions in ((fresh, True), (bag, False)):
+    model.load_state_dict(vit_recipe.make_digits_vit(positions=positions).state_dict())
 with torch.no_grad():
-    for name in ("with its positions", "with positions of 0"):
-        change = (bag(shuffled).pooled - bag(recipes.pixel_values(pictures[:1])).pooled).abs().max()
-        print(f"{name:20} the pooled vector changes by up to {change:.1e}")
-        bag.embeddings.position_embedding.weight.zero_()
+    for name, model, x in (("the zoo's eye", seeing, recipes.pixel_values(pictures[:64])),
+                           ("untrained ViT for canvases", fresh, vit_recipe.digit_pixels(few)),
+                           ("the same, no positions", bag, vit_recipe.digit_pixels(few))):
+        own, other = model(x).pooled, model(shuffle_patches(x, model.embeddings.patch_size)).pooled
+        size = model.embeddings(x)[:, 1:] - model.embeddings.position_embedding.weight[1:]
+        print(f"{name:28} cosine {F.cosine_similarity(own, other).mean():.6f}, largest change {(own - other).abs().max():.0e}; "
+              f"length of a patch's vector {size.norm(dim=-1).mean():5.1f}, of a position's "
+              f"{model.embeddings.position_embedding.weight[1:].norm(dim=-1).mean():.1f}")
 
 # %% [markdown]
+# Where a cosine stays near 1 *although* there are positions, the model reads its picture almost as a bag of patches: it
+# can tell what is there, hardly where. The last two columns show one way to get there: positions that are drowned out by
+# the patches' own vectors before the first LayerNorm. Recall cannot show it as long as *what is there* is enough to
+# tell a picture from the others.
+#
 # ## 6. Your ViT in a trained CLIP
 #
 # The zoo's eye is a CLIP that has been trained as in notebook 01. Take out its image tower, put yours in its place with
@@ -496,6 +523,7 @@ from vlm_lite.evals.retrieval import chance_recall
 tokenizer, texts = make_tokenizer(), [five[0] for five in captions]
 before = recipes.clip_recall(eye, pictures, texts, tokenizer)["image_to_text"]
 
+torch.manual_seed(0)
 mine, bare = (MyViT(**settings).eval() for _ in range(2))
 mine.load_state_dict(eye.vision_model.state_dict())
 given, eye.vision_model = eye.vision_model, mine  # from here on the eye looks through your tower
@@ -541,20 +569,18 @@ plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
                   titles=[f"bare: {c}" for c in bare_val[1][:5]] + [f"canvas: {c}" for c in val_set[1][:5]])
 
 # %% [markdown]
-# **Predict first.** Your ViT trains on the same canvases for well under a minute. It has never seen handwriting either.
-# What share of the test canvases will it read?
-
-# %%
-my_guess = 50  # percent
-
-# %% [markdown]
 # ## 8. Train
 #
 # Patches of 4 pixels, so that a digit covers four to nine of them and is cut at another place each time: no single patch
 # holds it. The recipe is AdamW with a warm-up and a cosine, batches of random canvases, cross-entropy. Where the processor
 # is fast at bf16, the matrix products run in it.
+#
+# **Predict first.** It has seen no handwriting yet, and trains for well under a minute on the canvases that the others had.
+# What share of the test canvases will it read? Set `my_guess` before you run the cell; a figure below draws it.
 
 # %%
+my_guess = 50  # percent
+
 mine = MyViT(**vit_recipe.DIGITS_VIT)
 mine.load_state_dict(vit_recipe.make_digits_vit(seed=0).state_dict())  # to start where the recorded runs started
 history = vit_recipe.train_digits(mine, *train_set[:2], steps=profile.vit_steps, batch_size=profile.vit_batch_size,
@@ -663,14 +689,17 @@ def share(maps):
 print(f"the digit touches {on_digit.float().mean():.0%} of the patches; on them falls, of the class token's")
 print(f"   rollout {share(rolled):.0%}, attention in the last block {share(last.mean(dim=1)):.0%}, "
       "head by head " + " ".join(f"{share(last[:, h]):.0%}" for h in range(last.shape[1])))
-k = int((out.logits.argmax(dim=1) == truth).nonzero()[0])
+k = int((out.logits.argmax(dim=1) == truth).int().argmax())  # the first that it reads rightly
 maps = torch.cat([rolled[k][None], last[k]]).view(-1, side, side)
 plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"head {h + 1}" for h in range(len(last[k]))])
 
 # %% [markdown]
 # **What the heads look at.** How far does a token look, on average? Weigh the distance between two patches by the
-# attention that one pays to the other. A convolution of the same kernel could only ever look at distance 0; from the first
-# block on a head may look anywhere, or stay near.
+# attention that one pays to the other. A convolution looks as far as its kernel; a head may look anywhere from the first
+# block on, or learn to stay near.
+#
+# **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint noise over a few patches and ask
+# again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as many at random.
 
 # %%
 where = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch  # (patches, 2) pixels
@@ -681,11 +710,6 @@ for number, weights in enumerate(out.attentions, start=1):
     reach = (between * distance).sum(dim=-1).mean(dim=(0, 2))  # (H,)
     print(f"block {number}: heads look {', '.join(f'{r:.1f}' for r in sorted(reach.tolist()))} pixels far")
 
-# %% [markdown]
-# **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint noise over a few patches and ask
-# again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as many at random.
-
-# %%
 generator = torch.Generator().manual_seed(0)
 ground = torch.randint(0, 161, (len(some), 1, vit_recipe.CANVAS, vit_recipe.CANVAS), generator=generator).byte().expand(-1, 3, -1, -1)
 
@@ -853,8 +877,7 @@ plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["
 #
 # [Notebook 03](03_qformer_gpt2.ipynb) takes the patches of this tower, the layer before the last, and connects them to a
 # language model.
-
-# %% [markdown]
+#
 # ## Glossary
 #
 # | term | 日本語 | here |
