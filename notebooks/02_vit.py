@@ -183,6 +183,7 @@ for name, each in same.items():
     far = ~is_neighbour & ~torch.eye(16, dtype=torch.bool)
     print(f"{name:24} mean cosine of two neighbouring places {near[is_neighbour].mean():+.2f}, of all others {near[far].mean():+.2f}")
 
+
 # %% [markdown]
 # The sines put neighbours close to one another by construction. What training makes of a learnt table need not look like
 # that: where a patch is exactly one cell, as here, it is enough that all places differ.
@@ -359,7 +360,6 @@ axes.yaxis.set_major_formatter("{x:g}")
 axes.legend()
 figure
 
-
 # %% [markdown]
 # That is the first step of one model, not a proof that post-norm fails: with a warm-up and few blocks it trains. Section 8
 # has both, trained, over several seeds. (CLIP's own way to draw the first weights, which the package follows, is made for
@@ -475,6 +475,7 @@ for name, options, form in cases:
               f"vlm_lite's {(packaged(x).logits - theirs(x)).abs().max():.1e}")
 print(f"load_vit knows {len(TIMM_MODELS)} of timm's models; any other is refused, with the key that has no place")
 
+
 # %% [markdown]
 # **Positions are all that tells places apart.** Shuffle the patches of each picture in the same way. A ViT with positions of
 # zero *cannot* notice. One with positions *can*; whether it *does* is another question, and worth a look in any model:
@@ -543,7 +544,6 @@ for name, recall in (("the zoo's own tower", before), ("your tower, its weights"
                      ("chance", {k: chance_recall(len(texts), k) for k in after})):
     print(f"{name:30}" + "".join(f"{value:8.1%}" for value in recall.values()))
 assert after[5] == before[5]
-
 
 # %% [markdown]
 # ## 7. A task that pixels cannot do
@@ -640,6 +640,7 @@ for name in vit_recipe.VARIANTS:
     row = study["summary"][f"accuracy, {name}"]
     print(f"{name:24}{row['mean']:8.1%} {row['low']:8.1%} {row['high']:8.1%}")
 print(f"{'this run':24}{reached:8.1%}")
+
 
 # %% [markdown]
 # ## 9. Where it looks
@@ -812,7 +813,6 @@ for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 8):
     wider.load_state_dict({**state, name: resize_positions(state[name], grid)})
     field = make_canvases("val", profile.val_images, size=size)
     print(f"canvas of {size} pixels, {grid * grid} patches: {vit_recipe.accuracy(wider, *field[:2]):.1%}")
-
 
 # %% [markdown]
 # ## 11. Can it see yet?
