@@ -5,6 +5,8 @@ COLAB_VENV ?= .venv-colab
 COLAB_VERSIONS = tests/constraints/colab-2026-08.txt
 READY = $(VENV)/.vlm-lite-ready
 COLAB_READY = $(COLAB_VENV)/.vlm-lite-ready
+GRADE_READY = $(VENV)-grade/.vlm-lite-ready
+COLAB_GRADE_READY = $(COLAB_VENV)-grade/.vlm-lite-ready
 PY = $(VENV)/bin/python
 
 # The first of these that starts and is a Python the course runs on; set PYTHON to choose another.
@@ -20,7 +22,7 @@ help:  ## list the targets
 course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html
 	@$(PY) tools/course.py
 
-test: $(READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
+test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
 	VLM_LITE_PROFILE=tiny $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks tests
 
 check: $(READY)  ## the fast part of the tests, in under 90 seconds
@@ -29,7 +31,7 @@ check: $(READY)  ## the fast part of the tests, in under 90 seconds
 notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and README tables (FORCE=1: all)
 	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
 
-soak: $(READY)  ## the tests that take long
+soak: $(READY) $(GRADE_READY)  ## the tests that take long
 	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 tests
 
 bench: $(READY)  ## time the parts on this machine
@@ -38,7 +40,7 @@ bench: $(READY)  ## time the parts on this machine
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
 	@$(PY) tools/readme_gif.py
 
-colab: $(COLAB_READY)  ## the unit tests on Colab's published versions, in a venv of their own
+colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
 	VLM_LITE_PROFILE=tiny $(COLAB_VENV)/bin/python -m pytest tests
 
@@ -50,4 +52,13 @@ $(READY): requirements.txt pyproject.toml
 
 $(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
 	@$(call find_python,python3.13 python3.12 python3) tools/install.py $(COLAB_VENV) --constraints $(COLAB_VERSIONS)
+	@touch $@
+
+# nbgrader, in an environment on top of the other: see tools/install.py.
+$(GRADE_READY): $(READY)
+	@$(PY) tools/install.py $(VENV)-grade --grade
+	@touch $@
+
+$(COLAB_GRADE_READY): $(COLAB_READY)
+	@$(COLAB_VENV)/bin/python tools/install.py $(COLAB_VENV)-grade --grade
 	@touch $@

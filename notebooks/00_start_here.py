@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: 375a44b72397831e532c05168dd1fadd018c642ec9c1143cf3bfdafa199e0db0
+#     outputs_of: f35d1dc30142e28d7b2eecc3b49a7485abb0bbed0ebc7c310de7805a0efe2caa
 # ---
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 9a2eb8635275f5272b1f3bcdeaadc2ee8bc98060b653703a3bafa8e7d83792e9
+#     outputs_of: d9b507ae21a9088c8fb24b95d9a306c210b406a21ca38d8b45d44f9c0805e58e
 # ---
 
 # %% [markdown]
@@ -57,7 +57,7 @@ print(describe(profile, compute, minutes=minutes))
 # **You will be able to show** that your Q-Former equals `transformers`' `Blip2QFormerModel`; that the answers come from
 # the picture, with four controls and an interval; and on which patch of the picture an answer hangs.
 #
-# **Reading time:** 25 minutes. Five exercises, 35 minutes if you write them all, none needed to go on.
+# **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all, none needed to go on.
 # <!-- figures -->
 # **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -146,13 +146,13 @@ print(f"VQA accuracy over {len(few)} questions: blind {score_vqa(blind, few)['ov
 # %%
 import re
 
-from vlm_lite.data.language import ORDINALS
+from vlm_lite.data.language import COLUMNS, ROWS
 
 
 def cells(description):
     """The grid cells (row, column) that a description names, in its order."""
     found = re.findall(r"(\w+) row, (\w+) column", description)
-    return [(ORDINALS.index(row), ORDINALS.index(column)) for row, column in found]
+    return [(ROWS.index(row), COLUMNS.index(column)) for row, column in found]
 
 
 features = recipes.picture_features(eye, images, progress=False)  # (N, 16, Dv), fp16, from disk when they are there
@@ -179,8 +179,8 @@ plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4,
 #
 # $$Z_0 \in \mathbb{R}^{Q \times D}, \qquad Z_0 \sim \mathcal{N}(0,\, 0.02) \ \text{ at the start}$$
 #
-# (0.02 is the standard deviation.) They must start *different*: the queries are a set, nothing else tells one from
-# another, and what starts equal gets equal gradients for ever.
+# (0.02 is the standard deviation.) They must start *different*: the queries are a set, nothing else in the Q-Former
+# tells one from another, and equal queries give equal outputs. Only their places in front of GPT-2 could pull them apart.
 #
 # **Exercise 1: the queries.** ★☆☆ 3 minutes. Return them as something an optimiser will train.
 # <details><summary>Hint</summary>
@@ -614,8 +614,9 @@ print("\ncaption of the first picture:", before["captions"][0])
 # accuracy be, in percent? Set `my_guess`; the figure of section 9 draws it.
 #
 # The nerve trains on what is said about each picture, captions and questions, as pairs of prompt and answer. Several
-# pairs about one picture share a row and its prefix. Only the nerve has gradients; they reach it *through* the
-# frozen brain.
+# pairs about one picture share a row and its prefix, which saves time; a mask keeps each pair from reading the others.
+# (Without that mask the caption would give the answers away in words, and the nerve would have less to learn.) Only the
+# nerve has gradients; they reach it *through* the frozen brain.
 
 # %%
 my_guess = 50  # percent; change it before you go on
@@ -864,6 +865,13 @@ print(f"""- your Q-Former equals vlm_lite's and transformers' Blip2QFormerModel
 """)
 print(f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score('blind')}, "
       f"shuffled {score('shuffled')}, oracle {score('oracle')}")
+check.progress({
+    "the picture is worth something": result.gain.low > 0,
+    "another picture is worth no more than none": result.accuracy["shuffled"].low <= result.accuracy["blind"].high,
+    "pairs are answered that no blind model can answer": pair_score["vlm"] > pair_score["blind"],
+    "captions are about their own pictures": cider["after training"] > cider["shuffled"],
+    "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
+})
 plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
                  {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)})
 

@@ -46,10 +46,14 @@ def test_every_vlm_lite_command_that_a_page_names_is_understood(page):
             build_parser().parse_args([STUDY_OR_MODEL.get(word, word) for word in words[1:]])
 
 
-def test_the_shell_examples_hold_nothing_else_but_the_clone():
+def test_the_shell_examples_hold_nothing_else_but_the_clone_and_the_container():
     other = [words for words in commands(README) if words[0] not in ("make", "vlm-lite", ".venv/bin/vlm-lite")]
     slug, _ = notebooks.repository()
-    assert other == [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
+    clone = [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
+    containers = [words for words in other if words[0] == "docker"]
+    assert [words for words in other if words[0] != "docker"] == 2 * clone
+    assert [words[1] for words in containers] == ["build", "run"] and "none" in containers[1]
+    assert (ROOT / containers[0][containers[0].index("-f") + 1]).is_file()
 
 
 def test_the_studies_and_checkpoints_that_the_pages_name_are_those_there_are():
@@ -85,7 +89,7 @@ def test_the_python_examples_run(page, capsys):
 
 
 def test_measured_numbers_stand_in_the_generated_parts_only():
-    text = re.sub(r"<!-- (notebooks|thumbnails) -->.*?<!-- /\1 -->", "", README, flags=re.S)
+    text = re.sub(r"<!-- (notebooks|thumbnails|labs) -->.*?<!-- /\1 -->", "", README, flags=re.S)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     assert re.findall(r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text) == []
 

@@ -74,8 +74,9 @@ def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answe
     exchanges = [said[i] for i in ids]
     batch = recipes.exchange_batches(features, exchanges, tokenizer, 16)(0, torch.Generator().manual_seed(0))
     feature, tokens, mask, labels = batch
-    assert ((labels == -100) | (labels == tokens)).all() and ((labels != -100) <= (mask == 1)).all()
-    assert ((tokens == tokenizer.eos_token_id).sum(1) > 1).any(), "several exchanges stand in one row"
+    assert ((labels == -100) | (labels == tokens)).all() and ((labels != -100) <= (mask > 0)).all()
+    assert mask.max() > 1 and torch.equal((tokens == tokenizer.eos_token_id).sum(1), mask.amax(1)), (
+        "each exchange of a row has its own number in the mask, so that it does not read the others")
     answers = {a for i in ids for _, a in said[i]}
     row = tokenizer.decode(tokens[0][labels[0] != -100]).split("<eos>")
     spaced = {" ".join(tokenizer.decode(tokenizer(a)["input_ids"]).split()) for a in answers}

@@ -182,3 +182,20 @@ def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(tmp_pat
     assert calls[1] == ("-m", "pip", "uninstall")
     assert set(calls[2][1]) == {"PIP_FIND_LINKS"} and "-r" in calls[2][0]
     assert "-e" in calls[3][0]
+
+
+def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_their_notebook(course_folder):
+    name = sorted(path.stem for path in (notebooks.ROOT / "labs").glob("*.ipynb"))[0]
+    for suffix in (".py", ".ipynb"):
+        shutil.copy(notebooks.ROOT / "notebooks" / f"{name}{suffix}", course_folder / "notebooks")
+    (course_folder / "labs").mkdir()
+    (course_folder / "labs" / "50_gone.ipynb").write_text("{}")
+    (course_folder / "README.md").write_text("<!-- labs -->\nold\n<!-- /labs -->\n")
+    notebooks.write_labs(course_folder)
+    assert {path.name for path in (course_folder / "labs").iterdir()} == {f"{name}.ipynb", "RUBRIC.md"}
+    (row,) = [line for line in notebooks.readme(course_folder).splitlines() if f"(labs/{name}.ipynb)" in line]
+    assert f"/labs/{name}.ipynb) |" in row and "old" not in row
+    (course_folder / "notebooks" / f"{name}.ipynb").unlink()
+    notebooks.write_labs(course_folder)
+    assert [path.name for path in (course_folder / "labs").iterdir()] == ["RUBRIC.md"]
+    assert notebooks.lab_table(course_folder) == ""

@@ -1,14 +1,19 @@
-"""Set up a virtual environment for the course: python3 tools/install.py FOLDER [--constraints FILE].
+"""Set up a virtual environment for the course: python3 tools/install.py FOLDER [--constraints FILE | --grade].
 
 Needs nothing but a Python with venv and pip. After the install it looks whether torchvision works with the torch that
 came: where pip also knows of a folder with a CPU-only torch, that torch and the index's torchvision do not fit each
 other, and the pair is installed once more from the index alone.
+
+With --grade, and run by the Python of a course's environment, it makes a second one in FOLDER that sees all packages of
+the first and has the extra [grade], nbgrader, on top. It is kept apart because nbgrader brings ipywidgets, with which
+progress bars are saved as widgets and no longer as text.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -20,6 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=lambda text: Path(text).absolute())
     parser.add_argument("--constraints", type=lambda text: Path(text).absolute())
+    parser.add_argument("--grade", action="store_true", help="on top of this Python's environment, with nbgrader")
     options = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         sys.exit(f"The course runs on Python 3.11 to 3.13; {sys.executable} is {sys.version.split()[0]}. "
@@ -30,6 +36,8 @@ def main():
         if made.returncode:
             sys.exit(f"{sys.executable} cannot make a virtual environment (see above). On Debian and Ubuntu: "
                      "apt install python3-venv. Or name another Python: make PYTHON=python3.12 ...")
+    if options.grade:
+        return on_top(python)
     print(f"Setting up {options.folder}. With torch's CUDA libraries this is up to 6.5 GB: a few minutes, only once.",
           flush=True)
     limits = ["-c", options.constraints] if options.constraints else []
@@ -45,6 +53,18 @@ def main():
             sys.exit("torch and torchvision still do not work together (see above). Look at `pip config list` for a "
                      "find-links or an index that offers one without the other, and take it out for this install.")
     pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT])
+
+
+def on_top(python):
+    """Let the environment of `python` see this one's packages, and install the extra [grade] there."""
+    import tomllib
+
+    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True,
+                          text=True, check=True).stdout.strip()
+    below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    Path(site, "environment_below.pth").write_text(below, encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pip(python, project["optional-dependencies"]["grade"])
 
 
 def pip(python, arguments, environment=None):

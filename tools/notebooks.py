@@ -59,7 +59,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import execute  # noqa: E402
-from vlm_lite.files import atomic_write  # noqa: E402
+from vlm_lite.files import UserError, atomic_write  # noqa: E402
+from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
 MOVED = 0.25
@@ -278,7 +279,7 @@ def _write_thumbnail(notebook, path):
 
 
 def readme(root=ROOT):
-    """The text of README.md with the parts between `<!-- notebooks -->` and `<!-- thumbnails -->` markers anew."""
+    """The text of README.md with what stands between its `<!-- notebooks -->` and other such markers made anew."""
     text = (root / "README.md").read_text(encoding="utf-8")
     slug, ref = repository(root)
     rows, pictures, names = [], [], []
@@ -302,11 +303,37 @@ def readme(root=ROOT):
     text = re.sub(r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/", rf"\g<1>{slug}/blob/{ref}/",
                   text)
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
-    for marker, content in (("notebooks", table), ("thumbnails", strip)):
+    for marker, content in (("notebooks", table), ("thumbnails", strip), ("labs", lab_table(root))):
         text = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
                       lambda match, content=content: match[1] + (content + "\n" if content else "") + match[2],
                       text, flags=re.S)
     return text
+
+
+def lab_table(root=ROOT):
+    """The README's table of the labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
+    slug, ref = repository(root)
+    rows = ["| lab | exercises | points | minutes to read, to write | before it | student's copy |",
+            "|---|---|---|---|---|---|"]
+    for name, (notebook, found) in build.labs(root / "notebooks").items():
+        title = f"{name[:2]} {facts((root / 'notebooks' / f'{name}.py').read_text(encoding='utf-8'))['title']}"
+        text = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        reading = re.search(r"\*\*Reading time:\*\* (\d+) min", text)
+        before = re.search(r"\*\*Before this:\*\*\s+(.*?)\.(?:\s|$)", text, flags=re.S)
+        before = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split())) if before else ""
+        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/labs/{name}.ipynb"
+        rows.append(f"| [{title}](labs/{name}.ipynb) | {len(found)} | {sum(each.points for each in found)} | "
+                    f"{reading[1] if reading else ''}, {sum(each.minutes for each in found)} | {before} | "
+                    f"{BADGE.format(url=url)} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def write_labs(root=ROOT):
+    """Write the students' copies in labs/ anew, and take away what no longer belongs there."""
+    kept = build.build_all(root / "labs", root / "notebooks")
+    for path in (root / "labs").glob("*.ipynb"):
+        if path not in kept:
+            path.unlink()
 
 
 def main():
@@ -316,6 +343,10 @@ def main():
     options = parser.parse_args()
     chosen = [s for s in sources() if not options.names or s.stem in options.names or s.stem[:2] in options.names]
     ran = [source.stem for source in chosen if refresh(source, options.force)]
+    try:
+        write_labs()
+    except UserError as error:
+        sys.exit(str(error))
     write_if_changed(ROOT / "README.md", readme())
     print(f"{len(ran)} of {len(chosen)} notebooks run again; the rest were up to date.")
 

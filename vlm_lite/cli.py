@@ -8,7 +8,9 @@ import sys
 from importlib import metadata
 
 import vlm_lite
+from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
+from vlm_lite.labs.commands import add as add_labs
 from vlm_lite.profiles import TINY
 
 ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
@@ -53,6 +55,8 @@ def build_parser():
     study.add_argument("name", metavar="NAME")
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
+    add_eval(commands)
+    add_labs(commands)
     return parser
 
 

@@ -4,6 +4,8 @@
 frozen brain. Both are a few lines around `train.train`; `clip_recall` and `probe` measure what was learned.
 """
 
+import copy
+
 import torch
 
 from .data.formats import image_tensor
@@ -17,7 +19,7 @@ from .models.clip import CLIP, info_nce
 from .models.projectors import make_connector
 from .models.text import IGNORE, build_text_batch, load_language_model
 from .models.vlm import VLM
-from .profiles import resolve_model
+from .profiles import get_compute, resolve_model
 from .train import train
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -73,12 +75,15 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
 
     images uint8 (N, 3, H, W); captions a list of N lists. `options` go to `train.train` (seed, checkpoint, ...).
     Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
+    The towers run in the precision of the device, the loss in fp32.
     """
     def loss_fn(model, batch):
         pictures, ids, mask = batch
         with torch.no_grad():
             model.clamp_logit_scale()
-        return loss(model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask), model.logit_scale)
+        image_embeds, text_embeds = model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask)
+        with torch.autocast(image_embeds.device.type, enabled=False):  # cosines times 100 are too coarse in bf16
+            return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
 
     options = {"weight_decay": 0.05, "description": "CLIP", **options}
     return train(model, caption_batches(images, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
@@ -97,7 +102,8 @@ def embed_texts(model, texts, tokenizer, batch_size=500):
     """N strings -> joint embeddings (N, P), not normalised."""
     parts = []
     for start in range(0, len(texts), batch_size):
-        text = tokenizer([t + tokenizer.eos_token for t in texts[start:start + batch_size]], padding=True,
+        ends = tokenizer.bos_token or "", tokenizer.eos_token  # OpenAI's CLIP begins its texts with a token too
+        text = tokenizer([ends[0] + t + ends[1] for t in texts[start:start + batch_size]], padding=True,
                          return_tensors="pt", add_special_tokens=False)
         text = text.to(model.logit_scale.device)
         parts.append(model.encode_text(text["input_ids"], text["attention_mask"]).cpu())
@@ -179,7 +185,7 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
             length = sum(len(ids[k]) for k in row)
             batch_ids[i, :length] = torch.cat([ids[k] for k in row])
             batch_labels[i, :length] = torch.cat([labels[k] for k in row])
-            mask[i, :length] = 1
+            mask[i, :length] = torch.cat([torch.full((len(ids[k]),), n) for n, k in enumerate(row, 1)])
         return features[rows], batch_ids, mask, batch_labels
 
     return batches
@@ -189,15 +195,21 @@ def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-3, 
     """Train the connector of a VLM through its frozen language model; the loss is on answer tokens only. A History.
 
     features (N, T, D) from `picture_features`; exchanges: N lists of (prompt, answer). Recipe: AdamW, lr 1e-3, one
-    cosine with warm-up. `options` go to `train.train`.
+    cosine with warm-up. The frozen language model runs in the half precision of the device, if it has one: what does
+    not learn needs no fp32 weights. `options` go to `train.train`.
     """
+    compute = options.pop("compute", None) or get_compute()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    whole, vlm.language_model = vlm.language_model, copy.deepcopy(vlm.language_model).to(half)
     vlm.train()
     options = {"description": "connector", **options}
-    history = train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
-                    lambda model, batch: model(*batch).loss, steps=steps, lr=lr,
-                    settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
-    vlm.eval()
-    return history
+    try:
+        return train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
+                     lambda model, batch: model(*batch).loss, steps=steps, lr=lr, compute=compute,
+                     settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
+    finally:
+        vlm.language_model = whole.to(vlm.device)
+        vlm.eval()
 
 
 def probe(vlm, captions, questions, *, limit=1000, **options):

@@ -37,7 +37,7 @@ def clip_infonce(seed, profile):
         figures |= {f"{split} {way.replace('_', ' ')} R@{k}": v for way, recall in found.items()
                     for k, v in recall.items()}
     figures["chance R@5"] = chance_recall(profile.val_images, 5)
-    figures["learnt temperature"] = float((-model.logit_scale).exp())
+    figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
     return history, figures
 
 
@@ -74,9 +74,13 @@ def vit_digits(seed, profile):
     return histories["the ViT"], figures
 
 
-STUDIES = {"clip_infonce": (clip_infonce, ()),
-           "qformer_connector": (qformer_connector, ("shapes-clip", "shapes-gpt2")),
-           "vit_digits": (vit_digits, ())}
+CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
+CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
+                    recipes.SHAPES_QFORMER)
+# name: the study, the recipe that it depends on, the zoo models that it reads
+STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
+           "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "vit_digits": (vit_digits, (vit_recipe, digits), ())}
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
           "qformer_connector": ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
                                 "num_query_tokens"),
@@ -85,14 +89,10 @@ FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_bat
 
 def study_hash(name):
     """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
-    function, models = _study(name)
+    function, recipe, models = _study(name)
     profile = dataclasses.asdict(PROFILES["tiny"])
-    sources = (function, recipes.train_clip, recipes.train_connector, recipes.caption_batches, recipes.exchange_batches)
-    parts = [*(inspect.getsource(source) for source in sources),
-             repr((recipes.SHAPES_CLIP, recipes.SHAPES_QFORMER, shapes.VERSION)),
-             repr([profile[field] for field in FIELDS[name]])]
-    if function is vit_digits:  # it has a recipe of its own
-        parts = [*(inspect.getsource(part) for part in (function, vit_recipe, digits)), parts[-1]]
+    parts = [*(inspect.getsource(part) if callable(part) else repr(part) for part in (function, *recipe)),
+             repr((shapes.VERSION, [profile[field] for field in FIELDS[name]]))]
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())
@@ -104,7 +104,7 @@ def run(name, *, seeds=3, profile=None, folder=None):
 
     profile: the sizes (default `tiny`). folder: where the record goes (default: this clone's `data/results`).
     """
-    function, _ = _study(name)
+    function, *_ = _study(name)
     profile, started, runs = profile or PROFILES["tiny"], time.time(), []
     for seed in range(seeds):
         history, figures = function(seed, profile)

@@ -22,6 +22,7 @@ from .data import language, scenes, shapes
 from .data import tokenizer as words
 from .evals.vqa import vqa_accuracy
 from .files import UserError, atomic_dir, atomic_write, home, write_json
+from .models.text import load_language_model
 from .profiles import PROFILES, get_compute
 from .train import train
 
@@ -79,8 +80,8 @@ def _source_hash(*modules):
     return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
 
 
-def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3, seed=0):
-    """Train the brain on text only and write it to `folder`."""
+def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0, start=None):
+    """Train the brain on text only and write it to `folder`. `start`: the folder of a brain to go on from."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     started = time.time()
@@ -89,6 +90,8 @@ def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3,
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=eos, eos_token_id=eos,
                                        pad_token_id=tokenizer.pad_token_id, attn_implementation="eager", **GPT2))
+    if start is not None:
+        model.load_state_dict(load_language_model(start)[0].state_dict())
     ids, is_output = text_corpus(documents, seed=seed)
     window = 16 * batch_size  # documents of nearly one length share a batch, so that little of it is padding
 
@@ -103,7 +106,8 @@ def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3,
         tokens, outputs = batch
         hidden = model.transformer(tokens, use_cache=False).last_hidden_state[:, :-1]
         target, learn = tokens[:, 1:], outputs[:, 1:]
-        loss = F.cross_entropy(model.lm_head(hidden).float().transpose(1, 2), target, reduction="none")
+        logits = model.lm_head(hidden).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         # Descriptions and questions are random: nothing is to be learned from them but their grammar.
         weight = torch.where(learn, 1.0, 0.1) * (target > 0)
         answers = (loss * learn).sum().detach() / learn.sum()
@@ -117,7 +121,8 @@ def build_gpt2(folder, *, steps=8000, documents=100_000, batch_size=32, lr=1e-3,
         model.half().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         _card(temporary, "shapes-gpt2", "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
-              dict(steps=steps, documents=documents, batch_size=batch_size, lr=lr, seed=seed), history, scores, started)
+              dict(steps=steps, documents=documents, batch_size=batch_size, lr=lr, seed=seed, start=start), history,
+              scores, started)
 
 
 @torch.no_grad()
@@ -196,7 +201,7 @@ def build_clip(folder, *, steps=3600, seed=0):
               {**settings, "images": profile.train_images}, history, scores, started)
 
 
-def build_vlm(folder, *, steps=1200, connector="qformer", seed=0):
+def build_vlm(folder, *, steps=1600, connector="qformer", seed=0):
     """Train the nerve between the shipped eye and brain on captions and questions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     vlm = recipes.new_vlm(connector, seed=seed)

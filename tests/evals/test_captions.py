@@ -1,7 +1,9 @@
 """Caption metrics agree with pycocoevalcap's own pipeline, and say how to get Java."""
 
+import json
 import math
 import os
+import re
 import stat
 import sys
 
@@ -131,13 +133,53 @@ def test_a_meteor_that_dies_is_reported_and_does_not_hang(monkeypatch, tmp_path)
     assert os.environ["PATH"] == path
 
 
+def java_of_version(folder, version, *lines):
+    program = fake_java(folder)
+    says = f"""[ "$1" = -version ] && echo 'openjdk version "{version}"' >&2 && exit 0"""
+    program.write_text("\n".join(["#!/bin/sh", says, *lines, ""]))
+    return program
+
+
+def test_spice_says_why_it_cannot_run(monkeypatch, tmp_path):
+    assert captions.spice_obstacle(java_of_version(tmp_path / "25", "25.0.1")).startswith("it needs Java 8 to 15")
+    assert "is Java 16." in captions.spice_obstacle(java_of_version(tmp_path / "16", "16.0.2"))
+    old = java_of_version(tmp_path / "8", "1.8.0_392")
+    assert re.match(r"Stanford CoreNLP 3.6.0 is not in .*lib\. ", captions.spice_obstacle(old))
+    monkeypatch.setattr(captions, "find_java", lambda: old)
+    with pytest.raises(captions.SpiceError, match="SPICE cannot run: Stanford CoreNLP"):
+        caption_scores(REFERENCES, RESULTS, ["SPICE"], "whitespace")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch, tmp_path, status):
+    """Its Java program is stood in for by a script that writes the output that the real one would write."""
+    from pycocoevalcap.spice import spice
+
+    output = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (2, 0.25), (3, 1.0))]
+    (tmp_path / "output.json").write_text(json.dumps(output))
+    java = java_of_version(tmp_path / "8", "1.8.0_392", 'while [ "$1" != -out ]; do shift; done',
+                           f'cp "{tmp_path}/output.json" "$2"', f"exit {status}")
+    (tmp_path / "lib").mkdir()
+    for part in ("", "-models"):
+        (tmp_path / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
+    monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
+    monkeypatch.setattr(spice, "get_stanford_models", lambda: None)
+    monkeypatch.setattr(captions, "find_java", lambda: java)
+    if status:
+        with pytest.raises(captions.SpiceError, match="SPICE stopped"):
+            caption_scores(REFERENCES, RESULTS, ["SPICE"], "whitespace")
+    else:
+        scores = caption_scores(REFERENCES, RESULTS, ["SPICE", "BLEU"], "whitespace")
+        assert scores["SPICE"] == pytest.approx((0.5 + 0.25 + 1) / 3) and "Bleu_4" in scores
+
+
 @pytest.mark.parametrize("references, results, options, message", [
     ({}, {}, {}, "no captions to score"),
     ({1: ["a"]}, {2: "a"}, {}, r"2 id\(s\) stand on one side only, for example 1 in `references`"),
     ({1: ["a"]}, {1: ["a"]}, {}, r"results\[1\] is \['a'\]"),
     ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'; expected a list"),
     ({1: []}, {1: "a"}, {}, r"references\[1\] is \[\]"),
-    ({1: ["a"]}, {1: "a"}, {"metrics": ["SPICE"]}, "expected some of BLEU, METEOR, ROUGE_L, CIDEr"),
+    ({1: ["a"]}, {1: "a"}, {"metrics": ["BLUE"]}, "expected some of BLEU, METEOR, ROUGE_L, CIDEr, SPICE"),
     ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'; expected one of ptb, whitespace"),
 ])
 def test_bad_input_is_named(references, results, options, message):

@@ -1,17 +1,11 @@
 """Notebook 01's checks: the right answers of several styles pass, and each known mistake is called by its name."""
 
 import math
-import re
-from pathlib import Path
 
-import jupytext
-import pytest
 import torch
 import torch.nn.functional as F
 
 from vlm_lite.labs import check
-
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_clip_infonce.py"
 
 
 def unit(x):
@@ -70,6 +64,7 @@ RIGHT = [
     (check.info_nce, lambda x, y, s: both_ways(s.exp() * unit(x) @ unit(y).T)),
     (check.info_nce, by_hand),
     (check.information_bound, lambda loss, size: math.log(size) - loss),
+    (check.information_bound, lambda loss, size: -(loss + torch.tensor(1 / size).log().item())),
     (check.recall_at_k, lambda s, k: (ranks(s) < k).float().mean()),
     (check.recall_at_k, top_k),
     (check.class_embeddings, means),
@@ -120,39 +115,3 @@ WRONG = [
     (check.class_embeddings, lambda encode, prompts: [encode(p) for p in prompts], "torch.stack"),
     (check.class_embeddings, lambda encode, prompts: encode(prompts), "list of strings"),
 ]
-
-
-@pytest.mark.parametrize("checked, learner", RIGHT)
-def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner):
-    assert [checked.verdict(learner) for _ in range(10)] == [("right", "")] * 10
-    assert checked(learner) is learner
-
-
-@pytest.mark.parametrize("checked, learner, words", WRONG)
-def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
-    for _ in range(10):
-        status, message = checked.verdict(learner)
-        assert status in ("wrong", "crashed") and words in message, (status, message)
-    assert checked(learner) is checked.reference
-
-
-def test_every_check_has_three_wrong_answers_or_more_here():
-    names = [checked.__name__ for checked, _, _ in WRONG]
-    assert all(names.count(checked.__name__) >= 3 for checked, _ in RIGHT)
-
-
-def test_the_solutions_in_the_notebook_are_right_and_its_stubs_not_attempted():
-    cells = jupytext.read(NOTEBOOK).cells
-    exercises = [cell for cell in cells if "exercise" in cell.metadata.get("tags", [])]
-    assert len(exercises) >= 4
-    names = {"F": F, "math": math, "torch": torch}
-    for cell in exercises:
-        assert cell.metadata["nbgrader"]["solution"]
-        checked = getattr(check, cell.metadata["nbgrader"]["grade_id"])
-        exec(cell.source, names)
-        assert checked.verdict(names[checked.__name__]) == ("right", "")
-        stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", cell.source,
-                              flags=re.S)
-        assert count == 1
-        exec(stub, names)
-        assert checked.verdict(names[checked.__name__]) == ("not attempted", "")

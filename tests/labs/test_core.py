@@ -1,9 +1,13 @@
 """The frame around the exercises: it says what is wrong, stays silent about nothing, and lets later cells run."""
 
+import sys
+
 import pytest
 import torch
 
-from vlm_lite.labs.core import close, exercise, shape_problem
+from vlm_lite.files import UserError
+from vlm_lite.labs import VERDICT
+from vlm_lite.labs.core import NotPassed, close, exercise, grading, progress, shape_problem
 
 
 def double_reference(x):
@@ -140,3 +144,92 @@ def test_close_compares_shapes_numbers_tuples_and_dicts():
     assert close({"a": [1.0, 2.0]}, {"a": [1.0, 2.0]}) and close("yes", "yes")
     assert not close(torch.ones(2), torch.ones(1)) and not close((1,), (1, 2)) and not close({"a": 1}, {"b": 1})
     assert not close(1.0, 1.01) and not close("yes", "no") and not close(float("nan"), 1.0)
+
+
+# ---------------------------------------------------------------- under a grader, and the line at the end
+
+class Shell:
+    """What the checks use of IPython's shell."""
+
+    def __init__(self):
+        self.errors = []
+
+    def showtraceback(self, **_):
+        self.errors.append(str(sys.exc_info()[1]))
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    shell = Shell()
+    shell.shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shell.shown.append(data[VERDICT]))
+    return shell
+
+
+@pytest.mark.parametrize("variable, value", [("VLM_LITE_GRADING", "5"), ("NBGRADER_EXECUTION", "autograde")])
+def test_under_a_grader_a_verdict_is_left_as_data_and_unless_right_as_an_error(shell, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    assert double(lambda x: x) is double_reference  # the cell goes on
+    double(attempt_nothing)
+    double(double_reference)
+    assert [shown["status"] for shown in shell.shown] == ["wrong", "not attempted", "right"]
+    assert shell.errors == ["double: wrong: you returned x itself", "double: not attempted"]
+
+
+def test_without_a_grader_there_is_neither(shell):
+    double(lambda x: x)
+    assert shell.shown == [] and shell.errors == []
+
+
+def test_a_grader_s_time_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv("VLM_LITE_GRADING", "yes")
+    with pytest.raises(UserError, match='VLM_LITE_GRADING is "yes"; expected the seconds'):
+        grading()
+
+
+def test_without_a_notebook_a_grader_gets_the_error_itself(monkeypatch):
+    monkeypatch.setenv("VLM_LITE_GRADING", "5")
+    with pytest.raises(NotPassed, match="double: wrong: you returned x itself"):
+        double(lambda x: x)
+    assert double(double_reference) is double_reference
+
+
+def test_under_a_grader_a_check_does_not_wait_for_ever_even_where_errors_are_swallowed(monkeypatch):
+    def learner(x):
+        while True:
+            try:
+                x + x
+            except Exception:
+                pass
+
+    monkeypatch.setenv("VLM_LITE_GRADING", "0.2")
+    found = verdict(learner)
+    assert found.status == "crashed"
+    assert found.message.startswith("it had not ended after 0.2 seconds (an endless loop?), in line ")
+    assert verdict(double_reference).status == "right"
+
+
+def test_a_learner_who_ends_python_only_crashes():
+    def learner(x):
+        raise SystemExit
+
+    assert verdict(learner).status == "crashed"
+
+
+def test_the_progress_line_counts_the_last_verdicts_and_the_claims(monkeypatch, capsys):
+    monkeypatch.setattr("vlm_lite.labs.core._record", {})
+
+    @exercise(double_reference)
+    def half(learner):
+        """Anything goes."""
+
+    double(lambda x: x)
+    half(double_reference)
+    capsys.readouterr()
+    progress()
+    double(double_reference)
+    progress({"it looks": True, "it reads": False})
+    assert capsys.readouterr().out.splitlines() == [
+        "Progress: 1 of 2 exercises passed (not yet: double).", "✓ double: right.",
+        "Progress: 2 of 2 exercises passed; 1 of 2 claims ticked (not yet: it reads)."]

@@ -1,10 +1,5 @@
 """Notebook 03's checks: right answers of several styles pass, and each known mistake is called by its name."""
 
-import re
-from pathlib import Path
-
-import jupytext
-import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -14,7 +9,6 @@ from vlm_lite.data.language import make_tokenizer
 from vlm_lite.labs import qformer as check
 from vlm_lite.models.text import build_text_batch
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "03_qformer_gpt2.py"
 SPLIT, MERGE = "b n (heads h) -> b heads n h", "b heads n h -> b n (heads h)"
 STRIPES = "b n (h heads) -> b heads n h"
 
@@ -238,31 +232,6 @@ WRONG = [
 ]
 
 
-def named(value):
-    return getattr(value, "__name__", "")
-
-
-@pytest.mark.parametrize("checked, learner", RIGHT, ids=named)
-def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner):
-    assert [checked.verdict(learner) for _ in range(10)] == [("right", "")] * 10
-    assert checked(learner) is learner
-
-
-@pytest.mark.parametrize("checked, learner, words", WRONG, ids=named)
-def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
-    for _ in range(10):
-        status, message = checked.verdict(learner)
-        assert status == "wrong" and words in message, (status, message)
-    assert checked(learner) is checked.reference
-
-
-def test_every_check_has_three_wrong_answers_or_more_here_and_its_reference_is_right():
-    names = [checked.__name__ for checked, _, _ in WRONG]
-    for checked, _ in RIGHT:
-        assert names.count(checked.__name__) >= 3
-        assert checked.verdict(checked.reference) == ("right", "")
-
-
 def test_the_references_of_labels_and_padding_agree_with_the_package():
     tokenizer = make_tokenizer()
     pairs = [("question: what colour is the circle? answer:", "red"), ("caption:", "a large blue star.")]
@@ -273,20 +242,3 @@ def test_the_references_of_labels_and_padding_agree_with_the_package():
     expected = build_text_batch(tokenizer, [[pair] for pair in pairs])
     for mine, name in zip(result, ("input_ids", "attention_mask", "labels"), strict=True):
         assert torch.equal(mine, expected[name]), name
-
-
-def test_the_solutions_in_the_notebook_are_right_and_its_stubs_not_attempted():
-    cells = jupytext.read(NOTEBOOK).cells
-    exercises = [cell for cell in cells if "exercise" in cell.metadata.get("tags", [])]
-    assert len(exercises) == 5
-    names = {"F": F, "torch": torch, "nn": nn, "rearrange": rearrange}
-    for cell in exercises:
-        assert cell.metadata["nbgrader"]["solution"]
-        checked = getattr(check, cell.metadata["nbgrader"]["grade_id"])
-        exec(cell.source, names)
-        assert checked.verdict(names[checked.__name__]) == ("right", "")
-        stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", cell.source,
-                              flags=re.S)
-        assert count == 1
-        exec(stub, names)
-        assert checked.verdict(names[checked.__name__]) == ("not attempted", "")

@@ -103,6 +103,24 @@ def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(
     assert not torch.isclose(vlm(features[:2], **batch).loss, loss)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("seeing", [True, False])
+def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(features, seeing, attention):
+    vlm = make_vlm(attention=attention)
+    own = features[:1] if seeing else None
+    exchanges = [("question : is it round answer :", "yes"), ("caption :", "small red round"),
+                 ("question : is it blue answer :", "no")]
+    row = build_text_batch(vlm.tokenizer, [exchanges])
+    alone = [build_text_batch(vlm.tokenizer, [[pair]]) for pair in exchanges]
+    number = torch.cat([k * one["attention_mask"] for k, one in enumerate(alone, 1)], dim=1)
+    with torch.no_grad():
+        together = vlm(own, row["input_ids"], number).logits
+        expected = torch.cat([vlm(own, one["input_ids"], one["attention_mask"]).logits for one in alone], dim=1)
+        plain = vlm(own, row["input_ids"], row["attention_mask"]).logits
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2, "without the numbers a later exchange reads the earlier ones"
+
+
 def test_a_blind_model_has_no_prefix_and_equals_the_language_model():
     vlm, batch = make_vlm().eval(), build_text_batch(make_tokenizer(), EXCHANGES)
     expected = vlm.language_model(**batch)
@@ -243,6 +261,8 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
         load(connector={**config["connector"], "num_layers": 3})
     with pytest.raises(UserError, match="no language model.*nothing-here"):
         load(language_model="nothing-here")
+    with pytest.raises(UserError, match="other weights of vision_model 'eye'"):
+        load(hashes={**config["hashes"], "vision_model": "0" * 64})
     weights = (zoo / "brain/model.safetensors").read_bytes()
     (zoo / "brain/model.safetensors").write_bytes(weights[:-1000])
     with pytest.raises(UserError, match="brain.*model.safetensors"):

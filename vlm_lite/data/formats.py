@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
+from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
 from vlm_lite.files import UserError, read_json
 
 FEATURES = Features({
@@ -32,8 +33,6 @@ FEATURES = Features({
     "conversation": List({"role": Value("string"), "content": Value("string")}),
     "description": Value("string"),
 })
-ANSWERS_PER_QUESTION = 10
-_NAMES = {int: "a whole number of 0 or more", str: "text", list: "a list", dict: "an object"}
 
 
 def make_dataset(columns):
@@ -55,24 +54,9 @@ def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None
     image_ids: keep these images only (default: all), so that several files can share one downloaded set of pictures.
     Pictures are found but not opened. Raises UserError naming the file and the field: see the tests of this module.
     """
-    data = read_json(annotations)
-    captions = {}  # image_id -> captions, both in file order
-    for where, record in _records(data, "annotations", annotations):
-        image_id = _field(record, "image_id", int, annotations, where)
-        captions.setdefault(image_id, []).append(_field(record, "caption", str, annotations, where))
-    names = {}
-    for where, record in _records(data, "images", annotations):
-        image_id = _field(record, "id", int, annotations, where)
-        if image_id in names:
-            raise UserError(f"{annotations}: {where}.id is {image_id}, which an image before it has. Ids must differ.")
-        names[image_id] = _field(record, "file_name", str, annotations, where)
-    orphans = sum(len(texts) for image_id, texts in captions.items() if image_id not in names)
-    if orphans:
-        example = next(image_id for image_id in captions if image_id not in names)
-        raise UserError(f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
-                        f"example image_id {example}. Add it to `images`, or take its captions out.")
+    names, captions = read_caption_lists(annotations)
     kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
-    _refuse_empty(kept, "captions", annotations, image_ids)
+    refuse_empty(kept, "captions", annotations, image_ids)
     paths = _find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
     return make_dataset({
         "image": [paths[i] for i in kept],
@@ -89,45 +73,7 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
     The pictures are `COCO_{data_subtype}_{image_id:012d}` with .jpg or .png in the folder `images`.
     descriptions, image_ids and errors: as in `read_coco_captions`.
     """
-    asked, answered = read_json(questions), read_json(annotations)
-    subtype = _field(asked, "data_subtype", str, questions)
-    other = _field(answered, "data_subtype", str, annotations)
-    if subtype != other:
-        raise UserError(f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
-                        "Pass the questions and the annotations of the same split.")
-    notes = {}
-    for where, record in _records(answered, "annotations", annotations):
-        notes[_field(record, "question_id", int, annotations, where)] = (where, record)
-    rows = {name: [] for name in ("question_id", "image_id", "question", "question_type", "answer_type", "answer",
-                                  "answers")}
-    seen, lonely = set(), []
-    for where, record in _records(asked, "questions", questions):
-        question_id = _field(record, "question_id", int, questions, where)
-        image_id = _field(record, "image_id", int, questions, where)
-        if question_id in seen:
-            raise UserError(f"{questions}: {where}.question_id is {question_id}, which a question before it has. "
-                            "Ids must differ.")
-        seen.add(question_id)
-        if image_ids is not None and image_id not in image_ids:
-            continue
-        if question_id not in notes:
-            lonely.append(question_id)
-            continue
-        place, note = notes[question_id]
-        if _field(note, "image_id", int, annotations, place) != image_id:
-            raise UserError(f"{annotations}: {place}.image_id is {note['image_id']}, but {questions} asks question "
-                            f"{question_id} about image {image_id}. Pass two files that belong together.")
-        values = (question_id, image_id, _field(record, "question", str, questions, where),
-                  _field(note, "question_type", str, annotations, place),
-                  _field(note, "answer_type", str, annotations, place),
-                  _field(note, "multiple_choice_answer", str, annotations, place),
-                  _ten_answers(note, annotations, place))
-        for column, value in zip(rows.values(), values, strict=True):
-            column.append(value)
-    if lonely:
-        raise UserError(f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
-                        f"question_id {lonely[0]}. Add their answers, or take the questions out.")
-    _refuse_empty(rows["question_id"], "questions", questions, image_ids)
+    rows, subtype = read_vqa_rows(questions, annotations, image_ids=image_ids)
     stems = {i: f"COCO_{subtype}_{i:012d}" for i in rows["image_id"]}
     paths = _find_images({i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()}, images, questions,
                          "data_subtype")
@@ -188,55 +134,6 @@ def _decode(source, name, image_size):
     return np.asarray(picture)
 
 
-def _field(record, key, kind, file, where=""):
-    """`record[key]`, checked to be of `kind`. UserError names the file, the field and what stands there."""
-    field = f"{where}.{key}" if where else key
-    if not isinstance(record, dict):
-        raise UserError(f"{file}: {where or 'the top level'} is {_kind(record)}; expected an object with the field "
-                        f"`{key}`. Is this a file of another kind?")
-    if key not in record:
-        raise UserError(f"{file}: `{field}` is missing (found: {', '.join(map(repr, list(record)[:8])) or 'nothing'}). "
-                        f"Expected {_NAMES[kind]}. Is this a file of another kind?")
-    value = record[key]
-    good = isinstance(value, kind) and not isinstance(value, bool)
-    if good and kind is int:
-        good = 0 <= value < 2**63
-    if good and kind is str and not value.isascii():
-        good = not any("\ud800" <= letter <= "\udfff" for letter in value)  # half of a character, not storable
-    if not good:
-        raise UserError(f"{file}: `{field}` is {_kind(value)}; expected {_NAMES[kind]}. Mend the file, or make or "
-                        "download it again.")
-    return value
-
-
-def _kind(value):
-    text = repr(value)
-    return text[:57] + "..." if len(text) > 60 else text
-
-
-def _records(data, key, file):
-    """(place, record) for each entry of the list `data[key]`."""
-    return ((f"{key}[{index}]", record) for index, record in enumerate(_field(data, key, list, file)))
-
-
-def _ten_answers(note, file, where):
-    answers = _field(note, "answers", list, file, where)
-    if len(answers) != ANSWERS_PER_QUESTION:
-        raise UserError(f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
-                        f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers.")
-    texts = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]
-    if all(isinstance(text, str) and text.isascii() for text in texts):  # nearly always, and ten times faster
-        return texts
-    return [_field(entry, "answer", str, file, f"{where}.answers[{i}]") for i, entry in enumerate(answers)]
-
-
-def _refuse_empty(rows, what, file, image_ids):
-    if not rows:
-        about = "" if image_ids is None else f" about the {len(image_ids)} image_ids asked for"
-        raise UserError(f"{file} holds no {what}{about}: the data set is empty. Check the path"
-                        f"{' and the ids' if about else ''}, or make or download the file again.")
-
-
 def _find_images(candidates, folder, file, field):
     """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk."""
     if not os.path.isdir(folder):
@@ -269,4 +166,4 @@ def _descriptions(path, image_ids):
     if absent:
         raise UserError(f"{path}: {len(absent)} image(s) have no description, for example image_id {absent[0]}. "
                         "Add them, or pass no descriptions.")
-    return [_field(texts, str(i), str, path) for i in image_ids]
+    return [field(texts, str(i), str, path) for i in image_ids]

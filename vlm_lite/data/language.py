@@ -8,7 +8,7 @@ it ever meets a picture.
 import re
 
 from .scenes import COLOURS, SHAPES, SIZES
-from .tokenizer import LETTERS, ORDINALS, plural
+from .tokenizer import COLUMNS, LETTERS, ROWS, plural
 from .tokenizer import make_tokenizer as make_tokenizer
 from .tokenizer import unknown_words as unknown_words
 from .tokenizer import vocabulary as vocabulary
@@ -50,8 +50,8 @@ def place(item):
 
 
 def cell(item):
-    """The exact grid cell of an item in words: "first row, third column"."""
-    return f"{ORDINALS[item.row]} row, {ORDINALS[item.col]} column"
+    """The exact grid cell of an item in words: "top row, right column"."""
+    return f"{ROWS[item.row]} row, {COLUMNS[item.col]} column"
 
 
 def _references(scene, item, hidden=()):
@@ -95,7 +95,7 @@ def describe(scene, rng=None):
         notes = []
         for i in items:
             words = ["digit", str(i.value)] if i.is_digit else [i.size, i.colour, i.shape]
-            words += [f"{ORDINALS[i.row]} row", f"{ORDINALS[i.col]} column"]
+            words += [f"{ROWS[i.row]} row", f"{COLUMNS[i.col]} column"]
             words = words if style == 3 and rng.random() < 0.3 else [words[k] for k in rng.permutation(len(words))]
             notes.append(" ".join(words))
         text = "; ".join(notes) + "."
@@ -265,32 +265,64 @@ def _options(question, answer, kind, rng):
     return short_prompt(f"{question} {listed}"), LETTERS[chosen.index(answer)]
 
 
+def _two(scene, rng):
+    """Two things of a scene, a relation to ask about, and what both need: (one, other, relation, axis, word, names)."""
+    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
+    relation = _pick(rng, tuple(PAIRS))
+    return one, other, relation, *_axis(relation)
+
+
+def _axis(relation):
+    axis = PAIRS[relation][0]
+    return (axis, "column", COLUMNS) if axis == "col" else (axis, "row", ROWS)
+
+
+def _either(axis, difference):
+    """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
+    low, high = ("left", "right") if axis == "col" else ("above", "below")
+    return f"{low} or {high} of" if axis == "col" else f"{low} or {high}", low if difference < 0 else high
+
+
 def _steps(scene, rng):
     """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
     if len(scene.items) < 2:
         return None
-    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
-    relation = _pick(rng, tuple(PAIRS))
-    word = "column" if PAIRS[relation][0] == "col" else "row"
+    one, other, relation, axis, word, names = _two(scene, rng)
     a, b = (f"the {_name(i)}" if not i.is_digit else "the digit" for i in (one, other))
-    cells = [ORDINALS[getattr(i, PAIRS[relation][0])] for i in (one, other)]
+    first, second = (getattr(i, axis) for i in (one, other))
+    so = f"they are in the same {word}."
+    if first != second:
+        so = f"so {a} is {_either(axis, first - second)[1]}{' of' if axis == 'col' else ''} {b}."
     answer = "yes" if _compare(one, other, relation) else "no"
-    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"),
-            f"{a} is in the {cells[0]} {word}. {b} is in the {cells[1]} {word}. so the answer is {answer}.")
+    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"), f"{a} is in the {names[first]} {word}. {b} is in the "
+            f"{names[second]} {word}. {so} the answer is {answer}.")
 
 
-def _ordinals(scene, rng):
-    """The two steps that a relation is made of: where a thing is, and which of two places comes first."""
+def _lines(scene, rng):
+    """The steps that a relation is made of: where a thing is, which of two places comes first, and for two things.
+
+    A relation asked for with yes or no is an exclusive-or: no part of it alone says anything about the answer. A small
+    model stays at chance for long unless it first learns to *name* the relation ("left or right of?").
+    """
+    kind = rng.random()
+    if len(scene.items) > 1 and kind < 0.4:
+        one, other, _, axis, *_ = _two(scene, rng)
+        a, b = _references(scene, one), _references(scene, other)
+        if a and b and getattr(one, axis) != getattr(other, axis):
+            either, answer = _either(axis, getattr(one, axis) - getattr(other, axis))
+            return short_prompt(f"is {_pick(rng, a)} {either} {_pick(rng, b)}?"), answer
     relation = _pick(rng, tuple(PAIRS))
-    axis, sign = PAIRS[relation]
-    word = "column" if axis == "col" else "row"
+    axis, word, names = _axis(relation)
     item = _pick(rng, scene.items)
     refs = _references(scene, item)
-    if refs and rng.random() < 0.6:
-        return short_prompt(f"which {word} is {_pick(rng, refs)} in?"), ORDINALS[getattr(item, axis)]
+    if refs and kind < 0.7:
+        return short_prompt(f"which {word} is {_pick(rng, refs)} in?"), names[getattr(item, axis)]
     one, other = (int(i) for i in rng.permutation(4)[:2])
-    question = f"is the {ORDINALS[one]} {word} {relation} the {ORDINALS[other]} {word}?"
-    return short_prompt(question), "yes" if (one - other) * sign > 0 else "no"
+    if rng.random() < 0.4:
+        either, answer = _either(axis, one - other)
+        return short_prompt(f"is the {names[one]} {word} {either} the {names[other]} {word}?"), answer
+    question = f"is the {names[one]} {word} {relation} the {names[other]} {word}?"
+    return short_prompt(question), "yes" if (one - other) * PAIRS[relation][1] > 0 else "no"
 
 
 def exchange(scene, rng, candidates=None):
@@ -313,18 +345,18 @@ def exchange(scene, rng, candidates=None):
             return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
     if style < 0.21 and (steps := _steps(scene, rng)):
         return steps
-    if style < 0.27:
-        return _ordinals(scene, rng)
+    if style < 0.37:
+        return _lines(scene, rng)
     candidates = candidates or questions(scene, rng)
     kinds = sorted({k for _, _, k in candidates})
-    kind = "relation" if "relation" in kinds and rng.random() < 0.25 else _pick(rng, kinds)
+    kind = "relation" if "relation" in kinds and rng.random() < 0.35 else _pick(rng, kinds)
     question, answer, kind = _pick(rng, [c for c in candidates if c[2] == kind])
     question = question.replace("colour", "color") if rng.random() < 0.2 else question
-    if style < 0.36:
+    if style < 0.45:
         return _options(question, answer, kind, rng)
-    if style < 0.46:
+    if style < 0.53:
         return chat_prompt(question), sentence(question, answer, kind)
-    if kind == "existence" and style < 0.58:
+    if kind == "existence" and style < 0.63:
         question = question.replace("?", _pick(rng, [" in the image?", " in the picture?"]))
     return short_prompt(question), answer
 

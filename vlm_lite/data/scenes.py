@@ -6,7 +6,7 @@ one patch of the course's ViT. All drawing is integer arithmetic, so a seed give
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Item:
 class Scene:
     items: tuple[Item, ...]
 
-    @property
+    @cached_property
     def shapes(self):
         return tuple(i for i in self.items if not i.is_digit)
 

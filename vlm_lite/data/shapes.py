@@ -23,7 +23,7 @@ from . import formats, language, scenes
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
-VERSION = 1  # of the world: part of the folder's name, so that an older world on disk is never taken for this one
+VERSION = 2  # of the world: part of the folder's name, so that an older world on disk is never taken for this one
 
 
 def load_shapes(split="val", count=1000, *, seed=0, progress=True):
@@ -77,13 +77,15 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
             annotations.append({**ids, "question_type": kind, "answer_type": language.answer_type(kind),
                                 "multiple_choice_answer": answer, "answers": answers})
         notes = temporary / "annotations"
-        write_json(notes / f"captions_{subtype}.json", {"info": info, "images": images, "annotations": captions})
+        write_json(notes / f"captions_{subtype}.json", {"info": info, "images": images, "annotations": captions},
+                   indent=None)
         write_json(notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
                    {"info": info, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subtype,
-                    "questions": questions})
+                    "questions": questions}, indent=None)
         write_json(notes / f"v2_mscoco_{subtype}_annotations.json",
-                   {"info": info, "data_type": "mscoco", "data_subtype": subtype, "annotations": annotations})
-        write_json(notes / f"descriptions_{subtype}.json", descriptions)
+                   {"info": info, "data_type": "mscoco", "data_subtype": subtype, "annotations": annotations},
+                   indent=None)
+        write_json(notes / f"descriptions_{subtype}.json", descriptions, indent=None)
 
 
 def complementary_pairs(asked, wanted, rng):

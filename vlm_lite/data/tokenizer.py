@@ -2,7 +2,8 @@
 
 from .scenes import COLOURS, SHAPES, SIZES
 
-ORDINALS = ("first", "second", "third", "fourth")
+ROWS = ("top", "upper", "lower", "bottom")  # of the grid, in words of one token that do not depend on the next word
+COLUMNS = ("leftmost", "left", "right", "rightmost")
 LETTERS = ("A.", "B.", "C.", "D.")
 SPECIAL = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>", "<eos>")
 _WORDS = """
@@ -32,7 +33,7 @@ def plural(noun, n):
 def vocabulary():
     """Every word the tokenizer knows, special tokens first."""
     words = {*_WORDS.replace("'", " ' ").split(), *SHAPES, *(plural(s, 2) for s in SHAPES), *COLOURS, *SIZES,
-             *ORDINALS, *"0123456789", "10", *".,;:?!'-()"}
+             *"0123456789", "10", *".,;:?!'-()"}
     return [*SPECIAL, *LETTERS, *sorted(words)]
 
 

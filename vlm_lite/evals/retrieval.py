@@ -1,8 +1,12 @@
 """Recall@K: how often a right partner is among the K nearest, from pictures to captions and back."""
 
+import zlib
 from collections import defaultdict
 from math import comb
+from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -51,6 +55,37 @@ def chance_recall(n, k, relevant=1):
     if not 1 <= relevant <= n or k < 1:
         raise UserError(f"chance_recall(n={n}, k={k}, relevant={relevant}): expected 1 <= relevant <= n and k >= 1.")
     return 1 - comb(n - relevant, min(k, n)) / comb(n, min(k, n))
+
+
+def read_embeddings(path):
+    """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
+    the file has them, texts. UserError names the file and the array that is missing, of another kind, or pickled.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist. Check the path, or make the file again.")
+    if not is_zipfile(path):
+        raise UserError(f"{path} is not an NPZ file, or is cut short. Make it again with numpy.savez.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            absent = [name for name in ("image_embeds", "text_embeds", "image_of_text") if name not in file.files]
+            if absent:
+                raise UserError(f"{path} has no array {', '.join(absent)} (found: {', '.join(file.files) or 'none'}). "
+                                "Make it with numpy.savez(path, image_embeds=, text_embeds=, image_of_text=).")
+            arrays = {name: file[name] for name in ("image_embeds", "text_embeds", "image_of_text", "texts")
+                      if name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as NPZ ({error}). It may be cut short or hold objects: make it again "
+                        "with numpy.savez and arrays of numbers.") from error
+    for name, kinds in (("image_embeds", "f"), ("text_embeds", "f"), ("image_of_text", "iu"), ("texts", "U")):
+        if name in arrays and arrays[name].dtype.kind not in kinds:
+            raise UserError(f"{path}: {name} is of {arrays[name].dtype}; expected "
+                            f"{ {'f': 'floats', 'iu': 'whole numbers', 'U': 'strings'}[kinds]}.")
+    for name in ("image_of_text", "texts"):
+        if name in arrays:
+            if arrays[name].ndim != 1:
+                raise UserError(f"{path}: {name} has shape {arrays[name].shape}; expected one entry a text, (M,).")
+            arrays[name] = arrays[name].tolist()
+    return arrays
 
 
 def _normalized(name, embeds):

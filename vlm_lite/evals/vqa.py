@@ -101,15 +101,19 @@ def vqa_scores(predictions, rows, normalize="official"):
 
 
 def score_vqa(predictions, dataset, normalize="official"):
-    """Score answers to `dataset`, in its order.
+    """Score answers to `dataset`, in its order: a Dataset, a list of dicts, or a dict of columns.
 
     Returns {"overall": percent, "per_question_type": {type: percent}, "per_answer_type": {type: percent},
     "count": questions, "normalize": the rule used}. Percentages are not rounded (the evaluator rounds to two places).
+    A type that the data set does not have (all None) is left out.
     """
     scores = vqa_scores(predictions, dataset, normalize)
     result = {"overall": 100 * float(scores.mean())}
     for kind in ("question_type", "answer_type"):
-        types = np.array([str(value) for value in column(dataset, kind)])
+        values = column(dataset, kind)
+        if all(value is None for value in values):
+            continue
+        types = np.array([str(value) for value in values])
         names = sorted(set(types.tolist()))
         result[f"per_{kind}"] = {name: 100 * float(scores[types == name].mean()) for name in names}
     return {**result, "count": len(scores), "normalize": normalize}

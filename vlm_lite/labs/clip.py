@@ -37,7 +37,7 @@ def class_embeddings_reference(encode_text, prompts):
 
 @exercise(cosine_similarity_reference)
 def cosine_similarity(learner):
-    """Five pictures against seven captions, of random lengths."""
+    """Five random pictures against seven captions, of random lengths: all cosines at once."""
     x, y = _lengths(torch.randn(5, 12)), _lengths(torch.randn(7, 12))
     right = cosine_similarity_reference(x, y)  # (5, 7)
     found = learner(x, y)

@@ -9,15 +9,26 @@
 
 In a notebook, `info_nce = check.info_nce(info_nce)` prints "right", a diagnosis, "not attempted", or the error and its
 line. It returns the learner's function when it is right and the reference otherwise, so that later cells still run.
+
+Where the environment has VLM_LITE_GRADING (the seconds a check may take; `vlm-lite lab grade` sets it) or nbgrader's
+NBGRADER_EXECUTION, a check also leaves its verdict among the cell's outputs as data and, unless it is "right", as an
+error, so that nbgrader gives no points. The cell goes on all the same: one wrong answer must not cost another.
 """
 
+import contextlib
 import functools
 import inspect
 import linecache
+import os
+import signal
+import threading
 import traceback
 from typing import NamedTuple
 
 import torch
+
+from ..files import UserError
+from . import VERDICT
 
 
 class Verdict(NamedTuple):
@@ -27,8 +38,31 @@ class Verdict(NamedTuple):
     message: str
 
 
+NBGRADER_SECONDS = 20  # what a check may take under nbgrader, which stops a cell after 30
+_record = {}  # the last verdict on each exercise of this session, by name, in the order of the first checks
+
+
+class NotPassed(Exception):
+    """What a grader sees at an exercise that is not right."""
+
+
 class _ReturnedNothing(Exception):
     pass
+
+
+class _OutOfTime(BaseException):  # no Exception: a learner's own `except Exception` must not swallow it
+    pass
+
+
+def grading():
+    """The seconds that a check may take where a grader runs the notebook, else None."""
+    if seconds := os.environ.get("VLM_LITE_GRADING"):
+        try:
+            return float(seconds)
+        except ValueError:
+            raise UserError(f'VLM_LITE_GRADING is "{seconds}"; expected the seconds that a check may take, such as 30'
+                            ) from None
+    return NBGRADER_SECONDS if os.environ.get("NBGRADER_EXECUTION") else None
 
 
 def exercise(reference):
@@ -45,17 +79,33 @@ def exercise(reference):
 
         @functools.wraps(diagnose)
         def checked(learner):
-            status, message = verdict(learner)
+            status, message = _record[diagnose.__name__] = verdict(learner)
             mark = "✓" if status == "right" else "–" if status == "not attempted" else "✗"
             line = f"{mark} {diagnose.__name__}: {status}" + (f": {message}" if message else "")
             line += "" if line.endswith((".", "?", "!")) else "."
             print(line if status == "right" else f"{line} The cells below use vlm_lite's.")
+            if grading():
+                _tell_grader(diagnose.__name__, status, message)
             return learner if status == "right" else reference
 
         checked.verdict, checked.reference = verdict, reference
         return checked
 
     return decorate
+
+
+def progress(claims=None):
+    """Print one line: how many exercises of this session passed, and how many of `claims` {sentence: bool} hold."""
+    passed = [name for name, verdict in _record.items() if verdict.status == "right"]
+    parts = [_share(passed, _record, "exercises passed")]
+    if claims is not None:
+        parts.append(_share([claim for claim, holds in claims.items() if holds], claims, "claims ticked"))
+    print(f"Progress: {'; '.join(parts)}.")
+
+
+def _share(done, of, what):
+    left = [name for name in of if name not in done]
+    return f"{len(done)} of {len(of)} {what}" + (f" (not yet: {', '.join(left)})" if left else "")
 
 
 def close(mine, theirs, tolerance=1e-4):
@@ -87,7 +137,7 @@ def _verdict(diagnose, learner):
     if not callable(learner):
         return Verdict("wrong", f"it is a {type(learner).__name__}, not a function; run the cell that defines it again")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _time_limit(grading()), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.seed()
             message = diagnose(_watched(learner))
     except NotImplementedError as error:  # torch raises it too, for operations that it lacks
@@ -96,9 +146,45 @@ def _verdict(diagnose, learner):
         return Verdict("not attempted", "") if stub else _crash(error, learner, diagnose)
     except _ReturnedNothing:
         return Verdict("wrong", "your function returned None; is the `return` line missing?")
-    except Exception as error:
+    except (Exception, SystemExit, _OutOfTime) as error:
         return _crash(error, learner, diagnose)
     return Verdict("wrong", message) if message else Verdict("right", "")
+
+
+@contextlib.contextmanager
+def _time_limit(seconds):
+    """End the block with _OutOfTime after `seconds`; None, another thread, or a system without alarms: no limit."""
+    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_):
+        raise _OutOfTime(f"it had not ended after {seconds:g} seconds (an endless loop?)")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _tell_grader(name, status, message):
+    from IPython import get_ipython
+    from IPython.display import display
+
+    error = NotPassed(f"{name}: {status}" + (f": {message}" if message else ""))
+    shell = get_ipython()
+    if shell is not None:
+        display({VERDICT: {"name": name, "status": status, "message": message}}, raw=True)
+    if status != "right" and shell is None:
+        raise error
+    if status != "right":
+        try:
+            raise error  # so that it has a traceback to show
+        except NotPassed:
+            shell.showtraceback(tb_offset=1)
 
 
 def _watched(learner):
@@ -122,6 +208,7 @@ def _crash(error, learner, diagnose):
     """The error, with the last line of the learner's own code that it passed through."""
     file, of_check = _code_file(learner), inspect.unwrap(diagnose).__code__
     text = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0].rstrip(".")
+    text = text.removeprefix(f"{_OutOfTime.__name__}: ")
     frames = [f for f in traceback.extract_tb(error.__traceback__)
               if f.filename == file and (f.filename, f.name) != (of_check.co_filename, of_check.co_name)]
     if not frames:

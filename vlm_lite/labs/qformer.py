@@ -56,6 +56,7 @@ def _pad_batch(rows, labels, pad):
 
 @exercise(_make_queries)
 def make_queries(learner):
+    """Shape, kind and spread of 48 queries: a trainable parameter, drawn from the normal distribution N(0, 0.02)."""
     count, width = 48, 320
     queries = learner(count, width)
     if isinstance(queries, torch.Tensor) and tuple(queries.shape) in {(1, count, width), (width, count)}:
@@ -69,10 +70,10 @@ def make_queries(learner):
         return "your queries have requires_grad=False, so they would never learn"
     values = queries.detach()
     if not values.any():
-        return ("your queries are all zero, so every query does the same, gets the same gradient and stays the same: "
-                "draw them at random, N(0, 0.02)")
+        return ("your queries are all zero: all of them say the same, and LayerNorm's gradient divides by almost "
+                "nothing. Draw them at random, N(0, 0.02)")
     if close(values, values[:1].expand_as(values)):
-        return "all your queries are one and the same vector, and would stay so: draw each of them at random"
+        return "all your queries are one and the same vector, so all of them say the same: draw each of them at random"
     if abs(values.mean()) > 0.2 * values.std():
         return (f"the mean of your queries is {values.mean():.3f} and should be 0: torch.randn draws from the normal "
                 "distribution, torch.rand from 0 to 1")
@@ -86,6 +87,7 @@ def make_queries(learner):
 
 @exercise(_multihead_attention)
 def multihead_attention(learner):
+    """Random queries on random patches, weights first and then the mixed values; then queries on one another."""
     heads, width = 4, 24
     q, k, v = 2 * torch.randn(2, 5, width), 2 * torch.randn(2, 7, width), torch.randn(2, 7, width)
     result = learner(q, k, v, heads)
@@ -144,6 +146,7 @@ def _wrong_weights(q, k, weights, heads):
 
 @exercise(_qformer_layer)
 def qformer_layer(learner):
+    """Random weights that record their calls: who asks, who is looked at, in which order, and what is added where."""
     width = 16  # patches and queries of one width and number, so that a mixed-up source is diagnosed and not a crash
     queries, patches = torch.randn(2, 6, width), torch.randn(2, 6, width)
     a, b, c, d, e = (torch.randn(width, width) / width ** 0.5 for _ in range(5))
@@ -211,6 +214,7 @@ def _no_residual(queries, patches, talk, look, think, norms):
 
 @exercise(_make_labels)
 def make_labels(learner):
+    """One row with a prefix and the same without: the length, what has a label and what has -100, unshifted."""
     prefix, prompt, answer, eos = 4, [11, 12, 13], [21, 22], 5
     result = learner(prefix, list(prompt), list(answer), eos)
     try:
@@ -244,6 +248,7 @@ def make_labels(learner):
 
 @exercise(_pad_batch)
 def pad_batch(learner):
+    """Three rows of different lengths, with EOS as padding: ids, a mask by length, and labels that keep the EOS."""
     pad = eos = 5  # GPT-2 has no padding token, so EOS is commonly used for both
     rows = [[11, 12, 21, eos], [13, 22, 23, 24, 25, eos], [14, eos]]
     labels = [[IGNORE, IGNORE, 21, eos], [IGNORE, 22, 23, 24, 25, eos], [IGNORE, eos]]

@@ -99,8 +99,13 @@ class QFormer(nn.Module):
                          looks=index % cross_attention_frequency == 0, dropout=dropout)
             for index in range(num_layers))
         self.apply(init_linear)
-        # Queries that start equal stay equal: every one would get the same gradient. So noise, not zeros.
+        # Queries of zeros give Q equal outputs, and LayerNorm's gradient divides by almost nothing. So noise.
         nn.init.normal_(self.query_tokens, std=0.02)
+        # BERT's 0.02 is made for width 768. In a narrow Q-Former every query would at first see the mean of all
+        # patches; with 1 / √fan-in the scores are near 1, so that queries look at different patches at once.
+        for layer in self.layers:
+            for linear in (layer.cross_attention.query, layer.cross_attention.key) if layer.looks else ():
+                nn.init.normal_(linear.weight, std=linear.in_features ** -0.5)
 
     def forward(self, image_embeds, *, return_attention=False):
         """image_embeds (B, N, Dv) -> (B, Q, D).

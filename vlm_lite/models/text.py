@@ -15,7 +15,9 @@ def load_language_model(folder_or_id):
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
     attention = "sdpa" if torch.cuda.is_available() else "eager"
+    logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder_or_id, dtype=torch.float32, attn_implementation=attention, output_loading_info=True)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import CONNECTORS, make_connector
@@ -116,7 +117,7 @@ class VLM(nn.Module):
         return features
 
     def _inputs(self, features, input_ids, attention_mask, new_tokens=0):
-        """Prefix and embedded text: inputs_embeds (B, Q+T, D), mask (B, Q+T), position ids (B, Q+T), and Q."""
+        """Prefix and text: inputs_embeds (B, Q+T, D), mask (B, Q+T) or (B, 1, Q+T, Q+T), position ids, and Q."""
         embeds = self.embed(input_ids)  # (B, T, D)
         if features is None:
             prefix = embeds[:, :0]  # blind: a prefix of none
@@ -131,17 +132,32 @@ class VLM(nn.Module):
             raise ValueError(f"prefix of {num_prefix} + text of {num_text}{new} is longer than the language model's "
                              f"context of {self.context_length}. Shorten the text or use fewer query tokens.")
         mask = torch.cat([attention_mask.new_ones(len(input_ids), num_prefix), attention_mask], dim=1)  # (B, Q+T)
-        # Places count what is really there. Without this, a row padded on the left would start at a later place.
-        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, Q+T)
+        if mask.max() > 1:
+            mask, position_ids = self._separate(mask, num_prefix)
+        else:  # Places count what is really there. Else a row padded on the left would start at a later place.
+            position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, Q+T)
         return torch.cat([prefix, embeds], dim=1), mask, position_ids, num_prefix
+
+    def _separate(self, number, num_prefix):
+        """Exchanges numbered 1, 2, ... in a row: each sees the prefix and itself, and starts at place Q."""
+        place = torch.arange(number.shape[1], device=number.device)  # (Q+T,)
+        same = (number[:, :, None] == number[:, None, :]) | (place < num_prefix)  # (B, Q+T, Q+T): row i reads j
+        hidden = ~(same & (place[:, None] >= place))
+        begins = F.pad(number.diff(dim=1) != 0, (1, 0))
+        position_ids = place - torch.where(begins, place - num_prefix, 0).cummax(dim=1).values  # (B, Q+T)
+        dtype = self.embed.weight.dtype
+        mask = torch.zeros(hidden.shape, device=number.device, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        return mask[:, None], position_ids
 
     def forward(self, features, input_ids, attention_mask=None, labels=None):
         """One step of teacher forcing -> VLMOutput(loss, logits).
 
         features (B, N, Dv), or None for a blind model; input_ids, attention_mask, labels (B, T), as `build_text_batch`
-        makes them. labels hold the token ids of the answers and -100 elsewhere, **not** shifted: position t is compared
-        with what was predicted at t - 1. The loss is the mean over answer tokens, that of transformers; logits[:, t]
-        predicts token t + 1. ValueError for what does not fit the context and for labels without one answer token.
+        makes them. attention_mask: 0 padding, 1 text; or, with several exchanges in a row that must not read one
+        another, the number 1, 2, ... of each token's exchange. labels hold the token ids of the answers and -100
+        elsewhere, **not** shifted: position t is compared with what was predicted at t - 1. The loss is the mean over
+        answer tokens, that of transformers; logits[:, t] predicts token t + 1. ValueError for what does not fit the
+        context and for labels without one answer token.
         """
         input_ids = input_ids.to(self.device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
@@ -228,8 +244,12 @@ class VLM(nn.Module):
                              "language_model=..., zoo names or hub ids.")
         folder = Path(folder)
         write_weights(folder / "model.safetensors", self.connector.state_dict(), dtype=dtype)
-        write_json(folder / "config.json", {"model_type": "vlm-lite", **names,
+        write_json(folder / "config.json", {"model_type": "vlm-lite", **names, "hashes": self._hashes(),
                                             "connector": {"name": name, **self.connector.settings}})
+
+    def _hashes(self):
+        """What tells the eye and the brain that this connector learnt between from any other of the same shape."""
+        return {"vision_model": weights_hash(self.vision), "language_model": weights_hash(self.language_model)}
 
     @classmethod
     def from_pretrained(cls, folder, *, resolve=None):
@@ -256,4 +276,9 @@ class VLM(nn.Module):
         vlm = cls(vision=CLIP.from_pretrained(resolve(names["vision_model"])), connector=connector,
                   language_model=language_model, tokenizer=tokenizer)
         vlm.names = names
+        found, expected = vlm._hashes(), config.get("hashes", {})
+        changed = [f"{key} {names[key]!r}" for key in found if expected.get(key, found[key]) != found[key]]
+        if changed:
+            raise UserError(f"{path}: this connector was trained with other weights of {' and '.join(changed)} than "
+                            "those found under that name. Train it again, or bring the old weights back.")
         return vlm.eval()

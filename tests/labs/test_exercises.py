@@ -1,0 +1,93 @@
+"""Every exercise of every notebook: its answer passes, its stub is not attempted, and wrong answers are told apart."""
+
+import importlib.util
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from vlm_lite.labs import build, check
+
+TABLES = []  # every test file here with tables RIGHT of (check, answer) and WRONG of (check, answer, words)
+for path in sorted(Path(__file__).parent.glob("test_*_checks.py")):
+    spec = importlib.util.spec_from_file_location(f"tables_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    TABLES.append(module)
+EXERCISES = [(name, each) for name, (_, found) in build.labs().items() for each in found]
+each_exercise = pytest.mark.parametrize("name, exercise", EXERCISES, ids=[f"{n[:2]}-{e.name}" for n, e in EXERCISES])
+
+
+def answers(table, exercise):
+    checked = getattr(check, exercise.check)
+    return [row[1] for module in TABLES for row in getattr(module, table) if row[0] is checked]
+
+
+def code(answer):
+    return getattr(getattr(answer, "__code__", None), "co_code", answer)
+
+
+@each_exercise
+def test_three_wrong_answers_or_more_are_kept_and_each_is_told_what_is_wrong_with_it(name, exercise):
+    checked = getattr(check, exercise.check)
+    verdicts = [checked.verdict(wrong) for wrong in answers("WRONG", exercise)]
+    assert {verdict.status for verdict in verdicts} <= {"wrong", "crashed"}
+    assert len({verdict.message for verdict in verdicts if verdict.status == "wrong"}) >= 3
+
+
+@each_exercise
+def test_the_reference_and_a_right_answer_written_in_another_way_pass(name, exercise):
+    checked = getattr(check, exercise.check)
+    others = answers("RIGHT", exercise)
+    assert len({code(right) for right in others} - {code(checked.reference)}) >= 1
+    assert {checked.verdict(right).status for right in (checked.reference, *others)} == {"right"}
+
+
+@each_exercise
+def test_a_check_is_quick_and_says_in_a_sentence_what_it_looks_for(name, exercise):
+    checked = getattr(check, exercise.check)
+    start = time.process_time()
+    checked.verdict(checked.reference)
+    assert time.process_time() - start < 2
+    assert len((checked.__doc__ or "").split()) >= 6 and "|" not in checked.__doc__
+
+
+@pytest.mark.parametrize("checked, learner", [row for module in TABLES for row in module.RIGHT])
+def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner):
+    assert [checked.verdict(learner) for _ in range(10)] == [("right", "")] * 10
+    assert checked(learner) is learner
+
+
+@pytest.mark.parametrize("checked, learner, words", [row for module in TABLES for row in module.WRONG])
+def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
+    for _ in range(10):
+        status, message = checked.verdict(learner)
+        assert status in ("wrong", "crashed") and words in message, (status, message)
+    assert checked(learner) is checked.reference
+
+
+@each_exercise
+def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, exercise):
+    checked = getattr(check, exercise.check)
+    source = build.labs()[name][0]["cells"][exercise.cell]["source"]
+    stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", source, flags=re.S)
+    assert count == 1
+    for text, verdict in ((source, "right"), (stub, "not attempted")):
+        names = {"F": F, "math": math, "nn": nn, "rearrange": rearrange, "torch": torch}  # what the notebooks import
+        exec(text, names)
+        assert checked.verdict(names[checked.__name__]) == (verdict, "")
+
+
+@each_exercise
+def test_difficulty_minutes_points_and_a_hint_stand_with_the_exercise(name, exercise):
+    assert exercise.stars in ("★☆☆", "★★☆", "★★★") and exercise.minutes > 0
+    assert exercise.points >= 1 and exercise.title[0].isdigit()
+    notebook, _ = build.labs()[name]
+    text = [cell["source"] for cell in notebook["cells"][:exercise.cell] if "**Exercise" in cell["source"]][-1]
+    assert "<summary>Hint</summary>" in text

@@ -1,0 +1,70 @@
+"""A model's answers on disk, and whether they are the answers to these questions: all of them, once each, no others."""
+
+import json
+from pathlib import Path
+
+from vlm_lite.data.records import field, show
+from vlm_lite.files import UserError, read_json
+
+
+def read_lines(path):
+    """(place, record) for each line of a file of JSON lines, empty lines left out; a JSON list will also do.
+
+    Raises UserError naming the file and the line that is not JSON, or the file when it is empty or not text.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8.") from error
+    if text.lstrip().startswith("["):
+        return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append((f"line {number}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
+                                "file may be cut short: make or download it again.") from error
+    if not rows:
+        raise UserError(f"{path} is empty. Expected one JSON object a line: make or download the file again.")
+    return rows
+
+
+def read_results(path, id_field, text_field):
+    """(id, text) of each entry of an official result file, a JSON list of objects: COCO captions and VQA have one."""
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise UserError(f"{path}: the top level is {show(data)}; expected a list of objects with `{id_field}` and "
+                        f"`{text_field}`, the official result format. Is this a file of another kind?")
+    return [(field(record, id_field, int, path, f"[{index}]"), field(record, text_field, str, path, f"[{index}]"))
+            for index, record in enumerate(data)]
+
+
+def match(expected, given, *, file, against, name="id", partial=False):
+    """({id: value} in the order of `expected`, {"scored", "missing", "unknown"}: counts) of the pairs `given`.
+
+    Every expected id must be there, once, and no other. `partial` allows missing and unknown ids, as long as one is
+    shared; an id that comes twice is never allowed. UserError gives the count and an example of each fault.
+    """
+    values, twice = {}, {}
+    for key, value in given:
+        if key in values:
+            twice[key] = None
+        values[key] = value
+    wanted = set(expected)
+    missing = [key for key in expected if key not in values]
+    unknown = [key for key in values if key not in wanted]
+    counts = {"scored": len(wanted) - len(missing), "missing": len(missing), "unknown": len(unknown)}
+    faults = [f"{len(keys)} {name}(s) {what}, for example {next(iter(keys))!r}" for keys, what in
+              ((missing, "missing"), (twice, "there more than once"), (unknown, "unknown")) if keys]
+    if twice or not counts["scored"] or (faults and not partial):
+        advice = ("Keep one answer each." if twice else
+                  "None is shared: is it of another split, or of another benchmark?" if not counts["scored"] else
+                  "Mend the file, or score only the part that both share: --partial (partial=True).")
+        raise UserError(f"{file} does not answer {against}: {'; '.join(faults) or 'it is empty'}. Expected each of "
+                        f"{len(wanted)} {name}s once. {advice}")
+    return {key: values[key] for key in expected if key in values}, counts

@@ -1,0 +1,217 @@
+"""MMBench: multiple choice, where each question is asked again with its options rotated.
+
+Liu et al. 2023, "MMBench: Is Your Multi-modal Model an All-around Player?", section 4. CircularEval: a question counts
+as right only if **every** rotation of it in the file is answered right; a liking for the letter A earns nothing.
+Reading of answers: the exact matching of VLMEvalKit (vlmeval/utils/matching_util.py), without a judge model.
+"""
+
+import base64
+import binascii
+import csv
+import io
+import math
+import random
+import string
+import warnings
+from pathlib import Path
+
+import PIL.Image
+
+from vlm_lite.data.records import show
+from vlm_lite.evals.answers import match
+from vlm_lite.files import UserError
+
+ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
+LETTERS = string.ascii_uppercase
+# What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
+EMPTY = {"", "nan", "NaN", "-nan", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NULL", "null",
+         "None"}
+REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
+            "I'm sorry, but without the image provided", "Cannot determine the answer")
+GROUPINGS = ("split", "l2-category", "category")
+REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the picture
+
+
+def extract_letter(prediction, options):
+    """The letter that `prediction` chooses among `options` {letter: text}, or None where it is not clear.
+
+    1. Each of .()[],:;!*#{} becomes a space; exactly one option letter, as a capital, is a word of it, and is first met
+       among the last four words: that letter. (So "A" in "A dog is seen there" is no answer.) A lone Z is no answer.
+    2. Else exactly one option's text stands somewhere in the prediction, case apart ("cat" stands in "category"), and
+       the prediction is at most twice as long as all the options together: that option's letter.
+    Four stock refusals are no answer at all.
+    """
+    if any(phrase in prediction for phrase in REFUSALS):
+        return None
+    if "Failed to obtain answer via API" not in prediction:
+        words = prediction.translate(str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))).split()
+        found = [letter for letter in options if letter in words]
+        if len(found) == 1 and words.index(found[0]) > len(words) - 5:
+            return found[0]
+        if not found and "Z" in words:
+            return None
+    if len(prediction) <= 2 * sum(map(len, options.values())):
+        found = [letter for letter, text in options.items() if text.lower() in prediction.lower()]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def group_of(index):
+    """The question that row `index` is a rotation of."""
+    return index % ROTATION
+
+
+def mmbench_scores(rows, predictions):
+    """Score `predictions` {index: free text}, one for each of `rows`, as `read_mmbench` returns them.
+
+    circular: the part of the questions of which every row is right; a question may have fewer rows than options, and
+    where its first row (index below 1,000,000) is not in the file it still counts. plain: VanillaEval, the part of the
+    questions whose first row is right. rows: the part of all rows. chance_*: what guessing among the options earns.
+    All in [0, 1], over all questions and, where the file has them, by split, l2-category and category (that of the
+    first row). unanswered: rows from which no letter could be read. The order of rows does not matter.
+    """
+    if not rows:
+        raise UserError("there are no questions to score; expected at least one row.")
+    right, unanswered, groups = {}, 0, {}
+    for row in sorted(rows, key=lambda row: row["index"]):
+        letter = extract_letter(predictions[row["index"]], row["options"])
+        unanswered += letter is None
+        right[row["index"]] = letter == row["answer"]
+        groups.setdefault(group_of(row["index"]), []).append(row)
+
+    def part(chosen):
+        asked = [row for group in chosen for row in group]
+        return {"circular": _mean([all(right[row["index"]] for row in group) for group in chosen]),
+                "plain": _mean([right[group[0]["index"]] for group in chosen]),
+                "rows": _mean([right[row["index"]] for row in asked]),
+                "chance_circular": _mean([math.prod(1 / len(row["options"]) for row in group) for group in chosen]),
+                "chance_plain": _mean([1 / len(group[0]["options"]) for group in chosen]),
+                "questions": len(chosen)}
+
+    result = {**part(list(groups.values())), "row_count": len(rows), "unanswered": unanswered}
+    for grouping in GROUPINGS:
+        names = sorted({group[0][grouping] for group in groups.values()} - {""})
+        if names:
+            result[f"per_{grouping}"] = {name: part([g for g in groups.values() if g[0][grouping] == name])
+                                         for name in names}
+    return result
+
+
+def sample_groups(rows, count, seed=0):
+    """The rows of `count` whole questions, all their rotations with them; the same seed chooses the same questions."""
+    groups = sorted({group_of(row["index"]) for row in rows})
+    if not 1 <= count <= len(groups):
+        raise UserError(f"{count} groups were asked for; the file has {len(groups)}. Ask for 1 to {len(groups)}.")
+    chosen = set(random.Random(seed).sample(groups, count))
+    return [row for row in rows if group_of(row["index"]) in chosen]
+
+
+def read_mmbench(path):
+    """The rows of an MMBench TSV: dicts with index, question, hint, options {letter: text}, answer, split, category,
+    l2-category ("" where the file has none) and image (base64 text, or "").
+
+    Each picture is checked to be one. A short `image` is the index of the row that has the picture, as in the official
+    files, and is replaced by it. UserError names the file, the line and the column of what does not fit.
+    """
+    rows, places = {}, {}
+    for line, cells in _read_tsv(path, ("index", "question", "answer")):
+        index = _index(path, line, cells)
+        if index in rows:
+            raise UserError(f"{path}, line {line}: index is {index}, which line {places[index]} has. Indices must "
+                            "differ.")
+        options = {letter: cells[letter] for letter in LETTERS if cells.get(letter, "") not in EMPTY}
+        if len(options) < 2:
+            raise UserError(f"{path}, line {line} (index {index}): it has the options {options}; expected two or more "
+                            "in the columns A, B, C, D. Is this a file of another kind?")
+        if cells["answer"] not in options:
+            raise UserError(f"{path}, line {line} (index {index}): answer is {show(cells['answer'])}; expected one of "
+                            f"{', '.join(options)}. (The answers of the test split are not published: use dev.)")
+        rows[index] = {"index": index, "options": options, "image": cells.get("image", ""),
+                       **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)}}
+        places[index] = line
+    for index, row in rows.items():
+        _find_picture(path, places[index], row, rows)
+    return list(rows.values())
+
+
+def read_predictions(path):
+    """(index, text) of each row of a TSV with the columns `index` and `prediction`; its other columns are ignored."""
+    return [(_index(path, line, cells), cells["prediction"])
+            for line, cells in _read_tsv(path, ("index", "prediction"))]
+
+
+def match_predictions(rows, predictions, *, file, against, partial=False, known=()):
+    """(rows, {index: text}, counts) with a prediction for each row; see `answers.match`. `known`: indices that are of
+    the benchmark but not asked for. `partial` keeps the questions of which every rotation has its prediction.
+    """
+    asked = {row["index"]: row for row in rows}
+    others = set(known) - set(asked)
+    given, counts = match(asked, [pair for pair in predictions if pair[0] not in others], file=file, against=against,
+                          name="index", partial=partial)
+    cut = {group_of(index) for index in asked if index not in given}
+    kept = [row for row in rows if group_of(row["index"]) not in cut]
+    if not kept:
+        raise UserError(f"{file} answers no question of {against} in all its rotations, for example not "
+                        f"{next(i for i in asked if i not in given)}. Ask whole groups: every index with the same "
+                        "remainder by 1,000,000.")
+    return kept, given, {**counts, "scored": len(kept)}
+
+
+def _read_tsv(path, columns):
+    """(line number, {column: cell}) of each row; UserError where the file is cut short or lacks one of `columns`."""
+    csv.field_size_limit(2**31 - 1)  # a picture is one cell
+    path, rows = Path(path), []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t")
+            header = next(reader, [])
+            absent = [name for name in columns if name not in header]
+            if absent:
+                raise UserError(f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
+                                f"between columns, {', '.join(columns)} among them. Is this a file of another kind?")
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
+                                    "The file may be cut short: make or download it again.")
+                if cells:
+                    rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it "
+                        "again.") from error
+    if not rows:
+        raise UserError(f"{path} has no rows below its header. Make or download the file again.")
+    return rows
+
+
+def _index(path, line, cells):
+    if not (cells["index"].isascii() and cells["index"].isdigit()):
+        raise UserError(f"{path}, line {line}: index is {show(cells['index'])}; expected a whole number of 0 or more.")
+    return int(cells["index"])
+
+
+def _find_picture(path, line, row, rows):
+    """Put the base64 text of the row's picture into `row`, after a look at whether it is one."""
+    image, where = row["image"], f"{path}, line {line} (index {row['index']})"
+    if not image:
+        return
+    if len(image) <= REFERENCE_LENGTH and image.isdigit():
+        there = rows.get(int(image), {"image": ""})["image"]
+        if len(there) <= REFERENCE_LENGTH:
+            raise UserError(f"{where}: image is {image}, the index of a row that has no picture. Download the file "
+                            "again.")
+        row["image"] = there
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            PIL.Image.open(io.BytesIO(base64.b64decode(image, validate=True))).close()
+    except (binascii.Error, ValueError, OSError, SyntaxError, Warning, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: image is not a picture in base64 ({show(str(error))}). The file may be damaged: "
+                        "make or download it again.") from error
+
+
+def _mean(values):
+    return sum(values) / len(values)

@@ -1,0 +1,89 @@
+"""POPE: is there a chair in the picture? Yes-no questions about objects, half of them about objects that are not there.
+
+Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models". A model that says yes to everything
+has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean of the three splits.
+"""
+
+import re
+
+from vlm_lite.data.records import field
+from vlm_lite.evals.answers import match, read_lines
+from vlm_lite.files import UserError
+
+PARSERS = ("official", "strict")
+
+
+def parse_answer(text, parser="official"):
+    """"yes", "no", or None of one free answer.
+
+    official: as evaluate.py of the authors (github.com/AoiDragon/POPE) reads it. What stands before the first full
+    stop, without commas, is cut at spaces, and is "no" where one of the words is exactly No, no or not; **everything
+    else is yes**: an empty answer, "NO", "no!", "No" with a line break behind it, "isn't", "I cannot see one".
+    strict: the first word, whatever its case and punctuation, is yes or no; else None, which is wrong either way.
+    """
+    if parser not in PARSERS:
+        raise UserError(f"parser is {parser!r}; expected one of {', '.join(PARSERS)}.")
+    if not isinstance(text, str):
+        raise UserError(f"the answer is {text!r}; expected text.")
+    if parser == "strict":
+        first = re.search(r"\w+", text.lower())
+        return first[0] if first and first[0] in ("yes", "no") else None
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def pope_scores(answers, labels, parser="official"):
+    """Score free `answers` against `labels`, each "yes" or "no", in the same order; yes is the positive class.
+
+    Returns accuracy, precision, recall, f1 and yes_ratio **of the answers**, in [0, 1], the counts TP, FP, TN, FN and
+    "neither" (answers the strict parser could not read: right for neither label), and the parser. A ratio with nothing
+    to divide by, such as the precision where no answer is yes, is 0; the authors' script stops there.
+    """
+    if len(answers) != len(labels) or not labels:
+        raise UserError(f"{len(answers)} answers for {len(labels)} labels; expected one each, and at least one.")
+    odd = next((label for label in labels if label not in ("yes", "no")), None)
+    if odd is not None:
+        raise UserError(f"a label is {odd!r}; expected yes or no.")
+    said = [parse_answer(answer, parser) for answer in answers]
+    count = {(s, label): 0 for s in ("yes", "no", None) for label in ("yes", "no")}
+    for pair in zip(said, labels, strict=True):
+        count[pair] += 1
+    tp, fp, tn, n = count["yes", "yes"], count["yes", "no"], count["no", "no"], len(labels)
+    positive = labels.count("yes")
+
+    def ratio(a, b):
+        return a / b if b else 0.0
+
+    return {"accuracy": (tp + tn) / n, "precision": ratio(tp, tp + fp), "recall": ratio(tp, positive),
+            "f1": ratio(2 * tp, tp + fp + positive), "yes_ratio": (tp + fp) / n,
+            "TP": tp, "FP": fp, "TN": tn, "FN": positive - tp, "neither": said.count(None),
+            "count": n, "parser": parser}
+
+
+def read_pope(labels, answers, *, partial=False):
+    """(answers, labels, counts) of a POPE label file and an answer file, both of JSON lines with `question_id`.
+
+    A label is yes or no. An answer stands in `text` or in `answer`; a line that has a `label` too has the question in
+    `text`, so only `answer` will do there. counts: see `answers.match`.
+    """
+    truth = {}
+    for where, record in read_lines(labels):
+        question_id = field(record, "question_id", int, labels, where)
+        label = field(record, "label", str, labels, where)
+        if question_id in truth:
+            raise UserError(f"{labels}: {where}.question_id is {question_id}, which a line before it has. Pass one "
+                            "split a file; the splits share their ids.")
+        if label not in ("yes", "no"):
+            raise UserError(f"{labels}: {where}.label is {label!r}; expected yes or no.")
+        truth[question_id] = label
+    said = []
+    for where, record in read_lines(answers):
+        keys = {"text", "answer"} & set(record if isinstance(record, dict) else ())
+        if isinstance(record, dict) and "label" in record:
+            keys = {"answer"}
+        if len(keys) == 2:
+            raise UserError(f"{answers}: {where} has both `text` and `answer`; expected one, the model's answer.")
+        key = keys.pop() if keys else "text"
+        said.append((field(record, "question_id", int, answers, where), field(record, key, str, answers, where)))
+    given, counts = match(truth, said, file=answers, against=labels, name="question_id", partial=partial)
+    return list(given.values()), [truth[question_id] for question_id in given], counts
