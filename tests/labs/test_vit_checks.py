@@ -1,18 +1,11 @@
 """Notebook 02's checks: the right answers of several styles pass, and each known mistake is called by its name."""
 
-import re
-from pathlib import Path
-
-import jupytext
-import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from vlm_lite.labs import check
-
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "02_vit.py"
 
 
 def cut(pattern, split="b c (rows p) (columns q)"):
@@ -226,42 +219,6 @@ WRONG = [
     (check.block_flops, lambda n, d, m: flops(n, d, 4 * d), "need not be 4 D"),
     (check.block_flops, lambda n, d, m: flops(n, d, m) + n, "takes 2abc"),
 ]
-
-
-@pytest.mark.parametrize("checked, learner", RIGHT)
-def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner):
-    assert [checked.verdict(learner) for _ in range(10)] == [("right", "")] * 10
-    assert checked(learner) is learner
-
-
-@pytest.mark.parametrize("checked, learner, words", WRONG)
-def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
-    for _ in range(10):
-        status, message = checked.verdict(learner)
-        assert status in ("wrong", "crashed") and words in message, (status, message)
-    assert checked(learner) is checked.reference
-
-
-def test_every_check_has_three_wrong_answers_or_more_here():
-    names = [checked.__name__ for checked, _, _ in WRONG]
-    assert all(names.count(checked.__name__) >= 3 for checked, _ in RIGHT)
-
-
-def test_the_solutions_in_the_notebook_are_right_and_its_stubs_not_attempted():
-    cells = jupytext.read(NOTEBOOK).cells
-    exercises = [cell for cell in cells if "exercise" in cell.metadata.get("tags", [])]
-    assert len(exercises) >= 5
-    names = {"F": F, "rearrange": rearrange, "torch": torch}
-    for cell in exercises:
-        assert cell.metadata["nbgrader"]["solution"]
-        checked = getattr(check, cell.metadata["nbgrader"]["grade_id"])
-        exec(cell.source, names)
-        assert checked.verdict(names[checked.__name__]) == ("right", "")
-        stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", cell.source,
-                              flags=re.S)
-        assert count == 1
-        exec(stub, names)
-        assert checked.verdict(names[checked.__name__]) == ("not attempted", "")
 
 
 def test_the_reference_of_flops_is_what_pytorch_counts():
