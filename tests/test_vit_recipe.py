@@ -1,6 +1,7 @@
 """The recipe of notebook 02: what is trained, what it is compared with, and one thing changed at a time."""
 
 import pytest
+import timm
 import torch
 
 from vlm_lite import vit_recipe
@@ -44,11 +45,11 @@ def test_a_post_norm_block_normalises_each_sum():
 
 @pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_the_same_seed_gives_the_same_run():
-    pictures, classes, _ = make_canvases("train", 64, size=vit_recipe.CANVAS, noise=0)
+    pictures, classes, _ = make_canvases("train", 64, size=vit_recipe.CANVAS, noise=0, scraps=0)
 
     def run():
         model = vit_recipe.make_digits_vit(num_layers=1)
-        history = vit_recipe.train_digits(model, pictures, classes, steps=12, batch_size=32, lr=3e-3, log_every=1,
+        history = vit_recipe.train_classifier(model, pictures, classes, steps=12, batch_size=32, lr=3e-3, log_every=1,
                                           progress=False, compute=FP32)
         return history.losses, vit_recipe.accuracy(model, pictures, classes)
 
@@ -66,4 +67,28 @@ def test_bytes_are_asked_for_and_classes_must_be_as_many_as_pictures():
     with pytest.raises(UserError, match="float32.*uint8"):
         vit_recipe.digit_pixels(torch.zeros(1, 3, 24, 24))
     with pytest.raises(UserError, match="4 pictures but 3 classes"):
-        vit_recipe.train_digits(None, torch.zeros(4, 3, 24, 24, dtype=torch.uint8), torch.zeros(3), steps=1)
+        vit_recipe.train_classifier(None, torch.zeros(4, 3, 24, 24, dtype=torch.uint8), torch.zeros(3), steps=1)
+
+
+def test_a_moved_and_mirrored_picture_is_the_same_picture_somewhere_else():
+    pictures = torch.arange(1, 1 + 200 * 3 * 36, dtype=torch.int32).view(200, 3, 6, 6)
+    moved = vit_recipe.crop_and_flip(pictures, torch.Generator().manual_seed(0), pad=2)
+    places, mirrored = set(), 0
+    for before, after in zip(pictures, moved, strict=True):
+        padded = torch.nn.functional.pad(before, [2] * 4)
+        found = [(a, b, flip) for a in range(5) for b in range(5) for flip in (False, True)
+                 if torch.equal(after, padded[:, a:a + 6, b:b + 6].flip(2) if flip else padded[:, a:a + 6, b:b + 6])]
+        assert len(found) == 1
+        places.add(found[0][:2])
+        mirrored += found[0][2]
+    assert len(places) == 25 and 70 < mirrored < 130
+
+
+def test_photographs_get_the_range_of_timm_s_own_vits_and_the_size_asked_for():
+    pictures = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    pictures[0, 0, 0, :2] = torch.tensor([0, 255])
+    config = timm.create_model("vit_small_patch16_224").default_cfg
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(vit_recipe.photo_pixels(pictures), (pictures / 255 - mean) / std)
+    larger = vit_recipe.photo_pixels(pictures, 32)
+    assert larger.shape == (2, 3, 32, 32) and larger.min() >= -1 and larger.max() <= 1

@@ -67,7 +67,7 @@ def vit_digits(seed, profile):
     figures, histories = {"chance": 0.1}, {}
     for name, changes in vit_recipe.VARIANTS.items():
         model = vit_recipe.make_digits_vit(seed=seed, **changes)
-        histories[name] = vit_recipe.train_digits(
+        histories[name] = vit_recipe.train_classifier(
             model, pictures, classes, steps=profile.vit_steps, batch_size=profile.vit_batch_size, lr=profile.vit_lr,
             seed=seed, description=f"{name}, seed {seed}")
         figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)

@@ -1,8 +1,10 @@
 """The training recipe of notebook 02: a small ViT that reads a digit wherever it stands, and what it is compared with.
 
-Used alike by the notebook and by the recorded study `vit_digits`.
+Used alike by the notebook and by the recorded study `vit_digits`. What is for photographs serves the notebook's part on
+a GPU.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,7 @@ from .files import UserError
 from .models.vit import Block, VisionTransformer
 from .train import train
 
-CANVAS = 24  # pixels a side
+CANVAS = 32  # pixels a side
 DIGITS_VIT = dict(image_size=CANVAS, patch_size=4, width=96, num_layers=4, num_heads=4, hidden_act="gelu",
                   layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
 VARIANTS = {"the ViT": {}, "mean pooling": {"pool": "mean"}, "post-norm": {"post_norm": True},
@@ -54,21 +56,51 @@ def digit_pixels(pictures):
     return (pictures / 255 - 0.33) / 0.2
 
 
-def train_digits(model, pictures, classes, *, steps, batch_size=128, lr=1.5e-3, **options):
+def photo_pixels(pictures, size=None):
+    """uint8 (B, 3, H, W) -> floats in -1..1, as timm's own ViTs want them; enlarged or shrunk to `size` if given."""
+    pixels = pictures.float() / 127.5 - 1
+    return pixels if size is None else F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def crop_and_flip(pictures, generator, pad=4):
+    """Augmentation: each picture (B, 3, S, S) moved by up to `pad` pixels, black coming in, and half of them mirrored.
+    """
+    size, count = pictures.shape[-1], len(pictures)
+    windows = F.pad(pictures, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, 2 pad + 1, 2 pad + 1, S, S)
+    down, right = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    moved = windows[torch.arange(count), :, down, right]  # (B, 3, S, S)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], moved.flip(3), moved)
+
+
+def load_cifar10(split):
+    """CIFAR-10 (Krizhevsky 2009) from the hub: uint8 (N, 3, 32, 32), classes (N,), and the ten names. 150 MB, once.
+
+    split: "train" (50,000) or "test" (10,000).
+    """
+    from datasets import load_dataset
+
+    table = load_dataset("uoft-cs/cifar10", split=split)
+    pictures = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))) for image in table["img"]])
+    return pictures.permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"][:]), table.features["label"].names
+
+
+def train_classifier(model, pictures, classes, *, steps, batch_size=128, lr=1.5e-3, prepare=digit_pixels, augment=None,
+                     label_smoothing=0.0, **options):
     """Train a ViT with a head on uint8 pictures (N, 3, S, S) and classes (N,) by cross-entropy. A History.
 
-    Recipe: AdamW, weight decay 0.05, one cosine with warm-up, each batch drawn at random. `options` go to
-    `train.train`.
+    Recipe: AdamW, weight decay 0.05, one cosine with warm-up, each batch drawn at random. `prepare` makes floats of a
+    batch; `augment(pictures, generator)` changes its pictures first. `options` go to `train.train`.
     """
     if len(pictures) != len(classes):
         raise UserError(f"{len(pictures)} pictures but {len(classes)} classes; expected one class a picture.")
 
     def batches(step, generator):
         rows = torch.randint(len(pictures), (batch_size,), generator=generator)
-        return pictures[rows], classes[rows]
+        return augment(pictures[rows], generator) if augment else pictures[rows], classes[rows]
 
     def loss_fn(model, batch):
-        return F.cross_entropy(model(digit_pixels(batch[0])).logits.float(), batch[1])
+        return F.cross_entropy(model(prepare(batch[0])).logits.float(), batch[1], label_smoothing=label_smoothing)
 
     options = {"weight_decay": 0.05, "description": "ViT", **options}
     return train(model, batches, loss_fn, steps=steps, lr=lr,
@@ -76,18 +108,13 @@ def train_digits(model, pictures, classes, *, steps, batch_size=128, lr=1.5e-3, 
 
 
 @torch.no_grad()
-def predict(model, pictures, batch_size=250):
-    """uint8 (N, 3, S, S) -> the most likely class of each, (N,)."""
+def accuracy(model, pictures, classes, *, prepare=digit_pixels, batch_size=250):
+    """The share of pictures uint8 (N, 3, S, S) whose class (N,) a trained ViT finds."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    found = [model(digit_pixels(part.to(device))).logits.argmax(dim=1).cpu() for part in pictures.split(batch_size)]
+    found = [model(prepare(part.to(device))).logits.argmax(dim=1).cpu() for part in pictures.split(batch_size)]
     model.train(was_training)
-    return torch.cat(found)
-
-
-def accuracy(model, pictures, classes):
-    """The share of pictures (N, 3, S, S) whose class (N,) a trained ViT finds."""
-    return (predict(model, pictures) == classes).float().mean().item()
+    return (torch.cat(found) == classes).float().mean().item()
 
 
 def pixel_methods(train_pictures, train_classes, pictures, classes, *, svc_pictures=3000):
