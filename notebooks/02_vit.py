@@ -14,6 +14,7 @@
 #   vlm_lite:
 #     title: The Vision Transformer
 #     builds: the image tower from its patches up; a ViT that reads real handwriting wherever it stands, and CLIP with your tower in it
+#     minutes_t4_estimate: 15
 #     reads: [zoo/shapes-clip, results/vit_digits.json]
 # ---
 
@@ -57,8 +58,8 @@ print(describe(profile, compute, minutes=minutes))
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax, cross-entropy, LayerNorm.
 #
-# This notebook runs in the small Shapes world and on small scans of handwriting. Its part on photographs, with a ViT that
-# `timm` has pretrained, is not written yet.
+# Everything up to section 11 runs on any machine: the small Shapes world, and scans of handwriting. Section 12 wants a GPU
+# and a network (profile `t4`): photographs, and a ViT that `timm` has pretrained. **It has not been verified on a GPU yet.**
 
 # %% [markdown]
 # ## 1. A picture becomes a sentence
@@ -92,6 +93,7 @@ from vlm_lite.data.shapes import load_shapes
 from vlm_lite.labs import check
 
 plots.style()
+small = get_profile("tiny") if profile.name == "t4" else profile  # sizes of all but section 12
 
 
 # %% nbgrader={"grade": false, "grade_id": "patchify", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
@@ -112,7 +114,7 @@ patchify = check.patchify(patchify)
 # %%
 from sklearn.datasets import load_sample_image
 
-table = load_shapes("val", profile.val_images, progress=False)[0]
+table = load_shapes("val", small.val_images, progress=False)[0]
 pictures, captions, ids = recipes.load_pictures(table)  # Shapes, (1000, 3, 64, 64) uint8
 photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[:, :420, 110:530]  # (3, 420, 420)
 photo = F.interpolate(photo[None].float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255).byte()[0]
@@ -173,7 +175,7 @@ def sincos(width, grid):
 
 
 torch.testing.assert_close(sincos(128, 4), sincos_positions(128, 4)[1:])  # vlm_lite's has the class token's row first
-eye = CLIP.from_pretrained(resolve_model(profile.vision_model))
+eye = CLIP.from_pretrained(resolve_model(small.vision_model))
 learnt = eye.vision_model.embeddings.position_embedding.weight.detach()  # (1 + 16, D): class token, then the patches
 
 same = {"fixed": F.normalize(sincos(128, 4), dim=-1), "learnt by the zoo's eye": F.normalize(learnt[1:] - learnt[1:].mean(0), dim=-1)}
@@ -256,6 +258,10 @@ attention = check.attention(attention)
 # %% [markdown]
 # **Formula, code, shape.** Multi-head attention from the tokens of one Shapes picture, a row at a time. Each row below is
 # *run* from the code it shows, and its shape is asserted.
+#
+# **The fused form.** In practice nobody writes the $(B, H, N, N)$ weights to memory.
+# `F.scaled_dot_product_attention` computes the same without keeping them. What it saves grows with $N^2$; what it costs is
+# that there are no weights to look at. Below the table it is proved equal to yours, in value and in gradient.
 
 # %%
 torch.manual_seed(0)
@@ -281,12 +287,7 @@ with torch.no_grad():
     torch.testing.assert_close(known["A"].sum(dim=-1), torch.ones(B, H, N))  # each token shares out exactly 1
     torch.testing.assert_close(known["out"], net(known["x"]), atol=1e-5, rtol=1e-5)  # the table is vlm_lite's attention
 
-# %% [markdown]
-# **The fused form.** In practice nobody writes the $(B, H, N, N)$ weights to memory.
-# `F.scaled_dot_product_attention` computes the same without keeping them. What it saves grows with $N$; what it costs is
-# that there are no weights to look at. Proved equal here in value and in gradient:
-
-# %%
+# The fused form, in value and in gradient
 q, k, v = (torch.randn(2, 4, 65, 24, requires_grad=True) for _ in range(3))
 mine, fused = attention(q, k, v)[0], F.scaled_dot_product_attention(q, k, v)
 torch.testing.assert_close(mine, fused, atol=1e-5, rtol=1e-5)
@@ -294,7 +295,7 @@ weight = torch.randn_like(mine)
 for a, b in zip(torch.autograd.grad((mine * weight).sum(), (q, k, v)),
                 torch.autograd.grad((fused * weight).sum(), (q, k, v)), strict=True):
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-print(f"largest difference {(mine - fused).abs().max():.1e}; weights not kept: {65 * 65 * 4 * 2 * 4 / 1000:.0f} kB for these two")
+print(f"fused: largest difference {(mine - fused).abs().max():.1e}; weights not kept: {2 * 4 * 65 * 65 * 4 / 1000:.0f} kB for these two")
 
 
 # %% [markdown]
@@ -478,9 +479,14 @@ print(f"load_vit knows {len(TIMM_MODELS)} of timm's models; any other is refused
 
 # %% [markdown]
 # **Positions are all that tells places apart.** Shuffle the patches of each picture in the same way. A ViT with positions of
-# zero *cannot* notice. One with positions *can*; whether it *does* is another question, and worth a look in any model:
-# the cosine between the vectors of a picture and of its shuffled copy says it. We ask three: the zoo's eye, in your class;
-# an untrained ViT for canvases; and the same without positions.
+# zero *cannot* notice. One with positions *can*; whether it *does* is another question, worth asking of any model. Compare
+# the vector of a picture with that of its shuffled copy, and, as a yardstick, with that of *another* picture:
+#
+# $$\text{notices} = \frac{1 - \cos(\text{picture},\ \text{its shuffled copy})}{1 - \cos(\text{picture},\ \text{another picture})}$$
+#
+# At 0% the model reads a picture as a bag of patches: it can tell what is there, and never where. At 100% the same patches
+# elsewhere are a new picture to it. We ask the zoo's eye, in your class; then a ViT for canvases, untrained, with positions
+# of three sizes: those it is born with, none, and a hundred times as large.
 
 # %%
 def shuffle_patches(pixels, patch_size):
@@ -491,27 +497,38 @@ def shuffle_patches(pixels, patch_size):
                      rows=pixels.shape[-1] // patch_size)
 
 
+@torch.no_grad()
+def notices_shuffling(model, x):
+    """(the share defined above, the length of a patch's vector, the length of a position's) over pixels (B, 3, S, S)."""
+    own, other = model(x).pooled, model(shuffle_patches(x, model.embeddings.patch_size)).pooled  # (B, D)
+    moved, replaced = (1 - F.cosine_similarity(own, vectors).mean() for vectors in (other, own.roll(1, dims=0)))
+    places = model.embeddings.position_embedding.weight[1:]
+    patches = model.embeddings(x)[:, 1:] - places
+    return [value.item() for value in (moved / replaced, patches.norm(dim=-1).mean(), places.norm(dim=-1).mean())]
+
+
 settings = dict(image_size=64, patch_size=16, width=tower.width, num_layers=tower.num_layers,
                 num_heads=tower.encoder.layers[0].self_attn.num_heads, hidden_act=eye.config.hidden_act)
-seeing, fresh, bag = MyViT(**settings), *(MyViT(**vit_recipe.DIGITS_VIT) for _ in range(2))
+seeing = MyViT(**settings)
 seeing.load_state_dict(tower.state_dict())
-for model, positions in ((fresh, True), (bag, False)):
-    model.load_state_dict(vit_recipe.make_digits_vit(positions=positions).state_dict())
-with torch.no_grad():
-    for name, model, x in (("the zoo's eye", seeing, recipes.pixel_values(pictures[:64])),
-                           ("untrained ViT for canvases", fresh, vit_recipe.digit_pixels(few)),
-                           ("the same, no positions", bag, vit_recipe.digit_pixels(few))):
-        own, other = model(x).pooled, model(shuffle_patches(x, model.embeddings.patch_size)).pooled
-        size = model.embeddings(x)[:, 1:] - model.embeddings.position_embedding.weight[1:]
-        print(f"{name:28} cosine {F.cosine_similarity(own, other).mean():.6f}, largest change {(own - other).abs().max():.0e}; "
-              f"length of a patch's vector {size.norm(dim=-1).mean():5.1f}, of a position's "
-              f"{model.embeddings.position_embedding.weight[1:].norm(dim=-1).mean():.1f}")
+asked = {"the zoo's eye": (seeing, recipes.pixel_values(pictures[:100]))}
+for name, scale in (("untrained", 1.0), ("untrained, no positions", 0.0), ("untrained, positions x 100", 100.0)):
+    fresh = MyViT(**vit_recipe.DIGITS_VIT)
+    fresh.load_state_dict(vit_recipe.make_digits_vit().state_dict())
+    fresh.embeddings.position_embedding.weight.data *= scale
+    asked[name] = fresh, vit_recipe.digit_pixels(few)
+print(f"{'':28} notices   length of a patch's vector, of a position's")
+found = {name: notices_shuffling(*each) for name, each in asked.items()}
+for name, (share, patch_length, place_length) in found.items():
+    print(f"{name:28} {share:7.1%}   {patch_length:26.2f} {place_length:17.2f}")
+assert found["untrained, no positions"][0] < 1e-3 < found["untrained, positions x 100"][0]
+eye_notices = found["the zoo's eye"][0]
+print(f"so the zoo's eye reads its pictures {'almost as bags of patches' if eye_notices < 0.1 else 'with their places'}")
 
 # %% [markdown]
-# Where a cosine stays near 1 *although* there are positions, the model reads its picture almost as a bag of patches: it
-# can tell what is there, hardly where. The last two columns show one way to get there: positions that are drowned out by
-# the patches' own vectors before the first LayerNorm. Recall cannot show it as long as *what is there* is enough to
-# tell a picture from the others.
+# Two things decide the first row. One is the *task*: captions of random scenes can mostly be told apart by what is in them,
+# and a loss that never asks where does not reward knowing it. The other is the *size* of a position beside its patch, in
+# the last two columns: what is small next to a patch's vector is drowned out before the first block.
 #
 # ## 6. Your ViT in a trained CLIP
 #
@@ -552,14 +569,15 @@ assert after[5] == before[5]
 # honestly, as they are. A method that compares pixel with pixel is all this task needs, and a ViT would be a waste: there
 # are few pictures, and each stroke is always in the same place.
 #
-# Then the same digits at a **random place** of a wider, noisy canvas. You read them as before. For a method that compares
-# pixels nothing is as before: each class can light any pixel, and most of what it compares is noise. Test canvases hold
-# handwriting that no training canvas shows (who wrote which is not recorded, so a writer may appear in both).
+# Then the same digits at a **random place** of a wider canvas, on noise, among **scraps** of other digits. You read them
+# as before. For a method that compares pixels nothing is as before: each class can light any pixel, and most of what it
+# compares is noise and scraps. Test canvases hold handwriting that no training canvas shows, scraps included (who wrote
+# which is not recorded, so a writer may appear in both).
 
 # %%
 bare_digits, bare_val = load_glyphs("train"), load_glyphs("val")
 train_set, val_set = (make_canvases(split, count, size=vit_recipe.CANVAS) for split, count in (
-    ("train", profile.train_images), ("val", profile.val_images)))
+    ("train", small.train_images), ("val", small.val_images)))
 
 plain = vit_recipe.pixel_methods(*bare_digits, *bare_val)
 wide = vit_recipe.pixel_methods(*train_set[:2], *val_set[:2], svc_pictures=3000)
@@ -586,11 +604,11 @@ my_guess = 50  # percent
 
 mine = MyViT(**vit_recipe.DIGITS_VIT)
 mine.load_state_dict(vit_recipe.make_digits_vit(seed=0).state_dict())  # to start where the recorded runs started
-history = vit_recipe.train_digits(mine, *train_set[:2], steps=profile.vit_steps, batch_size=profile.vit_batch_size,
-                                  lr=profile.vit_lr, seed=0)
+history = vit_recipe.train_classifier(mine, *train_set[:2], steps=small.vit_steps, batch_size=small.vit_batch_size,
+                                  lr=small.vit_lr, seed=0)
 mine = mine.cpu().eval()
 reached = vit_recipe.accuracy(mine, *val_set[:2])
-print(f"{sum(p.numel() for p in mine.parameters()):,} parameters, {profile.vit_steps} steps of {profile.vit_batch_size} "
+print(f"{sum(p.numel() for p in mine.parameters()):,} parameters, {small.vit_steps} steps of {small.vit_batch_size} "
       f"in {history.seconds[-1]:.0f} s: loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
 best = max(wide, key=wide.get)
 print(f"HEADLINE: handwriting anywhere on a noisy canvas: ViT {reached:.1%}, {best} {wide[best]:.1%}, chance 10%; "
@@ -811,7 +829,7 @@ for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 8):
     state = mine.state_dict()
     name = "embeddings.position_embedding.weight"
     wider.load_state_dict({**state, name: resize_positions(state[name], grid)})
-    field = make_canvases("val", profile.val_images, size=size)
+    field = make_canvases("val", small.val_images, size=size)
     print(f"canvas of {size} pixels, {grid * grid} patches: {vit_recipe.accuracy(wider, *field[:2]):.1%}")
 
 # %% [markdown]
@@ -823,7 +841,7 @@ for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 8):
 # %%
 from vlm_lite.data import language, shapes
 
-val_questions = load_shapes("val", profile.val_images, progress=False)[1]
+val_questions = load_shapes("val", small.val_images, progress=False)[1]
 
 
 def choose(model, question, kind, picture):
@@ -844,6 +862,49 @@ print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']])
 plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], answers)
 
 # %% [markdown]
+# ## 12. Photographs, on a GPU
+#
+# **Not verified on a GPU yet**: the code has run on a CPU, at a small size and without the real weights. It runs with the
+# profile `t4`, and fetches some 250 MB: CIFAR-10 (50,000 photographs of 32 pixels, ten classes) and the weights of
+# `vit_small_patch16_224`, which `timm` has pretrained on ImageNet-21k and ImageNet.
+#
+# Two ViTs, one test. **From nothing**: your class, patches of 4 pixels, 30 rounds through the photographs, each moved and
+# mirrored anew (augmentation). Unlike a convolution, a ViT does not know beforehand that neighbours belong together or
+# that a dog is a dog at the left as well; augmentation says so by example. **Pretrained**: the weights go through
+# `load_vit` into *your* class, photographs are enlarged to the 224 pixels that those weights know, and one round is
+# enough. The accuracy before that round is the control: it should be at chance, since the head is new.
+
+# %% tags=["t4"]
+def fit_photographs(model, *, epochs, batch_size, lr, size=None):
+    """Train a ViT on CIFAR-10 with augmentation -> (accuracy on the test photographs before, after, seconds)."""
+    def prepare(pictures):
+        return vit_recipe.photo_pixels(pictures, size)
+
+    test = cifar["test"][:2]
+    before = vit_recipe.accuracy(model.to(compute.device), *test, prepare=prepare)
+    history = vit_recipe.train_classifier(
+        model, *cifar["train"][:2], steps=max(1, epochs * len(cifar["train"][0]) // batch_size), batch_size=batch_size, lr=lr,
+        prepare=prepare, augment=vit_recipe.crop_and_flip, label_smoothing=0.1, log_every=50)
+    return before, vit_recipe.accuracy(model, *test, prepare=prepare), history.seconds[-1]
+
+
+if profile.name == "t4":
+    cifar = {split: vit_recipe.load_cifar10(split) for split in ("train", "test")}
+    torch.manual_seed(0)
+    form = dict(hidden_act="gelu", layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
+    scratch = MyViT(image_size=32, patch_size=4, width=192, num_layers=6, num_heads=3, pool="mean", **form)
+    name = "vit_small_patch16_224"
+    loaded = load_vit(name, timm.create_model(name, pretrained=True, num_classes=10).state_dict())
+    pretrained = MyViT(image_size=224, patch_size=16, width=384, num_layers=loaded.num_layers, num_heads=6, **form)
+    pretrained.load_state_dict(loaded.state_dict())
+    for what, (before, after, seconds) in (
+            ("from nothing", fit_photographs(scratch, epochs=30, batch_size=256, lr=1e-3)),
+            ("pretrained", fit_photographs(pretrained, epochs=1, batch_size=64, lr=1e-4, size=224))):
+        print(f"{what:13} {before:6.1%} -> {after:6.1%} in {seconds / 60:.1f} min")
+else:
+    print('photographs: only with profile = "t4", which needs a GPU and the model hub')
+
+# %% [markdown]
 # ## What you showed
 #
 # - Patches are a strided convolution; multi-head attention written out is `scaled_dot_product_attention`; your resized
@@ -859,7 +920,8 @@ plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["
 #   rival; we compared with methods that have no idea of place.
 # - That attention explains a decision. Hiding patches is evidence; a map alone is not.
 # - That pre-norm or the class token is best in general. The recorded rows hold for one small model and one recipe.
-# - Anything about photographs or pretrained weights: the shapes of `timm`'s models are proved, with random weights.
+# - Anything about photographs: section 12 is written, and nobody has run it on a GPU yet. That `timm`'s models fit is proved
+#   with random weights.
 #
 # ## Check yourself
 #
