@@ -1,16 +1,27 @@
 """The recipe of notebook 02: what is trained, what it is compared with, and one thing changed at a time."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import jupytext
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
 
 from vlm_lite import vit_recipe
 from vlm_lite.data.digits import load_glyphs, make_canvases
 from vlm_lite.files import UserError
+from vlm_lite.labs import check
 from vlm_lite.models.vit import Block
+from vlm_lite.models.vit_weights import load_vit
 from vlm_lite.profiles import Compute
 
 FP32 = Compute("cpu", "no", "a test")
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "02_vit.py"
 
 
 def test_every_variant_starts_from_the_same_weights_and_says_something_else():
@@ -75,7 +86,7 @@ def test_a_moved_and_mirrored_picture_is_the_same_picture_somewhere_else():
     moved = vit_recipe.crop_and_flip(pictures, torch.Generator().manual_seed(0), pad=2)
     places, mirrored = set(), 0
     for before, after in zip(pictures, moved, strict=True):
-        padded = torch.nn.functional.pad(before, [2] * 4)
+        padded = F.pad(before, [2] * 4)
         found = [(a, b, flip) for a in range(5) for b in range(5) for flip in (False, True)
                  if torch.equal(after, padded[:, a:a + 6, b:b + 6].flip(2) if flip else padded[:, a:a + 6, b:b + 6])]
         assert len(found) == 1
@@ -92,3 +103,36 @@ def test_photographs_get_the_range_of_timm_s_own_vits_and_the_size_asked_for():
     torch.testing.assert_close(vit_recipe.photo_pixels(pictures), (pictures / 255 - mean) / std)
     larger = vit_recipe.photo_pixels(pictures, 32)
     assert larger.shape == (2, 3, 32, 32) and larger.min() >= -1 and larger.max() <= 1
+
+
+@pytest.fixture
+def twelve_photographs(monkeypatch):
+    ten = datasets.ClassLabel(names=[f"class {k}" for k in range(10)])
+    noise = torch.randint(256, (12, 32, 32, 3), dtype=torch.uint8).numpy()
+    table = datasets.Dataset.from_dict({"img": list(noise), "label": [k % 10 for k in range(12)]},
+                                       features=datasets.Features(img=datasets.Image(), label=ten))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"train": table, "test": table}[split])
+    return noise
+
+
+def test_cifar_10_is_read_as_the_recipe_wants_it(twelve_photographs):
+    pictures, classes, names = vit_recipe.load_cifar10("test")
+    assert torch.equal(pictures, torch.from_numpy(twelve_photographs).permute(0, 3, 1, 2))
+    assert classes.tolist() == [k % 10 for k in range(12)] and names[3] == "class 3"
+
+
+@pytest.mark.slow
+def test_the_notebook_s_part_on_photographs_runs_on_a_cpu_at_a_small_size(twelve_photographs, monkeypatch, capsys):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, num_classes: create(
+        name, pretrained=False, num_classes=num_classes, depth=1))
+    cells = jupytext.read(NOTEBOOK).cells
+    tower = next(cell for cell in cells if "class MyViT" in cell.source)
+    photographs, = (cell for cell in cells if "t4" in cell.metadata.get("tags", []))
+    names = {"F": F, "nn": nn, "rearrange": rearrange, "timm": timm, "torch": torch, "load_vit": load_vit,
+             "vit_recipe": vit_recipe, "compute": FP32, "profile": SimpleNamespace(name="t4"),
+             **{name: getattr(check, name).reference for name in ("attention", "patchify", "pre_norm_block")}}
+    exec(tower.source, names)
+    exec(photographs.source, names)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "->" in line]
+    assert [line.split("  ")[0] for line in lines] == ["from nothing", "pretrained"]
