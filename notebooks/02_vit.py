@@ -569,10 +569,10 @@ assert after[5] == before[5]
 # honestly, as they are. A method that compares pixel with pixel is all this task needs, and a ViT would be a waste: there
 # are few pictures, and each stroke is always in the same place.
 #
-# Then the same digits at a **random place** of a wider canvas, on noise, among **scraps** of other digits. You read them
-# as before. For a method that compares pixels nothing is as before: each class can light any pixel, and most of what it
-# compares is noise and scraps. Test canvases hold handwriting that no training canvas shows, scraps included (who wrote
-# which is not recorded, so a writer may appear in both).
+# Then the same digits at a **random place** of a wider canvas, on paper in **uneven light**: a random shade of grey at each
+# corner, with some noise. You read them as before. For a method that compares pixels nothing is as before: each class can
+# cover any pixel, and the light changes all of them. Test canvases hold handwriting that no training canvas shows (who
+# wrote which is not recorded, so a writer may appear in both).
 
 # %%
 bare_digits, bare_val = load_glyphs("train"), load_glyphs("val")
@@ -611,7 +611,7 @@ reached = vit_recipe.accuracy(mine, *val_set[:2])
 print(f"{sum(p.numel() for p in mine.parameters()):,} parameters, {small.vit_steps} steps of {small.vit_batch_size} "
       f"in {history.seconds[-1]:.0f} s: loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
 best = max(wide, key=wide.get)
-print(f"HEADLINE: handwriting anywhere on a noisy canvas: ViT {reached:.1%}, {best} {wide[best]:.1%}, chance 10%; "
+print(f"HEADLINE: handwriting anywhere on a canvas: ViT {reached:.1%}, {best} {wide[best]:.1%}, chance 10%; "
       "your tower in CLIP leaves R@5 unchanged")
 
 # %% [markdown]
@@ -634,7 +634,7 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 figure = Figure(width=680, height=300, label="who can read", layout="constrained")
 axes = figure.subplots()
 for row, (name, score) in enumerate({**wide, "your ViT": reached}.items()):
-    axes.barh(row + 0.2, 100 * score, 0.36, color=BLUE, label="anywhere on a noisy canvas" if row == 0 else None)
+    axes.barh(row + 0.2, 100 * score, 0.36, color=BLUE, label="anywhere on a canvas" if row == 0 else None)
     axes.text(100 * score + 1, row + 0.2, f"{100 * score:.1f}", va="center")
     if name in plain:
         axes.barh(row - 0.2, 100 * plain[name], 0.36, color=SKY, hatch="////", edgecolor="white",
@@ -720,8 +720,8 @@ plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"hea
 # attention that one pays to the other. A convolution looks as far as its kernel; a head may look anywhere from the first
 # block on, or learn to stay near.
 #
-# **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint noise over a few patches and ask
-# again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as many at random.
+# **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint a few patches over with the
+# canvas's middle grey and ask again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as many at random.
 
 # %%
 where = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch  # (patches, 2) pixels
@@ -733,14 +733,14 @@ for number, weights in enumerate(out.attentions, start=1):
     print(f"block {number}: heads look {', '.join(f'{r:.1f}' for r in sorted(reach.tolist()))} pixels far")
 
 generator = torch.Generator().manual_seed(0)
-ground = torch.randint(0, 161, (len(some), 1, vit_recipe.CANVAS, vit_recipe.CANVAS), generator=generator).byte().expand(-1, 3, -1, -1)
+grey = some.flatten(2).median(dim=2).values[:, :, None, None]  # (n, 3, 1, 1): the paper, since most pixels are paper
 
 
 def hidden(maps, count=4):
-    """The accuracy after the `count` patches where each map (n, patches) is largest are painted over with noise."""
+    """The accuracy after the `count` patches where each map (n, patches) is largest are painted over."""
     mask = torch.zeros(len(some), side * side).scatter(1, maps.topk(count).indices, 1.0).view(-1, 1, side, side)
     mask = F.interpolate(mask, scale_factor=patch, mode="nearest").bool()  # (n, 1, S, S)
-    return vit_recipe.accuracy(mine, torch.where(mask, ground, some), truth)
+    return vit_recipe.accuracy(mine, torch.where(mask, grey, some), truth)
 
 
 chosen = torch.rand(on_digit.shape, generator=generator)
@@ -933,7 +933,7 @@ else:
 #
 # ## To answer in words
 #
-# 1. Nearest neighbour reads nearly all bare digits. What exactly does it lose on the canvas: the place, or the noise? How
+# 1. Nearest neighbour reads nearly all bare digits. What exactly does it lose on the canvas: the place, or the light? How
 #    would you find out?
 # 2. The class token attends to all patches, and the mean takes all alike. When could the one be better, when the other?
 # 3. Twice the resolution with the same patch, or half the patch at the same resolution: the same number of tokens. What is

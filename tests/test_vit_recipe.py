@@ -56,7 +56,7 @@ def test_a_post_norm_block_normalises_each_sum():
 
 @pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_the_same_seed_gives_the_same_run():
-    pictures, classes, _ = make_canvases("train", 64, size=vit_recipe.CANVAS, noise=0, scraps=0)
+    pictures, classes, _ = make_canvases("train", 64, size=vit_recipe.CANVAS, shade=0, noise=0)
 
     def run():
         model = vit_recipe.make_digits_vit(num_layers=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vlm_lite.data import digits
 from vlm_lite.files import UserError
@@ -20,52 +21,43 @@ def test_no_handwritten_image_is_in_both_splits_and_together_they_are_all_of_the
 
 
 @pytest.mark.parametrize("size", [8, 24, 33])
-def test_the_digit_lies_where_it_is_said_to_and_the_rest_is_noise(size):
-    pictures, classes, places = digits.make_canvases("val", 50, size=size, noise=0, scraps=0)
+def test_the_digit_lies_where_it_is_said_to_and_the_rest_is_paper(size):
+    pictures, classes, places = digits.make_canvases("val", 50, size=size, shade=0, noise=0)
     glyphs, targets = digits.load_glyphs("val")
     known = {(bytes(glyph.numpy()), target) for glyph, target in zip(glyphs, targets.tolist(), strict=True)}
     assert pictures.shape == (50, 3, size, size) and pictures.dtype == torch.uint8
-    for picture, target, (top, left) in zip(pictures, classes.tolist(), places.tolist(), strict=True):
-        crop = picture[0, top:top + 8, left:left + 8].clone()
-        assert (bytes(crop.numpy()), target) in known
-        picture[:, top:top + 8, left:left + 8] = 0
+    assert (pictures[:, :1] == pictures).all(), "grey: three equal channels"
+    for picture, target, (top, left) in zip(pictures[:, 0].clone(), classes.tolist(), places.tolist(), strict=True):
+        assert (bytes(picture[top:top + 8, left:left + 8].contiguous().numpy()), target) in known
+        picture[top:top + 8, left:left + 8] = 0
         assert not picture.any()
 
 
+def paper(**options):
+    """The canvases (N, size, size) with NaN where the digit lies, and its places."""
+    pictures, _, places = digits.make_canvases("train", 2000, **options)
+    values = pictures[:, 0].float()
+    for picture, (top, left) in zip(values, places.tolist(), strict=True):
+        picture[top:top + 8, left:left + 8] = torch.nan
+    return values, places
+
+
 def test_noise_reaches_its_bound_and_places_reach_every_edge():
-    pictures, _, places = digits.make_canvases("train", 2000, size=12, noise=50, scraps=0)
+    values, places = paper(size=12, shade=0, noise=50)
     assert places.min() == 0 and places.max() == 4
-    ground = torch.ones_like(pictures[:, 0], dtype=torch.bool)
-    for mask, (top, left) in zip(ground, places.tolist(), strict=True):
-        mask[top:top + 8, left:left + 8] = False
-    values = pictures[:, 0][ground]
-    assert (values.min(), values.max()) == (0, 50) and abs(values.float().mean() - 25) < 0.5
-    assert (pictures[:, :1] == pictures).all(), "grey: three equal channels"
+    values = values[~values.isnan()]
+    assert (values.min(), values.max()) == (0, 50) and abs(values.mean() - 25) < 0.5
 
 
-def test_scraps_are_pieces_of_other_digits_and_never_lie_on_the_digit():
-    bare, strewn = (digits.make_canvases("val", 40, size=24, noise=0, scraps=count) for count in (0, 6))
-    assert torch.equal(bare[1], strewn[1]) and torch.equal(bare[2], strewn[2])
-    glyphs = digits.load_glyphs("val")[0]
-    pieces = {bytes(piece.contiguous().numpy())
-              for piece in glyphs.unfold(1, 4, 1).unfold(2, 4, 1).reshape(-1, 4, 4)}
-    inked = 0
-    for before, after, (top, left) in zip(bare[0], strewn[0], strewn[2].tolist(), strict=True):
-        square = slice(top, top + 8), slice(left, left + 8)
-        assert torch.equal(before[0][square], after[0][square])
-        outside = after[0].clone()
-        outside[square] = 0
-        inked += (outside > 0).sum().item()
-    assert 40 * 6 * 3 < inked < 40 * 6 * 16
-    one = digits.make_canvases("val", 40, size=24, noise=0, scraps=1)
-    whole = 0
-    for picture, (top, left) in zip(one[0][:, 0], one[2].tolist(), strict=True):
-        picture = picture.clone()
-        picture[top:top + 8, left:left + 8] = 0
-        windows = picture.unfold(0, 4, 1).unfold(1, 4, 1).reshape(-1, 4, 4)
-        windows = windows[windows.flatten(1).sum(dim=1) == picture.sum()]  # those that hold all there is
-        whole += any(bytes(window.contiguous().numpy()) in pieces for window in windows)
-    assert whole > 20  # the rest are hidden in part by the digit
+def test_light_is_any_shade_at_the_corners_and_goes_over_evenly_between_them():
+    values, _ = paper(size=13, shade=100, noise=0)
+    corners = values[:, ::12, ::12]  # (N, 2, 2)
+    seen = corners[~corners.isnan()]
+    assert (seen.min(), seen.max()) == (0, 100) and abs(seen.mean() - 50) < 2
+    whole = ~corners.isnan().any(dim=(1, 2))
+    even = F.interpolate(corners[whole][:, None], (13, 13), mode="bilinear", align_corners=True)[:, 0]
+    away = (values[whole] - even).nan_to_num(-0.5)
+    assert whole.sum() > 100 and away.min() > -1 and away.max() < 1e-3  # rounded down
 
 
 def test_the_same_arguments_give_the_same_pixels_and_other_seeds_and_splits_do_not():
@@ -78,7 +70,7 @@ def test_the_same_arguments_give_the_same_pixels_and_other_seeds_and_splits_do_n
 @pytest.mark.parametrize("arguments, message", [
     (dict(split="test"), "'test'; the digits have train, val"), (dict(size=7), "size is 7"),
     (dict(noise=256), "noise 256"), (dict(count=0), "count 0"),
-    (dict(scraps=-1), "scraps -1")])
+    (dict(shade=-1), "shade -1")])
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         digits.make_canvases(**arguments)
