@@ -596,7 +596,7 @@ plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
 # holds it. The recipe is AdamW with a warm-up and a cosine, batches of random canvases, cross-entropy. Where the processor
 # is fast at bf16, the matrix products run in it.
 #
-# **Predict first.** It has seen no handwriting yet, and trains for well under a minute on the canvases that the others had.
+# **Predict first.** It has seen no handwriting yet, and trains for about a minute on the canvases that the others had.
 # What share of the test canvases will it read? Set `my_guess` before you run the cell; a figure below draws it.
 
 # %%
@@ -605,7 +605,7 @@ my_guess = 50  # percent
 mine = MyViT(**vit_recipe.DIGITS_VIT)
 mine.load_state_dict(vit_recipe.make_digits_vit(seed=0).state_dict())  # to start where the recorded runs started
 history = vit_recipe.train_classifier(mine, *train_set[:2], steps=small.vit_steps, batch_size=small.vit_batch_size,
-                                  lr=small.vit_lr, seed=0)
+                                      lr=small.vit_lr, seed=0)
 mine = mine.cpu().eval()
 reached = vit_recipe.accuracy(mine, *val_set[:2])
 print(f"{sum(p.numel() for p in mine.parameters()):,} parameters, {small.vit_steps} steps of {small.vit_batch_size} "
@@ -823,7 +823,7 @@ figure
 # together than any it has learnt. How much survives?
 
 # %%
-for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 8):
+for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 2 * patch):
     grid = size // patch
     wider = MyViT(**{**vit_recipe.DIGITS_VIT, "image_size": size}).eval()
     state = mine.state_dict()
