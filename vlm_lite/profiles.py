@@ -32,6 +32,9 @@ class Profile:
     clip_batch_size: int
     clip_steps: int
     clip_lr: float
+    vit_batch_size: int
+    vit_steps: int
+    vit_lr: float
     connector_batch_size: int
     connector_steps: int
     connector_lr: float
@@ -54,6 +57,9 @@ TINY = Profile(
     clip_batch_size=128,
     clip_steps=450,
     clip_lr=1e-3,
+    vit_batch_size=128,
+    vit_steps=450,
+    vit_lr=1.5e-3,
     connector_batch_size=64,
     connector_steps=200,
     connector_lr=1e-3,
@@ -73,6 +79,9 @@ T4 = Profile(
     clip_batch_size=128,
     clip_steps=1_500,
     clip_lr=5e-4,
+    vit_batch_size=128,
+    vit_steps=450,
+    vit_lr=1.5e-3,
     connector_batch_size=64,
     connector_steps=1_500,
     connector_lr=1e-4,
@@ -82,7 +91,8 @@ T4 = Profile(
     download_gb=3.5,
 )
 SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
-                connector_batch_size=16, connector_steps=4, stage_images=64, stage_steps=(2, 2, 2))
+                vit_batch_size=16, vit_steps=4, connector_batch_size=16, connector_steps=4, stage_images=64,
+                stage_steps=(2, 2, 2))
 REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
 PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE, REHEARSAL)}
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import recipes, stages
-from .data import instructions, language, shapes
+from . import recipes, stages, vit_recipe
+from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, read_json, write_json
 from .profiles import PROFILES, get_compute
@@ -59,6 +59,21 @@ def qformer_connector(seed, profile, stage1="shapes-qformer"):
         figures["bridge score"] = result.bridge.value
     figures["multimodal gain"] = result.gain.value
     return history, figures
+
+
+def vit_digits(seed, profile):
+    """Notebook 02's training: a ViT from scratch on handwriting at random places, and the same with one thing changed.
+    """
+    (pictures, classes, _), (val, truth, _) = (digits.make_canvases(split, count) for split, count in (
+        ("train", profile.train_images), ("val", profile.val_images)))
+    figures, histories = {"chance": 0.1}, {}
+    for name, changes in vit_recipe.VARIANTS.items():
+        model = vit_recipe.make_digits_vit(seed=seed, **changes)
+        histories[name] = vit_recipe.train_classifier(
+            model, pictures, classes, steps=profile.vit_steps, batch_size=profile.vit_batch_size, lr=profile.vit_lr,
+            seed=seed, description=f"{name}, seed {seed}")
+        figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)
+    return histories["the ViT"], figures
 
 
 def qformer_alone(seed, profile):
@@ -141,13 +156,15 @@ STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2", "shapes-qformer")),
            "qformer_alone": (qformer_alone, (qformer_connector, *CONNECTOR_RECIPE), ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
-           "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2"))}
+           "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "vit_digits": (vit_digits, (vit_recipe, digits), ())}
 CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
                     "num_query_tokens")
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
           "qformer_connector": CONNECTOR_FIELDS, "qformer_alone": CONNECTOR_FIELDS,
-          "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS}
+          "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
+          "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
 
 def study_hash(name):
