@@ -1,10 +1,14 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
 from .clip import class_embeddings, cosine_similarity, info_nce, information_bound, recall_at_k
+from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
 from .core import progress
+from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
 from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
 
-__all__ = ["accumulate", "answer_loss", "class_embeddings", "cosine_similarity", "info_nce", "information_bound",
-           "load_weights", "make_labels", "make_queries", "mean_pool", "multihead_attention", "pad_batch",
-           "position_ids", "progress", "qformer_layer", "recall_at_k", "split_by_picture"]
+__all__ = ["accumulate", "answer_loss", "caption_recall", "circular_and_plain", "class_embeddings", "clipped_matches",
+           "cosine_similarity", "info_nce", "information_bound", "load_weights", "make_labels", "make_queries",
+           "mean_pool", "multihead_attention", "pad_batch", "pair_accuracy", "paired_interval", "pope_figures",
+           "position_ids", "progress", "qformer_layer", "rarity", "recall_at_k", "split_by_picture", "type_prior",
+           "vqa_accuracy"]
