@@ -65,6 +65,10 @@ def vqa_accuracy(learner):
     for matches in range(11):
         answers = [right_word] * matches + random.choices(others, k=10 - matches)
         random.shuffle(answers)
+        if matches > 1:  # two who agree stand at the ends, so that leaving out one end only gives another score
+            ends = [k for k, answer in enumerate(answers) if answer == right_word][:2]
+            middle = [answer for k, answer in enumerate(answers) if k not in ends]
+            answers = [right_word, *middle, right_word]
         asked.append(answers)
     found = [learner(right_word, list(answers)) for answers in asked]
     if not all(isinstance(value, int | float) for value in found):
