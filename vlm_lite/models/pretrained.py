@@ -17,8 +17,12 @@ class PretrainedVLM:
 
     def __init__(self, name="HuggingFaceTB/SmolVLM2-256M-Video-Instruct", *, longest_edge=None, compute=None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.models.smolvlm import processing_smolvlm
 
         from vlm_lite.profiles import get_compute
+
+        # SmolVLM's processor refuses to start without this package, which only spells out the frames of a video.
+        processing_smolvlm.num2words = processing_smolvlm.num2words or str
 
         compute = compute or get_compute()
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}[compute.mixed_precision] if compute.device != "cpu" \
@@ -26,9 +30,9 @@ class PretrainedVLM:
         try:
             self.processor = AutoProcessor.from_pretrained(name)
             self.model = AutoModelForImageTextToText.from_pretrained(name, dtype=half).to(compute.device).eval()
-        except OSError as error:
-            raise UserError(f"{name} cannot be loaded ({str(error).splitlines()[0]}). Expected a folder, or the id of "
-                            "an image-text-to-text model and a network.") from error
+        except (OSError, ImportError, ValueError) as error:  # not there, a package it needs, another kind of model
+            raise UserError(f"{name} cannot be loaded ({str(error).strip().splitlines()[0]}). Expected a folder, or "
+                            "the id of an image-text-to-text model and a network.") from error
         self.processor.tokenizer.padding_side = "left"  # so that every answer begins where its row ends
         self.longest_edge = longest_edge
 
