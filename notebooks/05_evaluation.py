@@ -36,7 +36,7 @@
 # **You will be able to show** where each metric is fooled; what a model earns that does not look, guesses, or says yes to
 # everything; and, at the end, a page of one model that would convince a sceptic that it looks, or that it does not.
 #
-# **Reading time:** 25 minutes. Nine exercises, 60 minutes if you write them all, none needed to go on.
+# **Reading time:** 25 minutes. Nine exercises, 57 minutes if you write them all, none needed to go on.
 # <!-- figures -->
 # <!-- /figures -->
 # **Before this:** [00](00_start_here.ipynb), which asks this model its first questions. The model is the shipped
@@ -778,8 +778,8 @@ for kind, part in of_kind.items():
 # about, one picture at a time and in batches, with its controls. Then two knobs: the resolution, and a prompt that asks
 # to think step by step.
 #
-# **This part has not been run on a GPU by the authors.** It is tested with a small random model of the same class, so the
-# code runs; no figure of it is claimed here. It needs a network and is left out on `tiny`.
+# **This part has not been run on a GPU by the authors**, nor with the real weights: a test runs its code with a small random
+# model of the same class. So no figure of it is claimed here. It needs a network and is left out on `tiny`.
 
 # %% tags=["t4"]
 COMMIT = "7ef3026faa9a89ed11fd508385fad652fdc6349f"  # of github.com/AoiDragon/POPE, whose label files these are
@@ -822,25 +822,32 @@ def timed(model, lines, batch_size, suffix=" Answer with yes or no.", other=None
     return said, (time.perf_counter() - start) / len(lines), memory
 
 
-def real_row(name, lines, *arguments, **options):
-    said, seconds, memory = timed(*arguments, **options)
-    found = pope_scores(said, [line["label"] for line in lines])
+def last_yes_or_no(text):
+    """What an answer in steps comes to. POPE's parser reads the first sentence, where the steps only begin."""
+    return (re.findall(r"\b(?:yes|no)\b", text.lower()) or [""])[-1]
+
+
+def real_row(name, lines, model, batch_size, read=str, **options):
+    said, seconds, memory = timed(model, lines, batch_size, **options)
+    found = pope_scores(list(map(read, said)), [line["label"] for line in lines])
     print(f"{name:34}" + "".join(f"{100 * found[key]:10.1f}" for key in ("accuracy", "f1", "yes_ratio")) + f"{seconds:12.3f}{memory:10.0f}")
 
 
 if profile.name == "t4":
     print(f"{'POPE on photographs':34}{'accuracy':>10}{'f1':>10}{'yes %':>10}{'s/question':>12}{'MB':>10}")
     hard, turned = real["adversarial"], dict(zip(names, names[1:] + names[:1], strict=True))
-    real_row("adversarial, one at a time", hard[:30], smol, hard[:30], 1)
+    real_row("adversarial, one at a time", hard[:30], smol, 1)
     for split, lines in real.items():
-        real_row(f"{split}, batches of 8", lines, smol, lines, 8)
-    real_row("adversarial, blind", hard, smol, hard, 8, other="blind")
-    real_row("adversarial, shuffled", hard, smol, hard, 8, other=turned)
+        real_row(f"{split}, batches of 8", lines, smol, 8)
+    real_row("adversarial, blind", hard, smol, 8, other="blind")
+    real_row("adversarial, shuffled", hard, smol, 8, other=turned)
     for edge in (512, 1024, 2048):
         smol.longest_edge = edge
-        real_row(f"adversarial, longest edge {edge}", hard[:60], smol, hard[:60], 4)
+        real_row(f"adversarial, longest edge {edge}", hard[:60], smol, 4)
     smol.longest_edge = 512
-    real_row("adversarial, step by step", hard[:60], smol, hard[:60], 8, suffix=" Think step by step, then answer: yes or no.", words=96)
+    think = {"suffix": " Think step by step, then answer: yes or no.", "words": 96}
+    real_row("adversarial, step by step", hard[:60], smol, 8, **think)
+    real_row("the same, its last yes or no read", hard[:60], smol, 8, last_yes_or_no, **think)
 
 # %% [markdown]
 # ## 9. The page
@@ -883,13 +890,14 @@ check.progress(claims)
 # A box without its cross is not a fault of the page: it is what the page is for. Which one stays empty here, if any, and
 # which section tells you why?
 #
-# **Can it see yet?** The scoreboard of the course, with a control that the others do not have.
+# **Can it see yet?** The scoreboard of the course, with a control that the others lack: its patches in
+# disorder.
 
 # %%
 five = five_questions(questions)
 pictures = [row["image"] for row in five]
 plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for row in five],
-                 {"blind": ask(five, None), "patches in disorder": ask(five, disordered), "the VLM": ask(five)})
+                 {"blind": ask(five, None), "disorder": ask(five, disordered), "the VLM": ask(five)})
 
 # %% [markdown]
 # **What this does not show**
