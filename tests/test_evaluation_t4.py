@@ -1,4 +1,4 @@
-"""The `t4` cells of notebook 05 run, offline, with a small random SmolVLM and stand-ins for POPE's files and photographs."""
+"""Notebook 05's `t4` cells run offline, with a small random SmolVLM and stand-ins for POPE's files and photographs."""
 
 import json
 import math

@@ -1,6 +1,10 @@
 """VLMEvalKit's calling convention and its tables: what its inference loop does with a model, done to ours."""
 
 import json
+import re
+import sys
+import types
+from pathlib import Path
 
 import pandas
 import pytest
@@ -122,3 +126,37 @@ def test_pope_is_exported_with_its_splits_as_categories(tmp_path):
                                      [2, "Is there a 1?", "Yes", "popular", "popular 1"],
                                      [3, "Is there a 2?", "Yes", "popular", "popular 2"]]
     assert list(table) == ["index", "question", "answer", "category", "prediction"]
+
+
+def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers(rows, tmp_path, monkeypatch, capsys):
+    """Against a stand-in for VLMEvalKit with the signatures of vlmeval/dataset/__init__.py and vlmeval/inference.py."""
+    from vlm_lite.models import pretrained
+
+    def build_dataset(dataset_name, **kwargs):
+        write_mmbench(tmp_path / "bench.tsv", rows)
+        data = pandas.read_csv(tmp_path / "bench.tsv", sep="\t").astype({"index": str})
+        prompts = lambda line: [dict(type="text", value=f"Question: {line['question']}\n")]  # noqa: E731
+        return types.SimpleNamespace(dataset_name=dataset_name, data=data, dump_image=None, build_prompt=prompts,
+                                     evaluate=lambda eval_file, **judge: pandas.read_csv(eval_file, sep="\t"))
+
+    def infer_data_job(model, work_dir, model_name, dataset, verbose=False, api_nproc=4, ignore_failed=False,
+                       use_vllm=False):
+        messages = [dataset.build_prompt(line) for _, line in dataset.data.iterrows()]
+        dataset.data["prediction"] = infer(model, messages, dataset.dataset_name)
+        dataset.data.to_csv(f"{work_dir}/{model_name}_{dataset.dataset_name}.tsv", sep="\t")
+
+    for name, function in (("dataset", build_dataset), ("inference", infer_data_job)):
+        monkeypatch.setitem(sys.modules, f"vlmeval.{name}", types.SimpleNamespace(**{function.__name__: function}))
+    monkeypatch.setitem(sys.modules, "vlmeval", types.ModuleType("vlmeval"))
+    monkeypatch.setattr(pretrained, "PretrainedVLM", lambda name, **options: Recorder())
+    monkeypatch.setenv("PRED_FORMAT", "")
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    code, = re.findall(r"^```py\n(.*?)^```$", readme, flags=re.M | re.S)
+    exec(code.replace('"MMBench_DEV_EN", 100', '"MMBench_DEV_EN", 2'), {"__name__": "readme"})
+    asked = pandas.read_csv("outputs/smol_MMBench_DEV_EN.tsv", sep="\t")
+    whole = {index % M for index in asked["index"]}
+    assert len(whole) == 2 and len(asked) == sum(row["index"] % M in whole for row in rows)
+    assert len(pandas.read_csv("outputs/smol_POPE.tsv", sep="\t")) == len(rows)
+    assert asked["prediction"].tolist() == [f"None Question: {q}\n" for q in asked["question"]]
+    assert "prediction" in capsys.readouterr().out
