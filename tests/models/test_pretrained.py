@@ -7,7 +7,7 @@ from PIL import Image
 from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.files import UserError
-from vlm_lite.models.pretrained import PretrainedVLM, ZooVLM, course_prompt
+from vlm_lite.models.pretrained import PretrainedVLM, ZooVLM, allow_smolvlm, course_prompt
 from vlm_lite.profiles import Compute
 from vlm_lite.recipes import load_pictures, pixel_values
 
@@ -23,6 +23,7 @@ def smol(tmp_path_factory):
     from transformers import SmolVLMImageProcessor as Pictures
     from transformers import SmolVLMVideoProcessor as Videos
 
+    allow_smolvlm()
     special = ["<pad>", "<unk>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>",
                *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5))]
     words = [*special, *"User : Assistant Is there a dog cat here ? yes no Answer".split()]

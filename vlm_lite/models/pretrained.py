@@ -17,12 +17,10 @@ class PretrainedVLM:
 
     def __init__(self, name="HuggingFaceTB/SmolVLM2-256M-Video-Instruct", *, longest_edge=None, compute=None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
-        from transformers.models.smolvlm import processing_smolvlm
 
         from vlm_lite.profiles import get_compute
 
-        # SmolVLM's processor refuses to start without this package, which only spells out the frames of a video.
-        processing_smolvlm.num2words = processing_smolvlm.num2words or str
+        allow_smolvlm()
 
         compute = compute or get_compute()
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}[compute.mixed_precision] if compute.device != "cpu" \
@@ -52,6 +50,13 @@ class PretrainedVLM:
         rows = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new = rows[:, inputs["input_ids"].shape[1]:]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def allow_smolvlm():
+    """Let SmolVLM's processor start without the package num2words, which only spells out the frames of a video."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
 
 
 class ZooVLM:
