@@ -18,6 +18,7 @@ from vlm_lite import recipes  # noqa: E402
 from vlm_lite.data.language import short_prompt  # noqa: E402
 from vlm_lite.data.records import read_vqa_rows  # noqa: E402
 from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
+from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import data_path  # noqa: E402
@@ -72,6 +73,19 @@ def time_evaluators():
         line("VQA scoring of 214,000 questions, reading the files included", seconds(lambda: score_vqa(
             ["yes"] * count, read_vqa_rows(questions, annotations, complete=False)[0])), "s")
         gc.enable()
+    count, starts, start_of = 5_000, [], subprocess.Popen.__init__
+
+    def counted(self, *arguments, **options):
+        starts.append(arguments)
+        start_of(self, *arguments, **options)
+
+    references = {k: [f"a red circle near the blue square number {k % 97}"] * 5 for k in range(count)}
+    find_java()  # which asks each Java for its version
+    subprocess.Popen.__init__ = counted
+    line("BLEU, ROUGE-L and CIDEr of 5,000 images with the official tokeniser", seconds(lambda: caption_scores(
+        references, {k: "a red circle" for k in references}, ("BLEU", "ROUGE_L", "CIDEr"))), "s")
+    subprocess.Popen.__init__ = start_of
+    line("  programs (Java) started by that call", len(starts), "")
 
 
 def main():

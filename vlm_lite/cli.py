@@ -18,6 +18,10 @@ from vlm_lite.rehearsal.commands import add as add_rehearse
 
 ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
 NEEDED_FREE_GB = 2.0
+REPORT_EXAMPLE = """example:
+  vlm-lite report shapes-vlm --out shapes-vlm-report.html
+
+Asks about held-out pictures of the Shapes world, with and without the right picture. About a minute on two cores."""
 
 
 def main(arguments=None):
@@ -61,6 +65,12 @@ def build_parser():
     add_train(commands)
     add_data(commands)
     add_rehearse(commands)
+    report = commands.add_parser("report", help="one page about a VLM: scores, controls, answers, failures",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter, epilog=REPORT_EXAMPLE)
+    report.add_argument("run", metavar="RUN", help="a folder that VLM.save_pretrained wrote, or a name in the zoo")
+    report.add_argument("--out", metavar="FILE.html", help="the page (default NAME-report.html here); JSON goes beside")
+    report.add_argument("--questions", type=_positive, default=500, help="how many are asked (default 500)")
+    report.set_defaults(call=run_report)
     add_eval(commands)
     add_labs(commands)
     return parser
@@ -95,6 +105,17 @@ def run_study(options):
     from vlm_lite import studies
 
     studies.run(options.name, seeds=options.seeds)
+
+
+def run_report(options):
+    """`vlm-lite report RUN`."""
+    from vlm_lite.evals.report import write_report
+
+    out = options.out or f"{os.path.basename(os.path.normpath(options.run))}-report.html"
+    facts = write_report(options.run, out, questions=options.questions)
+    for name, score in facts["accuracy"].items():
+        print(f"{name:15} {100 * score['value']:5.1f}%  [{100 * score['low']:.1f}, {100 * score['high']:.1f}]")
+    print(f"{facts['questions']} questions; written to {out} and {os.path.splitext(out)[0]}.json")
 
 
 def check_checkpoint(name):

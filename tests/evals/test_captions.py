@@ -8,6 +8,8 @@ import stat
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm_lite.evals import captions
 from vlm_lite.evals.captions import caption_scores, find_java
@@ -56,6 +58,34 @@ def test_scores_equal_pycocoevalcap_run_by_hand(monkeypatch, capfd):
     assert 0 < scores["METEOR"] < 1
     assert scores["tokenizer"] == "PTB"
     assert list(scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "tokenizer"]
+
+
+WORDS = [f"w{letter}" for letter in "abcdefghijkl"]
+sentence = st.lists(st.sampled_from(WORDS), min_size=5, max_size=9, unique=True).map(" ".join)
+scored = st.lists(st.tuples(st.lists(sentence, min_size=1, max_size=3), sentence), min_size=2, max_size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scored, st.randoms(use_true_random=False))
+def test_bounds_and_order(pairs, random):
+    def score(order):
+        pairs_of = {k: pairs[k] for k in order}
+        return caption_scores({k: sorted(refs) for k, (refs, _) in pairs_of.items()},
+                              {k: said for k, (_, said) in pairs_of.items()}, NO_JAVA, "whitespace")
+
+    scores, order = score(range(len(pairs))), list(range(len(pairs)))
+    numbers = {name: value for name, value in scores.items() if name != "tokenizer"}
+    assert all(0 <= value <= (10 if name == "CIDEr" else 1) + 1e-9 for name, value in numbers.items())
+    random.shuffle(order)
+    assert {name: score(order)[name] for name in numbers} == pytest.approx(numbers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(WORDS), st.integers(2, 3))
+def test_a_perfect_copy_gets_the_top_score(words, count):
+    texts = {k: " ".join(words[4 * k:4 * k + 4]) for k in range(count)}  # no word in two: CIDEr's weights are not zero
+    scores = caption_scores({k: [text] for k, text in texts.items()}, texts, NO_JAVA, "whitespace")
+    assert [scores[name] for name in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")] == pytest.approx([1, 1, 1, 10])
 
 
 def test_bleu_by_hand():

@@ -85,6 +85,26 @@ def test_score_vqa_averages_over_all_and_over_each_type(rows):
     assert score_vqa(["Yes", "two", "Blue.", "green"], rows, normalize="always")["overall"] == pytest.approx(65)
 
 
+people = st.lists(st.sampled_from(["red", "Red.", "the cat", "2", "two"]), min_size=10, max_size=10)
+one_question = st.tuples(people, st.sampled_from(["red", "a red", "cat", "two", ""]), st.sampled_from("xy"))
+
+
+@given(st.lists(one_question, min_size=1, max_size=6), st.sampled_from(["official", "always"]),
+       st.randoms(use_true_random=False))
+def test_bounds_order_and_a_perfect_copy(cells, normalize, random):
+    def score(cells):
+        rows = [{"answers": answers, "question_type": kind, "answer_type": None} for answers, _, kind in cells]
+        return score_vqa([said for _, said, _ in cells], rows, normalize)
+
+    scores = score(cells)
+    assert 0 <= scores["overall"] <= 100
+    mixed = [(random.sample(answers, 10), said, kind) for answers, said, kind in random.sample(cells, len(cells))]
+    assert score(mixed)["overall"] == pytest.approx(scores["overall"])
+    assert score(mixed)["per_question_type"] == pytest.approx(scores["per_question_type"])
+    copied = [(answers[:1] * 6 + answers[6:], answers[0], kind) for answers, _, kind in cells]
+    assert score(copied)["overall"] == 100  # four who agree are enough
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: vqa_accuracy("yes", ["yes"] * 9), "expected 10 texts"),
     (lambda: vqa_accuracy("yes", ["yes"] * 9 + [1]), "expected 10 texts"),

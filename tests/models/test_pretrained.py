@@ -1,0 +1,120 @@
+"""Finished VLMs behind one call: a small random SmolVLM, alone and in batches, and the zoo's own with plain texts."""
+
+import pytest
+import torch
+from PIL import Image
+
+from vlm_lite.data.language import short_prompt
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.files import UserError
+from vlm_lite.models.pretrained import PretrainedVLM, ZooVLM, allow_smolvlm, course_prompt
+from vlm_lite.profiles import Compute
+from vlm_lite.recipes import load_pictures, pixel_values
+
+CPU = Compute("cpu", "no", "a test")
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    """The folder of a SmolVLM of the real architecture with few random weights, and its processor."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers import SmolVLMImageProcessor as Pictures
+    from transformers import SmolVLMVideoProcessor as Videos
+
+    allow_smolvlm()
+    special = ["<pad>", "<unk>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>",
+               *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5))]
+    words = [*special, *"User : Assistant Is there a dog cat here ? yes no Answer".split()]
+    core = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>",
+                                        eos_token="<end_of_utterance>", additional_special_tokens=special[3:])
+    template = ("{% for m in messages %}User : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+                "{% else %} {{ c['text'] }}{% endif %}{% endfor %} <end_of_utterance> {% endfor %} Assistant :")
+    size, most = {"longest_edge": 64}, {"longest_edge": 32}
+    processor = SmolVLMProcessor(Pictures(size=size, max_image_size=most), tokenizer,
+                                 Videos(size=size, max_image_size=most), image_seq_len=4, chat_template=template)
+    torch.manual_seed(0)
+    model = SmolVLMForConditionalGeneration(SmolVLMConfig(
+        image_token_id=3, pad_token_id=0, scale_factor=2,
+        vision_config=dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                           image_size=32, patch_size=8),
+        text_config=dict(model_type="llama", vocab_size=len(words), hidden_size=32, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, intermediate_size=64, pad_token_id=0,
+                         bos_token_id=1, eos_token_id=2, max_position_embeddings=512)))
+    folder = tmp_path_factory.mktemp("smol")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def photographs():
+    generator = torch.Generator().manual_seed(0)
+    return [Image.fromarray(torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8).numpy())
+            for h, w in ((40, 64), (64, 64), (90, 30))]
+
+
+TEXTS = ["Is there a dog ?", "Is there a cat here ? Answer yes", "a dog ?"]
+
+
+def test_a_batch_answers_what_each_question_gets_alone(smol):
+    vlm, images = PretrainedVLM(str(smol), compute=CPU), photographs()
+    alone = [vlm.answer([image], [text], 6)[0] for image, text in zip(images, TEXTS, strict=True)]
+    assert vlm.answer(images, TEXTS, 6) == alone
+    assert not any("User" in text and "Assistant" in text for text in alone)  # the answer only, not the prompt
+
+
+def test_the_picture_is_seen_and_blind_it_is_not(smol):
+    vlm = PretrainedVLM(str(smol), compute=CPU)
+    seen = []
+    forward = vlm.model.generate
+    vlm.model.generate = lambda **inputs: seen.append(inputs) or forward(**inputs)
+    vlm.answer(photographs(), TEXTS, 2)
+    vlm.answer(None, TEXTS, 2)
+    assert "pixel_values" in seen[0] and "pixel_values" not in seen[1]
+    assert (seen[1]["input_ids"] != 3).all() and (seen[0]["input_ids"] == 3).any()
+
+
+def test_the_longest_edge_decides_into_how_many_tiles_a_picture_is_cut(smol):
+    tiles = {}
+    for edge in (32, 64, 128):
+        vlm = PretrainedVLM(str(smol), compute=CPU, longest_edge=edge)
+        forward = vlm.model.generate
+        vlm.model.generate = lambda edge=edge, forward=forward, **inputs: tiles.update(
+            {edge: inputs["pixel_values"].shape[1]}) or forward(**inputs)
+        vlm.answer(photographs()[1:2], TEXTS[:1], 2)
+    assert tiles[32] < tiles[64] < tiles[128]
+
+
+def test_the_zoo_s_vlm_answers_pictures_as_it_answers_features():
+    captions, questions = load_shapes("val", 12, progress=False)
+    images, _, ids = load_pictures(captions)
+    rows = [dict(row) for row in questions.remove_columns("image").select(range(6))]
+    zoo = ZooVLM()
+    own = torch.stack([images[ids.index(row["image_id"])] for row in rows])
+    expected = zoo.vlm.generate(zoo.vlm.encode(pixel_values(own)), [short_prompt(row["question"]) for row in rows], 4)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in own]
+    assert zoo.answer(pictures, [row["question"] for row in rows], 4) == expected
+    assert zoo.answer(None, ["is there a star?"], 2) == zoo.vlm.generate(None, [short_prompt("is there a star?")], 2)
+
+
+@pytest.mark.parametrize("text, prompt", [
+    ("is there a star?", "is there a star?"),
+    ("Is there a star in the image? Please answer yes or no.", "Is there a star in the image?"),
+    ("Hint: look well\nQuestion: what is it?\nOptions:\nA. star\nB. heart\nPlease select the correct answer from the "
+     "options above. \n", "what is it? A. star B. heart")])
+def test_a_benchmark_s_text_becomes_the_prompt_that_the_brain_learnt(text, prompt):
+    assert course_prompt(text) == short_prompt(prompt)
+
+
+@pytest.mark.parametrize("images, texts", [([], []), (None, []), (photographs()[:1], ["a", "b"])])
+def test_as_many_pictures_as_texts_are_wanted(images, texts):
+    with pytest.raises(UserError, match="pictures for"):
+        ZooVLM().answer(images, texts)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be loaded"):
+        PretrainedVLM(str(tmp_path / "nothing"), compute=CPU)
