@@ -51,8 +51,8 @@ def run_train_stages(options):
     train, held_out = (stages.load_pictures(vlm.vision, split, count, progress=state.is_main_process) for split, count
                        in (("train", options.pictures or profile.stage_images),
                            ("val", options.held_out or profile.val_images)))
-    found = stages.run_stages(vlm, train, held_out, stages.llava_plan(options.steps or profile.stage_steps),
-                              folder=options.folder, seed=options.seed, compute=compute,
-                              batch_size=options.batch_size or profile.connector_batch_size)
+    found = stages.run_stages(vlm, train, held_out, stages.llava_plan(
+        options.steps or profile.stage_steps, options.batch_size or profile.connector_batch_size),
+        folder=options.folder, seed=options.seed, compute=compute)
     state.print(stages.matrix(found))
     state.print(f"weights: {options.folder}/stage-3; scores with their intervals: {options.folder}/stage-*.json")
