@@ -59,6 +59,7 @@ import torch
 import torch.nn.functional as F
 
 from vlm_lite import plots, recipes, stages
+from vlm_lite.commands import matrix
 from vlm_lite.data import instructions, language
 from vlm_lite.data.language import chat_prompt, short_prompt
 from vlm_lite.figures import BLUE, GREY, ORANGE, PALE, VERMILLION
@@ -427,7 +428,7 @@ def after_stage(name, scores, history):
 
 plan = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
 found = stages.run_stages(vlm, pictures, held_out, plan, texts=texts, measure=measure, on_stage=after_stage)
-print(stages.matrix(found))
+print(matrix(found))
 print("* its interval lies wholly above that of the stage before")
 
 sees = dict(found)["captions"]["sees"]
@@ -552,11 +553,9 @@ print(f"recorded, perplexity on text: frozen {frozen:.2f}, LoRA {lora:.2f}, full
 
 from vlm_lite.zoo import any_scene
 
-texts_only = [language.document(any_scene, np.random.default_rng([7, 9, k])) for k in range(40)]
-untouched = recipes.new_vlm("mlp").language_model
-live = {name: stages.perplexity(model, tokenizer, texts_only) for name, model in (
-    ("the brain as it came", untouched), ("yours, after three stages", vlm.language_model),
-    ("after VQA as chat", spoilt.language_model))}
+texts_only = [language.document(any_scene, np.random.default_rng([7, 9, k]), exchanges=5) for k in range(40)]
+live = {name: stages.perplexity(model, texts_only) for name, model in (
+    ("the brain as it came", recipes.new_vlm("mlp")), ("yours, after three stages", vlm), ("after VQA as chat", spoilt))}
 print("live: " + ", ".join(f"{name} {value:.2f}" for name, value in live.items()))
 
 
@@ -649,14 +648,13 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 photographs = False  #@param {type: "boolean"}
 
 if photographs:
-    from vlm_lite.data.formats import image_tensor
-    from vlm_lite.data.readers import read_llava
+    from vlm_lite.data import formats, readers
     from vlm_lite.models.clip import CLIP
     from vlm_lite.models.projectors import make_connector
     from vlm_lite.models.text import load_language_model
     from vlm_lite.models.vlm import VLM
 
-    rows = read_llava("llava_instruct_150k.json", "train2014").select(range(5_000))
+    rows = readers.read_llava("llava_instruct_150k.json", "train2014").select(range(5_000))
     big_eye = CLIP.from_pretrained("openai/clip-vit-base-patch16")
     big_brain, big_tokenizer = load_language_model("Qwen/Qwen2.5-0.5B-Instruct")
     big = VLM(vision=big_eye, connector=make_connector("mlp", 768, big_brain.config.hidden_size),
@@ -666,7 +664,7 @@ if photographs:
         return big_tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
                                                  add_generation_prompt=True)
 
-    photos, photo_ids = image_tensor(rows, image_size=224)
+    photos, photo_ids = formats.image_tensor(rows, image_size=224)
     by_picture = {image_id: [] for image_id in photo_ids}
     for image_id, messages in zip(rows["image_id"][:], rows["conversation"][:], strict=True):
         by_picture[image_id].append(instructions.as_pairs(messages, qwen_prompt))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from vlm_lite import cli, recipes, stages
+from vlm_lite import cli, commands, recipes, stages
 from vlm_lite.data import instructions, language, scenes
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json
@@ -194,7 +194,7 @@ def test_the_four_checks_hold_for_a_model_that_looks_and_for_no_other(pictures, 
 def test_the_matrix_marks_a_gain_outside_its_interval():
     low, high = ({name: [v, v - 0.1, v + 0.1] for name in ("CIDEr", "VQA", "form", "following", *stages.CHECKS)}
                  for v in (0.2, 0.5))
-    lines = stages.matrix([("nothing trained", low), ("captions", high), ("VQA", high)]).splitlines()
+    lines = commands.matrix([("nothing trained", low), ("captions", high), ("VQA", high)]).splitlines()
     assert len(lines) == 4 and lines[2].count("0.50*") == 8 and "*" not in lines[1] + lines[3]
 
 
@@ -202,7 +202,7 @@ def test_perplexity_is_that_of_the_answers_alone():
     vlm = small_vlm()
     texts = [("a small red circle in the top row, left column.", [(language.short_prompt("what is it?"), "red"),
                                                                  (language.short_prompt("how many?"), "1")])]
-    found = stages.perplexity(vlm.language_model, vlm.tokenizer, texts)
+    found = stages.perplexity(vlm, texts)
     assert 100 < found < 2 * len(vlm.tokenizer)  # an untrained model is about as surprised as a die of all words
     batch = build_text_batch(vlm.tokenizer, [[(f"{texts[0][0]} {texts[0][1][0][0]}", "red"), texts[0][1][1]]])
     with torch.no_grad():

@@ -259,31 +259,10 @@ def _named(caption, things):
 
 
 @torch.no_grad()
-def perplexity(language_model, tokenizer, texts):
-    """exp of the mean loss (nats a token) of a language model on the answers of `texts`: [(context, exchanges), ...].
+def perplexity(vlm, texts):
+    """exp of the mean loss (nats a token) on the answers of `texts`, [(context or "", [(prompt, answer), ...]), ...].
 
-    No picture: this is what the language model still knows of what it could do before. context: a description or "".
+    No picture: this is what the language model still knows of what it could do before.
     """
-    losses, count = 0.0, 0
-    for context, exchanges in texts:
-        (prompt, answer), *rest = exchanges
-        batch = build_text_batch(tokenizer, [[(f"{context} {prompt}".strip(), answer), *rest]])
-        ids, labels = batch["input_ids"], batch["labels"][:, 1:]
-        logits = language_model(ids.to(language_model.device)).logits[:, :-1].float().cpu()
-        losses += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE,
-                                                    reduction="sum").item()
-        count += int((labels != IGNORE).sum())
-    return float(np.exp(losses / count))
-
-
-def matrix(found):
-    """Printable text: a row a stage, a column a metric; * where the interval lies above that of the stage before."""
-    names = ("CIDEr", "VQA", "form", "following", *CHECKS)
-    lines = [f"{'stage':16}" + "".join(f"{name:>11}" for name in names)]
-    before = None
-    for stage, scores in found:
-        cells = (f"{scores[name][0]:.2f}{'*' if before and scores[name][1] > before[name][2] else ' '}"
-                 for name in names)
-        lines.append(f"{stage:16}" + "".join(f"{cell:>11}" for cell in cells))
-        before = scores
-    return "\n".join(lines)
+    rows = [[(f"{context} {prompt}".strip(), answer), *rest] for context, ((prompt, answer), *rest) in texts]
+    return vlm(None, **build_text_batch(vlm.tokenizer, rows)).loss.exp().item()

@@ -82,12 +82,12 @@ def llava_failures(seed, profile):
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
     captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
-    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k])) for k in range(80)]
+    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5) for k in range(80)]
     histories, figures = [], {}
 
     def measured(name, vlm):
         scores = stages.evaluate(vlm, held_out, pictures=150, questions=300, orders=150)
-        scores["perplexity"] = [stages.perplexity(vlm.language_model, vlm.tokenizer, texts)]
+        scores["perplexity"] = [stages.perplexity(vlm, texts)]
         figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
 
     def after(name, start, stage, **changed):
