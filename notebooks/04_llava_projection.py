@@ -76,6 +76,7 @@ print(f"{len(images)} pictures, {len(held_out.questions)} questions, held out; f
 for part, module in (("eye", vlm.vision.vision_model), ("nerve", vlm.connector), ("brain", brain)):
     print(f"{part:6} {sum(p.numel() for p in module.parameters()):>10,} parameters")
 
+
 # %% [markdown]
 # **Which vectors?** A ViT has a *hidden state* after each of its blocks. LLaVA takes the one **before the last**, and
 # drops the class token: the last block prepares that token for CLIP's matching of captions, and CLIP's loss sees nothing
@@ -306,6 +307,7 @@ def draw_row(names, counts, prefix=16, wide=13):
 
 draw_row(tokenizer.convert_ids_to_tokens(ids), [label != -100 for label in labels])
 
+
 # %% [markdown]
 # ## 5. LoRA: let the brain learn a little
 #
@@ -476,9 +478,11 @@ plt.show()
 print("dashed: 0, and for VQA the blind model")
 
 # %% [markdown]
-# **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the model has learnt that a picture
-# calls for a caption, and nothing else: asked a question, it may well go on describing, and *form* is no better than
-# before. Instructions bring *form* and *following*. VQA brings the short answers, and may cost a little elsewhere.
+# **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the nerve has learnt more than to show
+# the picture: it says "caption this", whatever is asked, and VQA and *form* are no better than before, or worse.
+# Instructions bring *form* and *following*, and VQA rises with them, although most replies were long. What was not
+# rehearsed suffers: watch CIDEr. VQA brings the short answers, at a price in conversation: watch *form* again, and which
+# form it is.
 #
 # **By type of question** and by form:
 
@@ -503,11 +507,12 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 # %% [markdown]
 # ## 9. What goes wrong
 #
-# Each of these was trained and recorded like the run above, from the same start, with the same evaluation.
+# Each of these was trained and recorded like the run above, from the same start, with the same evaluation. For time,
+# stage 1 has half the steps here, in every row alike.
 #
 # - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error, and a loss that falls.
-# - *Instructions alone*: stage 1 left out. The brain has LoRA to learn with, and the quickest way down is to guess well
-#   without looking.
+# - *Instructions alone*: stage 1 left out, as many steps of instructions. The brain has LoRA to learn with, and the
+#   quickest way down is to guess well without looking.
 # - *VQA as chat*: after the instructions, VQA alone, put as a user would put it and with no word about the form. Every
 #   question in the data has a short answer, so everything gets one.
 

@@ -51,7 +51,7 @@ class Stage:
     per_row: int = 6
 
 
-def llava_plan(steps=(120, 100, 100), batch_size=64, lr=2e-3, lora_lr=1e-3):
+def llava_plan(steps=(120, 60, 100), batch_size=64, lr=2e-3, lora_lr=1e-3):
     """LLaVA's two stages, and VQA as the third; `lr` for the connector alone, `lora_lr` where both learn.
 
     The later stages take half of `batch_size`, as LLaVA-1.5 does.
@@ -105,12 +105,16 @@ def add_lora(language_model, rank=16):
     GPT-2 keeps its weights in `Conv1D`, transposed, which `peft` must be told (`fan_in_fan_out`).
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
     is_gpt2 = any(isinstance(module, Conv1D) for module in language_model.modules())
     targets = ["c_attn", "c_proj", "c_fc"] if is_gpt2 else "all-linear"
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=is_gpt2),
                             language_model)
+    for module in language_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # autocast does it: no detour of every input through fp32
 
 
 def set_trainable(vlm, tune, seed=0):
