@@ -138,7 +138,7 @@ def shard(batch, rank, processes):
 
 
 @contextlib.contextmanager
-def _halved(module, dtype):
+def halved(module, dtype):
     """Within the block what does not learn is kept in `dtype`: autocast would turn it over at every step."""
     kept = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.requires_grad]
     for parameter, value in kept:
@@ -158,7 +158,7 @@ def train_stage(vlm, features, texts, stage, *, seed=0, compute=None, **options)
     begins = weights_hash(vlm.connector), weights_hash(vlm.language_model)
     vlm.train()
     try:
-        with _halved(vlm.language_model, half):
+        with halved(vlm.language_model, half):
             return train(vlm, recipes.exchange_batches(features, texts, vlm.tokenizer, stage.batch_size, stage.per_row),
                          lambda model, batch: model(*batch).loss, steps=stage.steps, lr=stage.lr, seed=seed,
                          shard=shard, compute=compute, settings={**asdict(stage), "images": len(features),
