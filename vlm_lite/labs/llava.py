@@ -103,7 +103,7 @@ def mlp_projector(learner):
 @exercise(_insert_image)
 def insert_image(learner):
     """Prompts of random length with the special word at the front, in the middle and at the end."""
-    for place, length in ((3, 7), (0, 5), (5, 6)):
+    for place, length in ((3, 9), (0, 7), (5, 6)):
         image_id, ids = 2, torch.randint(10, 99, (length,))
         ids[place] = image_id
         embeds, image = torch.randn(length, 8), torch.randn(4, 8)
@@ -152,6 +152,8 @@ def chat_text(learner):
         plain = " ".join(found.split())
         if "{" in plain or "role" in plain:
             return "the messages themselves are in the text: take what stands under 'content'"
+        if any(message["content"] not in plain for message in messages[:-1]):
+            return "the earlier turns are gone: the model reads the whole conversation, not the last question alone"
         if messages[-1] is say:
             if plain == f"{right} {ASSISTANT}":
                 return "the conversation is over, yet the text ends with <assistant>: add that only after a user's turn"
@@ -162,8 +164,6 @@ def chat_text(learner):
         if plain == right.removesuffix(f" {ASSISTANT}"):
             return ("the user spoke last, and the text ends there: add <assistant>, or the model goes on writing the "
                     "question")
-        if len(messages) == 3 and say["content"] not in plain:
-            return "the earlier turns are gone: the model reads the whole conversation, not the last question alone"
         if plain.count(eos) < right.count(eos):
             return "an assistant's turn in the middle has no EOS: every one of them ends with it"
         if USER not in plain or ASSISTANT not in plain:
