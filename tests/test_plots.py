@@ -37,6 +37,8 @@ FIGURES = {
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
     "caption_table": lambda: plots.caption_table(IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4),
+    "answer_table": lambda: plots.answer_table(IMAGES[:3], {
+        "asked": CUES[:1] * 3, "before": ["red", "a", "b"], "after": ["an answer that takes more than a line"] * 3}),
     "scoreboard": lambda: plots.scoreboard(IMAGES[:5], CUES[:1] + CUES[1:] * 4, ["red", "yes", "3", "7", "a circle"], {
         "blind": ["blue", "Yes ", "2", "1", "a star"], "this VLM": ["red", "yes", "3", "7", "a circle"]}),
     "ask_panel": lambda: plots.ask_panel(IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from vlm_lite import cli, recipes, stages
+from vlm_lite import cli, commands, recipes, stages
 from vlm_lite.data import instructions, language, scenes
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json
@@ -39,7 +39,7 @@ def small_run(folder=None, **options):
     """A run of three short stages without an evaluation; returns the hash of all weights and the VLM."""
     vlm = small_vlm()
     pictures = stages.load_pictures(vlm.vision, "val", 32, progress=False)
-    stages.run_stages(vlm, pictures, pictures, stages.llava_plan((6, 6, 6)), folder=folder, compute=CPU, batch_size=8,
+    stages.run_stages(vlm, pictures, pictures, stages.llava_plan((6, 6, 6), 8), folder=folder, compute=CPU,
                       measure=lambda vlm: {}, checkpoint_every=2, progress=False, **options)
     return weights_hash(vlm), vlm
 
@@ -137,8 +137,8 @@ def test_lora_starts_by_adding_nothing_and_leaves_every_weight_of_the_language_m
     assert len(lora) == 2 * 4
     assert all(part in " ".join(lora) for part in ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"))
     texts = stages.stage_texts(pictures)["vqa"]
-    stage = stages.Stage("VQA", "vqa", 3, 1e-2, "lora")
-    stages.train_stage(vlm, pictures.features, texts, stage, batch_size=8, compute=CPU, progress=False)
+    stage = stages.Stage("VQA", "vqa", 3, 1e-2, "lora", 8)
+    stages.train_stage(vlm, pictures.features, texts, stage, compute=CPU, progress=False)
     after = {name.replace(".base_layer", ""): p for name, p in vlm.language_model.named_parameters()}
     assert all(torch.equal(after[name], value) for name, value in kept.items())
     assert (vlm.language_model(ids).logits - before).abs().max() > 1e-3
@@ -151,7 +151,7 @@ def test_stage_one_moves_the_connector_only_and_full_tuning_moves_everything(pic
         vlm = small_vlm()
         eye, brain, nerve = (weights_hash(part) for part in (vlm.vision, vlm.language_model, vlm.connector))
         stages.train_stage(vlm, pictures.features, stages.stage_texts(pictures)["captions"],
-                           stages.Stage("one", "captions", 2, 1e-3, tune, 1), batch_size=8, compute=CPU, progress=False)
+                           stages.Stage("one", "captions", 2, 1e-3, tune, 8, 1), compute=CPU, progress=False)
         assert weights_hash(vlm.vision) == eye and weights_hash(vlm.connector) != nerve
         assert (weights_hash(vlm.language_model) == brain) is (tune == "frozen")
 
@@ -194,7 +194,7 @@ def test_the_four_checks_hold_for_a_model_that_looks_and_for_no_other(pictures, 
 def test_the_matrix_marks_a_gain_outside_its_interval():
     low, high = ({name: [v, v - 0.1, v + 0.1] for name in ("CIDEr", "VQA", "form", "following", *stages.CHECKS)}
                  for v in (0.2, 0.5))
-    lines = stages.matrix([("nothing trained", low), ("captions", high), ("VQA", high)]).splitlines()
+    lines = commands.matrix([("nothing trained", low), ("captions", high), ("VQA", high)]).splitlines()
     assert len(lines) == 4 and lines[2].count("0.50*") == 8 and "*" not in lines[1] + lines[3]
 
 
@@ -202,7 +202,7 @@ def test_perplexity_is_that_of_the_answers_alone():
     vlm = small_vlm()
     texts = [("a small red circle in the top row, left column.", [(language.short_prompt("what is it?"), "red"),
                                                                  (language.short_prompt("how many?"), "1")])]
-    found = stages.perplexity(vlm.language_model, vlm.tokenizer, texts)
+    found = stages.perplexity(vlm, texts)
     assert 100 < found < 2 * len(vlm.tokenizer)  # an untrained model is about as surprised as a die of all words
     batch = build_text_batch(vlm.tokenizer, [[(f"{texts[0][0]} {texts[0][1][0][0]}", "red"), texts[0][1][1]]])
     with torch.no_grad():
@@ -283,8 +283,8 @@ def test_a_finished_run_is_read_back_without_training_and_another_start_is_refus
         next(vlm.connector.parameters()).add_(1)
     pictures = stages.load_pictures(vlm.vision, "val", 32, progress=False)
     with pytest.raises(UserError, match="belongs to another run: begins"):
-        stages.run_stages(vlm, pictures, pictures, stages.llava_plan((6, 6, 6)), folder=tmp_path, compute=CPU,
-                          batch_size=8, measure=lambda vlm: {}, checkpoint_every=2, progress=False)
+        stages.run_stages(vlm, pictures, pictures, stages.llava_plan((6, 6, 6), 8), folder=tmp_path, compute=CPU,
+                          measure=lambda vlm: {}, checkpoint_every=2, progress=False)
 
 
 def test_scores_kept_for_other_weights_are_measured_again(tmp_path):

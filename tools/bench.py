@@ -1,5 +1,6 @@
 """`make bench`: how fast the parts of the course run on this machine, beside the matrix-product rate it can reach."""
 
+import contextlib
 import gc
 import json
 import random
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vlm_lite import recipes  # noqa: E402
+from vlm_lite import recipes, stages  # noqa: E402
 from vlm_lite.data.language import short_prompt  # noqa: E402
 from vlm_lite.data.records import read_vqa_rows  # noqa: E402
 from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
@@ -22,6 +24,7 @@ from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import data_path  # noqa: E402
+from vlm_lite.models.text import build_text_batch  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -88,10 +91,70 @@ def time_evaluators():
     line("  programs (Java) started by that call", len(starts), "")
 
 
+def time_stages(compute, steps=6):
+    """Pictures a second of notebook 04's second stage: the plain loop, each remedy alone, all, and the ceiling.
+
+    The plain loop encodes its pictures at every step, pads to the longest row of the set, runs the head on all
+    positions and casts frozen weights anew. The ceiling is the language model's own step on the same rows.
+    """
+    vlm = recipes.new_vlm("mlp").to(compute.device)
+    stages.set_trainable(vlm, "lora")
+    captions, questions = load_shapes("train", IMAGES, progress=False)
+    images, _, ids = recipes.load_pictures(captions)
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    texts = stages.stage_texts(stages.Pictures(features, ids, captions, questions))["instructions"]
+    batches = recipes.exchange_batches(torch.arange(IMAGES), texts, vlm.tokenizer, 32, 1)  # rows in place of features
+    longest = max(build_text_batch(vlm.tokenizer, [talk])["input_ids"].shape[1] for (talk,) in texts[:256])
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    remedies = ("cached features", "rows as long as their batch", "head on answers only", "frozen weights halved")
+    learned = [p for p in vlm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+
+    def one(step, chosen):
+        rows, tokens, mask, labels = batches(step, torch.Generator().manual_seed(step))
+        more = (0, 0 if remedies[1] in chosen else longest - tokens.shape[1])
+        tokens, mask, labels = (F.pad(part, more, value=value).to(compute.device) for part, value in
+                                ((tokens, 0), (mask, 0), (labels, -100)))
+        shown = features[rows] if remedies[0] in chosen else vlm.encode(recipes.pixel_values(images[rows]))
+        if remedies[2] in chosen:
+            loss = vlm(shown, tokens, mask, labels).loss
+        else:
+            prefix = vlm.prefix(shown)
+            front = (prefix.shape[1], 0)
+            loss = vlm.language_model(inputs_embeds=torch.cat([prefix, vlm.embed(tokens)], 1), use_cache=False,
+                                      attention_mask=F.pad(mask, front, value=1),
+                                      labels=F.pad(labels, front, value=-100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    def run(chosen):
+        halved = stages.halved(vlm.language_model, half) if remedies[3] in chosen else contextlib.nullcontext()
+        with halved, torch.autocast(compute.device, half, enabled=half is not torch.float32):
+            vlm.train()
+            one(0, chosen), one(1, chosen)
+            start = time.perf_counter()
+            for step in range(2, steps + 2):
+                one(step, chosen)
+            return 32 * steps / (time.perf_counter() - start)
+
+    plain = run(())
+    line("stage 2, plain loop", plain, "pictures/s")
+    for remedy in remedies:
+        line(f"   {remedy}, alone", run((remedy,)) / plain, "times")
+    best = run(remedies)
+    line("   all four", best / plain, "times")
+    vlm.prefix = lambda shown: torch.zeros(*shown.shape[:2], vlm.embed.embedding_dim, device=vlm.device,
+                                           dtype=vlm.embed.weight.dtype, requires_grad=True)
+    line("   of the ceiling, the language model's own step", 100 * best / run(remedies), "%")
+
+
 def main():
     compute = get_compute()
     print(describe(get_profile("tiny"), compute), end="\n\n")
     time_evaluators()
+    time_stages(compute)
     starts = seconds(lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True, cwd=ROOT), 3)
     line("import vlm_lite, the interpreter's start included", 1000 * starts, "ms")
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -124,6 +187,8 @@ def main():
     row = {image_id: k for k, image_id in enumerate(ids)}
     asked = list(questions.select_columns(["image_id", "question"]).select(range(min(256, len(questions)))))
     shown, prompts = features[[row[q["image_id"]] for q in asked]], [short_prompt(q["question"]) for q in asked]
+    alone = seconds(lambda: [vlm.generate(shown[k:k + 1], prompts[k:k + 1]) for k in range(32)])
+    line("answering questions, one by one", 32 / alone, "answers/s")
     line("answering questions, batched", len(asked) / seconds(lambda: vlm.generate(shown, prompts), 2), "answers/s")
 
 

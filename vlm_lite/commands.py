@@ -51,8 +51,23 @@ def run_train_stages(options):
     train, held_out = (stages.load_pictures(vlm.vision, split, count, progress=state.is_main_process) for split, count
                        in (("train", options.pictures or profile.stage_images),
                            ("val", options.held_out or profile.val_images)))
-    found = stages.run_stages(vlm, train, held_out, stages.llava_plan(options.steps or profile.stage_steps),
-                              folder=options.folder, seed=options.seed, compute=compute,
-                              batch_size=options.batch_size or profile.connector_batch_size)
-    state.print(stages.matrix(found))
+    found = stages.run_stages(vlm, train, held_out, stages.llava_plan(
+        options.steps or profile.stage_steps, options.batch_size or profile.connector_batch_size),
+        folder=options.folder, seed=options.seed, compute=compute)
+    state.print(matrix(found))
     state.print(f"weights: {options.folder}/stage-3; scores with their intervals: {options.folder}/stage-*.json")
+
+
+def matrix(found):
+    """Printable text: a row a stage, a column a metric; * where the interval lies above that of the stage before."""
+    from vlm_lite import stages
+
+    names = ("CIDEr", "VQA", "form", "following", *stages.CHECKS)
+    lines = [f"{'stage':16}" + "".join(f"{name:>11}" for name in names)]
+    before = None
+    for stage, scores in found:
+        cells = (f"{scores[name][0]:.2f}{'*' if before and scores[name][1] > before[name][2] else ' '}"
+                 for name in names)
+        lines.append(f"{stage:16}" + "".join(f"{cell:>11}" for cell in cells))
+        before = scores
+    return "\n".join(lines)

@@ -36,6 +36,15 @@ def caption_table(images, before, after, reference, *, names=("before training",
 
 
 @styled
+def answer_table(images, columns, *, widths=None, label="answers"):
+    """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
+    last = len(columns) - 1
+    rows = [[(text, GREY if 0 < k < last else INK, "bold" if k == last else "normal") for k, text in enumerate(row)]
+            for row in zip(*columns.values(), strict=True)]
+    return _table(images, list(columns), rows, widths or (180,) * len(columns), label)
+
+
+@styled
 def scoreboard(images, questions, answers, given, *, correct=None):
     """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
 

@@ -65,7 +65,7 @@ TINY = Profile(
     connector_lr=1e-3,
     num_query_tokens=8,
     stage_images=4_000,
-    stage_steps=(120, 100, 100),
+    stage_steps=(120, 60, 100),
     download_gb=0.0,
 )
 T4 = Profile(

@@ -9,8 +9,8 @@
 to the same weights. Launched by torchrun as several processes it shares out each batch among them.
 """
 
-import copy
-from dataclasses import dataclass
+import contextlib
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +20,10 @@ from accelerate import PartialState
 from . import recipes
 from .data import instructions
 from .data.language import CAPTION_PROMPT, short_prompt
+from .data.scenes import BACKGROUND
 from .data.shapes import load_shapes
 from .evals.captions import caption_scores
-from .evals.probes import bootstrap_interval, multimodal_gain
+from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from .features import weights_hash
 from .files import UserError, read_json, write_json
 from .models.text import IGNORE, build_text_batch
@@ -36,22 +37,29 @@ CHECKS = {"swap": "another picture, another answer", "hide": "hiding the picture
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: `data` names the text ("captions", "instructions", "vqa"), `tune` what the language model does."""
+    """One training: `data` names the text ("captions", "instructions", "vqa"), `tune` what the language model does.
+
+    A step has `batch_size` pictures (over all processes), and of each up to `per_row` exchanges.
+    """
 
     name: str
     data: str
     steps: int
     lr: float
     tune: str = "frozen"
+    batch_size: int = 64
     per_row: int = 6
 
 
-def llava_plan(steps=(150, 150, 150), lr=2e-3, lora_lr=1e-3):
-    """LLaVA's two stages, and VQA as the third; `lr` for the connector alone, `lora_lr` where both learn."""
+def llava_plan(steps=(120, 60, 100), batch_size=64, lr=2e-3, lora_lr=1e-3):
+    """LLaVA's two stages, and VQA as the third; `lr` for the connector alone, `lora_lr` where both learn.
+
+    The later stages take half of `batch_size`, as LLaVA-1.5 does.
+    """
     first, second, third = steps
-    return (Stage("captions", "captions", first, lr, per_row=1),
-            Stage("instructions", "instructions", second, lora_lr, "lora", per_row=2),
-            Stage("VQA", "vqa", third, lora_lr, "lora"))
+    return (Stage("captions", "captions", first, lr, "frozen", batch_size, per_row=1),
+            Stage("instructions", "instructions", second, lora_lr, "lora", max(1, batch_size // 2), per_row=1),
+            Stage("VQA", "vqa", third, lora_lr, "lora", max(1, batch_size // 2)))
 
 
 class Pictures(NamedTuple):
@@ -97,12 +105,16 @@ def add_lora(language_model, rank=16):
     GPT-2 keeps its weights in `Conv1D`, transposed, which `peft` must be told (`fan_in_fan_out`).
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
     is_gpt2 = any(isinstance(module, Conv1D) for module in language_model.modules())
     targets = ["c_attn", "c_proj", "c_fc"] if is_gpt2 else "all-linear"
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=is_gpt2),
                             language_model)
+    for module in language_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # autocast does it: no detour of every input through fp32
 
 
 def set_trainable(vlm, tune, seed=0):
@@ -125,24 +137,34 @@ def shard(batch, rank, processes):
     return tuple(part[own] for part in batch), weight
 
 
-def train_stage(vlm, features, texts, stage, *, batch_size=64, seed=0, compute=None, **options):
+@contextlib.contextmanager
+def halved(module, dtype):
+    """Within the block what does not learn is kept in `dtype`: autocast would turn it over at every step."""
+    kept = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.requires_grad]
+    for parameter, value in kept:
+        parameter.data = value.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, value in kept:
+            parameter.data = value.to(parameter.device)
+
+
+def train_stage(vlm, features, texts, stage, *, seed=0, compute=None, **options):
     """Train one stage; a History. `texts`: N lists of exchanges. `options` go to `train.train` (checkpoint, ...)."""
     set_trainable(vlm, stage.tune, seed)
-    compute, whole = compute or get_compute(), vlm.language_model
-    if stage.tune == "frozen":  # what does not learn needs no fp32 weights
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
-        vlm.language_model = copy.deepcopy(whole).to(half)
-    begins = weights_hash(vlm.connector), weights_hash(whole)
+    compute = compute or get_compute()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    begins = weights_hash(vlm.connector), weights_hash(vlm.language_model)
     vlm.train()
-    options = {"weight_decay": 0.0, "description": stage.name, **options}
     try:
-        return train(vlm, recipes.exchange_batches(features, texts, vlm.tokenizer, batch_size, stage.per_row),
-                     lambda model, batch: model(*batch).loss, steps=stage.steps, lr=stage.lr, seed=seed, shard=shard,
-                     compute=compute, settings={"stage": stage.name, "tune": stage.tune, "batch_size": batch_size,
-                                                "per_row": stage.per_row, "images": len(features), "begins": begins},
-                     **options)
+        with halved(vlm.language_model, half):
+            return train(vlm, recipes.exchange_batches(features, texts, vlm.tokenizer, stage.batch_size, stage.per_row),
+                         lambda model, batch: model(*batch).loss, steps=stage.steps, lr=stage.lr, seed=seed,
+                         shard=shard, compute=compute, settings={**asdict(stage), "images": len(features),
+                                                                 "begins": begins},
+                         **{"weight_decay": 0.0, "description": stage.name, **options})
     finally:
-        vlm.language_model = whole.to(vlm.device)
         vlm.eval()
 
 
@@ -192,11 +214,11 @@ def _measured(vlm, measure, path):
 def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     """{name: [value, low, high]} with 95% bootstrap intervals: what a stage bought.
 
-    CIDEr of captions; "VQA" accuracy, and by type ("VQA colour", ...), "blind" and "oracle"; "form": the share of
+    CIDEr of captions; "VQA" accuracy, and by type ("VQA colour", ...), and "blind"; "form": the share of
     instructions answered in the form asked for (and by form, "form list", ...); "following": in that form and with the
     right facts (`instructions.follows`). Then CHECKS, each a difference that is 0 for a model which does not look:
     "swap" and "hide" are VQA accuracy less that with another and with an empty picture, "sees" less the blind model's;
-    "concrete" is the share of a picture's things that its caption names, less the share that another picture's names.
+    "concrete" is the share of a picture's things that its caption names, less what another picture's caption names.
     """
     count = min(pictures, len(held_out.ids))
     said = vlm.generate(held_out.features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48)
@@ -211,12 +233,17 @@ def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     form = [float(instructions.has_form(reply, kind)) for reply, (*_, kind) in zip(replies, asked, strict=True)]
     followed = [instructions.follows(reply, right, kind)
                 for reply, (*_, right, kind) in zip(replies, asked, strict=True)]
-    result = recipes.probe(vlm, held_out.captions, held_out.questions, limit=questions)
+    rows = held_out.questions.select_columns(["question", "answers", "question_type", "image_id"])
+    rows = [{**row, "description": None} for row in rows.select(range(min(questions, len(rows))))]
+    size = vlm.vision.config.image_size
+    empty = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, size, size)
+    result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed,
+                        blank_features=vlm.encode(recipes.pixel_values(empty))[0])
     vqa = result.scores["vlm"]
     intervals = {"CIDEr": bootstrap_interval(cider), "VQA": result.accuracy["vlm"],
                  **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
-                 "blind": result.accuracy["blind"], "oracle": result.accuracy["oracle"],
-                 "form": bootstrap_interval(form), "following": bootstrap_interval(followed),
+                 "blind": result.accuracy["blind"], "form": bootstrap_interval(form),
+                 "following": bootstrap_interval(followed),
                  **{f"form {kind}": bootstrap_interval(np.array(form)[[row[3] == kind for row in asked]])
                     for kind in sorted({row[3] for row in asked})},
                  "swap": multimodal_gain(vqa, result.scores["shuffled"]),
@@ -236,31 +263,10 @@ def _named(caption, things):
 
 
 @torch.no_grad()
-def perplexity(language_model, tokenizer, texts):
-    """exp of the mean loss (nats a token) of a language model on the answers of `texts`: [(context, exchanges), ...].
+def perplexity(vlm, texts):
+    """exp of the mean loss (nats a token) on the answers of `texts`, [(context or "", [(prompt, answer), ...]), ...].
 
-    No picture: this is what the language model still knows of what it could do before. context: a description or "".
+    No picture: this is what the language model still knows of what it could do before.
     """
-    losses, count = 0.0, 0
-    for context, exchanges in texts:
-        (prompt, answer), *rest = exchanges
-        batch = build_text_batch(tokenizer, [[(f"{context} {prompt}".strip(), answer), *rest]])
-        ids, labels = batch["input_ids"], batch["labels"][:, 1:]
-        logits = language_model(ids.to(language_model.device)).logits[:, :-1].float().cpu()
-        losses += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE,
-                                                    reduction="sum").item()
-        count += int((labels != IGNORE).sum())
-    return float(np.exp(losses / count))
-
-
-def matrix(found):
-    """Printable text: a row a stage, a column a metric; * where the interval lies above that of the stage before."""
-    names = ("CIDEr", "VQA", "form", "following", *CHECKS)
-    lines = [f"{'stage':16}" + "".join(f"{name:>11}" for name in names)]
-    before = None
-    for stage, scores in found:
-        cells = (f"{scores[name][0]:.2f}{'*' if before and scores[name][1] > before[name][2] else ' '}"
-                 for name in names)
-        lines.append(f"{stage:16}" + "".join(f"{cell:>11}" for cell in cells))
-        before = scores
-    return "\n".join(lines)
+    rows = [[(f"{context} {prompt}".strip(), answer), *rest] for context, ((prompt, answer), *rest) in texts]
+    return vlm(None, **build_text_batch(vlm.tokenizer, rows)).loss.exp().item()

@@ -90,8 +90,8 @@ def llava_stages(seed, profile):
         figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
         histories.append(history)
 
-    stages.run_stages(vlm, pictures, held_out, stages.llava_plan(profile.stage_steps), seed=seed, on_stage=keep,
-                      batch_size=profile.connector_batch_size)
+    stages.run_stages(vlm, pictures, held_out, stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
+                      seed=seed, on_stage=keep)
     return _joined(histories[1:]), figures
 
 
@@ -101,19 +101,20 @@ def llava_failures(seed, profile):
 
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
-    captions, talks, _ = stages.llava_plan(profile.stage_steps)
-    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k])) for k in range(80)]
+    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+    captions = dataclasses.replace(captions, steps=-(-captions.steps // 2))  # for time; the same in every row
+    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5) for k in range(80)]
     histories, figures = [], {}
 
     def measured(name, vlm):
-        scores = stages.evaluate(vlm, held_out, pictures=150, questions=300, orders=150)
-        scores["perplexity"] = [stages.perplexity(vlm.language_model, vlm.tokenizer, texts)]
+        scores = stages.evaluate(vlm, held_out, pictures=100, questions=200, orders=100)
+        scores["perplexity"] = [stages.perplexity(vlm, texts)]
         figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
 
     def after(name, start, stage, **changed):
         vlm, said = copy.deepcopy(start), stages.stage_texts(pictures, seed=seed, **changed)
         histories.append(stages.train_stage(vlm, pictures.features, said[stage.data], stage, seed=seed,
-                                            batch_size=profile.connector_batch_size, description=name))
+                                            description=name))
         measured(name, vlm)
         return vlm
 
@@ -125,7 +126,8 @@ def llava_failures(seed, profile):
     after("captions, instructions, full tuning", right,
           dataclasses.replace(talks, tune="full", lr=talks.lr / 10, name="full tuning"))
     after("captions, instructions, VQA as chat", both,
-          stages.Stage("VQA as chat", "vqa", talks.steps // 2, talks.lr, "lora"), ask=language.chat_prompt)
+          dataclasses.replace(talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6),
+          ask=language.chat_prompt)
     return _joined(histories), figures
 
 
