@@ -14,7 +14,7 @@
 #   vlm_lite:
 #     title: A Q-Former for GPT-2
 #     builds: a minimal Q-Former between a frozen CLIP and a frozen GPT-2
-#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-qformer, results/qformer_connector.json, results/qformer_alone.json]
+#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-qformer, results/qformer_connector.json, results/qformer_stage1.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
 #     outputs_of: d9b507ae21a9088c8fb24b95d9a306c210b406a21ca38d8b45d44f9c0805e58e
@@ -584,18 +584,20 @@ pad_batch = check.pad_batch(pad_batch)
 # ## 7. The assembled model
 #
 # `VLM` joins eye, nerve and brain, and freezes the two that are trained already. The nerve is `vlm_lite`'s connector (a
-# LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside** and in it the
-# weights of stage 1. Only the last linear layer is new: what the queries say is about the picture already, but in no
-# language that this brain reads.
+# LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside**. It starts from
+# random weights, so that everything it will know was learnt in front of you; section 10 shows recorded runs that start
+# from stage 1.
 #
 # The proof: the loss that GPT-2 itself computes from *your* labels and *your* padding is the loss of the VLM.
 
 # %%
 from vlm_lite.features import weights_hash
+from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.vlm import VLM
 
 settings = {**recipes.SHAPES_QFORMER, "num_query_tokens": profile.num_query_tokens}
-nerve = recipes.new_vlm("qformer", seed=0, stage1="shapes-qformer", **settings).connector
+torch.manual_seed(0)  # the weights of the recorded runs that you will compare with
+nerve = make_connector("qformer", eye.feature_width, brain.config.hidden_size, **settings)
 mine = MyQFormer(vision_width=eye.feature_width, **settings)
 mine.load_state_dict(nerve.qformer.state_dict())
 nerve.qformer = mine  # from here on it is yours that learns
@@ -659,7 +661,7 @@ print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a
 # %% [markdown]
 # ## 8. Before training
 #
-# The nerve's last layer is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
+# The nerve is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
 
 # %%
 from vlm_lite.data.shapes import five_questions
@@ -747,8 +749,9 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 #
 # **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
 # where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
-# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds. Another study
-# left out stage 1 and is otherwise the same: what it lacks is what stage 1 is worth here.
+# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds. A second study
+# begins with the weights of stage 1 and is otherwise the same: the difference is what stage 1 is worth in so short a
+# training, with this eye and this brain.
 
 # %% tags=["thumbnail"]
 result = recipes.probe(vlm, captions, questions)
@@ -758,19 +761,16 @@ percent = {name: (100 * score.value, 100 * score.low, 100 * score.high) for name
 bridge = result.bridge
 display(plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
                         bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high)))
-alone = load_study("qformer_alone")["summary"]
-print(f"without stage 1 (`{load_study('qformer_alone')['command']}`): " + ", ".join(
-    f"{name} {alone[name]['low']:.3f} to {alone[name]['high']:.3f}" for name in ("VQA vlm", "bridge score")
-    if name in alone) + "\n")
 scores = {**{f"VQA {name}": score for name, score in result.accuracy.items()},
           "multimodal gain": result.gain, "bridge score": result.bridge}
-print(f"{'':16} {'this run':>26}   recorded, {len(study['seeds'])} seeds")
+after_stage1 = load_study("qformer_stage1")
+print(f"{'':16} {'this run':>26}   {'recorded, ' + str(len(study['seeds'])) + ' seeds':<44}recorded after stage 1")
 for name, recorded in study["summary"].items():
-    run = scores.get(name)
-    if run is not None and run.value is not None:
+    run, other = scores.get(name), after_stage1["summary"].get(name)
+    if run is not None and run.value is not None and other:
         agrees = run.low <= recorded["high"] and recorded["low"] <= run.high
-        print(f"{name:16} {str(run):>26}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
-              f"{'agrees' if agrees else 'apart: see the notes on the loss above'}")
+        print(f"{name:16} {str(run):>26}   {recorded['low']:.3f} to {recorded['high']:.3f}: "
+              f"{'agrees' if agrees else 'apart, see the notes above':<28}{other['low']:.3f} to {other['high']:.3f}")
 plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
                     for kind, part in result.by_type.items()})
 
