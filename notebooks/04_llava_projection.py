@@ -66,6 +66,7 @@ from vlm_lite.figures import BLUE, GREY, ORANGE, PALE, VERMILLION
 from vlm_lite.files import data_path
 from vlm_lite.labs import check
 from vlm_lite.models.projectors import LinearProjector, MLPProjector
+from vlm_lite.models.text import build_text_batch
 
 plots.style()
 vlm = recipes.new_vlm("mlp", vision_model=profile.vision_model, language_model=profile.language_model)
@@ -284,9 +285,7 @@ for ask, reply, form in instructions.turns(instructions.read_boxes(description),
 talk = instructions.as_pairs(instructions.conversation(description, np.random.default_rng(1)))
 words = [tokenizer([prompt, f" {reply}"], add_special_tokens=False)["input_ids"] for prompt, reply in talk]
 ids, labels = conversation_labels(words, tokenizer.eos_token_id)
-with torch.no_grad():  # your row, and the package's for the same conversation
-    from vlm_lite.models.text import build_text_batch
-    theirs = build_text_batch(tokenizer, [talk])
+theirs = build_text_batch(tokenizer, [talk])  # the package's row for the same conversation
 assert ids == theirs["input_ids"][0].tolist() and labels == theirs["labels"][0].tolist()
 print(f"\nYour row: {len(ids)} tokens, of which {sum(label != -100 for label in labels)} count")
 
@@ -416,7 +415,8 @@ my_guess = 0  # 1, 0 or -1; change it before you go on
 pictures = stages.load_pictures(vlm.vision, "train", profile.stage_images, progress=False)
 texts = stages.stage_texts(pictures)
 for name, said in texts.items():
-    print(f"{name:13} {sum(map(len, said)):>6,} exchanges, for example {str(said[0][0])[:100]}")
+    print(f"{name:13} {sum(map(len, said)):>6,} exchanges, for example "
+          f"{str(next(filter(None, said))[0])[:100]}")
 
 histories = {}
 

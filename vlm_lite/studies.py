@@ -91,7 +91,7 @@ def llava_stages(seed, profile):
         histories.append(history)
 
     stages.run_stages(vlm, pictures, held_out, stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
-                      seed=seed, on_stage=keep)
+                      measure=lambda vlm: _evaluated(vlm, held_out), seed=seed, on_stage=keep)
     return _joined(histories[1:]), figures
 
 
@@ -107,7 +107,7 @@ def llava_failures(seed, profile):
     histories, figures = [], {}
 
     def measured(name, vlm):
-        scores = stages.evaluate(vlm, held_out, pictures=100, questions=200, orders=100)
+        scores = _evaluated(vlm, held_out, half=2)
         scores["perplexity"] = [stages.perplexity(vlm, texts)]
         figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
 
@@ -135,6 +135,13 @@ def _llava(seed, profile):
     vlm = recipes.new_vlm("mlp", seed=seed)
     return vlm, *(stages.load_pictures(vlm.vision, split, count) for split, count in
                   (("train", profile.stage_images), ("val", profile.val_images)))
+
+
+def _evaluated(vlm, held_out, half=1):
+    """`stages.evaluate` on 200 pictures, 400 questions and 200 instructions, or `half` of it; less in a short form."""
+    count = len(held_out.ids)
+    return stages.evaluate(vlm, held_out, pictures=min(200, count // 5) // half,
+                           questions=min(400, 2 * count) // half, orders=min(200, count // 2) // half)
 
 
 def _joined(histories):
