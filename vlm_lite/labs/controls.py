@@ -9,8 +9,7 @@ from collections import Counter
 import torch
 
 from vlm_lite.evals.controls import type_prior as _type_prior
-from vlm_lite.labs.clip import _explain
-from vlm_lite.labs.core import close, exercise
+from vlm_lite.labs.core import close, exercise, explain
 
 # ---- the references
 
@@ -159,7 +158,7 @@ def pair_accuracy(learner):
     if close(found, right):
         return None
     both = torch.tensor([[float(scores[i]), float(scores[j])] for i, j in pairs])
-    return _explain(found, {
+    return explain(found, {
         "a pair counts where *both* are right; you take one": [(both > 0.5).any(1).float().mean()],
         "this is the mean score of the questions in pairs; a pair is right or wrong as a whole":
             [both.mean(), (both > 0.5).float().mean()],
@@ -204,7 +203,7 @@ def pope_figures(learner):
         return "these are percent; return fractions"
     for name, known in mistakes.items():
         if not close(found[name], right[name]):
-            return _explain(found[name], known) or f"{name} is {found[name]:.3f}, expected {right[name]:.3f}"
+            return explain(found[name], known) or f"{name} is {found[name]:.3f}, expected {right[name]:.3f}"
     try:
         never = learner([False] * 4, [True, False, True, False])
     except ZeroDivisionError:
@@ -256,4 +255,4 @@ def circular_and_plain(learner):
         if place:
             known = {"plain takes the row with the *lowest* index of each question, and rows may stand in any order":
                      [sum(first_met.values()) / len(of)], **known}
-        return f"{name}: " + (_explain(found[place], known) or f"{found[place]:.3f}, expected {expected[place]:.3f}")
+        return f"{name}: " + (explain(found[place], known) or f"{found[place]:.3f}, expected {expected[place]:.3f}")

@@ -10,8 +10,7 @@ from collections import Counter
 
 import torch
 
-from vlm_lite.labs.clip import _explain
-from vlm_lite.labs.core import close, exercise
+from vlm_lite.labs.core import close, exercise, explain
 
 WORDS = "red blue dog cat tree bus lamp kite boat drum fork shoe".split()
 
@@ -84,7 +83,7 @@ def vqa_accuracy(learner):
     within, loose = ([sum(min(most, (row[:k] + row[k + 1:]).count(right_word) / wanted) for k in range(10)) / 10
                       for row in asked] for most, wanted in ((1, 2), (10, 3)))
     full = torch.tensor(right).double()
-    return _explain(torch.tensor(found).double(), {
+    return explain(torch.tensor(found).double(), {
         "this is the short form, min(1, n / 3): it counts all ten at once. Leave each person out in turn, so that two "
         "matches give 0.6 and not 0.67": [(n / 3).clamp(max=1)],
         "only one person is left out: do it ten times, once for each, and take the mean": list(one_out.T),
@@ -128,7 +127,7 @@ def clipped_matches(learner):
         return both(of)
 
     most = len({*candidate})
-    return _explain(found, {
+    return explain(found, {
         "nothing is clipped: a word said four times counts four times although no reference has it so often. Count it "
         "at most as often as the reference that has it most": [counted(lambda have, count: count * any(have))],
         "the references are added together: clip at the *largest* count in one of them": [counted(lambda h, _: sum(h))],
@@ -179,7 +178,7 @@ def rarity(learner):
         return torch.tensor([function(gram) for gram in grams]).double()
 
     N, M = len(pictures), len(captions)
-    return _explain(values, {
+    return explain(values, {
         "you count captions; an n-gram counts once for each *picture*, in however many of its captions it stands":
             [of(lambda g: math.log(M / in_captions[g])), of(lambda g: math.log(N / in_captions[g]))],
         "you count how often it is said; count the pictures that have it at all":
@@ -217,7 +216,7 @@ def caption_recall(learner):
     right = torch.stack(right).double()
     if found.shape == (2,) and close(found, right):
         return None
-    return _explain(found, {said: [torch.tensor([float(a), float(b)]) for a, b in many]
+    return explain(found, {said: [torch.tensor([float(a), float(b)]) for a, b in many]
                             for said, many in mistakes.items()}) or (
         f"yours is {found.tolist()}, expected {right.tolist()}. Look at each direction alone: a picture is a hit where "
         "*any* of its captions is among its k nearest; a caption, where its picture is")

@@ -7,8 +7,7 @@ the same inputs. Shapes: B rows, N patches, T tokens, D width.
 import torch
 import torch.nn.functional as F
 
-from vlm_lite.labs.clip import _explain
-from vlm_lite.labs.core import close, exercise, shape_problem
+from vlm_lite.labs.core import close, exercise, explain, shape_problem
 from vlm_lite.models.text import IGNORE
 
 USER, ASSISTANT = "<user>", "<assistant>"
@@ -61,7 +60,7 @@ def select_features(learner):
     states = [torch.randn(2, 7, 12) for _ in range(5)]
     right = _select_features(states)
     found = learner(tuple(state.clone() for state in states))
-    message = _explain(found, {
+    message = explain(found, {
         "that is the last layer: LLaVA takes the one before it, hidden_states[-2], because the last works for the "
         "class token alone": [states[-1][:, 1:], states[-1]],
         "the class token is still there, as the first of the tokens: drop it": [states[-2]],
@@ -87,7 +86,7 @@ def mlp_projector(learner):
     if problem or close(found, right, 1e-5):
         return problem
     inner = F.linear(x, w1, b1)
-    return _explain(found, {
+    return explain(found, {
         "there is nothing between the two layers: without a GELU two linear maps are one": [F.linear(inner, w2, b2)],
         "that is ReLU; LLaVA-1.5 has GELU": [F.linear(F.relu(inner), w2, b2)],
         "that is GELU's tanh approximation; nn.GELU() and F.gelu are exact unless told otherwise":
@@ -112,7 +111,7 @@ def insert_image(learner):
         if isinstance(found, torch.Tensor) and found.shape == right.shape and close(found, right):
             continue
         rest = torch.cat([embeds[:place], embeds[place + 1:]])
-        message = _explain(found, {
+        message = explain(found, {
             "the vector of the word <image> itself is still in the row: it is *replaced* by the picture's vectors": [
                 torch.cat([embeds[:place], image, embeds[place:]]),
                 torch.cat([embeds[:place + 1], image, embeds[place + 1:]]), torch.cat([image, embeds])],
@@ -223,7 +222,7 @@ def lora_linear(learner):
     if problem or close(found, right):
         return problem
     base, low = x @ weight + bias, x @ a.T @ b.T
-    return _explain(found, {
+    return explain(found, {
         "that is the frozen layer alone: LoRA's part is added to it": [base],
         "that is LoRA's part alone: it is added to what the frozen layer gives": [low, 4 * low],
         "LoRA's part is not scaled: alpha / r, with r the rank, the number of rows of a": [base + low],

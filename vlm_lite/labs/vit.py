@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vlm_lite.labs.clip import _explain, _generic
-from vlm_lite.labs.core import close, exercise, shape_problem
+from vlm_lite.labs.core import close, exercise, explain, generic, shape_problem
 from vlm_lite.models.positions import resize_positions as resize_positions_reference
 from vlm_lite.models.vit import attention_rollout as attention_rollout_reference
 from vlm_lite.models.vit import attention_weights
@@ -57,7 +56,7 @@ def patchify(learner):
     def order(pattern):
         return rearrange(images, f"b c (rows p) (columns q) -> {pattern}", p=p, q=p)
 
-    return _explain(found, {
+    return explain(found, {
         "a bare reshape cuts the picture into strips of pixels in memory order, not into squares: split each side into "
         "(rows p) and (columns q) first": [images.reshape(2, 9, 48), images.permute(0, 2, 3, 1).reshape(2, 9, 48)],
         "the patches are numbered column by column; row by row is the custom: (rows columns)": [
@@ -67,7 +66,7 @@ def patchify(learner):
         "each patch is transposed: (c p q), not (c q p)": [order("b (rows columns) (c q p)")],
         "you took every third pixel: `(p rows)` makes neighbours of pixels that are far apart; write `(rows p)`": [
             rearrange(images, "b c (p rows) (q columns) -> b (rows columns) (c p q)", p=p, q=p)],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(attention_reference)
@@ -86,7 +85,7 @@ def attention(learner):
         return problem
     scores = q @ k.transpose(-2, -1)
     if not close(weights, right_weights):
-        return _explain(weights, {
+        return explain(weights, {
             "you left out the division of the scores by √h, where h is the width of one head": [scores.softmax(-1)],
             "you divide by h; divide by its root, √h": [(scores / 8).softmax(-1)],
             "you divide by the root of the *whole* width; q is split already, so its last axis is h": [
@@ -100,7 +99,7 @@ def attention(learner):
                 attention_weights(q, k, is_causal=True)],
         }) or "the weights are not softmax(q kᵀ / √h), head by head"
     if not close(mixed, right):
-        return _explain(mixed, {
+        return explain(mixed, {
             "the weights are right but were multiplied with the wrong thing; they mix the *values* v": [
                 right_weights @ k, right_weights @ q],
             "the weights are right but transposed before they mix: weights @ v": [
@@ -137,7 +136,7 @@ def pre_norm_block(learner):
     first = norm1(x)
     first = first + attend(first)
     second = norm2(first)
-    return _explain(found, {
+    return explain(found, {
         "that is *post*-norm, as in the first transformer and in BERT: here the norm comes before each step, and "
         "nothing normalises the sum": [norm2(post + think(post))],
         "the residuals are missing: each step is *added* to x": [think(norm2(attend(norm1(x)))),
@@ -154,7 +153,7 @@ def pre_norm_block(learner):
         "the second step has a norm of its own, norm2": [middle + think(norm1(middle))],
         "the norms are exchanged: norm1 before attention, norm2 before the MLP": [
             (lambda y: y + think(norm1(y)))(x + attend(norm2(x)))],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(resize_positions_reference)
@@ -184,7 +183,7 @@ def resize_positions(learner):
 
     if not close(found[:1], positions[:1]) and not close(found[0], right[0]):
         return "the first row, the class token's position, must stay as it is: only the patches form a grid"
-    return _explain(found, {
+    return explain(found, {
         "`antialias=True` is missing: without it a smaller grid skips positions instead of averaging them": [
             both(lambda grid: resized(positions[1:], grid))],
         "that is bilinear; the weights' authors and timm interpolate with mode='bicubic'": [
@@ -201,7 +200,7 @@ def resize_positions(learner):
         "a bare reshape to (1, D, rows, columns) mixes channels with places: bring D to the front by rearrange or "
         "permute": [both(lambda grid: F.interpolate(
             positions[1:].reshape(1, 5, 6, 6), (grid, grid), mode="bicubic", antialias=True).reshape(-1, 5))],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(attention_rollout_reference)
@@ -226,7 +225,7 @@ def attention_rollout(learner):
         return result
 
     highest = [(weights.amax(dim=1) + eye) / 2 for weights in attentions]
-    return _explain(found, {
+    return explain(found, {
         "the residual is missing: half of a token is what it was before, 0.5 A + 0.5 I": [product(means)],
         "the blocks are multiplied in the wrong order: the *last* block stands on the left": [product(halves[::-1])],
         "A + I has rows that sum to 2; halve it, so that each row shares out 1": [
@@ -240,7 +239,7 @@ def attention_rollout(learner):
         "the last product is missing or too many: each block counts once": [product(halves[:-1]),
                                                                            product([*halves, halves[-1]])],
         "the result is transposed: row i is the output token i, and sums to 1": [right.transpose(-2, -1)],
-    }) or _generic(found, right)
+    }) or generic(found, right)
 
 
 @exercise(block_flops_reference)
