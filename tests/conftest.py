@@ -14,3 +14,8 @@ os.environ["VLM_LITE_HOME"] = os.path.join(_HOME, "home")
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_HOME, "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from hypothesis import settings  # noqa: E402  after the environment is set
+
+settings.register_profile("any machine", deadline=None)  # a slow machine is no bug
+settings.load_profile("any machine")
