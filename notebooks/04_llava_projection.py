@@ -541,10 +541,10 @@ share = {name: np.mean([instructions.has_form(reply, form) for reply, (*_, form)
     for name, model in (("before", vlm), ("after", spoilt))}
 print(f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}; form asked for {share['before']:.2f} → {share['after']:.2f}")
 two = [k for k, (*_, form) in enumerate(orders) if form in ("detail", "sentence")][:3]
-plots.caption_table([images[orders[k][0]] for k in two], [orders[k][1] for k in two],
-                    spoilt.generate(own[two], [asked[k] for k in two], max_new_tokens=48),
-                    vlm.generate(own[two], [asked[k] for k in two], max_new_tokens=48),
-                    names=("asked", "after VQA as chat", "before it"))
+plots.answer_table([images[orders[k][0]] for k in two], {
+    "asked": [orders[k][1] for k in two],
+    **{name: model.generate(own[two], [asked[k] for k in two], max_new_tokens=48)
+       for name, model in (("before", vlm), ("after VQA as chat", spoilt))}}, label="conversation, before and after VQA as chat")
 
 # %% [markdown]
 # **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
@@ -586,7 +586,7 @@ def talk_about(image_index, text, chat=True):
         loss = torch.stack([vlm(each[None], batch["input_ids"], labels=batch["labels"]).loss for each in hidden])
     lit = (loss[1:] - loss[0]).clamp(min=0).view(1, 4, 4)
     print(f"{text}\n  {reply}")
-    return plots.attention_over_image(images[image_index], lit, titles=["the answer hangs on"], size=170)
+    return plots.attention_over_image(images[image_index], lit, titles=["what matters"], size=170)
 
 
 talk_about(shown, "describe the picture in detail.")
