@@ -612,17 +612,20 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
       f"{(theirs.image_embeds - F.normalize(image_embeds[:8], dim=-1)).abs().max():.1e}")
 
 # %% [markdown]
-# ## 16. What, but not where
+# ## 16. The same cell, left running: what, but not where
 #
-# Among random scenes nearly every wrong caption mentions a thing that is not in the picture. So a model finds its own
-# caption by *what* is mentioned, and InfoNCE never asks it *where* things are, or which colour belongs to which shape.
-# Ask it directly: exchange two words of a caption, "a red circle and a blue star" for "a blue circle and a red star", and
-# see whether the picture still prefers the true one. Guessing is right half the time. CLIPs trained on the web hardly do
-# better (Yuksekgonul et al. 2023, who call them bags of words).
+# The later chapters build on an eye that comes with the course. It is this training with more steps, and nothing else.
+# Recall and the classifiers of section 13, side by side, show what the further steps bought.
 #
-# Their mend is simple. Put such **hard negatives** among the wrong captions of the loss; then the words alone are no
-# longer enough. The eye that the later chapters build on comes with the course. It is this notebook's training with that
-# one change (`loss=info_nce_hard, hard_negatives=True`), left running for longer.
+# One thing they cannot buy. Among random scenes nearly every wrong caption mentions a thing that is not in the picture.
+# So a model finds its own caption by *what* is mentioned, and InfoNCE never asks *where* things are, or which colour
+# belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star" for "a blue
+# circle and a red star", and see whether the picture still prefers the true one. Guessing is right half the time. CLIPs
+# trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
+#
+# Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
+# longer enough. Here that is `recipes.train_clip(..., loss=info_nce_hard, hard_negatives=True)`, with `info_nce_hard`
+# from `vlm_lite.models.clip`. Predict what it does to the table below, then try it.
 
 # %%
 from pathlib import Path

@@ -11,7 +11,7 @@ from vlm_lite.data import language, shapes
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.models.blip2 import QFormerStage1
-from vlm_lite.models.clip import CLIP
+from vlm_lite.models.clip import info_nce_hard
 from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.vlm import VLM
 from vlm_lite.profiles import PROFILES
@@ -62,7 +62,7 @@ def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokeni
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
     before = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
-    history = recipes.train_clip(model, images, texts, tokenizer, steps=50, batch_size=32, progress=False)
+    history = recipes.train_clip(model, images, texts, tokenizer, steps=25, batch_size=32, progress=False)
     after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
     assert before < 0.25 and after > before + 0.15 and history.losses[-1] < history.losses[0] - 0.3
 
@@ -154,12 +154,13 @@ def test_hard_negatives_stand_behind_the_captions_of_a_batch(world, tokenizer):
         assert 1 <= changed <= 2, "an almost right caption has one or two other words"
 
 
-def test_an_eye_told_the_places_of_things_tells_almost_right_captions_apart(world, tokenizer):
+def test_told_apart_is_one_half_by_guessing_and_more_after_hard_negatives(world, tokenizer):
     _, _, images, texts, _ = world
-    eye = CLIP.from_pretrained(data_path("zoo", "shapes-clip")).eval()
-    first = [t[0] for t in texts]
-    assert recipes.tells_apart(eye, images, first, tokenizer) > 0.85
-    assert 0.3 < recipes.tells_apart(recipes.make_shapes_clip(tokenizer), images, first, tokenizer) < 0.7
+    model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
+    assert 0.3 < recipes.tells_apart(model, images, first, tokenizer) < 0.7
+    recipes.train_clip(model, images, texts, tokenizer, steps=150, batch_size=32, loss=info_nce_hard,
+                       hard_negatives=True, progress=False)
+    assert recipes.tells_apart(model, images, first, tokenizer) > 0.75  # on what it was trained on
 
 
 def test_stage1_trains_the_connector_and_a_vlm_goes_on_from_it(world, tokenizer, tmp_path):

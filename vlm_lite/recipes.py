@@ -28,7 +28,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4,
                    context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
                    hidden_act="gelu", bos_token_id=None)
-POSITION_STD = 2.0
 SWAPS = 2  # almost right captions kept for each caption
 SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
                       cross_attention_frequency=1)
@@ -45,12 +44,8 @@ def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
 def make_shapes_clip(tokenizer, seed=0):
     """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128."""
     torch.manual_seed(seed)
-    model = CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                 **SHAPES_CLIP)
-    # Trained patches have norm 35 here. Beside them positions of the usual norm 1 go unheard, and the eye would know
-    # what is in a picture but not where.
-    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
-    return model
+    return CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                **SHAPES_CLIP)
 
 
 def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=False):

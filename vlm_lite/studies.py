@@ -43,11 +43,11 @@ def clip_infonce(seed, profile):
     return history, figures
 
 
-def qformer_connector(seed, profile, stage1=None):
+def qformer_connector(seed, profile):
     """Notebook 03's training: a Q-Former between the shipped eye and brain; VQA beside its controls."""
     captions, questions = shapes.load_shapes("train", profile.train_images)
     images, _, ids = recipes.load_pictures(captions)
-    vlm = recipes.new_vlm("qformer", seed=seed, stage1=stage1, num_query_tokens=profile.num_query_tokens)
+    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
     said = recipes.picture_exchanges(captions, questions)
     history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
                                       steps=profile.connector_steps, batch_size=profile.connector_batch_size,
@@ -74,11 +74,6 @@ def vit_digits(seed, profile):
             seed=seed, description=f"{name}, seed {seed}")
         figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)
     return histories["the ViT"], figures
-
-
-def qformer_stage1(seed, profile):
-    """Notebook 03's training, but the Q-Former starts from BLIP-2's first stage and not from random weights."""
-    return qformer_connector(seed, profile, stage1="shapes-qformer")
 
 
 def llava_stages(seed, profile):
@@ -155,7 +150,7 @@ def _joined(histories):
     return whole
 
 
-CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP, recipes.POSITION_STD)
+CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
@@ -163,8 +158,6 @@ STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
-           "qformer_stage1": (qformer_stage1, (qformer_connector, *CONNECTOR_RECIPE),
-                              ("shapes-clip", "shapes-gpt2", "shapes-qformer")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
@@ -172,7 +165,7 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
                     "num_query_tokens")
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
-          "qformer_connector": CONNECTOR_FIELDS, "qformer_stage1": CONNECTOR_FIELDS,
+          "qformer_connector": CONNECTOR_FIELDS,
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
