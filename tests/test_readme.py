@@ -42,12 +42,15 @@ def test_every_make_target_that_a_page_names_exists(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_vlm_lite_command_that_a_page_names_is_understood(page):
     for words in commands(PAGES[page]):
-        if words[0].endswith("vlm-lite"):
+        if words[0] == "torchrun":
+            words = words[words.index("vlm_lite"):]
+        if words[0].endswith(("vlm-lite", "vlm_lite")):
             build_parser().parse_args([STUDY_OR_MODEL.get(word, word) for word in words[1:]])
 
 
 def test_the_shell_examples_hold_nothing_else_but_the_clone_and_the_container():
-    other = [words for words in commands(README) if words[0] not in ("make", "vlm-lite", ".venv/bin/vlm-lite")]
+    other = [words for words in commands(README) if words[0] not in (
+        "make", "vlm-lite", ".venv/bin/vlm-lite", "torchrun")]
     slug, _ = notebooks.repository()
     clone = [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
     containers = [words for words in other if words[0] == "docker"]
