@@ -507,8 +507,7 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 # %% [markdown]
 # ## 9. What goes wrong
 #
-# Each of these was trained and recorded like the run above, from the same start, with the same evaluation. For time,
-# stage 1 has half the steps here, in every row alike.
+# Each of these was trained and recorded like the run above, from the same start, with the same evaluation.
 #
 # - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error, and a loss that falls.
 # - *Instructions alone*: stage 1 left out, as many steps of instructions. The brain has LoRA to learn with, and the
@@ -548,8 +547,9 @@ plots.answer_table([images[orders[k][0]] for k in two], {
 
 # %% [markdown]
 # **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
-# text, $\exp$ of the mean loss on the answers, without any picture: frozen, with LoRA, and with every weight tuned (at a
-# tenth of the learning rate, as LLaVA does).
+# text, $\exp$ of the mean loss on the answers, without any picture: frozen, after instructions by LoRA, and after the same
+# steps with every weight tuned at the same rate. (Full tuning also *learned* more in these steps: look at *following* in
+# the table above. At a tenth of the rate, which is LLaVA's ratio, it would do less of both.)
 
 # %%
 frozen, lora, full = (failures["summary"][f"{row}: perplexity"]["mean"] for row in (
@@ -700,8 +700,8 @@ else:
 #
 # 1. After stage 1 the model may answer questions *worse* than the blind brain. What has the nerve learnt to say?
 # 2. GPT-4 saw no picture when it wrote LLaVA's data. Which errors of the trained model would you expect from that?
-# 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and would a lower learning rate change
-#    your answer?
+# 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and what would a lower learning rate
+#    change? What would be a fair comparison?
 #
 # **Where next.** [03](03_qformer_gpt2.ipynb) puts eight learnt queries in the place of this projection. Then change one
 # thing here, and predict first: `linear` for `mlp`; stage 1 twice as long; VQA mixed into the instructions.

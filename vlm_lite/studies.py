@@ -97,7 +97,6 @@ def llava_failures(seed, profile):
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
     captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
-    captions = dataclasses.replace(captions, steps=-(-captions.steps // 2))  # for time; the same in every row
     texts = [language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5) for k in range(80)]
     histories, figures = [], {}
 
@@ -119,7 +118,7 @@ def llava_failures(seed, profile):
     after("instructions alone", untrained, talks)
     both = after("captions, instructions", right, talks)
     after("captions, instructions, full tuning", right,
-          dataclasses.replace(talks, tune="full", lr=talks.lr / 10, name="full tuning"))
+          dataclasses.replace(talks, tune="full", name="full tuning"))
     after("captions, instructions, VQA as chat", both,
           dataclasses.replace(talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6),
           ask=language.chat_prompt)
