@@ -13,11 +13,10 @@ from .files import UserError
 from .models.vit import Block, VisionTransformer
 from .train import train
 
-CANVAS = 24  # pixels a side
+CANVAS = 20  # pixels a side
 DIGITS_VIT = dict(image_size=CANVAS, patch_size=4, width=96, num_layers=4, num_heads=4, hidden_act="gelu",
                   layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
-VARIANTS = {"the ViT": {}, "mean pooling": {"pool": "mean"}, "post-norm": {"post_norm": True},
-            "no positions": {"positions": False}}
+VARIANTS = {"the ViT": {}, "post-norm": {"post_norm": True}, "no positions": {"positions": False}}
 
 
 class PostNormBlock(Block):
