@@ -173,7 +173,8 @@ def study_hash(name):
     """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
     function, recipe, models = _study(name)
     profile = dataclasses.asdict(PROFILES["tiny"])
-    parts = [*(inspect.getsource(part) if callable(part) else repr(part) for part in (function, *recipe)),
+    parts = [*(inspect.getsource(part) if callable(part) or inspect.ismodule(part) else repr(part)
+               for part in (function, *recipe)),
              repr((shapes.VERSION, [profile[field] for field in FIELDS[name]]))]
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:

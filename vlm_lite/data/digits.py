@@ -25,7 +25,7 @@ def load_glyphs(split="train"):
     return torch.from_numpy((images[pool] * 255 // 16).astype(np.uint8)), torch.from_numpy(targets[pool].astype(int))
 
 
-def make_canvases(split="train", count=1000, *, size=24, shade=160, noise=20, seed=0):
+def make_canvases(split="train", count=1000, *, size=20, shade=200, noise=10, seed=0):
     """`count` digits, each at a random place of a canvas of `size` pixels: white ink on grey paper in uneven light.
 
     The paper has a random shade in 0..`shade` at each corner and goes over evenly between them; to every pixel comes
