@@ -151,3 +151,10 @@ def test_style_is_for_the_notebooks_own_figures():
     with matplotlib.rc_context():
         plots.style()
         assert matplotlib.rcParams["axes.titlelocation"] == "left"
+
+
+def test_one_recorded_seed_is_a_line_without_a_range():
+    band = {"steps": [1, 2], "low": [1.0, 0.5], "high": [1.0, 0.5], "mean": [1.0, 0.5], "seeds": 1}
+    axes = plots.loss_curve(([1, 2], [0.9, 0.4]), band=band, title="t").axes[0]
+    assert "inside" not in axes.get_title(loc="left") + axes.get_title() and not axes.collections
+    assert "recorded, one seed" in [line.get_label() for line in axes.lines]

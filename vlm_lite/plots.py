@@ -77,11 +77,14 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
     axes = figure.subplots()
     if band is not None:
         recorded, low, high, mean = (array(band[key]) for key in ("steps", "low", "high", "mean"))
+        several = band.get("seeds", 2) > 1  # one seed has no range
         name = f"recorded, {band['seeds']} seeds" if "seeds" in band else "recorded seeds"
-        axes.fill_between(recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range")
-        axes.plot(recorded, mean, color=GREY, linestyle="-.", linewidth=1.2, label=f"{name}: mean")
+        if several:
+            axes.fill_between(recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range")
+        axes.plot(recorded, mean, color=GREY, linestyle="-.", linewidth=1.2,
+                  label=f"{name}: mean" if several else "recorded, one seed")
         held = (steps >= recorded[0]) & (steps <= recorded[-1])
-        if held.any():
+        if several and held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
             share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
             title = f"{title}   " * bool(title) + f"inside the recorded band at {share:.0%} of the points"
