@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: d9b507ae21a9088c8fb24b95d9a306c210b406a21ca38d8b45d44f9c0805e58e
+#     outputs_of: 0c67a6995368635bc9f1b2ba2fbfe78d291dc541964ade13e72e65adcbd134be
 # ---
 
 # %% [markdown]
