@@ -620,8 +620,9 @@ print(f"HEADLINE: handwriting anywhere on a canvas: ViT {reached:.1%}, {best} {w
 
 # %% [markdown]
 # **Is my loss normal?** Your run over the recorded band of several seeds. A ViT often sits on a plateau near the dotted
-# line before it finds out what a digit is: let it. *Stuck there for good:* do the pictures keep their classes, do the
-# positions differ, is the learning rate warmed up? *Above the band:* a head or a residual is missing. *Below it from the
+# line before it finds out what a digit is: let it. A little outside is nothing: three runs do not show all that chance
+# can do. *Stuck there for good:* do the pictures keep their classes, do the
+# positions differ, is the learning rate warmed up? *Far above the band:* a head or a residual is missing. *Below it from the
 # start:* the test pictures, or one and the same batch, are being learnt by heart.
 
 # %%
