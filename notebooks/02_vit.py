@@ -871,6 +871,7 @@ for name, tower in (("control", bare), ("my tower", mine_in_clip)):
 print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5")
 plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], answers)
 
+
 # %% [markdown]
 # ## 12. Photographs, on a GPU
 #
