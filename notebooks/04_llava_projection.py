@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 207
 #     peak_memory_mb: 2457
-#     outputs_of: 9ede913b1cdd7bbad1c41e701bf8691cb26f1a9d4ca145adb8836826012a8089
+#     outputs_of: 6971a294cb9934d0c1fb7274b92b10a31b2d8e96b922484060718dee85cdce3c
 # ---
 
 # %% [markdown]
