@@ -16,7 +16,7 @@
 #     builds: each metric by hand, the controls beside it, and a page that shows whether a model looks
 #     minutes_t4_estimate: 10
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     seconds: 986
+#     seconds: 44
 #     peak_memory_mb: 1476
 #     outputs_of: 5960d153ab66cf9228358b786ceea83aa04c7c435ce22b7b970a4a36dd9a8340
 # ---
@@ -41,7 +41,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 16.5, "t4": 10}
+minutes = {"tiny": 0.5, "t4": 10}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -59,7 +59,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Nine exercises, 57 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 16.5 min and 1.5 GB of memory on `tiny` (measured, 2 CPU cores); about 10 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 0.5 min and 1.5 GB of memory on `tiny` (measured, 2 CPU cores); about 10 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [00](00_start_here.ipynb), which asks this model its first questions. The model is the shipped
 # `shapes-vlm`; nothing is trained here. Section 8 asks a real pretrained VLM about photographs, on a GPU (`t4`).
