@@ -15,7 +15,7 @@
 #     title: CLIP and InfoNCE
 #     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
-#     seconds: 611
+#     seconds: 165
 #     peak_memory_mb: 2106
 #     outputs_of: 3fb0411e902c8c156222b25522c21683cf825e4280a3999923bad5ac739db9d1
 # ---
@@ -40,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 10.0}
+minutes = {"tiny": 3.0}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -57,7 +57,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Five exercises, 31 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 10 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
 # this leads. How the towers work inside is the next chapter; here they are two functions.

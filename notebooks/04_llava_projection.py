@@ -15,7 +15,7 @@
 #     title: LLaVA in stages
 #     builds: LLaVA's projection and its three trainings, captions, instructions, VQA, with one evaluation after each
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
-#     seconds: 207
+#     seconds: 153
 #     peak_memory_mb: 2457
 #     outputs_of: 6971a294cb9934d0c1fb7274b92b10a31b2d8e96b922484060718dee85cdce3c
 # ---
@@ -40,7 +40,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 3.5}
+minutes = {"tiny": 2.5}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -59,7 +59,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 36 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 3.5 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2.5 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), for labels and the five conditions of *does it look?*
 # This notebook runs in the small Shapes world, `tiny`. Its last part says what changes for photographs.
