@@ -528,6 +528,7 @@ knows_nothing = {"itc": ("log B", min(50, len(features))), "itm": ("log 2", 2),
 for name, (formula, count) in knows_nothing.items():
     print(f"{name.upper()} before training {start[name]:.2f}; a model that knows nothing: {formula} = {math.log(count):.2f}")
 
+
 # %% [markdown]
 # ## 6. From queries to words
 #
