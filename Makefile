@@ -8,6 +8,8 @@ COLAB_READY = $(COLAB_VENV)/.vlm-lite-ready
 GRADE_READY = $(VENV)-grade/.vlm-lite-ready
 COLAB_GRADE_READY = $(COLAB_VENV)-grade/.vlm-lite-ready
 PY = $(VENV)/bin/python
+# Two files of tests at a time, a core each, in the order given: notebooks first, since they take longest.
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
 # The first of these that starts and is a Python the course runs on; set PYTHON to choose another.
 first_python = $(or $(shell for p in $(1); do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -23,7 +25,7 @@ course: $(READY)  ## run every notebook on tiny; pages with figures in build/cou
 	@$(PY) tools/course.py
 
 test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
-	VLM_LITE_PROFILE=tiny $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks tests
+	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE) --nbmake --nbmake-timeout=900 notebooks tests
 
 check: $(READY)  ## the fast part of the tests, in under 90 seconds
 	VLM_LITE_PROFILE=tiny $(PY) -m pytest -q -m "not slow and not soak" tests

@@ -5,6 +5,7 @@ seeds, seconds, hardware, every seed's curve and figures, and a hash of what it 
 recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so.
 """
 
+import copy
 import dataclasses
 import hashlib
 import inspect
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import recipes, vit_recipe
-from .data import digits, language, shapes
+from . import recipes, stages, vit_recipe
+from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, read_json, write_json
 from .profiles import PROFILES, get_compute
+from .train import History
 
 
 def clip_infonce(seed, profile):
@@ -74,17 +76,96 @@ def vit_digits(seed, profile):
     return histories["the ViT"], figures
 
 
+def llava_stages(seed, profile):
+    """Notebook 04's run: captions, then instructions, then VQA, and the same evaluation after every stage."""
+    vlm, pictures, held_out = _llava(seed, profile)
+    histories, figures = [], {}
+
+    def keep(name, scores, history):
+        figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
+        histories.append(history)
+
+    stages.run_stages(vlm, pictures, held_out, stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
+                      measure=lambda vlm: _evaluated(vlm, held_out), seed=seed, on_stage=keep)
+    return _joined(histories[1:]), figures
+
+
+def llava_failures(seed, profile):
+    """What goes wrong: captions exchanged, instructions alone, VQA alone; and what the brain forgets of its text."""
+    from .zoo import any_scene
+
+    vlm, pictures, held_out = _llava(seed, profile)
+    untrained = copy.deepcopy(vlm)
+    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5) for k in range(80)]
+    histories, figures = [], {}
+
+    def measured(name, vlm):
+        scores = _evaluated(vlm, held_out, half=2)
+        scores["perplexity"] = [stages.perplexity(vlm, texts)]
+        figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
+
+    def after(name, start, stage, **changed):
+        vlm, said = copy.deepcopy(start), stages.stage_texts(pictures, seed=seed, **changed)
+        histories.append(stages.train_stage(vlm, pictures.features, said[stage.data], stage, seed=seed,
+                                            description=name))
+        measured(name, vlm)
+        return vlm
+
+    right = after("captions", untrained, captions)
+    for share in (0.5, 1.0):
+        after(f"captions, {share:.0%} exchanged", untrained, captions, shuffled=share)
+    after("instructions alone", untrained, talks)
+    both = after("captions, instructions", right, talks)
+    after("captions, instructions, full tuning", right,
+          dataclasses.replace(talks, tune="full", name="full tuning"))
+    after("captions, instructions, VQA as chat", both,
+          dataclasses.replace(talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6),
+          ask=language.chat_prompt)
+    return _joined(histories), figures
+
+
+def _llava(seed, profile):
+    vlm = recipes.new_vlm("mlp", seed=seed)
+    return vlm, *(stages.load_pictures(vlm.vision, split, count) for split, count in
+                  (("train", profile.stage_images), ("val", profile.val_images)))
+
+
+def _evaluated(vlm, held_out, half=1):
+    """`stages.evaluate` on 200 pictures, 400 questions and 200 instructions, or `half` of it; less in a short form."""
+    count = len(held_out.ids)
+    return stages.evaluate(vlm, held_out, pictures=min(200, count // 5) // half,
+                           questions=min(400, 2 * count) // half, orders=min(200, count // 2) // half)
+
+
+def _joined(histories):
+    """Several histories as one, laid end to end."""
+    whole = History()
+    for each in histories:
+        steps, seconds = (series[-1] if series else 0 for series in (whole.steps, whole.seconds))
+        whole.steps += [steps + step for step in each.steps]
+        whole.seconds += [seconds + second for second in each.seconds]
+        whole.losses += each.losses
+    return whole
+
+
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
+STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
+                 instructions.turns, instructions.follows, recipes.exchange_batches)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
 CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
                     "num_query_tokens")
+LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 FIELDS = {"clip_infonce": ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr"),
           "qformer_connector": CONNECTOR_FIELDS,
+          "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
 
