@@ -368,6 +368,15 @@ assert changed["blind"] == both["blind"] == 0, "without a picture, the same ques
 
 print(f"HEADLINE: swap the picture and the answer follows, rightly, in {both['vlm']:.0f}% of {len(pairs)} pairs "
       f"(blind {both['blind']:.0f}%, oracle {both['oracle']:.0f}%)")
+from vlm_lite.labs import check
+
+vlm_score, bridge_score = result.accuracy["vlm"], result.bridge
+check.progress({
+    "the VLM is ahead of its blind self, interval and all": vlm_score.low > result.accuracy["blind"].high,
+    "with another's picture it falls to about blind": result.accuracy["shuffled"].low < result.accuracy["blind"].high,
+    "an empty picture is worth no more than none": result.accuracy["blank"].low < result.accuracy["blind"].high,
+    "the answer follows the swap, which no blind model can": both["vlm"] > both["blind"] == 0,
+    "most of what the brain could know comes through": bridge_score.value is not None and bridge_score.low > 0.5})
 plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
                     for kind, part in result.by_type.items()}, title="Which questions can it answer?")
 

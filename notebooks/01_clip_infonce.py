@@ -612,27 +612,28 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
       f"{(theirs.image_embeds - F.normalize(image_embeds[:8], dim=-1)).abs().max():.1e}")
 
 # %% [markdown]
-# ## 16. The same cell, left running: what, but not where
+# ## 16. What, but not where
 #
-# The later chapters build on an eye that comes with the course. It is this training with more steps, and nothing else.
-# Recall and the classifiers of section 13, side by side, show what the further steps bought.
-#
-# One thing they cannot buy. Among random scenes nearly every wrong caption mentions a thing that is not in the picture.
-# So a model finds its own caption by *what* is mentioned, and InfoNCE never asks *where* things are, or which colour
-# belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star" for "a blue
-# circle and a red star", and see whether the picture still prefers the true one. Guessing is right half the time. CLIPs
-# trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
+# One thing this training hardly teaches. Among random scenes nearly every wrong caption mentions a thing that is not in
+# the picture. So a model finds its own caption by *what* is mentioned, and InfoNCE seldom asks *where* things are, or
+# which colour belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star"
+# for "a blue circle and a red star", and see whether the picture still prefers the true one. Guessing is right half the
+# time. CLIPs trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
 #
 # Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
-# longer enough. Here that is `recipes.train_clip(..., loss=info_nce_hard, hard_negatives=True)`, with `info_nce_hard`
-# from `vlm_lite.models.clip`. Predict what it does to the table below, then try it.
+# longer enough. The later chapters build on an eye that comes with the course, and it was trained like that: this
+# training, left running, with `recipes.train_clip(..., loss=info_nce_hard, hard_negatives=True)` (`info_nce_hard` is in
+# `vlm_lite.models.clip`). Half of its hard negatives are such exchanges; in the other half one word is replaced, most
+# often a shape ("a red circle" for "a red star"), since whoever only minds exchanges may forget what a star looks like.
+#
+# **Predict first:** of the rows below, where is that eye far ahead of your CLIP, and where hardly?
 
 # %%
 from pathlib import Path
 
 import numpy as np
 
-from vlm_lite.data.negatives import hard_negative
+from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.files import read_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import resolve_model
@@ -640,17 +641,18 @@ from vlm_lite.profiles import resolve_model
 folder = resolve_model(profile.vision_model)
 card, eye = read_json(Path(folder) / "card.json"), CLIP.from_pretrained(folder)
 for text in texts[:3]:
-    print(f"true:  {text}\nwrong: {hard_negative(text, np.random.default_rng(0))}\n")
+    print(f"true:      {text}\nexchanged: {hard_negative(text, np.random.default_rng(0))}\n"
+          f"replaced:  {replaced_word(text, np.random.default_rng(0))}\n")
 print(f"the zoo's eye: made by `{card['command']}`, {card['settings']['steps']:,} steps in {card['seconds']} s on "
       f"{card['hardware']}\n")
 eyes = {"untrained": fresh, "my CLIP": model, "the zoo's eye": eye}
-print(f"{'':<42}" + "".join(f"{name:>15}" for name in eyes))
-print(f"{'image-to-text R@5':<42}" + "".join(
+print(f"{'':<46}" + "".join(f"{name:>15}" for name in eyes))
+print(f"{'image-to-text R@5':<46}" + "".join(
     f"{recipes.clip_recall(each, pictures, texts, tokenizer)['image_to_text'][5]:15.1%}" for each in eyes.values()))
 order = {name: recipes.tells_apart(each, pictures, texts, tokenizer) for name, each in eyes.items()}
-print(f"{'true caption above an almost right one':<42}" + "".join(f"{value:15.1%}" for value in order.values()))
+print(f"{'true caption above one with words exchanged':<46}" + "".join(f"{value:15.1%}" for value in order.values()))
 for kind, ensemble in ensembles.items():
-    print(f"{f'zero-shot {kind}, ensemble':<42}" + "".join(f"{zero_shot(each, kind, ensemble):15.1%}"
+    print(f"{f'zero-shot {kind}, ensemble':<46}" + "".join(f"{zero_shot(each, kind, ensemble):15.1%}"
                                                          for each in eyes.values()))
 
 

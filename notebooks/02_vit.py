@@ -869,6 +869,12 @@ for name, tower in (("control", bare), ("my tower", mine_in_clip)):
     eye.vision_model = tower
     answers[name] = [choose(eye, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five]
 print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5")
+check.progress({
+    "my tower in CLIP leaves R@5 unchanged": after[5] == before[5],
+    "handwriting anywhere: ahead of the best that compares pixels": reached > 2 * wide[best],
+    "without positions, shuffled patches go unnoticed": found["untrained, no positions"][0] < 1e-3,
+    "the zoo's eye notices where things are": eye_notices > 0.1,
+    "the tower without its weights finds no captions": without[5] < 3 * chance_recall(len(texts), 5)})
 plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], answers)
 
 

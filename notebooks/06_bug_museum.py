@@ -1098,6 +1098,7 @@ width = max(map(len, museum))
 for k, each in enumerate(museum.values(), start=1):
     change = f"{each.form.format(each.before)} → {each.form.format(each.after)}"
     print(f"{k:>2}. {each.name:<{width}}  {change:<16} {each.measure}\n    {each.test}")
+check.progress({each.name: each.before != each.after for each in museum.values()})
 
 # %% [markdown]
 # ## What you showed

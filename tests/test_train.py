@@ -1,5 +1,6 @@
 """The training loop: exact resume, honest errors, checkpoints that are whole or absent."""
 
+import functools
 import json
 import os
 import random
@@ -52,10 +53,13 @@ def loss_fn(model, batch):
     return (prediction - batch["x"][:, :3]).square().mean() + noise * prediction.mean() * 0.01, {"noise": noise}
 
 
-def run(model=None, **kw):
+def run_toy(model=None, **kw):
     model = Toy() if model is None else model
     options = dict(steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5, checkpoint_every=4) | kw
     return model, train(model, batches, loss_fn, **options)
+
+
+run = run_toy
 
 
 def assert_same_run(first, second):
@@ -75,7 +79,9 @@ def cut_at(step):
 
 @pytest.mark.parametrize("compute", [CPU, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
-def test_a_run_cut_at_any_step_and_resumed_ends_bit_identical(tmp_path, step, compute, capsys):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_cut_at_any_step_and_resumed_ends_bit_identical(tmp_path, step, compute, optimizer, capsys):
+    run = functools.partial(run_toy, optimizer=optimizer)
     whole = run(compute=compute)
     with pytest.raises(KeyboardInterrupt):
         run(compute=compute, checkpoint=tmp_path / "run", on_step=cut_at(step))

@@ -282,7 +282,7 @@ def readme(root=ROOT):
     """The text of README.md with what stands between its `<!-- notebooks -->` and other such markers made anew."""
     text = (root / "README.md").read_text(encoding="utf-8")
     slug, ref = repository(root)
-    rows, pictures, names = [], [], []
+    rows, pictures = [], []
     for source in sources(root):
         known = facts(source.read_text(encoding="utf-8"))
         page = f"notebooks/{source.stem}.ipynb"
@@ -294,12 +294,13 @@ def readme(root=ROOT):
         rows.append(f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |")
         picture = f"{THUMBNAILS}/{source.stem}.png"
         if (root / picture).exists():
-            pictures.append(f'<a href="{page}"><img src="{picture}" width="240" alt="a figure of {title}"></a>')
-            names.append(f"[{title}]({page})<br>{tiny}")
+            pictures.append(f'<a href="{page}"><img src="{picture}" width="220" alt="a figure of {title}"></a><br>'
+                            f"[{title}]({page})<br>{tiny}")
     table = "\n".join(["| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
                        "|---|---|---|---|---|---|", *rows])
-    strip = "\n".join(["| " + " | ".join(pictures) + " |", "|" + ":---:|" * len(pictures),
-                       "| " + " | ".join(names) + " |"]) if pictures else ""
+    wide = min(4, len(pictures))
+    strip = ["| " + " | ".join(pictures[start:start + wide]) + " |" for start in range(0, len(pictures), 4)]
+    strip = "\n".join([*strip[:1], "|" + ":---:|" * wide, *strip[1:]] if strip else [])
     text = re.sub(r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/", rf"\g<1>{slug}/blob/{ref}/",
                   text)
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm_lite.data import language, scenes
-from vlm_lite.data.negatives import KIND_OF, _meaning, hard_negative
+from vlm_lite.data.negatives import KIND_OF, _meaning, hard_negative, replaced_word
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,14 @@ def test_it_repeats_and_leaves_other_captions_alone():
     assert [hard_negative(t, np.random.default_rng(1)) for t in texts] == [hard_negative(texts[0],
                                                                                        np.random.default_rng(1))] * 5
     assert hard_negative("a man with a dog.", np.random.default_rng(0)) == "a man with a dog."
+
+
+def test_a_replaced_word_is_one_word_of_the_same_kind_and_most_often_a_shape(captions):
+    rng, kinds = np.random.default_rng(0), collections.Counter()
+    for text in captions:
+        before, after = (re.findall(r"\w+", t) for t in (text, replaced_word(text, rng)))
+        (old, new), = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+        assert KIND_OF[old] == KIND_OF[new]
+        kinds[KIND_OF[old]] += 1
+    assert len(kinds) == 4 and kinds.most_common(1)[0][0] == scenes.SHAPES
+    assert replaced_word("a man with a dog.", rng) == "a man with a dog."

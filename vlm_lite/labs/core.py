@@ -97,7 +97,7 @@ def exercise(reference):
 def progress(claims=None):
     """Print one line: how many exercises of this session passed, and how many of `claims` {sentence: bool} hold."""
     passed = [name for name, verdict in _record.items() if verdict.status == "right"]
-    parts = [_share(passed, _record, "exercises passed")]
+    parts = [_share(passed, _record, "exercises passed")] if _record else []
     if claims is not None:
         parts.append(_share([claim for claim, holds in claims.items() if holds], claims, "claims ticked"))
     print(f"Progress: {'; '.join(parts)}.")
