@@ -326,3 +326,32 @@ def siglip(image_embeds, text_embeds, logit_scale, logit_bias):
     logits = scaled_similarity(x, y, logit_scale) + logit_bias  # (B, B)
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 on the diagonal, -1 elsewhere
     return -F.logsigmoid(sign * logits).sum() / len(logits)
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """x (B, P) of this process -> (W·B, P), those of all W in the order of their ranks; gradients find their way back.
+
+    torch's own all_gather cuts the graph. What the other processes' losses say of x arrives here by a sum over all
+    (open_clip's `gather_with_grad`).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def info_nce_gathered(image_embeds, text_embeds, logit_scale):
+    """`info_nce` over the pairs of all processes, each of which gives its own (B, P), all of one B -> scalar, fp32.
+
+    Every process computes the same loss; the mean of their parameters' gradients, as DDP and `train` take it, is the
+    gradient of one process with the whole batch.
+    """
+    return info_nce(*(GatherWithGradient.apply(x) for x in (image_embeds, text_embeds)), logit_scale)
