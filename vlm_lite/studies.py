@@ -151,14 +151,15 @@ def _joined(histories):
 
 
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
-CLIP_LOSSES = (clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction, clip.siglip)
+VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, clip_variants, clip.info_nce,
+                   clip.info_nce_hard, clip.info_nce_shared, clip.one_direction, clip.siglip)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
-           "clip_variants": (clip_variants.clip_variants, (*CLIP_RECIPE, clip_variants, *CLIP_LOSSES), ()),
+           "clip_variants": (clip_variants.clip_variants, VARIANTS_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
