@@ -11,7 +11,7 @@ import torch
 
 from .data.formats import image_tensor
 from .data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
-from .data.negatives import hard_negative
+from .data.negatives import hard_negative, replaced_word
 from .data.scenes import BACKGROUND
 from .evals.probes import run_probes
 from .evals.retrieval import recall_at_k
@@ -28,7 +28,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4,
                    context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
                    hidden_act="gelu", bos_token_id=None)
-SWAPS = 2  # almost right captions kept for each caption
+ALMOST_RIGHT = hard_negative, replaced_word  # what makes the almost right captions kept for each caption
 POSITION_STD = 1.0  # how far apart the places of the patches begin
 SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
                       cross_attention_frequency=1)
@@ -70,7 +70,7 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
     texts = [t for c in captions for t in c]
     if hard_negatives:
         rng = np.random.default_rng(0)
-        texts += [hard_negative(t, rng) for _ in range(SWAPS) for t in texts]
+        texts += [change(t, rng) for change in ALMOST_RIGHT for t in texts]
     text = tokenizer([t + tokenizer.eos_token for t in texts], padding=True, return_tensors="pt",
                      add_special_tokens=False)
     ids, mask = text["input_ids"], text["attention_mask"]
@@ -79,8 +79,8 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
         rows = torch.randperm(len(images), generator=generator)[:batch_size]
         which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
         if hard_negatives:
-            swap = torch.randint(1, SWAPS + 1, (batch_size,), generator=generator)
-            which = torch.cat([which, which + swap * counts.sum()])
+            made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,), generator=generator)
+            which = torch.cat([which, which + made * counts.sum()])
         longest = int(mask[which].sum(1).max())
         longest = min(8 * -(-longest // 8), ids.shape[1])  # few shapes: a CPU plans its matmuls once for each
         return images[rows], ids[which, :longest], mask[which, :longest]

@@ -3,10 +3,14 @@
 Told only to find its caption among those of other pictures, an eye learns *what* is in a picture and not *where*, nor
 which colour belongs to which shape: a bag of words is enough. Beside its caption each picture therefore gets the same
 words in another order, and must tell the two apart (NegCLIP: Yuksekgonul et al. 2023, "When and why vision-language
-models behave like bags-of-words, and what to do about it?", section 4).
+models behave like bags-of-words, and what to do about it?", section 4). An eye that only meets those learns places
+well and forgets part of the shapes, which such captions leave as they are: so there are captions with one word
+replaced, too ("replace" beside "swap" in SugarCrepe, Hsieh et al. 2023, section 3).
 """
 
 import re
+
+import numpy as np
 
 from .scenes import COLOURS, SHAPES, SIZES
 
@@ -41,6 +45,22 @@ def hard_negative(caption, rng):
             others = [other for other in KIND_OF[word] if other != word]
             return _text([*words[:one], others[rng.integers(len(others))], *words[one + 1:]])
     return caption
+
+
+def replaced_word(caption, rng):
+    """A caption of Shapes in which one shape, colour, size or digit has become another; a shape three times as often.
+
+    Seldom it is true all the same, when the picture holds that thing as well. The caption itself comes back when it
+    names none of these. `rng` is a `numpy.random.Generator`.
+    """
+    words = re.findall(r"\w+|[.,]", caption)
+    places = [i for i, word in enumerate(words) if KIND_OF.get(word) in KINDS[:4]]
+    if not places:
+        return caption
+    weights = np.array([3.0 if words[i] in SHAPES else 1.0 for i in places])
+    one = int(rng.choice(places, p=weights / weights.sum()))
+    words[one] = str(rng.choice([other for other in KIND_OF[words[one]] if other != words[one]]))
+    return _text(words)
 
 
 def _text(words):
