@@ -151,8 +151,8 @@ def _joined(histories):
 
 
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
-VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, clip_variants, clip.info_nce,
-                   clip.info_nce_hard, clip.info_nce_shared, clip.one_direction, clip.siglip)
+VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, recipes.POSITION_STD, *recipes.ALMOST_RIGHT, clip_variants,
+                   clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction, clip.siglip)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
