@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,14 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from vlm_lite import recipes, stages  # noqa: E402
-from vlm_lite.data.language import short_prompt  # noqa: E402
+from vlm_lite.data.language import make_tokenizer, short_prompt  # noqa: E402
 from vlm_lite.data.records import read_vqa_rows  # noqa: E402
 from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
 from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import data_path  # noqa: E402
+from vlm_lite.models.clip import info_nce  # noqa: E402
 from vlm_lite.models.text import build_text_batch  # noqa: E402
+from vlm_lite.models.vit_weights import load_vit  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -150,11 +153,71 @@ def time_stages(compute, steps=6):
     line("   of the ceiling, the language model's own step", 100 * best / run(remedies), "%")
 
 
+def time_towers(compute, rounds=9):
+    """Our ViT beside timm's and our CLIP beside transformers', at the same weights, sizes, batch, precision and loss.
+
+    Forward and backward, in training mode. The two take turns, so that what else runs on the machine meets both; the
+    ratio is the median of those of the rounds.
+    """
+    import timm
+    from transformers import CLIPModel
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    name = "vit_small_patch16_224"
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=10)
+    ours = load_vit(name, theirs.state_dict())
+    pixels, classes = torch.randn(8, 3, 224, 224), torch.arange(8)
+    compare(f"{name}, batch 8: ours / timm's", [
+        (ours, lambda x, y: F.cross_entropy(ours(x).logits, y)), (theirs, lambda x, y: F.cross_entropy(theirs(x), y))],
+        (pixels, classes), compute.device, half, rounds)
+
+    tokenizer = make_tokenizer()
+    captions, _ = load_shapes("train", IMAGES, progress=False)
+    images, texts, _ = recipes.load_pictures(captions)
+    batch = recipes.caption_batches(images, texts, tokenizer, TINY.clip_batch_size)(0, torch.Generator().manual_seed(0))
+    mine = recipes.make_shapes_clip(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        mine.save_pretrained(folder)
+        reference = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+
+    def my_loss(x, ids, mask):
+        found = mine(x, ids, mask)
+        return info_nce(found.image_embeds, found.text_embeds, mine.logit_scale)
+
+    compare(f"CLIP of Shapes, batch {TINY.clip_batch_size}: ours / transformers'", [
+        (mine, my_loss), (reference, lambda x, ids, mask: reference(ids, x, mask, return_loss=True).loss)],
+        (recipes.pixel_values(batch[0]), *batch[1:]), compute.device, half, rounds)
+
+
+def compare(name, pair, batch, device, half, rounds):
+    """Print the median milliseconds of each (model, loss function) and the median ratio; their losses must agree."""
+    batch, times = [part.to(device) for part in batch], ([], [])
+
+    def step(model, loss_fn):
+        model.to(device).train().zero_grad(set_to_none=True)
+        with torch.autocast(device, half, enabled=half is not torch.float32):
+            loss = loss_fn(*batch)
+        loss.backward()
+        return loss.detach()
+
+    torch.testing.assert_close(*(step(*each) for each in pair), atol=0.05, rtol=0)  # the same work, and the warm-up
+    for _ in range(rounds):
+        for each, kept in zip(pair, times, strict=True):
+            kept.append(seconds(lambda each=each: step(*each)))
+    ratio = statistics.median(one / other for one, other in zip(*times, strict=True))
+    both = " and ".join(f"{1000 * statistics.median(kept):,.0f}" for kept in times)
+    print(f"{name:62} {ratio:10.2f} times ({both} ms)", flush=True)
+
+
 def main():
     compute = get_compute()
     print(describe(get_profile("tiny"), compute), end="\n\n")
+    if sys.argv[1:] == ["towers"]:
+        return time_towers(compute)
     time_evaluators()
     time_stages(compute)
+    time_towers(compute)
     starts = seconds(lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True, cwd=ROOT), 3)
     line("import vlm_lite, the interpreter's start included", 1000 * starts, "ms")
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):

@@ -225,6 +225,17 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
     return history
 
 
+def equal_shares(batch, rank, processes):
+    """A `shard` for losses that gather what all processes have: the part of rank `rank` of a batch, with weight 1.
+
+    batch: tensors (B, ...). UserError unless B is a multiple of `processes`: what is gathered must be of one size.
+    """
+    if any(len(part) % processes for part in batch):
+        raise UserError(f"a batch of {len(batch[0])} cannot be shared out equally among {processes} processes. "
+                        f"Take a batch size that is a multiple of {processes}.")
+    return tuple(part.chunk(processes)[rank] for part in batch), 1.0
+
+
 def _average(accelerator, loss, parameters):
     """Give every process the mean of all processes' gradients, in one message; returns the mean of their losses."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -10,7 +10,7 @@ from transformers import CLIPConfig as TheirConfig
 from transformers import CLIPModel
 
 from vlm_lite.files import UserError
-from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce, info_nce_hard
+from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce, info_nce_hard, info_nce_shared, one_direction, siglip
 
 SIZES = dict(image_size=32, patch_size=8, vision_width=32, vision_layers=2, vision_heads=4, vocab_size=30,
              context_length=12, text_width=24, text_layers=2, text_heads=2, projection_dim=16, eos_token_id=5,
@@ -236,3 +236,48 @@ def test_the_temperature_is_learnt_and_clamped_at_100(pixels):
 def test_an_unknown_setting_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="no setting vision_depth.*vision_layers"):
         CLIP(vision_depth=3)
+
+
+def test_one_direction_is_the_pictures_half_of_info_nce():
+    torch.manual_seed(0)
+    x, y, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor(1.2)
+    torch.testing.assert_close((one_direction(x, y, scale) + one_direction(y, x, scale)) / 2, info_nce(x, y, scale))
+    assert abs(one_direction(x, y, scale) - one_direction(y, x, scale)) > 0.01
+
+
+def test_equal_captions_that_are_right_for_one_another_share_the_answer():
+    torch.manual_seed(0)
+    x, y, scale = torch.randn(4, 8), torch.randn(4, 8), torch.tensor(1.2)
+    y[2] = y[0]
+    same = (y[:, None] == y[None]).all(dim=-1)
+    torch.testing.assert_close(info_nce_shared(x, y, scale, torch.eye(4, dtype=torch.bool)), info_nce(x, y, scale))
+    cosine = scale.exp() * torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1)
+    image, text = cosine.log_softmax(dim=1), cosine.log_softmax(dim=0)
+    right = [[0, 2], [1], [0, 2], [3]]
+    expected = -sum(each[i, j] / len(js) for each in (image, text.T) for i, js in enumerate(right) for j in js) / 8
+    torch.testing.assert_close(info_nce_shared(x, y, scale, same), expected)
+    # Pictures 0 and 2 on top of their one caption: nothing is left to blame but the choice between two equal texts.
+    best = torch.eye(4)[[0, 1, 0, 3]]
+    torch.testing.assert_close(info_nce_shared(best, best, torch.tensor(math.log(100.0)), same),
+                               torch.tensor(math.log(2) / 2))
+    one = best.clone().requires_grad_()
+    gradient, = torch.autograd.grad(info_nce_shared(one, best, torch.tensor(3.0), same), one)
+    mistaken, = torch.autograd.grad(info_nce(one, best, torch.tensor(3.0)), one)
+    assert gradient.norm() < mistaken.norm() + 1e-6
+
+
+def test_siglip_is_the_loss_of_transformers():
+    from transformers import SiglipConfig, SiglipModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    theirs = SiglipModel(SiglipConfig(text_config={**sizes, "vocab_size": 30, "max_position_embeddings": 6},
+                                      vision_config={**sizes, "image_size": 16, "patch_size": 8})).eval()
+    for scale, bias in ((math.log(10), -10.0), (2.0, 0.7)):
+        with torch.no_grad():
+            theirs.logit_scale.fill_(scale), theirs.logit_bias.fill_(bias)
+        found = theirs(input_ids=torch.randint(30, (5, 6)), pixel_values=torch.randn(5, 3, 16, 16), return_loss=True)
+        ours = siglip(3 * found.image_embeds, found.text_embeds, theirs.logit_scale, theirs.logit_bias)
+        torch.testing.assert_close(ours, found.loss)
+        torch.testing.assert_close(torch.autograd.grad(ours, theirs.logit_bias, retain_graph=True),
+                                   torch.autograd.grad(found.loss, theirs.logit_bias, retain_graph=True))

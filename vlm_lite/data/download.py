@@ -132,7 +132,8 @@ def _fetch_from_hub(item):
     for attempt in range(1, RETRIES + 2):
         try:
             return hf_hub_download("/".join(parts[:2]), "/".join(parts[4:]), repo_type="dataset", revision=parts[3],
-                                   endpoint=os.environ.get("HF_ENDPOINT"), local_dir=item.path.parent)
+                                   endpoint=os.environ.get("HF_ENDPOINT"),
+                                   local_dir=item.path.parents[len(parts) - 5])  # the client makes the file's folders
         except OSError as error:
             if isinstance(error, EntryNotFoundError | RepositoryNotFoundError) or error.errno in FULL or (
                     attempt > RETRIES):

@@ -30,6 +30,7 @@ class Source:
 
 COCO, VQA = "http://images.cocodataset.org", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
+RETRIEVAL = "https://huggingface.co/datasets/clip-benchmark/wds_mscoco_captions/resolve/main/test"
 SOURCES = {
     "captions": Source(f"{COCO}/annotations/annotations_trainval2014.zip", 252_872_794,
                        "md5:0a379cfc70b0e71301e0f377548639bd", "annotations/captions_train2014.json"),
@@ -41,12 +42,15 @@ SOURCES = {
                            "llava_instruct_150k.json", about=229_000_000),
     "picture": Source(f"{COCO}/train2014/COCO_train2014_{{:012d}}.jpg", about=165_000),  # the mean
     "test picture": Source(f"{COCO}/val2014/COCO_val2014_{{:012d}}.jpg", about=165_000),
+    "retrieval count": Source(f"{RETRIEVAL}/nshards.txt", about=2),
+    "retrieval test": Source(f"{RETRIEVAL}/{{}}.tar", about=840_000_000),  # all of them together
     "pope": Source(f"{POPE}/coco_pope_{{}}.json", about=500_000),
     "mmbench": Source("https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv",
                       hash="md5:b6caf1133a01c6bb705cf753bb527ed8"),
 }
 MODELS = {
     "eye": T4.vision_model,
+    "smaller eye": "openai/clip-vit-base-patch32",
     "brain": T4.language_model,
     "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
     "finished VLM": T4.vlm_model,

@@ -296,3 +296,62 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
     harder = torch.cat([logits, scaled_similarity(image_embeds, wrong, logit_scale)], dim=1)
     # The picture's cross-entropy over B + M texts in the place of that over B: only its normaliser grows.
     return both_ways + (harder.logsumexp(dim=1) - logits.logsumexp(dim=1)).mean() / 2
+
+
+def one_direction(image_embeds, text_embeds, logit_scale):
+    """The half of `info_nce` in which pictures choose among texts, and no text chooses a picture -> scalar, fp32."""
+    x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
+    logits = scaled_similarity(x, y, logit_scale)  # (B, B)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def info_nce_shared(image_embeds, text_embeds, logit_scale, same):
+    """InfoNCE in which several texts may be right -> scalar, fp32. With the identity for `same` this is `info_nce`.
+
+    same (B, B), symmetric bool: whether text i may stand for text j, as an equal caption may. The right answers share
+    the probability 1 (UniCL: Yang et al. 2022, section 3.2).
+    """
+    x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
+    logits, target = scaled_similarity(x, y, logit_scale), same.float() / same.sum(dim=1, keepdim=True)  # (B, B)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def siglip(image_embeds, text_embeds, logit_scale, logit_bias):
+    """SigLIP's sigmoid loss -> scalar, fp32: each of the B² pairs is a yes-or-no question of its own.
+
+    The sum over all pairs, divided by B (Zhai et al. 2023, algorithm 1, which starts with logit_scale = log 10 and
+    logit_bias = -10, since nearly all pairs are wrong). Agrees with the loss of transformers' SiglipModel.
+    """
+    x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
+    logits = scaled_similarity(x, y, logit_scale) + logit_bias  # (B, B)
+    sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 on the diagonal, -1 elsewhere
+    return -F.logsigmoid(sign * logits).sum() / len(logits)
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """x (B, P) of this process -> (W·B, P), those of all W in the order of their ranks; gradients find their way back.
+
+    torch's own all_gather cuts the graph. What the other processes' losses say of x arrives here by a sum over all
+    (open_clip's `gather_with_grad`).
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def info_nce_gathered(image_embeds, text_embeds, logit_scale):
+    """`info_nce` over the pairs of all processes, each of which gives its own (B, P), all of one B -> scalar, fp32.
+
+    Every process computes the same loss; the mean of their parameters' gradients, as DDP and `train` take it, is the
+    gradient of one process with the whole batch.
+    """
+    return info_nce(*(GatherWithGradient.apply(x) for x in (image_embeds, text_embeds)), logit_scale)
