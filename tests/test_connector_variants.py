@@ -35,8 +35,7 @@ def test_a_row_changes_one_thing_and_sends_the_vectors_that_its_name_says():
 
 @pytest.mark.slow
 def test_a_short_form_of_each_kind_of_row_gives_every_figure_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(connector_variants, "QUESTIONS", 40)
-    monkeypatch.setattr(connector_variants, "PICTURES", 8)
+    monkeypatch.setattr(connector_variants, "SIZES", {"questions": 40, "pictures": 8, "texts": 8})
     rows = "Q-Former 8", "linear 4", f"{BASE}, LoRA", f"{BASE}, stage 1 first"
     monkeypatch.setitem(studies.ROWS, "connector_variants", rows)
     record = read_json(studies.run("connector_variants", seeds=1, profile=SMOKE, folder=tmp_path))

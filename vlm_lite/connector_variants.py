@@ -19,7 +19,7 @@ from .data.language import CAPTION_PROMPT
 from .evals.captions import caption_scores
 from .models.blip2 import QFormerStage1
 
-QUESTIONS, PICTURES, TEXTS = 600, 150, 80  # to answer, to caption, and of plain text for the perplexity
+SIZES = {"questions": 600, "pictures": 150, "texts": 80}  # to answer, to caption, and to read for the perplexity
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def scores(vlm, held_out, *, bridge=True):
     from .zoo import any_scene
 
     captions, questions = held_out
-    result = recipes.probe(vlm, captions, questions, limit=QUESTIONS)
-    few = captions.select(range(min(PICTURES, len(captions))))
+    result = recipes.probe(vlm, captions, questions, limit=SIZES["questions"])
+    few = captions.select(range(min(SIZES["pictures"], len(captions))))
     images, references, _ = recipes.load_pictures(few)
     said = vlm.generate(recipes.picture_features(vlm.vision, images, progress=False).float(),
                         [CAPTION_PROMPT] * len(images), max_new_tokens=48)
-    texts = [language.document(any_scene, np.random.default_rng([9, k]), exchanges=5) for k in range(TEXTS)]
+    texts = [language.document(any_scene, np.random.default_rng([9, k]), exchanges=5) for k in range(SIZES["texts"])]
     found = {f"VQA {name}": score.value for name, score in result.accuracy.items() if name != "blank"}
     if bridge and result.bridge.value is not None:
         found["bridge score"] = result.bridge.value

@@ -155,8 +155,9 @@ CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.p
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
-VARIANTS_RECIPE = (connector_variants, *CONNECTOR_RECIPE[1:], recipes.train_stage1, recipes.caption_batches,
-                   stages.set_trainable, stages.add_lora, stages.train_stage)
+VARIANTS_RECIPE = (connector_variants.VARIANTS, connector_variants.SIZES, connector_variants.Pooled,
+                   connector_variants.new_vlm, connector_variants.scores, *CONNECTOR_RECIPE[1:], recipes.train_stage1,
+                   recipes.caption_batches, stages.set_trainable, stages.add_lora, stages.train_stage)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
