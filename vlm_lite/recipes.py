@@ -29,7 +29,6 @@ SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers
                    context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
                    hidden_act="gelu", bos_token_id=None)
 SWAPS = 2  # almost right captions kept for each caption
-POSITION_STD = 1.0  # how far apart the places of the patches begin
 SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
                       cross_attention_frequency=1)
 
@@ -43,16 +42,10 @@ def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
 
 
 def make_shapes_clip(tokenizer, seed=0):
-    """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128.
-
-    The places of the patches are drawn from N(0, 1): from CLIP's 0.02 a short training hardly learns any, and its
-    patches do not say where they are.
-    """
+    """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128."""
     torch.manual_seed(seed)
-    model = CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                 **SHAPES_CLIP)
-    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
-    return model
+    return CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                **SHAPES_CLIP)
 
 
 def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=False):
@@ -153,12 +146,21 @@ def tells_apart(model, images, texts, tokenizer):
 # ---------------------------------------------------------------- the nerve
 
 def picture_features(vision, images, *, layer=-2, **options):
-    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels."""
+    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels.
+
+    On a GPU they are computed in its half precision, which the name of the cache then holds as well.
+    """
     vision.eval()
     device = next(vision.parameters()).device
-    return cache_features(lambda batch: vision.patch_features(pixel_values(batch.to(device)), layer=layer), images,
-                          key={"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD},
-                          **options)
+    precision = "no" if device.type == "cpu" else get_compute().mixed_precision
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    key = {"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD}
+
+    def encode(batch):
+        with torch.autocast(device.type, half, enabled=half is not None):
+            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
+
+    return cache_features(encode, images, key=key if half is None else {**key, "precision": precision}, **options)
 
 
 def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", stage1=None,
