@@ -922,7 +922,6 @@ row, drop = tried[0]
 print(f"{row['question']}  right: {row['answer']}")
 plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"], size=190)
 
-
 # %% [markdown]
 # ## 12. Which nerve? A recorded comparison
 #
@@ -946,7 +945,7 @@ my_pick = "Q-Former 16"  # or "linear 4", "MLP 1", ...; change it before you run
 
 compared = load_study("connector_variants")
 print(f"recorded: `{compared['command']}`, {compared['seconds'] / 60:.0f} minutes on {compared['hardware']}\n")
-print(connector_variants.table(compared), "\n")
+print(connector_variants.table(compared) + "\n")
 
 
 def recorded(row, figure="VQA vlm", scale=100):
@@ -973,7 +972,7 @@ needed = {}  # vectors -> whether the Q-Former's worst seed beats every seed of 
 for n in (1, 4, 16):
     plain = max((f"{name} {n}" for name in ("linear", "MLP")), key=recorded)
     needed[n] = recorded(f"Q-Former {n}")[1] > recorded(plain)[2]
-    print(f"{n:2} vectors: {versus(f'Q-Former {n}', plain)}")
+    print(f"{n:2} vector{'s' * (n > 1)}: {versus(f'Q-Former {n}', plain)}")
 many, few = (recorded(row, "parameters", 1)[0] for row in ("Q-Former 16", "linear 16"))
 worth = " and ".join(str(n) for n, better in needed.items() if better)
 print(f"In this world, after this short training, a Q-Former is worth its {many / few:.0f} times as many parameters "
@@ -990,6 +989,7 @@ ranked = sorted((f"{name} {n}" for name in families for n in needed), key=record
 print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(ranked)}; the best is {ranked[0]}."
                                    if my_pick in ranked else f"not one of {', '.join(ranked)}."))
 
+
 # %% [markdown]
 # **When is which worth it?** A linear layer hands on every patch as it is: as many vectors as patches, cheap to train and
 # quick to learn, and the brain does the selecting. Each vector costs the brain a place in its context and time in every
@@ -997,7 +997,6 @@ print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(
 # the brain: it is worth its parameters where few vectors must do, and it needs longer training to learn what to choose.
 # The mean of a block of patches compresses as well, for nothing, but blurs what stands side by side. The lines above say
 # which of this holds in these runs; a longer training may change the order.
-
 
 # %% [markdown]
 # ## 13. What you showed

@@ -125,16 +125,16 @@ def _world(profile):
 
 def table(record):
     """Printable text of a record: a line a row, means over the seeds; VQA in percent with the range of the seeds."""
-    lines = [f"{'':27} {'VQA':>5} {'range':>12} {'blind':>6} {'shuffled':>9} {'oracle':>7} {'bridge':>7} {'CIDEr':>6} "
-             f"{'perplexity':>11} {'trained':>10} {'s a step':>9} {'s in all':>9}"]
+    lines = [f"{'':27} {'VQA':>5} {'range':>12} {'blind':>6} {'shuffled':>8} {'oracle':>6} {'bridge':>6} {'CIDEr':>5} "
+             f"{'perplexity':>10} {'trained':>7} {'s a step':>8} {'s in all':>8}"]
     for row in VARIANTS:
         means = {name: record["summary"].get(f"{row}: {name}", {}).get("mean") for name in FIGURES}
         vqa, blind, shuffled, oracle = (100 * means[f"VQA {name}"] for name in ("vlm", "blind", "shuffled", "oracle"))
         low, high = (100 * record["summary"][f"{row}: VQA vlm"][end] for end in ("low", "high"))
         bridge = "-" if means["bridge score"] is None else f"{means['bridge score']:.2f}"
-        lines.append(f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {blind:6.1f} {shuffled:9.1f} {oracle:7.1f} "
-                     f"{bridge:>7} {means['CIDEr']:6.2f} {means['perplexity']:11.3f} {means['parameters']:10,.0f} "
-                     f"{means['seconds a step']:9.2f} {means['seconds']:9.0f}")
+        lines.append(f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {blind:6.1f} {shuffled:8.1f} {oracle:6.1f} "
+                     f"{bridge:>6} {means['CIDEr']:5.2f} {means['perplexity']:10.3f} "
+                     f"{means['parameters'] / 1000:6,.0f}k {means['seconds a step']:8.2f} {means['seconds']:8.0f}")
     return "\n".join(lines)
 
 
