@@ -26,12 +26,14 @@ from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import data_path  # noqa: E402
 from vlm_lite.models.clip import info_nce  # noqa: E402
+from vlm_lite.models.qformer import QFormer  # noqa: E402
 from vlm_lite.models.text import build_text_batch  # noqa: E402
 from vlm_lite.models.vit_weights import load_vit  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
+from vlm_lite.train import step_seed  # noqa: E402
 
-IMAGES, STEPS = 1024, 24
+IMAGES, STEPS, ROUNDS = 1024, 24, 15
 
 
 def seconds(call, repeats=1):
@@ -40,16 +42,33 @@ def seconds(call, repeats=1):
         call()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return min(times)
 
 
-def line(name, value, unit):
-    print(f"{name:62} {value:10,.1f} {unit}", flush=True)
+def now():
+    """Seconds on a clock, when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def line(name, value, unit, digits=1):
+    print(f"{name:62} {value:10,.{digits}f} {unit}", flush=True)
+
+
+def in_turn(calls, rounds):
+    """{name: the median of its seconds} of `calls` {name: function}, timed in turn so that all meet the same machine.
+
+    The first two rounds are not counted.
+    """
+    times = {name: [] for name in calls}
+    for _ in range(rounds + 2):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
 
 
 def milliseconds_a_step(history):
@@ -132,25 +151,101 @@ def time_stages(compute, steps=6):
         optimizer.zero_grad()
         return loss.item()
 
-    def run(chosen):
+    def run(step, chosen):
         halved = stages.halved(vlm.language_model, half) if remedies[3] in chosen else contextlib.nullcontext()
         with halved, torch.autocast(compute.device, half, enabled=half is not torch.float32):
             vlm.train()
-            one(0, chosen), one(1, chosen)
-            start = time.perf_counter()
-            for step in range(2, steps + 2):
-                one(step, chosen)
-            return 32 * steps / (time.perf_counter() - start)
+            return seconds(lambda: one(step, chosen))
 
-    plain = run(())
-    line("stage 2, plain loop", plain, "pictures/s")
+    def ceiling(step):
+        vlm.prefix = lambda shown: torch.zeros(*shown.shape[:2], vlm.embed.embedding_dim, device=vlm.device,
+                                               dtype=vlm.embed.weight.dtype, requires_grad=True)
+        try:
+            return run(step, remedies)
+        finally:
+            del vlm.prefix
+
+    plans = {"plain": (), **{name: (name,) for name in remedies}, "all": remedies}
+    times = [{**{name: run(step, chosen) for name, chosen in plans.items()}, "ceiling": ceiling(step)}
+             for step in range(steps + 2)]  # in turn, on the same rows, so that all meet the same machine
+    took = {name: statistics.median(row[name] for row in times[2:]) for name in times[0]}
+    line("stage 2, plain loop", 32 / took["plain"], "pictures/s")
     for remedy in remedies:
-        line(f"   {remedy}, alone", run((remedy,)) / plain, "times")
-    best = run(remedies)
-    line("   all four", best / plain, "times")
-    vlm.prefix = lambda shown: torch.zeros(*shown.shape[:2], vlm.embed.embedding_dim, device=vlm.device,
-                                           dtype=vlm.embed.weight.dtype, requires_grad=True)
-    line("   of the ceiling, the language model's own step", 100 * best / run(remedies), "%")
+        line(f"   {remedy}, alone", took["plain"] / took[remedy], "times", 2)
+    line("   all four", took["plain"] / took["all"], "times", 2)
+    line("   of the ceiling, the language model's own step", 100 * took["ceiling"] / took["all"], "%")
+
+
+def time_qformer(compute, rounds=ROUNDS):
+    """A Q-Former's forward and backward beside `Blip2QFormerModel`'s, at equal size and settings: the ratio of medians.
+
+    Both by `scaled_dot_product_attention`, without dropout, in fp32 and in the precision of the device.
+    """
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    large = dict(num_query_tokens=32, width=768, num_layers=12, num_heads=12, mlp_width=3072,
+                 cross_attention_frequency=2)
+    small_batch = 64 if compute.device == "cuda" else 2
+    for name, settings, batch, patches, vision_width in (
+            ("Shapes", recipes.SHAPES_QFORMER, 64, 16, 128), ("BLIP-2", large, small_batch, 196, 768)):
+        ours = QFormer(vision_width=vision_width, **settings).to(compute.device).train()
+        theirs = Blip2QFormerModel(Blip2QFormerConfig(
+            hidden_size=settings["width"], num_hidden_layers=settings["num_layers"],
+            num_attention_heads=settings["num_heads"], intermediate_size=settings["mlp_width"],
+            encoder_hidden_size=vision_width, cross_attention_frequency=settings["cross_attention_frequency"],
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+        )).to(compute.device).train()
+        queries = torch.nn.Parameter(torch.randn_like(ours.query_tokens))
+        shown = torch.randn(batch, patches, vision_width, device=compute.device)
+        passes = {"ours": lambda ours=ours, shown=shown: ours(shown),
+                  "theirs": lambda theirs=theirs, shown=shown, queries=queries: theirs(
+                      query_embeds=queries.expand(len(shown), -1, -1), encoder_hidden_states=shown).last_hidden_state}
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision)
+        for dtype in (torch.float32, half) if half else (torch.float32,):
+            def step(run, dtype=dtype):
+                with torch.autocast(compute.device, dtype, enabled=dtype is not torch.float32):
+                    out = run()
+                out.float().square().mean().backward()
+
+            took = in_turn({key: lambda run=run: step(run) for key, run in passes.items()}, rounds)
+            label = f"Q-Former of {name}, batch {batch}, {str(dtype).removeprefix('torch.')}"
+            line(f"{label}: forward and backward", 1000 * took["ours"], "ms")
+            line("   of Blip2QFormerModel's time at equal settings", took["ours"] / took["theirs"], "times", 2)
+
+
+def time_connector(compute, steps=STEPS):
+    """A training step of the Q-Former on cached features beside the frozen language model's own step on the same rows.
+
+    The ceiling is that model's forward and backward, with a prefix of zeros, and nothing else: no batch to make, no
+    nerve, no optimiser.
+    """
+    vlm = recipes.new_vlm("qformer", num_query_tokens=TINY.num_query_tokens)
+    captions, questions = load_shapes("train", IMAGES, progress=False)
+    images, _, ids = recipes.load_pictures(captions)
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    said = recipes.picture_exchanges(captions, questions)
+    exchanges, size = [said[image_id] for image_id in ids], TINY.connector_batch_size
+    batches = recipes.exchange_batches(features, exchanges, vlm.tokenizer, size)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision)
+    alone, whole, prefix, ended = [], [], vlm.prefix, [now()]
+
+    def ceiling(done, model):
+        whole.append(now() - ended.pop())
+        _, *text = batches(done - 1, torch.Generator().manual_seed(step_seed(0, done - 1, "batch")))
+        zeros = torch.zeros(size, TINY.num_query_tokens, vlm.embed.embedding_dim, device=vlm.device,
+                            dtype=vlm.embed.weight.dtype, requires_grad=True)
+        text = [part.to(vlm.device) for part in text]
+        vlm.prefix = lambda shown: zeros
+        with torch.autocast(compute.device, half or torch.float32, enabled=half is not None):
+            alone.append(seconds(lambda: vlm(features[:size], *text).loss.backward()))
+        vlm.prefix = prefix
+        ended.append(now())
+
+    recipes.train_connector(vlm, features, exchanges, steps=steps, batch_size=size, compute=compute, progress=False,
+                            on_step=ceiling)
+    own, model = (statistics.median(taken[steps // 3:]) for taken in (whole, alone))
+    line(f"connector training step, batch {size}", 1000 * own, "ms")
+    line("   of the ceiling, the language model's own step", 100 * model / own, "%")
 
 
 def time_towers(compute, rounds=9):
@@ -216,6 +311,8 @@ def main():
     if sys.argv[1:] == ["towers"]:
         return time_towers(compute)
     time_evaluators()
+    time_qformer(compute)
+    time_connector(compute)
     time_stages(compute)
     time_towers(compute)
     starts = seconds(lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True, cwd=ROOT), 3)
@@ -242,17 +339,17 @@ def main():
     pixels = recipes.pixel_values(images[:256]).to(compute.device)
     line("encoding pictures for the feature cache", len(pixels) / seconds(lambda: vlm.encode(pixels), 3), "pictures/s")
     features = torch.cat([vlm.encode(recipes.pixel_values(part)) for part in images.split(256)]).half().cpu()
-    said = recipes.picture_exchanges(captions, questions)
-    history = recipes.train_connector(vlm, features, [said[image_id] for image_id in ids],
-                                      batch_size=TINY.connector_batch_size, **options)
-    line(f"connector training step, batch {TINY.connector_batch_size}", milliseconds_a_step(history), "ms")
 
     row = {image_id: k for k, image_id in enumerate(ids)}
     asked = list(questions.select_columns(["image_id", "question"]).select(range(min(256, len(questions)))))
     shown, prompts = features[[row[q["image_id"]] for q in asked]], [short_prompt(q["question"]) for q in asked]
-    alone = seconds(lambda: [vlm.generate(shown[k:k + 1], prompts[k:k + 1]) for k in range(32)])
-    line("answering questions, one by one", 32 / alone, "answers/s")
-    line("answering questions, batched", len(asked) / seconds(lambda: vlm.generate(shown, prompts), 2), "answers/s")
+    few = len(asked) // 8
+    took = in_turn({"alone": lambda: [vlm.generate(shown[k:k + 1], prompts[k:k + 1]) for k in range(few)],
+                    "batched": lambda: vlm.generate(shown, prompts)}, 3)
+    alone, batched = few / took["alone"], len(asked) / took["batched"]
+    line("answering questions, one by one", alone, "answers/s")
+    line("answering questions, batched", batched, "answers/s")
+    line("   of one by one", batched / alone, "times", 2)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ from vlm_lite.figures import (
     styled,
     wrap,
 )
-from vlm_lite.panels import answer_table, ask_panel, caption_table, controls_bars, scoreboard
+from vlm_lite.panels import answer_table, ask_panel, caption_table, connector_lines, controls_bars, scoreboard
 
-__all__ = ["answer_table", "ask_panel", "attention_over_image", "by_type_bars", "caption_table", "controls_bars",
-           "gain_bars", "loss_curve", "recall_bars", "scoreboard", "show_images", "similarity_matrix", "style"]
+__all__ = ["answer_table", "ask_panel", "attention_over_image", "by_type_bars", "caption_table", "connector_lines",
+           "controls_bars", "gain_bars", "loss_curve", "recall_bars", "scoreboard", "show_images", "similarity_matrix",
+           "style"]
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"), "blank": ("blank picture", PALE, "...."),
@@ -73,7 +74,7 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
     optionally `seeds` (their number). chance: the loss of a model that knows nothing. guess: the learner's final loss.
     """
     steps, losses = (array(x) for x in (history if isinstance(history, tuple) else (history.steps, history.losses)))
-    figure = Figure(width=680, height=330, label=f"{ylabel} against {xlabel}", layout="constrained")
+    figure = Figure(width=680, height=350, label=f"{ylabel} against {xlabel}", layout="constrained")
     axes = figure.subplots()
     if band is not None:
         recorded, low, high, mean = (array(band[key]) for key in ("steps", "low", "high", "mean"))
@@ -99,7 +100,7 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.set_ylim(bottom=min(0, losses.min()))
     axes.margins(x=0.01)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

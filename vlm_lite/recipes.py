@@ -153,12 +153,21 @@ def tells_apart(model, images, texts, tokenizer):
 # ---------------------------------------------------------------- the nerve
 
 def picture_features(vision, images, *, layer=-2, **options):
-    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels."""
+    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels.
+
+    On a GPU they are computed in its half precision, which the name of the cache then holds as well.
+    """
     vision.eval()
     device = next(vision.parameters()).device
-    return cache_features(lambda batch: vision.patch_features(pixel_values(batch.to(device)), layer=layer), images,
-                          key={"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD},
-                          **options)
+    precision = "no" if device.type == "cpu" else get_compute().mixed_precision
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    key = {"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD}
+
+    def encode(batch):
+        with torch.autocast(device.type, half, enabled=half is not None):
+            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
+
+    return cache_features(encode, images, key=key if half is None else {**key, "precision": precision}, **options)
 
 
 def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", stage1=None,

@@ -5,6 +5,7 @@ seeds, seconds, hardware, every seed's curve and figures, and a hash of what it 
 recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so.
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -17,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, recipes, stages, vit_recipe
+from . import clip_variants, connector_variants, recipes, stages, vit_recipe
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
-from .files import UserError, data_path, read_json, write_json
+from .files import UserError, data_path, home, read_json, write_json
 from .models import clip
 from .profiles import PROFILES, get_compute
 from .train import History
@@ -151,16 +152,23 @@ def _joined(histories):
 
 
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
-VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, recipes.POSITION_STD, *recipes.ALMOST_RIGHT, clip_variants,
-                   clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction, clip.siglip)
+CLIP_VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, recipes.POSITION_STD, *recipes.ALMOST_RIGHT,
+                        clip_variants, clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction,
+                        clip.siglip)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
+CONNECTOR_VARIANTS_RECIPE = (connector_variants.VARIANTS, connector_variants.SIZES, connector_variants.Pooled,
+                             connector_variants.new_vlm, connector_variants.scores, *CONNECTOR_RECIPE[1:],
+                             recipes.train_stage1, recipes.caption_batches, stages.set_trainable, stages.add_lora,
+                             stages.train_stage)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
-           "clip_variants": (clip_variants.clip_variants, VARIANTS_RECIPE, ()),
+           "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
+                                  ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
@@ -169,9 +177,10 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
 FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS,
+          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:-1],
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
+ROWS = {"connector_variants": tuple(connector_variants.VARIANTS)}  # studies that run a row at a time
 
 
 def study_hash(name):
@@ -190,22 +199,35 @@ def study_hash(name):
 def run(name, *, seeds=3, profile=None, folder=None):
     """Run study `name` with seeds 0, 1, ... and write its record; returns the path. UserError for an unknown name.
 
+    A run that was cut goes on: each seed (and row) is kept in `files.home()` until the record is written.
     profile: the sizes (default `tiny`). folder: where the record goes (default: this clone's `data/results`).
     """
     function, *_ = _study(name)
-    profile, started, runs = profile or PROFILES["tiny"], time.time(), []
+    profile, stamp, runs, kept = profile or PROFILES["tiny"], study_hash(name), [], []
     for seed in range(seeds):
-        history, figures = function(seed, profile)
+        parts = []
+        for row in ROWS.get(name, (None,)):
+            kept.append(_kept_at(name, stamp, profile, seed, row))
+            with contextlib.suppress(UserError):  # not there yet
+                parts.append(read_json(kept[-1]))
+                continue
+            started = time.time()
+            history, figures = function(seed, profile, *([row] if row else []))
+            parts.append({"history": dataclasses.asdict(history), "figures": figures, "took": time.time() - started})
+            write_json(kept[-1], parts[-1])
+            print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+        history = _joined([History(**part["history"]) for part in parts])
         runs.append({"seed": seed, "steps": history.steps, "losses": _round(history.losses),
-                     "seconds": _round(history.seconds), "figures": {k: round(v, 4) for k, v in figures.items()}})
-        print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+                     "seconds": _round(history.seconds), "took": sum(part["took"] for part in parts),
+                     "figures": {k: round(v, 4) for part in parts for k, v in part["figures"].items()}})
+    seconds = round(sum(run.pop("took") for run in runs))
     losses = np.array([run["losses"] for run in runs])
     shared = [key for key in runs[0]["figures"] if all(key in run["figures"] for run in runs)]
     compute = get_compute()
     record = {
         "name": name, "what": inspect.getdoc(function), "command": f"vlm-lite study {name} --seeds {seeds}",
         "settings": {field: getattr(profile, field) for field in FIELDS[name]}, "seeds": list(range(seeds)),
-        "hash": study_hash(name), "runs": runs, "seconds": round(time.time() - started),
+        "hash": stamp, "runs": runs, "seconds": seconds,
         "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
         "torch": torch.__version__,
         "band": {"steps": runs[0]["steps"], "mean": _round(losses.mean(0)), "low": _round(losses.min(0)),
@@ -215,7 +237,17 @@ def run(name, *, seeds=3, profile=None, folder=None):
     }
     path = Path(folder or Path(__file__).resolve().parent.parent / "data" / "results") / f"{name}.json"
     write_json(path, record)
+    for part in kept:
+        part.unlink(missing_ok=True)
     return path
+
+
+def _kept_at(name, stamp, profile, seed, row):
+    """Where a seed (and row) of a study waits for the rest; another study, setting or precision has another place."""
+    compute = get_compute()
+    mark = (stamp, [getattr(profile, field) for field in FIELDS[name]], seed, row, compute.device,
+            compute.mixed_precision, torch.__version__)
+    return home() / "studies" / f"{name}-{hashlib.sha256(repr(mark).encode()).hexdigest()[:24]}.json"
 
 
 def load_study(name):
