@@ -205,14 +205,15 @@ def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
               {**settings, "images": profile.train_images}, history, scores, started)
 
 
-def build_vlm(folder, *, steps=1600, connector="qformer", seed=0):
+def build_vlm(folder, *, steps=1200, connector="qformer", seed=0):
     """Train the nerve between the shipped eye and brain on captions and questions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     vlm = recipes.new_vlm(connector, seed=seed)
     captions, questions = shapes.load_shapes("train", profile.train_images)
     images, _, ids = recipes.load_pictures(captions)
     said = recipes.picture_exchanges(captions, questions, chat=True)
-    settings = dict(steps=steps, batch_size=profile.connector_batch_size, lr=profile.connector_lr, seed=seed)
+    settings = dict(steps=steps, batch_size=profile.connector_batch_size, lr=profile.connector_lr, optimizer="muon",
+                    seed=seed)
     history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
                                       **settings, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=500,
                                       log_every=50, description="shapes-vlm")
