@@ -5,7 +5,6 @@ seeds, seconds, hardware, every seed's curve and figures, and a hash of what it 
 recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so.
 """
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, recipes, stages, vit_recipe
+from . import clip_variants, recipes, stages, vit_recipe
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
@@ -159,16 +158,10 @@ CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.p
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
-CONNECTOR_VARIANTS_RECIPE = (connector_variants.VARIANTS, connector_variants.SIZES, connector_variants.Pooled,
-                             connector_variants.new_vlm, connector_variants.scores, *CONNECTOR_RECIPE[1:],
-                             recipes.train_stage1, recipes.caption_batches, stages.set_trainable, stages.add_lora,
-                             stages.train_stage)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
-           "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
-                                  ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
@@ -177,10 +170,9 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
 FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:-1],
+          "qformer_connector": CONNECTOR_FIELDS,
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
-ROWS = {"connector_variants": tuple(connector_variants.VARIANTS)}  # studies that run a row at a time
 
 
 def study_hash(name):
@@ -199,27 +191,23 @@ def study_hash(name):
 def run(name, *, seeds=3, profile=None, folder=None):
     """Run study `name` with seeds 0, 1, ... and write its record; returns the path. UserError for an unknown name.
 
-    A run that was cut goes on: each seed (and row) is kept in `files.home()` until the record is written.
+    A run that was cut goes on: each seed is kept in `files.home()` until the record is written.
     profile: the sizes (default `tiny`). folder: where the record goes (default: this clone's `data/results`).
     """
     function, *_ = _study(name)
     profile, stamp, runs, kept = profile or PROFILES["tiny"], study_hash(name), [], []
     for seed in range(seeds):
-        parts = []
-        for row in ROWS.get(name, (None,)):
-            kept.append(_kept_at(name, stamp, profile, seed, row))
-            with contextlib.suppress(UserError):  # not there yet
-                parts.append(read_json(kept[-1]))
-                continue
+        kept.append(_kept_at(name, stamp, profile, seed))
+        try:
+            part = read_json(kept[-1])
+        except UserError:  # not there yet
             started = time.time()
-            history, figures = function(seed, profile, *([row] if row else []))
-            parts.append({"history": dataclasses.asdict(history), "figures": figures, "took": time.time() - started})
-            write_json(kept[-1], parts[-1])
+            history, figures = function(seed, profile)
+            part = {"steps": history.steps, "losses": _round(history.losses), "seconds": _round(history.seconds),
+                    "figures": {k: round(v, 4) for k, v in figures.items()}, "took": time.time() - started}
+            write_json(kept[-1], part)
             print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
-        history = _joined([History(**part["history"]) for part in parts])
-        runs.append({"seed": seed, "steps": history.steps, "losses": _round(history.losses),
-                     "seconds": _round(history.seconds), "took": sum(part["took"] for part in parts),
-                     "figures": {k: round(v, 4) for part in parts for k, v in part["figures"].items()}})
+        runs.append({"seed": seed, **part})
     seconds = round(sum(run.pop("took") for run in runs))
     losses = np.array([run["losses"] for run in runs])
     shared = [key for key in runs[0]["figures"] if all(key in run["figures"] for run in runs)]
@@ -242,10 +230,10 @@ def run(name, *, seeds=3, profile=None, folder=None):
     return path
 
 
-def _kept_at(name, stamp, profile, seed, row):
-    """Where a seed (and row) of a study waits for the rest; another study, setting or precision has another place."""
+def _kept_at(name, stamp, profile, seed):
+    """Where a seed of a study waits for the rest; another study, setting or precision has another place."""
     compute = get_compute()
-    mark = (stamp, [getattr(profile, field) for field in FIELDS[name]], seed, row, compute.device,
+    mark = (stamp, [getattr(profile, field) for field in FIELDS[name]], seed, compute.device,
             compute.mixed_precision, torch.__version__)
     return home() / "studies" / f"{name}-{hashlib.sha256(repr(mark).encode()).hexdigest()[:24]}.json"
 
