@@ -73,7 +73,7 @@ print(describe(profile, compute, minutes=minutes))
 # | **nerve** | a Q-Former | turns those into a few vectors that the brain can read as if they were words | notebook 03 |
 # | **brain** | a small GPT-2 that has read a great deal and never saw a picture | goes on with a text, word by word | (it ships with the course) |
 #
-# The eye learnt to see first, the brain learnt to read first. Then both were *frozen*, that is, left as they were, and
+# The eye learnt to see and the brain learnt to read, each on its own. Then both were *frozen*, that is, left as they were, and
 # only the nerve between them was trained. So whatever the brain knows about a picture must have come through the nerve.
 #
 # The pictures are of **Shapes**, a small drawn world with real handwritten digits in it. It is simple on purpose: we
@@ -145,8 +145,8 @@ print(f"\n{x.numel():,} numbers of picture become {h.shape[1]} vectors of {h.sha
 # ## Ask it
 #
 # Here is one of the pictures, a question about it, and the likeliest answers. **The dashed line is the one to watch:**
-# it marks how probable the model finds that same answer *without* the picture. A bar that ends at its line owes nothing
-# to the picture.
+# it marks how probable the model finds the first answer *without* the picture. If the first bar ends at the line, that
+# answer owes nothing to the picture.
 
 # %% tags=["thumbnail"]
 from vlm_lite import plots
@@ -206,10 +206,10 @@ ask(None, question, "no picture")
 # right now and then, and would never say that it had not looked. That is why every score in this course stands beside
 # its blind score.
 #
-# ## Five kinds of questions
+# ## Five fixed questions
 #
-# Shapes asks about colour, shape, size, number, presence, position and handwriting. These are five fixed questions
-# about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so that you can
+# Shapes asks seven kinds of questions: colour, shape, size, number, presence, position and handwriting. Here are five of
+# them, one each about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so that you can
 # watch *your* model go from blind to seeing.
 
 # %%
@@ -254,8 +254,8 @@ for my_question in my_questions:
 #
 # <details><summary>Hint</summary>
 #
-# `Item("star", "red", "large", row=2, col=1)`. When it is wrong, look at the second bar. Does it get the colour right
-# and the shape wrong, or the other way round? Ask for each on its own.
+# `Item("star", "red", "large", row=2, col=1)`. When its caption is wrong, is it the colour or the shape? Ask for each
+# on its own: "what colour is the star?", "what is the red shape?"
 #
 # </details>
 
@@ -402,10 +402,6 @@ if some:
 # them up, it should do well where all things have one colour and badly where they have several, and its wrong answers
 # should be colours that are in the picture. **Predict first:** which of the two is it? Then run the cell.
 #
-# Colours that come through while their owners get lost: this is called the **binding problem**, and vision-language
-# models of any size have been caught with it. The brain is not to blame: told the scene in words, it binds well (the
-# diamond beside *colour* above). Something is lost in the eye or in the nerve.
-#
 # **Exercise** (easy, 5 minutes). Draw two pictures above, in *Your turn: draw*: one that you now expect it to get right
 # and one that you expect it to get wrong. Were you right?
 #
@@ -436,6 +432,12 @@ if present:
     print(f"  of the {len(present)} wrong answers    {np.mean(present):4.0%} name the colour of another thing there")
 
 # %% [markdown]
+# **Read it.** Is *several colours* far below *one colour*, and do most wrong answers name the colour of another thing?
+# Then the colours come through and their owners get lost. This is called the **binding problem**; CLIPs trained on the
+# web have it, too (Yuksekgonul et al. 2023). The brain is not to blame: told the scene in words, it binds well (the
+# diamond beside *colour* above). Are the two rows close? Then this model binds, and its mistakes are of another kind:
+# the figure by type says which.
+#
 # ## What you showed, and what this does not show
 #
 # **Shown**, by numbers that this run computed:
@@ -453,7 +455,7 @@ if present:
 #   one seed.
 #
 # **Check yourself.** You can say
-# - [ ] which of the three parts was trained with pictures *and* words together, and why the others were frozen;
+# - [ ] what each of the three parts learnt from, and which of them was trained to make the other two fit;
 # - [ ] what the dashed line in a panel means, and what it would mean if a bar ended there;
 # - [ ] why a blind model can never get both halves of a pair right.
 #

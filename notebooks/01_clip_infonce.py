@@ -618,14 +618,17 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
 # One thing this training hardly teaches. Among random scenes nearly every wrong caption mentions a thing that is not in
 # the picture. So a model finds its own caption by *what* is mentioned, and InfoNCE seldom asks *where* things are, or
 # which colour belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star"
-# for "a blue circle and a red star", and see whether the picture still prefers the true one. Guessing is right half the
-# time. CLIPs trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
+# for "a blue circle and a red star", or turn a word of place into its opposite, "top" into "bottom". Does the picture
+# still prefer the true one? Guessing is right half the time. CLIPs trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
 #
 # Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
-# longer enough. The later chapters build on an eye that comes with the course, and it was trained like that: this
-# training, left running, with `recipes.train_clip(..., loss=info_nce_hard, hard_negatives=True)` (`info_nce_hard` is in
-# `vlm_lite.models.clip`). Half of its hard negatives are such exchanges; in the other half one word is replaced, most
-# often a shape ("a red circle" for "a red star"), since whoever only minds exchanges may forget what a star looks like.
+# longer enough. The later chapters build on an eye that comes with the course. It has your towers and your pictures, and
+# three things differ: it trained about four times as long; the optimiser Muon took AdamW's place (notebook 03 explains
+# it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
+# hard_negatives=True, optimizer="muon", lr=4e-3, weight_decay=0.01)` (`info_nce_hard` is in `vlm_lite.models.clip`). So
+# the table below does not say which of the three helped; section 17 changes the captions alone. Half of its hard
+# negatives are exchanges; in the other half one word is replaced, most often a shape ("a red circle" for "a red star"),
+# since whoever only minds exchanges may forget what a star looks like.
 #
 # **Predict first:** of the rows below, where is that eye far ahead of your CLIP, and where hardly?
 
@@ -651,7 +654,7 @@ print(f"{'':<46}" + "".join(f"{name:>15}" for name in eyes))
 print(f"{'image-to-text R@5':<46}" + "".join(
     f"{recipes.clip_recall(each, pictures, texts, tokenizer)['image_to_text'][5]:15.1%}" for each in eyes.values()))
 order = {name: recipes.tells_apart(each, pictures, texts, tokenizer) for name, each in eyes.items()}
-print(f"{'true caption above one with words exchanged':<46}" + "".join(f"{value:15.1%}" for value in order.values()))
+print(f"{'true caption above an exchanged one':<46}" + "".join(f"{value:15.1%}" for value in order.values()))
 for kind, ensemble in ensembles.items():
     print(f"{f'zero-shot {kind}, ensemble':<46}" + "".join(f"{zero_shot(each, kind, ensemble):15.1%}"
                                                          for each in eyes.values()))
@@ -667,7 +670,7 @@ for kind, ensemble in ensembles.items():
 #   wrong. These are **false negatives**. One mend lets *equal captions* share the answer (UniCL, Yang et al. 2022).
 # - *exchanged*: pictures with the captions of others, as they come from the web. ALIGN's bet (Jia et al. 2021) is that more
 #   such data beat a smaller set that somebody has cleaned: compare *1/4 of the pictures*, and *twice the steps*.
-# - *almost right captions*: the hard negatives of section 16.
+# - *almost right captions*: the hard negatives of section 16. *Tells apart* is that section's measure, *gap* section 14's.
 # - *SigLIP's loss* (Zhai et al. 2023) asks about each of the $N^2$ pairs alone: do you belong together? A sigmoid with a
 #   learnt bias takes the place of the softmax, so no row has to be complete. It starts where its paper does, at
 #   $e^t = 10$ and a bias of $-10$, which were chosen for batches of thousands.
@@ -771,7 +774,7 @@ check.progress({
 #
 # `openai/clip-vit-base-patch32` goes into the class that you trained, and is asked what section 10 and section 13 asked: find
 # the caption, name the class. CIFAR-10 has 10,000 small test photographs of ten classes; COCO's retrieval test has 5,000
-# photographs with five captions or more each. Beside each figure stands the published one. A difference of more than one
+# photographs with five captions or more each. Beside each figure stands the one that OpenCLIP's benchmark publishes for these weights. A difference of more than one
 # point would mean that something is wrong here (a resizing, a prompt or half precision moves a few tenths).
 #
 # **This part has not been run on a GPU by the authors**, nor with the real weights: a test runs its code on a small mirror
@@ -854,8 +857,8 @@ else:
 #
 # ## Where next
 #
-# Notebook 02 opens the image tower. [Notebook 03](03_qformer_gpt2.ipynb) takes this eye, freezes it, and connects it to a
-# language model, so that it can answer in words.
+# Notebook 02 opens the image tower. [Notebook 03](03_qformer_gpt2.ipynb) takes the eye of section 16, freezes it, and connects
+# it to a language model, so that it can answer in words.
 
 # %% [markdown]
 # ## Glossary

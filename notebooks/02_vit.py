@@ -529,14 +529,15 @@ eye_notices = found["the zoo's eye"][0]
 print(f"so the zoo's eye reads its pictures {'almost as bags of patches' if eye_notices < 0.1 else 'with their places'}")
 
 # %% [markdown]
-# Two things decide the first row. One is the *task*: captions of random scenes can mostly be told apart by what is in them,
-# and a loss that never asks where does not reward knowing it. The other is the *size* of a position beside its patch, in
+# Two things decide the first row. One is the *task*. Captions of random scenes can mostly be told apart by what is in them,
+# and such a loss hardly rewards knowing where. This eye has also met captions that were almost right
+# ([01](01_clip_infonce.ipynb), section 16), and there places count. The other is the *size* of a position beside its patch, in
 # the last two columns, since only their sum enters the first block: much smaller, and the position is drowned out; a
 # hundred times as large, and it is the patch that drowns.
 #
 # ## 6. Your ViT in a trained CLIP
 #
-# The zoo's eye is a CLIP that has been trained as in notebook 01. Take out its image tower, put yours in its place with
+# The zoo's eye is the CLIP of notebook 01, trained longer and with almost right captions. Take out its image tower, put yours in its place with
 # the weights copied, and ask the thousand test pictures for their captions again. If anything at all were wrong (a
 # head split the other way, a norm in another place), recall would fall. The last row is the control: your tower without
 # the weights.
@@ -845,7 +846,7 @@ for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 2 * patch):
 # %% [markdown]
 # ## 11. Can it see yet?
 #
-# The five questions that end every chapter. The eye is notebook 01's, looking through *your* tower. It compares the
+# The five questions that end every chapter. The eye is the zoo's, looking through *your* tower. It compares the
 # picture with a sentence for each possible answer. The control is your tower without the weights.
 
 # %%

@@ -61,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 # <!-- figures -->
 # **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
-# **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains the eye, and the formula of attention.
+# **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # The part on photographs (`t4`: OpenAI's CLIP and the real GPT-2) is not written yet; this notebook runs in the small
 # Shapes world, `tiny`.
 #

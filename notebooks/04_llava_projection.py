@@ -62,6 +62,7 @@ print(describe(profile, compute, minutes=minutes))
 # **Run time:** about 2.5 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), for labels and the five conditions of *does it look?*
+#
 # This notebook runs in the small Shapes world, `tiny`. Its last part says what changes for photographs.
 #
 # ## 1. From patches to words
@@ -102,8 +103,8 @@ for part, module in (("eye", vlm.vision.vision_model), ("nerve", vlm.connector),
 
 # %% [markdown]
 # **Which vectors?** A ViT has a *hidden state* after each of its blocks. LLaVA takes the one **before the last**, and
-# drops the class token: the last block prepares that token for CLIP's matching of captions, and CLIP's loss sees nothing
-# else of it.
+# drops the class token. CLIP's loss reads the class token alone, so nothing asks the last block to keep what the patches
+# say.
 #
 # **Exercise 1: the features.** ★☆☆ 3 minutes. `hidden_states` is a list of $L + 1$ tensors $(B, 1+N, D)$, the class
 # token first.
@@ -383,11 +384,12 @@ print("(a 7-billion model with rank 128, as LLaVA-1.5's, has about 5%; ours is s
 # After *each* stage the same is asked about the same held-out pictures:
 #
 # - **CIDEr** of captions, **VQA** accuracy, over all and by type;
-# - **form**: the share of instructions answered in the form asked for (one word, a sentence, a list, a description, a
-#   count with its reason), whatever the reply says; **following**: in that form, *and* with the right facts. Facts are
+# - **form**: the share of instructions answered in the form asked for (*word*, *sentence*, *list*; *detail*, a
+#   description; *reason*, a count with its reason), whatever the reply says; **following**: in that form, *and* with the right facts. Facts are
 #   the sizes, colours, shapes, numbers, places and yes or no that a reply states, counted; wording does not matter.
 #
-# And four checks, each a difference that is **0 for a model that does not look**:
+# And four checks, each a difference that is about **0 for a model that does not look**. (*Sees* can fall below 0:
+# whoever answers a question with a caption does worse than a guesser.)
 #
 # | check | is | what it says |
 # |---|---|---|
@@ -461,8 +463,8 @@ print(f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]
       f"your guess {my_guess:+d}, it is {truth:+d}")
 
 # %% [markdown]
-# **Is my loss normal?** Your three trainings end to end over the recorded run. The loss jumps where a
-# stage begins, because the text is another: compare within a stage only.
+# **Is my loss normal?** Your three trainings end to end over the band of the recorded seeds. The loss
+# jumps where a stage begins, because the text is another: compare within a stage only.
 
 # %%
 from vlm_lite.studies import load_study
@@ -482,7 +484,7 @@ plots.loss_curve(whole, band={**study["band"], "seeds": len(study["seeds"])},
 # ## 8. What each stage buys
 #
 # A panel a metric; from left to right nothing trained, captions, instructions, VQA. Your run with its intervals, over
-# the range of the recorded seeds in grey.
+# the range of the recorded seeds in grey (they were asked more questions).
 
 # %% tags=["thumbnail"]
 names = {"CIDEr": "captions: CIDEr", "VQA": "VQA accuracy", "form": "form asked for", "following": "form and facts",
@@ -529,9 +531,9 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 # %% [markdown]
 # ## 9. What goes wrong
 #
-# Each of these was trained and recorded like the run above, from the same start, with the same evaluation.
+# Each of these was trained and recorded like the run above, from the same start, and evaluated on half as many questions.
 #
-# - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error, and a loss that falls.
+# - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error is raised.
 # - *Instructions alone*: stage 1 left out, as many steps of instructions. The brain has LoRA to learn with, and the
 #   quickest way down is to guess well without looking.
 # - *VQA as chat*: after the instructions, VQA alone, put as a user would put it and with no word about the form. Every
@@ -541,13 +543,14 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 failures = load_study("llava_failures")
 rows = list(dict.fromkeys(key.split(": ")[0] for key in failures["summary"]))
 columns = ("CIDEr", "concrete", "VQA", "sees", "form", "form word", "form sentence", "form detail", "following")
-print(f"recorded: `{failures['command']}`, mean of {len(failures['seeds'])} seed(s)\n")
+print(f"recorded: `{failures['command']}`, mean of {len(failures['seeds'])} seeds\n")
 print(f"{'':38}" + "".join(f"{name.removeprefix('form ') if ' ' in name else name:>10}" for name in columns))
 for row in rows:
     print(f"{row:38}" + "".join(f"{failures['summary'][f'{row}: {name}']['mean']:>10.2f}" for name in columns))
 
 # %% [markdown]
-# **One of them live**: VQA as chat, on a copy of your model. Watch the loss fall while the conversation is lost.
+# **One of them live**: VQA as chat, on a copy of your finished model and with a third of the steps (the recorded row
+# starts one stage earlier). Watch the loss fall while the conversation is lost.
 
 # %%
 spoilt = copy.deepcopy(vlm)
@@ -571,7 +574,8 @@ plots.answer_table([images[orders[k][0]] for k in two], {
 # **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
 # text, $\exp$ of the mean loss on the answers, without any picture: frozen, after instructions by LoRA, and after the same
 # steps with every weight tuned at the same rate. (Full tuning also *learned* more in these steps: look at *following* in
-# the table above. At a tenth of the rate, which is LLaVA's ratio, it would do less of both.)
+# the table above. At a tenth of the rate, which is LLaVA's ratio, it would do less of both.) The recorded and the live
+# line use different texts: compare within a line only.
 
 # %%
 frozen, lora, full = (failures["summary"][f"{row}: perplexity"]["mean"] for row in (

@@ -964,7 +964,7 @@ plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for
 # 2. Shuffled pictures score *above* blind. What may the model have learnt, and which control would tell?
 # 3. The type that patch-shuffling does not hurt: is that good or bad? For which types?
 #
-# **Where next.** [03](03_qformer_gpt2.ipynb) trains such a nerve in a minute; put this page under it. [06](06_bug_museum.ipynb)
+# **Where next.** [03](03_qformer_gpt2.ipynb) trains such a nerve in a few minutes; put this page under it. [06](06_bug_museum.ipynb)
 # shows bugs that a score hides and a control finds. Your own model: `vlm-lite eval --help` and `vlm-lite report --help`.
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 """The small checkpoints in `data/zoo/`: what makes them, and what each scored when it was made.
 
 `shapes-gpt2` is the brain: a small GPT-2 that has read a great many scenes *in words* and has never met a picture.
-`shapes-clip` is the eye: notebook 01's CLIP, trained by the same cell and left running.
+`shapes-clip` is the eye: notebook 01's CLIP, trained longer, with Muon and with almost right captions.
 `shapes-vlm` is the finished nerve between them, for notebook 00.
 Every one is in Hugging Face's layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside it.
 """
@@ -181,7 +181,7 @@ def _card(folder, name, what, settings, history, scores, started):
 
 
 def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
-    """Train the eye: notebook 01's cell with almost right captions in it, left running; write it to `folder`."""
+    """Train the eye: notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     tokenizer = language.make_tokenizer()
     captions, _ = shapes.load_shapes("train", profile.train_images)
@@ -201,7 +201,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
-        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, left running with almost right captions",
+        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right captions",
               {**settings, "images": profile.train_images}, history, scores, started)
 
 
