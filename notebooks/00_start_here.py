@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: f35d1dc30142e28d7b2eecc3b49a7485abb0bbed0ebc7c310de7805a0efe2caa
+#     outputs_of: 6162192842665f70fee907e549f4541fbe0d4871c79318602f2b470d0a7817d6
 # ---
 
 # %% [markdown]

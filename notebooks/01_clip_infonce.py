@@ -619,15 +619,17 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
 # the picture. So a model finds its own caption by *what* is mentioned, and InfoNCE seldom asks *where* things are, or
 # which colour belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star"
 # for "a blue circle and a red star", or turn a word of place into its opposite, "top" into "bottom". Does the picture
-# still prefer the true one? Guessing is right half the time. CLIPs trained on the web are hardly better at such tasks (Yuksekgonul et al. 2023, who call them bags of words).
+# still prefer the true one? Guessing is right half the time. CLIPs trained on the web are hardly better at such tasks
+# (Yuksekgonul et al. 2023, who call them bags of words).
 #
 # Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
-# longer enough. The later chapters build on an eye that comes with the course. It has your towers and your pictures, and
-# three things differ: it trained about four times as long; the optimiser Muon took AdamW's place (notebook 03 explains
-# it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
+# longer enough. The later chapters build on an eye that comes with the course. It has your towers and your pictures,
+# and three things differ: it trained about four times as long; the optimiser Muon took AdamW's place (notebook 03
+# explains it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
 # hard_negatives=True, optimizer="muon", lr=4e-3, weight_decay=0.01)` (`info_nce_hard` is in `vlm_lite.models.clip`). So
-# the table below does not say which of the three helped. Half of its hard negatives are exchanges; in the other half one word is replaced, most often a shape ("a red circle" for "a red star"),
-# since whoever only minds exchanges may forget what a star looks like.
+# the table below does not say which of the three helped. Half of its hard negatives are exchanges; in the other half
+# one word is replaced, most often a shape ("a red circle" for "a red star"), since whoever only minds exchanges may
+# forget what a star looks like.
 #
 # **Predict first:** of the rows below, where is that eye far ahead of your CLIP, and where hardly?
 

@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 44
 #     peak_memory_mb: 1476
-#     outputs_of: 5960d153ab66cf9228358b786ceea83aa04c7c435ce22b7b970a4a36dd9a8340
+#     outputs_of: 09390a2e9cb6aec1a6afc9cbaa27f84273b6ecb27b3d58a84eccbe4d3f3ae505
 # ---
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
 #     seconds: 20
 #     peak_memory_mb: 1333
-#     outputs_of: a82ebf3509f8ae510f50c3905241429a1f83cf47320c8690f7b2c01546e2b033
+#     outputs_of: e0f44add75f763757ca932b176c400863a33fe00af8fd36948fa7b3f35cdc0e1
 # ---
 
 # %% [markdown]

@@ -201,8 +201,8 @@ def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
-        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right captions",
-              {**settings, "images": profile.train_images}, history, scores, started)
+        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right "
+              "captions", {**settings, "images": profile.train_images}, history, scores, started)
 
 
 def build_vlm(folder, *, steps=1200, connector="qformer", seed=0):
