@@ -502,11 +502,11 @@ plt.show()
 print("dashed: 0, and for VQA the blind model")
 
 # %% [markdown]
-# **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the nerve has learnt more than to show
-# the picture: it says "caption this", whatever is asked, and VQA and *form* are no better than before, or worse.
-# Instructions bring *form* and *following*, and VQA rises with them, although most replies were long. What was not
-# rehearsed suffers: watch CIDEr. VQA brings the short answers, at a price in conversation: watch *form* again, and which
-# form it is.
+# **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the nerve may have learnt more than to
+# show the picture. It may say "caption this", whatever is asked: look how far the seeds differ in VQA there. Instructions
+# bring *form* and *following*, and VQA rises with them, although most replies were long; CIDEr falls, since captions are
+# no longer rehearsed. VQA brings the short answers, at a price in conversation: watch *form* again, and which form it is.
+# CIDEr need not fall further, though no caption was read: what helps one task can help another.
 #
 # **By type of question** and by form:
 
