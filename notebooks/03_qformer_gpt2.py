@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 0c67a6995368635bc9f1b2ba2fbfe78d291dc541964ade13e72e65adcbd134be
+#     outputs_of: ae26ac511bbd0a2ba095e8cbba21dd131bbd385345d287b761318146588ff044
 # ---
 
 # %% [markdown]

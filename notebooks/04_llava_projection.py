@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 153
 #     peak_memory_mb: 2457
-#     outputs_of: 6971a294cb9934d0c1fb7274b92b10a31b2d8e96b922484060718dee85cdce3c
+#     outputs_of: c4634d505ba83173af2d7a2e488f2934778b9cc332097e51cf24b71ebb14af7a
 # ---
 
 # %% [markdown]
