@@ -541,7 +541,8 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 
 # %%
 failures = load_study("llava_failures")
-rows = list(dict.fromkeys(key.split(": ")[0] for key in failures["summary"]))
+rows = ["captions", "captions, 50% exchanged", "captions, 100% exchanged", "instructions alone", "captions, instructions",
+        "captions, instructions, full tuning", "captions, instructions, VQA as chat"]
 columns = ("CIDEr", "concrete", "VQA", "sees", "form", "form word", "form sentence", "form detail", "following")
 print(f"recorded: `{failures['command']}`, mean of {len(failures['seeds'])} seeds\n")
 print(f"{'':38}" + "".join(f"{name.removeprefix('form ') if ' ' in name else name:>10}" for name in columns))

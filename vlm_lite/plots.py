@@ -88,7 +88,7 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
         if several and held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
             share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
-            title = f"{title}   " * bool(title) + f"inside the recorded band at {share:.0%} of the points"
+            title = f"{title}\n" * bool(title) + f"inside the recorded band at {share:.0%} of the points"
     axes.plot(steps, losses, color=BLUE, label="this run")
     axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
     axes.annotate(f"{losses[-1]:.2f}", (steps[-1], losses[-1]), (6, 0), textcoords="offset points", va="center",
