@@ -15,7 +15,7 @@
 #     title: CLIP and InfoNCE
 #     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
 #     minutes_t4_estimate: 15
-#     reads: [zoo/shapes-clip, results/clip_infonce.json]
+#     reads: [zoo/shapes-clip, results/clip_infonce.json, results/clip_variants.json]
 #     seconds: 165
 #     peak_memory_mb: 2106
 #     outputs_of: 3fb0411e902c8c156222b25522c21683cf825e4280a3999923bad5ac739db9d1
@@ -88,7 +88,7 @@ from vlm_lite.data import language, scenes, shapes
 from vlm_lite.labs import check
 
 plots.style()
-on_photographs = profile.name == "t4"  # section 18; all that comes before it is the small world
+on_photographs = profile.name == "t4"  # section 19; all that comes before it is the small world
 profile = get_profile("tiny") if on_photographs else profile
 train_pictures, train_captions, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
 val_table, val_questions = shapes.load_shapes("val", profile.val_images)
@@ -627,9 +627,9 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
 # and three things differ: it trained about four times as long; the optimiser Muon took AdamW's place (notebook 03
 # explains it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
 # hard_negatives=True, optimizer="muon", lr=4e-3, weight_decay=0.01)` (`info_nce_hard` is in `vlm_lite.models.clip`). So
-# the table below does not say which of the three helped. Half of its hard negatives are exchanges; in the other half
-# one word is replaced, most often a shape ("a red circle" for "a red star"), since whoever only minds exchanges may
-# forget what a star looks like.
+# the table below does not say which of the three helped; section 17 changes the captions alone. Half of its hard
+# negatives are exchanges; in the other half one word is replaced, most often a shape ("a red circle" for "a red star"),
+# since whoever only minds exchanges may forget what a star looks like.
 #
 # **Predict first:** of the rows below, where is that eye far ahead of your CLIP, and where hardly?
 
@@ -661,7 +661,72 @@ for kind, ensemble in ensembles.items():
                                                          for each in eyes.values()))
 
 # %% [markdown]
-# ## 17. Can it see yet?
+# ## 17. One thing changed at a time
+#
+# Temperature, batch, loss, captions: what does each matter? Recorded: your training of section 9 cut to a quarter of its
+# steps, so that nothing reaches the ceiling, and then the same again from the same first weights with one thing changed. The
+# learning rate stays, and as many pictures are seen unless the name says otherwise. Some rows need a word:
+#
+# - *half the captions name colours only*: "blue and red." fits many pictures of a batch, and the loss counts all but one as
+#   wrong. These are **false negatives**. One mend lets *equal captions* share the answer (UniCL, Yang et al. 2022).
+# - *exchanged*: pictures with the captions of others, as they come from the web. ALIGN's bet (Jia et al. 2021) is that more
+#   such data beat a smaller set that somebody has cleaned: compare *1/4 of the pictures*, and *twice the steps*.
+# - *almost right captions*: the hard negatives of section 16. *Tells apart* is that section's measure, *gap* section 14's.
+# - *SigLIP's loss* (Zhai et al. 2023) asks about each of the $N^2$ pairs alone: do you belong together? A sigmoid with a
+#   learnt bias takes the place of the softmax, so no row has to be complete. It starts where its paper does, at
+#   $e^t = 10$ and a bias of $-10$, which were chosen for batches of thousands.
+#
+# Before you run the cell: which single change costs most? A range that overlaps with another's shows no difference.
+
+# %%
+from vlm_lite.clip_variants import BASE, VARIANTS
+
+variants = load_study("clip_variants")
+
+
+def recorded(name, figure):
+    return variants["summary"][f"{name}: {figure}"]  # {"mean", "low", "high"} over the seeds
+
+
+def against(name, other):
+    one, two = recorded(name, "R@1"), recorded(other, "R@1")
+    place = "above" if one["low"] > two["high"] else "below" if one["high"] < two["low"] else "not clearly apart from"
+    return f"{name} ({one['mean']:.0%}) is {place} {other} ({two['mean']:.0%})"
+
+
+print(f"recorded: `{variants['command']}`, mean of {len(variants['seeds'])} seeds, {variants['hardware']}\n")
+print(f"{'image to text':37}{'R@1':>6}{'R@5':>7}{'tells apart':>13}{'gap':>7}{'temperature':>13}")
+for name in VARIANTS:
+    r1, r5, apart, gap, temperature = (recorded(name, figure)["mean"] for figure in (
+        "R@1", "R@5", "tells apart", "modality gap", "temperature"))
+    print(f"{name:37}{r1:6.0%}{r5:7.0%}{apart:13.0%}{gap:7.2f}{temperature:13.3f}")
+print("\nimage-to-text R@1:", *(against(*pair) for pair in (
+    ("pictures choose, texts do not", BASE), ("50% of captions exchanged", "none exchanged, 1/4 of the pictures"),
+    ("50% exchanged, twice the steps", BASE), ("the same, equal captions right", "half the captions name colours only"),
+    ("SigLIP's loss, twice the steps", "twice the steps"))), sep="\n  ")
+
+shown = [name for name in VARIANTS if "÷ 2" not in name and "25%" not in name]
+untouched = variants["summary"]["modality gap before"]["mean"]
+figure = Figure(width=680, height=90 + 21 * len(shown), label="one thing changed at a time", layout="constrained")
+for axes, (key, scale, label) in zip(figure.subplots(1, 2, sharey=True), (
+        ("R@1", 100, "image-to-text R@1 (%)"), ("modality gap", 1, "modality gap")), strict=True):
+    for y, name in enumerate(shown):
+        row_of = recorded(name, key)
+        axes.plot([scale * row_of["low"], scale * row_of["high"]], [y, y], color="#56B4E9", linewidth=5, solid_capstyle="round",
+                  label="lowest to highest seed" if y == 0 else None)
+        axes.plot(scale * row_of["mean"], y, "o", color="#0072B2", markersize=5, label="mean" if y == 0 else None)
+    axes.axvline(scale * recorded(BASE, key)["mean"], color="black", linestyle=":", linewidth=1, label="the first row")
+    axes.set(yticks=range(len(shown)), yticklabels=shown, xlabel=label, xlim=(0, None))
+    axes.grid(axis="y", visible=False)
+axes.axvline(untouched, color="#D55E00", linestyle=(0, (5, 3)), label=f"gap before training: {untouched:.2f}")
+axes.set_xlim(0, 1.1 * max(untouched, *(recorded(name, "modality gap")["high"] for name in shown)))
+axes.invert_yaxis()
+figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+figure
+
+
+# %% [markdown]
+# ## 18. Can it see yet?
 #
 # The same five questions end every chapter. CLIP cannot speak. It can only *compare*: for each possible answer we write a
 # sentence ("the circle is red."), and the picture chooses the nearest. It has read captions and never an answer to a
@@ -703,10 +768,11 @@ check.progress({
     "a picture finds its caption far above chance": recall["image_to_text"][5] > 10 * chance[5],
     "with shuffled or blank pictures it does not": max(recalls[5] for recalls in controls) < 3 * chance[5],
     "unseen combinations are found above chance": found > 10 * chance_recall(count, 5),
+    "with almost right captions order is learnt: the zoo's eye is ahead of mine": order["the zoo's eye"] > order["my CLIP"],
 })
 
 # %% [markdown]
-# ## 18. On photographs, with OpenAI's weights (`t4`)
+# ## 19. On photographs, with OpenAI's weights (`t4`)
 #
 # `openai/clip-vit-base-patch32` goes into the class that you trained, and is asked what section 10 and section 13 asked: find
 # the caption, name the class. CIFAR-10 has 10,000 small test photographs of ten classes; COCO's retrieval test has 5,000
@@ -772,9 +838,10 @@ else:
 #
 # - That CLIP understands sentences. It matches what captions mention. Whether it can *count*, or knows *who is left of
 #   whom*, the table above tells you; a notebook with a language model will ask again.
-# - Anything about photographs: the pictures are drawn and the vocabulary is small. Section 18 is about photographs, but it
+# - Anything about photographs: the pictures are drawn and the vocabulary is small. Section 19 is about photographs, but it
 #   measures OpenAI's weights, which no notebook trains.
-# - That InfoNCE is the best such loss, or this batch size and temperature the best choice. One training is no comparison.
+# - That InfoNCE is the best such loss, or this batch size and temperature the best choice. Section 17 compares short
+#   trainings at one learning rate, which may suit one row better than another.
 #
 # ## Check yourself
 #

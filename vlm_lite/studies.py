@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import recipes, stages, vit_recipe
+from . import clip_variants, recipes, stages, vit_recipe
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
+from .models import clip
 from .profiles import PROFILES, get_compute
 from .train import History
 
@@ -150,12 +151,16 @@ def _joined(histories):
 
 
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
+CLIP_VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, recipes.POSITION_STD, *recipes.ALMOST_RIGHT,
+                        clip_variants, clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction,
+                        clip.siglip)
 CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
+           "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
@@ -164,7 +169,7 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
                     "num_query_tokens")
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
-FIELDS = {"clip_infonce": CLIP_FIELDS,
+FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
           "qformer_connector": CONNECTOR_FIELDS,
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
