@@ -62,9 +62,9 @@ def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokeni
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
     before = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
-    history = recipes.train_clip(model, images, texts, tokenizer, steps=25, batch_size=32, progress=False)
+    history = recipes.train_clip(model, images, texts, tokenizer, steps=60, batch_size=32, progress=False)
     after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
-    assert before < 0.25 and after > before + 0.15 and history.losses[-1] < history.losses[0] - 0.3
+    assert before < 0.25 and after > before + 0.2 and history.losses[-1] < history.losses[0] - 0.3
 
 
 def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(world, tokenizer):
