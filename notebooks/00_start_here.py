@@ -195,6 +195,8 @@ my_guess = "red"
 
 blind = probabilities(None, question)
 answers = [next(iter(probabilities(picture, question))) for picture in (first, second)]
+right = {row["image_id"]: row["answer"] for row in questions.remove_columns("image") if row["question"] == question}
+assert answers == [right[1000066], right[1000180]]  # as promised: the model answers both of these rightly
 print(f"my guess: {my_guess}; the model without a picture: {next(iter(blind))}")
 for answer, picture in zip(answers, (first, second), strict=True):
     print(f"'{answer}': {probabilities(picture, question)[answer]:.0%} with its picture, {blind[answer]:.0%} without")
@@ -209,8 +211,8 @@ ask(None, question, "no picture")
 # ## Five fixed questions
 #
 # Shapes asks seven kinds of questions: colour, shape, size, number, presence, position and handwriting. Here are five of
-# them, one each about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so that you can
-# watch *your* model go from blind to seeing.
+# them, one each about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so
+# that you can watch *your* model go from blind to seeing.
 
 # %%
 from vlm_lite.data.shapes import five_questions
