@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def time_evaluators():
     pictures, texts = (torch.randn(n, 512, generator=generator) for n in (5000, 25000))
     line("Recall@K, 5,000 images x 25,000 texts x 512", seconds(lambda: recall_at_k(
         pictures, texts, torch.arange(25000) // 5)), "s")
+    line("   peak memory of this process until then", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "GB")
     draw, count = random.Random(0), 214_000
     words = [f"word{k}, the" for k in range(30_000)]
     ids = [{"question_id": k, "image_id": k} for k in range(count)]

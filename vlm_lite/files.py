@@ -109,7 +109,8 @@ def read_json(path):
                         ) from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, or nested too deeply
         where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{where}: not valid JSON ({getattr(error, 'msg', error)}). The file may be cut short: "
+        found = getattr(error, "msg", error) if path.stat().st_size else "it is empty"
+        raise UserError(f"{path}{where}: not valid JSON ({found}). The file may be cut short: "
                         "delete it and make or download it again.") from error
 
 

@@ -239,6 +239,7 @@ def test_a_bad_table_is_named_with_its_line(tsv, rows, message):
     (b"", "line 1: no column index, question, answer"),
     (b'{"annotations": []}', "line 1: no column"),
     (b"\xff\xfe", "cannot be read as a table of UTF-8 text"),
+    (b"PK\x03\x04\xff", "a spreadsheet is to be saved as TSV"),
     (None, "does not exist"),
 ])
 def test_a_file_that_is_no_table_is_named(tmp_path, content, message):

@@ -116,6 +116,7 @@ def test_the_question_of_a_label_line_is_not_taken_for_an_answer(files):
     ([{"question_id": 1, "answers": []}], LABELS, "`line 1.label` is missing"),
     (LABELS, [{"question_id": 1, "text": "a", "answer": "b"}], "line 1 has both"),
     (LABELS, [{"question_id": 1, "text": 3}], "`line 1.text` is 3; expected text"),
+    (LABELS, [{"question": "Is there a cat?", "answer": "yes"}], "line 1 has no `question_id`. The authors' script"),
     (LABELS, [{"question_id": "1", "text": "a"}], "`line 1.question_id` is '1'"),
     (LABELS, [3], "line 1 is 3; expected an object"),
     (LABELS, [{"question_id": 1, "text": "a"}], r"1 question_id\(s\) missing, for example 2"),

@@ -103,6 +103,14 @@ def test_predictions_are_a_table_as_pandas_reads_it_without_pictures(rows, tmp_p
     assert mmbench_scores(kept, given) == mmbench_scores(rows, said)
 
 
+def test_a_column_that_no_row_fills_is_left_out_since_a_mean_over_it_would_be_nan(rows, tmp_path):
+    plain = [{**row, "split": "", "l2-category": ""} for row in rows]
+    write_mmbench(tmp_path / "p.tsv", plain, {row["index"]: row["answer"] for row in rows})
+    table = pandas.read_csv(tmp_path / "p.tsv", sep="\t")  # its report_acc means over the values of these columns
+    assert {"split", "l2-category", "category"} & set(table) == {"category"} and not table["category"].isna().any()
+    assert read_mmbench(tmp_path / "p.tsv") == [{**row, "image": ""} for row in plain]
+
+
 def test_a_sample_of_whole_questions_may_be_predicted_and_a_missing_row_is_named(rows, tmp_path):
     some = sample_groups(rows, 2)
     write_mmbench(tmp_path / "p.tsv", some, {row["index"]: "A" for row in some})

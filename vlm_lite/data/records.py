@@ -232,8 +232,8 @@ def read_tsv(path, columns):
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it "
-                        "again.") from error
+        raise UserError(f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
+                        "spreadsheet is to be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv).") from error
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows

@@ -221,7 +221,10 @@ def eval_retrieval(options):
     from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
 
     arrays = read_embeddings(options.embeddings)
-    found = recall_at_k(**arrays)
+    try:
+        found = recall_at_k(**arrays)
+    except UserError as error:
+        raise UserError(f"{options.embeddings}: {error}") from error
     images, texts = len(arrays["image_embeds"]), len(arrays["text_embeds"])
     result = {way: {f"R@{k}": value for k, value in recalls.items()} for way, recalls in found.items()}
     chance = {"image_to_text": {k: chance_recall(texts, k, max(1, round(texts / images))) for k in (1, 5, 10)},

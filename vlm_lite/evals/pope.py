@@ -83,6 +83,9 @@ def read_pope(labels, answers, *, partial=False):
             keys = {"answer"}
         if len(keys) == 2:
             raise UserError(f"{answers}: {where} has both `text` and `answer`; expected one, the model's answer.")
+        if isinstance(record, dict) and "question" in record and "question_id" not in record:
+            raise UserError(f"{answers}: {where} has no `question_id`. The authors' script pairs answers and labels by "
+                            "line; here rows may stand in any order. Add to each answer the id of its label.")
         key = keys.pop() if keys else "text"
         said.append((field(record, "question_id", int, answers, where), field(record, key, str, answers, where)))
     given, counts = match(truth, said, file=answers, against=labels, name="question_id", partial=partial)

@@ -92,8 +92,10 @@ def _normalized(name, embeds):
     embeds = torch.as_tensor(embeds).detach().float()
     if embeds.ndim != 2 or not len(embeds):
         raise UserError(f"{name} has shape {tuple(embeds.shape)}; expected (count, width) with at least one row.")
-    if not embeds.isfinite().all():
-        raise UserError(f"{name} holds NaN or infinite values. Look at the training loss, or lower the learning rate.")
+    odd = (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if odd:
+        raise UserError(f"{name} holds NaN or infinite values in {len(odd)} of {len(embeds)} rows, the first of them "
+                        f"row {odd[0]}; expected numbers. Look at the training loss, or lower the learning rate.")
     return F.normalize(embeds, dim=-1)
 
 

@@ -76,7 +76,8 @@ def write_mmbench(path, rows, predictions=None):
     have one. A sample of whole groups is a subset, which it accepts.
     """
     letters = sorted({letter for row in rows for letter in row["options"]})
-    columns = ["index", "question", "hint", *letters, "answer", *GROUPINGS]
+    grouped = [name for name in GROUPINGS if any(row[name] for row in rows)]  # its mean over an empty split is NaN
+    columns = ["index", "question", "hint", *letters, "answer", *grouped]
     name, last = "image", {row["index"]: row["image"] for row in rows}
     if predictions is not None:
         name = "prediction"
@@ -89,6 +90,8 @@ def write_pope(path, splits):
     """Write POPE's answers as the TSV that VLMEvalKit scores. splits: {"random": (label file, answer file), ...}.
 
     Its `category` is the split, its `answer` Yes or No; `index` runs on over the splits. Files: see `pope.read_pope`.
+    It reads an answer by its words yes and no; with neither, or both, the answer is wrong and counts as no in F1, where
+    the authors' script takes for yes what is not plainly no. Its figures differ by such answers.
     """
     rows = []
     for name, (labels, answers) in splits.items():

@@ -1,26 +1,43 @@
 """The commands `vlm-lite lab ...`: make the copies that are handed out, and grade those that come back."""
 
+import argparse
 import sys
 from pathlib import Path
+
+EXAMPLES = {  # shown by --help
+    "student": "vlm-lite lab student notebooks/01_clip_infonce.ipynb -o lab01.ipynb",
+    "solution": "vlm-lite lab solution notebooks/01_clip_infonce.ipynb -o solved01.ipynb",
+    "rubric": "vlm-lite lab rubric notebooks/01_clip_infonce.ipynb",
+    "all": "vlm-lite lab all -o handed-out",
+    "grade": """vlm-lite lab grade handed-in --json grades.json
+
+This runs code that your students wrote, with your rights. Do it on a machine of its own or in a container: README.md,
+"Teach with it", has the two lines. Exit status 1: a copy could not be graded at all.""",
+}
 
 
 def add(commands):
     """Add `lab` and its actions to the subparsers of the command line."""
     lab = commands.add_parser("lab", help="make labs of the notebooks, and grade them")
     actions = lab.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def adding(name, text):
+        return actions.add_parser(name, help=text, epilog="example:\n  " + EXAMPLES[name],
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+
     for name, call, text in (("student", run_student, "the student's copy: answers and outputs taken out"),
                              ("solution", run_solution, "the solved copy"),
                              ("rubric", run_rubric, "exercises, points, minutes, and what each check looks for")):
-        action = actions.add_parser(name, help=text)
+        action = adding(name, text)
         action.add_argument("notebook", metavar="NOTEBOOK", help="a notebook of the course, such as "
                                                                   "notebooks/01_clip_infonce.ipynb")
         action.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: print it)")
         action.set_defaults(call=call)
-    every = actions.add_parser("all", help="the student's copy of every lab and their rubric, into one folder")
+    every = adding("all", "the student's copy of every lab and their rubric, into one folder")
     every.add_argument("-o", "--output", metavar="FOLDER", required=True)
     every.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)")
     every.set_defaults(call=run_all)
-    grade = actions.add_parser("grade", help="run students' copies and say, exercise by exercise, what is right")
+    grade = adding("grade", "run students' copies and say, exercise by exercise, what is right")
     grade.add_argument("copies", metavar="COPY", nargs="+", help="notebooks, or folders with notebooks in them")
     grade.add_argument("--lab", metavar="NAME", help="the notebook that all must be copies of, such as 01_clip_infonce")
     grade.add_argument("--json", metavar="FILE", help="write the reports there as JSON, too")
@@ -35,8 +52,6 @@ def add(commands):
 
 
 def _positive(text):
-    import argparse
-
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
