@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import notebooks  # noqa: E402
-from tools.bench_clip import time_race, time_towers  # noqa: E402
+from tools.bench_clip import attention_in_fp32, time_race, time_remedies, time_towers  # noqa: E402
 from tools.timing import ROWS, half_precision, in_turn, line, now, seconds  # noqa: E402
 from vlm_lite import recipes, stages  # noqa: E402
 from vlm_lite.data.language import short_prompt  # noqa: E402
@@ -163,7 +163,8 @@ def time_stages(compute, quick=False, steps=6):
 def time_qformer(compute, quick=False, rounds=ROUNDS):
     """A Q-Former's forward and backward beside `Blip2QFormerModel`'s, at equal size and settings: the ratio of medians.
 
-    Both by `scaled_dot_product_attention`, without dropout, in fp32 and in the precision of the device.
+    Both by `scaled_dot_product_attention`, on a CPU in fp32 as ours has it (see `attention_in_fp32`); without dropout,
+    in fp32 and in the precision of the device.
     """
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
@@ -188,7 +189,7 @@ def time_qformer(compute, quick=False, rounds=ROUNDS):
         half = half_precision(compute)
         for dtype in (torch.float32, half) if half else (torch.float32,):
             def step(run, dtype=dtype):
-                with torch.autocast(compute.device, dtype, enabled=dtype is not torch.float32):
+                with torch.autocast(compute.device, dtype, enabled=dtype is not torch.float32), attention_in_fp32():
                     out = run()
                 out.float().square().mean().backward()
 
@@ -280,6 +281,7 @@ def time_machine(compute, quick=False):
 
 PARTS = {
     "race": ("CLIP to R@5 0.90, against the recipe people start from", time_race),
+    "remedies": ("what each of the differences is worth alone", time_remedies),
     "towers": ("our towers, forward and backward, against timm's and transformers'", time_towers),
     "qformer": ("our Q-Former against Blip2QFormerModel", time_qformer),
     "connector": ("the connector's training on cached features", time_connector),
