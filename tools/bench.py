@@ -116,7 +116,7 @@ def time_stages(compute, quick=False, steps=6):
     def make(step):
         return batches(step, torch.Generator().manual_seed(step))
 
-    def one(step, chosen, batch=None):
+    def one(step, chosen, batch=None, update=True):
         rows, tokens, mask, labels = batch or make(step)
         more = (0, 0 if remedies[1] in chosen else longest - tokens.shape[1])
         tokens, mask, labels = (F.pad(part, more, value=value).to(compute.device) for part, value in
@@ -131,14 +131,19 @@ def time_stages(compute, quick=False, steps=6):
                                       attention_mask=F.pad(mask, front, value=1),
                                       labels=F.pad(labels, front, value=-100)).loss
         loss.backward()
-        optimizer.step()
+        if update:
+            optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    def run(step, chosen, batch=None):
+    def precision(chosen):
         halved = stages.halved(vlm.language_model, half) if remedies[3] in chosen else contextlib.nullcontext()
-        with halved, torch.autocast(compute.device, half, enabled=half is not torch.float32):
-            vlm.train()
+        vlm.train()
+        return halved, torch.autocast(compute.device, half, enabled=half is not torch.float32)
+
+    def run(step, chosen, batch=None):
+        halved, autocast = precision(chosen)
+        with halved, autocast:
             return seconds(lambda: one(step, chosen, batch))
 
     def ceiling(step):
@@ -149,7 +154,13 @@ def time_stages(compute, quick=False, steps=6):
         finally:
             del vlm.prefix
 
-    plans = {"plain": (), **{name: (name,) for name in remedies}, "all": remedies}
+    plans, losses = {"plain": (), **{name: (name,) for name in remedies}, "all": remedies}, []
+    for chosen in plans.values():
+        halved, autocast = precision(chosen)
+        with halved, autocast:
+            losses.append(one(0, chosen, update=False))
+    if max(losses) - min(losses) > 0.02 * max(losses):
+        raise AssertionError(f"the plans of the second stage do not do the same work: their losses are {losses}")
     times = [{**{name: run(step, chosen) for name, chosen in plans.items()}, "ceiling": ceiling(step)}
              for step in range(steps + 2)]  # in turn, on the same rows, so that all meet the same machine
     took = {name: statistics.median(row[name] for row in times[2:]) for name in times[0]}
