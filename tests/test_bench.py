@@ -24,8 +24,10 @@ def data():
     return recipes.load_pictures(load_shapes("train", 64, progress=False)[0])[:2]
 
 
-def runner(chosen, data, compute=FP32, total=3):
-    return bench_clip.Runner(frozenset(chosen), data, make_tokenizer(), compute, total=total, batch_size=16)
+def runner(chosen, data, compute=FP32):
+    tokenizer = make_tokenizer()
+    batches = recipes.caption_batches(*data, tokenizer, 16)
+    return bench_clip.Runner(frozenset(chosen), batches, tokenizer, compute, total=3)
 
 
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])

@@ -173,15 +173,15 @@ def compare(name, models, batch, compute, rounds):
 class Runner:
     """One training of a CLIP on Shapes: the plain recipe and the remedies `chosen`, a step at a time.
 
-    Batches, and with "start" and all other remedies the weights after every step, are those of `recipes.train_clip`.
+    batches: from `recipes.caption_batches`. total: the steps that the schedule is made for. With all remedies the
+    weights after every step are those of `recipes.train_clip`.
     """
 
-    def __init__(self, chosen, data, tokenizer, compute, *, total, batch_size, seed=0):
+    def __init__(self, chosen, batches, tokenizer, compute, *, total, seed=0):
         from transformers import CLIPConfig, CLIPModel
 
         self.chosen, self.compute, self.total, self.seed = chosen, compute, total, seed
-        self.tokenizer = tokenizer
-        self.batches = recipes.caption_batches(*data, tokenizer, batch_size)
+        self.batches, self.tokenizer = batches, tokenizer
         ours = recipes.make_shapes_clip(tokenizer, seed=seed)
         torch.manual_seed(seed)
         theirs = CLIPModel(CLIPConfig.from_dict(ours.config.to_hf()))  # attention: sdpa, transformers' default
@@ -264,9 +264,10 @@ def course(compute, quick, seed):
     size, count, held = (16, 64, 64) if quick else (TINY.clip_batch_size, TINY.train_images, TINY.val_images)
     tokenizer, total = make_tokenizer(), 4 if quick else TINY.clip_steps
     data = recipes.load_pictures(load_shapes("train", count, progress=False)[0])[:2]
+    batches = recipes.caption_batches(*data, tokenizer, size)
     pictures, texts, _ = recipes.load_pictures(load_shapes("val", held, progress=False)[0])
     how = {"goal": 0.0, "every": 2, "hope": math.inf} if quick else {"goal": GOAL, "every": 10}
-    return (lambda chosen: Runner(frozenset(chosen), data, tokenizer, compute, total=total, batch_size=size, seed=seed),
+    return (lambda chosen: Runner(frozenset(chosen), batches, tokenizer, compute, total=total, seed=seed),
             (pictures, [said[0] for said in texts]), {**how, "most": total})
 
 
@@ -300,19 +301,17 @@ def time_remedies(compute, quick=False, seed=0, rounds=8):
     taken = [("bf16",), ("fused",), ("towers",), ("towers", "short"), ("towers", "attention")]
     if half_precision(compute) is None:
         added, taken = ([part for part in parts if not {"bf16", "attention"} & set(part)] for parts in (added, taken))
-    plans = {("plain",): PLAIN, ("ours",): everything, **{("with", *part): PLAIN | set(part) for part in added},
-             **{("without", *part): everything - set(part) for part in taken}}
-    runners = {name: make(chosen) for name, chosen in plans.items()}
+    plans = PLAIN, everything, *map(frozenset, added), *(everything - set(part) for part in taken)
     rounds, warm = (1, 0) if quick else (rounds, 1)
-    a_step = in_turn({name: each.step for name, each in runners.items()}, rounds, warm)
-    line("a step of the plain recipe (fp32, text padded to 64, AdamW as it comes)", 1000 * a_step["plain",], "ms")
+    a_step = in_turn({chosen: make(chosen).step for chosen in plans}, rounds, warm)
+    line("a step of the plain recipe (fp32, text padded to 64, AdamW as it comes)", 1000 * a_step[PLAIN], "ms")
     for part in added[:-1]:  # the last is for the same-settings ratio: neither runs padding
-        line(f"   as fast with {words(part)}", a_step["plain",] / a_step["with", *part], "times", 2)
+        line(f"   as fast with {words(part)}", a_step[PLAIN] / a_step[frozenset(part)], "times", 2)
     line("   at the same settings (fp32, unpadded, AdamW as it comes), ours of transformers' time",
-         a_step["with", "short", "towers"] / a_step["with", "short"], "times", 2, at_most=1.05)
-    line("a step of ours", 1000 * a_step["ours",], "ms")
+         a_step[frozenset(("short", "towers"))] / a_step[frozenset(("short",))], "times", 2, at_most=1.05)
+    line("a step of ours", 1000 * a_step[everything], "ms")
     for part in taken:
-        line(f"   as fast as without {words(part)}", a_step["without", *part] / a_step["ours",], "times", 2)
+        line(f"   as fast as without {words(part)}", a_step[everything - set(part)] / a_step[everything], "times", 2)
 
     names = {"ours": "ours", **{f"without {part}": f"   without {REMEDIES[part]}" for part in STEPS}}
     runners = {name: make(everything - {name.removeprefix("without ")}) for name in names}
