@@ -5,7 +5,7 @@
     python tools/bench.py --quick         small sizes: shows that it runs, never how fast; nothing is kept
 
 A part is kept as soon as it is done, so that a run which was cut is gone on with by naming the parts that are missing.
-Ratios are taken between things timed in turn, and hold on a busy machine as well; seconds do not.
+What is compared is timed in turn. Still, let the machine have nothing else to do: starved of cores, a ratio is noise.
 """
 
 import argparse
@@ -332,7 +332,7 @@ def main(arguments=None, root=None):
     for name in options.parts or PARTS:
         what, time_it = PARTS[name]
         load = os.getloadavg()[0]
-        busy = f"   (load {load:.1f}: the machine is busy; ratios hold, seconds do not)" if load > 0.5 else ""
+        busy = f"   (load {load:.1f}: the machine is busy: no time or ratio is worth keeping)" if load > 0.5 else ""
         print(f"\n{what}{busy}", flush=True)
         ROWS.clear()
         spent = seconds(lambda time_it=time_it: time_it(compute, quick=options.quick))
