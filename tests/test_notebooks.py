@@ -127,7 +127,7 @@ def test_links_in_a_page_lead_to_files(page):
 
 def test_the_tables_of_the_readme_are_the_generated_ones():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"<!-- {marker} -->" in text for marker in ("notebooks", "thumbnails", "labs"))
+    assert all(f"<!-- {marker} -->" in text for marker in ("notebooks", "thumbnails", "labs", "bench"))
     assert notebooks.readme() == text, "README.md is stale: run `make notebooks`"
 
 

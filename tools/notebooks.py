@@ -58,7 +58,7 @@ from jupytext.cli import jupytext as jupytext_command
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import execute  # noqa: E402
+from tools import execute, timing  # noqa: E402
 from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
@@ -304,7 +304,8 @@ def readme(root=ROOT):
     text = re.sub(r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/", rf"\g<1>{slug}/blob/{ref}/",
                   text)
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
-    for marker, content in (("notebooks", table), ("thumbnails", strip), ("labs", lab_table(root))):
+    for marker, content in (("notebooks", table), ("thumbnails", strip), ("labs", lab_table(root)),
+                            ("bench", timing.table(root / "docs" / "bench.json"))):
         text = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
                       lambda match, content=content: match[1] + (content + "\n" if content else "") + match[2],
                       text, flags=re.S)
