@@ -938,7 +938,7 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 #   on all 16 patches, or on the means of blocks of patches, 4 or 1 in all. Here 32 queries *expand* what is there: real
 #   compression is the 196 patches of a photograph in 32 queries.
 # - *BLIP-2's first stage before* (section 5); its seconds are in the last column.
-# - *What the nerve reads:* captions and questions (as above), one of the two alone.
+# - *What the nerve reads:* captions and questions (as above), or captions alone.
 # - *AdamW* instead of Muon, at a tenth of the learning rate. It is also the base of the last two rows:
 # - *The brain tuned too*, by LoRA or in full, instead of frozen: what that buys, and by its **perplexity** on scenes in
 #   words what it forgets. (A tuned brain is another brain: it has no bridge score to compare.)
@@ -989,7 +989,6 @@ print(f"Expanding: {versus('Q-Former 32', 'Q-Former 16')}.")
 one, two = (recorded(row, "seconds", 1)[0] for row in (base, f"{base}, stage 1 first"))
 print(f"Stage 1 first: {versus(f'{base}, stage 1 first', base)}; {two:.0f} s instead of {one:.0f} s.")
 print(f"A VQA loss added to captions: {versus(base, f'{base}, captions only')}.")
-print(f"Captions added to questions: {versus(base, f'{base}, questions only')}.")
 print(f"Muon for AdamW: {versus(base, frozen)}.")
 for row in (f"{frozen}, LoRA", f"{frozen}, full tuning"):
     print(f"Tuned: {versus(row, frozen)}; perplexity {recorded(base, 'perplexity', 1)[0]:.3f} → "

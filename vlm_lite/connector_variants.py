@@ -43,7 +43,6 @@ VARIANTS = {
     **{f"{name} {n}": Variant(name.lower(), n) for name in ("linear", "MLP") for n in (1, 4, 16)},
     f"{BASE}, stage 1 first": Variant(stage1=True),
     f"{BASE}, captions only": Variant(reads="captions"),
-    f"{BASE}, questions only": Variant(reads="questions"),
     f"{BASE}, AdamW": Variant(optimizer="adamw"),
     f"{BASE}, AdamW, LoRA": Variant(optimizer="adamw", tune="lora"),
     f"{BASE}, AdamW, full tuning": Variant(optimizer="adamw", tune="full"),
@@ -82,8 +81,7 @@ def train_variant(row, seed, profile):
         seconds += recipes.train_stage1(stage1, features, captions, vlm.tokenizer, steps=profile.connector_steps,
                                         batch_size=profile.connector_batch_size, seed=seed,
                                         description=f"{row}, seed {seed}: stage 1").seconds[-1]
-    texts = {"captions and questions": said, "captions": [pairs[:1] for pairs in said],
-             "questions": [pairs[1:] for pairs in said]}[variant.reads]
+    texts = {"captions and questions": said, "captions": [pairs[:1] for pairs in said]}[variant.reads]
     lr = profile.connector_lr * (1.0 if variant.optimizer == "muon" else 0.1)
     stage = stages.Stage(row, variant.reads, profile.connector_steps // 2, lr, variant.tune,
                          profile.connector_batch_size)
