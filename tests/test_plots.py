@@ -41,6 +41,11 @@ FIGURES = {
         "asked": CUES[:1] * 3, "before": ["red", "a", "b"], "after": ["an answer that takes more than a line"] * 3}),
     "scoreboard": lambda: plots.scoreboard(IMAGES[:5], CUES[:1] + CUES[1:] * 4, ["red", "yes", "3", "7", "a circle"], {
         "blind": ["blue", "Yes ", "2", "1", "a star"], "this VLM": ["red", "yes", "3", "7", "a circle"]}),
+    "connector_lines": lambda: plots.connector_lines(
+        {"Q-Former": {n: (30 + n, 28 + n, 33 + n) for n in (1, 4, 8, 16, 32)},
+         **{name: {n: (34 + n, 32 + n, 35 + n) for n in (1, 4, 16)} for name in ("linear", "MLP")}},
+        {"frozen": (38, 36, 41, 31), "LoRA": (50, 48, 53, 33), "full tuning": (55, 54, 56, 35)}, blind=31, oracle=97,
+        live=(8, 41)),
     "ask_panel": lambda: plots.ask_panel(IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"),
     "ask_panel, hidden": lambda: plots.ask_panel(None, CUES[0], {"red": 0.2, "blue": 0.3, "a very long answer": 0.1},
                                                  blind=0.2, answers=["red", "blue", "a very long answer"]),
@@ -48,7 +53,7 @@ FIGURES = {
 LABELS = {
     "loss_curve": {"training step", "InfoNCE loss (nats)"}, "similarity_matrix": {"caption", "picture"},
     "recall_bars": {"queries with a right hit\namong the first K (%)"}, "gain_bars": {"VQA accuracy (%)"},
-    "by_type_bars": {"VQA accuracy (%)"},
+    "by_type_bars": {"VQA accuracy (%)"}, "connector_lines": {"vectors that reach the brain", "VQA accuracy (%)"},
     "ask_panel": {"probability of the answer (%)"},
 }  # the others are pictures and tables
 

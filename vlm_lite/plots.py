@@ -31,9 +31,9 @@ from vlm_lite.figures import (
     styled,
     wrap,
 )
-from vlm_lite.panels import answer_table, ask_panel, caption_table, controls_bars, scoreboard
+from vlm_lite.panels import answer_table, ask_panel, caption_table, connector_lines, controls_bars, scoreboard
 
-__all__ = ["answer_table", "ask_panel", "attention_over_image", "by_type_bars", "caption_table",
+__all__ = ["answer_table", "ask_panel", "attention_over_image", "by_type_bars", "caption_table", "connector_lines",
            "controls_bars", "gain_bars", "loss_curve", "recall_bars", "scoreboard", "show_images", "similarity_matrix",
            "style"]
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}

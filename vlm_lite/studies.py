@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, recipes, stages, vit_recipe
+from . import clip_variants, connector_variants, recipes, stages, vit_recipe
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
@@ -158,10 +158,14 @@ CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.p
                     recipes.SHAPES_QFORMER)
 STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
                  instructions.turns, instructions.follows, recipes.exchange_batches)
+CONNECTOR_VARIANTS_RECIPE = (connector_variants, *CONNECTOR_RECIPE[1:], recipes.train_stage1, recipes.caption_batches,
+                             stages.set_trainable, stages.add_lora, stages.train_stage)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
+                                  ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
@@ -170,7 +174,7 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
 FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS,
+          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:-1],
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
