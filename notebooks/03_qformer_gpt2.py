@@ -953,12 +953,23 @@ my_pick = "Q-Former 16"  # or "linear 4", "MLP 1", ...; change it before you run
 
 compared = load_study("connector_variants")
 print(f"recorded: `{compared['command']}`, {compared['seconds'] / 60:.0f} minutes on {compared['hardware']}\n")
-print(connector_variants.table(compared) + "\n")
 
 
 def recorded(row, figure="VQA vlm", scale=100):
     """(mean, low, high) over the seeds."""
     return tuple(scale * compared["summary"][f"{row}: {figure}"][key] for key in ("mean", "low", "high"))
+
+
+print(f"{'VQA in %, the rest as named':27} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
+      f"{'perplexity':>10} {'trained':>7} {'seconds':>7}")
+for row in connector_variants.VARIANTS:
+    vqa, low, high = recorded(row)
+    bridge = f"{recorded(row, 'bridge score', 1)[0]:.2f}" if f"{row}: bridge score" in compared["summary"] else "-"
+    cider, perplexity, trained, seconds = (recorded(row, figure, 1)[0] for figure in (
+        "CIDEr", "perplexity", "parameters", "seconds"))
+    print(f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} {bridge:>6} "
+          f"{cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k {seconds:7.0f}")
+print()
 
 
 def versus(row, other):

@@ -133,22 +133,3 @@ def _world(profile):
     said = recipes.picture_exchanges(captions, questions)
     features = recipes.picture_features(new_vlm(Variant("linear", 16)).vision, images)
     return features, texts, [said[i] for i in ids], shapes.load_shapes("val", profile.val_images)
-
-
-def table(record):
-    """Printable text of a record: a line a row, means over the seeds; VQA in percent with the range of the seeds."""
-    lines = [f"{'':27} {'VQA':>5} {'range':>12} {'blind':>6} {'shuffled':>8} {'oracle':>6} {'bridge':>6} {'CIDEr':>5} "
-             f"{'perplexity':>10} {'trained':>7} {'s a step':>8} {'s in all':>8}"]
-    for row in VARIANTS:
-        means = {name: record["summary"].get(f"{row}: {name}", {}).get("mean") for name in FIGURES}
-        vqa, blind, shuffled, oracle = (100 * means[f"VQA {name}"] for name in ("vlm", "blind", "shuffled", "oracle"))
-        low, high = (100 * record["summary"][f"{row}: VQA vlm"][end] for end in ("low", "high"))
-        bridge = "-" if means["bridge score"] is None else f"{means['bridge score']:.2f}"
-        lines.append(f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {blind:6.1f} {shuffled:8.1f} {oracle:6.1f} "
-                     f"{bridge:>6} {means['CIDEr']:5.2f} {means['perplexity']:10.3f} "
-                     f"{means['parameters'] / 1000:6,.0f}k {means['seconds a step']:8.2f} {means['seconds']:8.0f}")
-    return "\n".join(lines)
-
-
-FIGURES = ("VQA vlm", "VQA blind", "VQA shuffled", "VQA oracle", "bridge score", "CIDEr", "perplexity", "parameters",
-           "seconds a step", "seconds")

@@ -9,10 +9,10 @@ from vlm_lite.cli import build_parser, main
 from vlm_lite.data import commands
 from vlm_lite.data.readers import read_folder
 from vlm_lite.data.shapes import VERSION, load_shapes
-from vlm_lite.data.shapes_files import load_shapes_benchmarks
 from vlm_lite.data.sources import MODELS, SOURCES
 from vlm_lite.files import home
 from vlm_lite.rehearsal.commands import REHEARSE
+from vlm_lite.rehearsal.shapes_files import load_shapes_benchmarks
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import collections
 
 from vlm_lite.data import records
 from vlm_lite.data.shapes import load_shapes
-from vlm_lite.data.shapes_files import load_shapes_benchmarks
 from vlm_lite.evals.mmbench import mmbench_scores
 from vlm_lite.files import home
+from vlm_lite.rehearsal.shapes_files import load_shapes_benchmarks
 
 
 def test_the_three_files_tell_the_truth_of_the_questions_they_are_made_from():

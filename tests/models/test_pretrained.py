@@ -1,15 +1,12 @@
-"""Finished VLMs behind one call: a small random SmolVLM, alone and in batches, and the zoo's own with plain texts."""
+"""Finished VLMs behind one call: a small random SmolVLM, alone and in batches."""
 
 import pytest
 import torch
 from PIL import Image
 
-from vlm_lite.data.language import short_prompt
-from vlm_lite.data.shapes import load_shapes
 from vlm_lite.files import UserError
-from vlm_lite.models.pretrained import PretrainedVLM, ZooVLM, allow_smolvlm, course_prompt
+from vlm_lite.models.pretrained import PretrainedVLM, allow_smolvlm
 from vlm_lite.profiles import Compute
-from vlm_lite.recipes import load_pictures, pixel_values
 
 CPU = Compute("cpu", "no", "a test")
 
@@ -88,31 +85,10 @@ def test_the_longest_edge_decides_into_how_many_tiles_a_picture_is_cut(smol):
     assert tiles[32] < tiles[64] < tiles[128]
 
 
-def test_the_zoo_s_vlm_answers_pictures_as_it_answers_features():
-    captions, questions = load_shapes("val", 12, progress=False)
-    images, _, ids = load_pictures(captions)
-    rows = [dict(row) for row in questions.remove_columns("image").select(range(6))]
-    zoo = ZooVLM()
-    own = torch.stack([images[ids.index(row["image_id"])] for row in rows])
-    expected = zoo.vlm.generate(zoo.vlm.encode(pixel_values(own)), [short_prompt(row["question"]) for row in rows], 4)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in own]
-    assert zoo.answer(pictures, [row["question"] for row in rows], 4) == expected
-    assert zoo.answer(None, ["is there a star?"], 2) == zoo.vlm.generate(None, [short_prompt("is there a star?")], 2)
-
-
-@pytest.mark.parametrize("text, prompt", [
-    ("is there a star?", "is there a star?"),
-    ("Is there a star in the image? Please answer yes or no.", "Is there a star in the image?"),
-    ("Hint: look well\nQuestion: what is it?\nOptions:\nA. star\nB. heart\nPlease select the correct answer from the "
-     "options above. \n", "what is it? A. star B. heart")])
-def test_a_benchmark_s_text_becomes_the_prompt_that_the_brain_learnt(text, prompt):
-    assert course_prompt(text) == short_prompt(prompt)
-
-
 @pytest.mark.parametrize("images, texts", [([], []), (None, []), (photographs()[:1], ["a", "b"])])
-def test_as_many_pictures_as_texts_are_wanted(images, texts):
+def test_as_many_pictures_as_texts_are_wanted(smol, images, texts):
     with pytest.raises(UserError, match="pictures for"):
-        ZooVLM().answer(images, texts)
+        PretrainedVLM(str(smol), compute=CPU).answer(images, texts)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

@@ -1,9 +1,6 @@
-"""Finished VLMs behind one call, `answer(images, texts)`: those of transformers, such as SmolVLM2, and the zoo's."""
-
-import re
+"""Finished VLMs of transformers, such as SmolVLM2, behind one call: `answer(images, texts)`."""
 
 import torch
-from PIL import Image
 
 from vlm_lite.files import UserError
 
@@ -37,7 +34,9 @@ class PretrainedVLM:
     @torch.no_grad()
     def answer(self, images, texts, max_new_tokens=16):
         """B pictures (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left."""
-        _check(images, texts)
+        if not texts or (images is not None and len(images) != len(texts)):
+            raise UserError(f"{None if images is None else len(images)} pictures for {len(texts)} texts; expected one "
+                            "each, and at least one.")
         content = [[{"type": "image"}] * (images is not None) + [{"type": "text", "text": text}] for text in texts]
         prompts = [self.processor.apply_chat_template([{"role": "user", "content": each}], add_generation_prompt=True)
                    for each in content]
@@ -57,45 +56,3 @@ def allow_smolvlm():
     from transformers.models.smolvlm import processing_smolvlm
 
     processing_smolvlm.num2words = processing_smolvlm.num2words or str
-
-
-class ZooVLM:
-    """A VLM of the course (zoo name or folder) behind the same call; it knows the words of Shapes only."""
-
-    def __init__(self, name="shapes-vlm"):
-        from vlm_lite.models.vlm import VLM
-        from vlm_lite.profiles import resolve_model
-
-        self.vlm = VLM.from_pretrained(resolve_model(name))
-
-    def answer(self, images, texts, max_new_tokens=16):
-        """B pictures (PIL, of any size), or None to ask blind, and B texts -> B answers."""
-        from vlm_lite.recipes import pixel_values
-
-        _check(images, texts)
-        features = None
-        if images is not None:
-            side = self.vlm.vision.config.image_size
-            small = [image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for image in images]
-            pixels = torch.stack([torch.frombuffer(bytearray(each.tobytes()), dtype=torch.uint8) for each in small])
-            pixels = pixels.view(len(small), side, side, 3).permute(0, 3, 1, 2)  # (B, 3, S, S)
-            features = self.vlm.encode(pixel_values(pixels))
-        return self.vlm.generate(features, [course_prompt(text) for text in texts], max_new_tokens)
-
-
-def course_prompt(text):
-    """A benchmark's text as the course's brain learnt to be asked: `question: ... A. ... B. ... answer:`.
-
-    Takes off a leading "Question:" and any hint before it, "Options:", and what begins with "Please".
-    """
-    from vlm_lite.data.language import short_prompt
-
-    text = re.sub(r"\bPlease\b.*", "", text, flags=re.S)
-    text = re.sub(r"^.*?\bQuestion:|\bOptions:", " ", text, flags=re.S)
-    return short_prompt(" ".join(text.split()))
-
-
-def _check(images, texts):
-    if not texts or (images is not None and len(images) != len(texts)):
-        raise UserError(f"{None if images is None else len(images)} pictures for {len(texts)} texts; expected one "
-                        "each, and at least one.")

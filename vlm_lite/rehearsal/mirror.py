@@ -16,13 +16,14 @@ import numpy as np
 import PIL.Image
 import torch
 
-from vlm_lite.data import shapes, shapes_files
+from vlm_lite.data import shapes
 from vlm_lite.data.photographs import VAL_MEMBER, Choice
 from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import write_weights
 from vlm_lite.profiles import REHEARSAL
+from vlm_lite.rehearsal import shapes_files
 
 QFORMER = dict(num_query_tokens=32, width=768, num_layers=6, num_heads=12, mlp_width=3072, cross_attention_frequency=2)
 PICTURE_SIZE = (640, 480)

@@ -9,8 +9,8 @@ import csv
 import json
 import random
 
-from ..files import atomic_write, home, write_json
-from . import language, readers, records, shapes
+from vlm_lite.data import language, readers, records, shapes
+from vlm_lite.files import atomic_write, home, write_json
 
 REQUESTS = ("describe the image.", "what do you see?", "what is in the picture?")
 CHOICES = 4
