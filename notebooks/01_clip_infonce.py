@@ -773,10 +773,11 @@ check.progress({
 # %% [markdown]
 # ## 19. On photographs, with OpenAI's weights (`t4`)
 #
-# `openai/clip-vit-base-patch32` goes into the class that you trained, and is asked what section 10 and section 13 asked: find
-# the caption, name the class. CIFAR-10 has 10,000 small test photographs of ten classes; COCO's retrieval test has 5,000
-# photographs with five captions or more each. Beside each figure stands the one that OpenCLIP's benchmark publishes for these weights. A difference of more than one
-# point would mean that something is wrong here (a resizing, a prompt or half precision moves a few tenths).
+# `openai/clip-vit-base-patch32` goes into the class that you trained, and is asked what section 10 and section 13 asked:
+# find the caption, name the class. CIFAR-10 has 10,000 small test photographs of ten classes; COCO's retrieval test has
+# 5,000 photographs with five captions or more each. Beside each figure stands the one that OpenCLIP's benchmark publishes
+# for these weights. A difference of more than one point would mean that something is wrong here (a resizing, a prompt or
+# half precision moves a few tenths).
 #
 # **This part has not been run on a GPU by the authors**, nor with the real weights: a test runs its code on a small mirror
 # of the hub. So no figure of it is claimed here. It fetches about 1.6 GB, and is left out on `tiny`.
