@@ -932,8 +932,7 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 # ## 12. Which nerve? A recorded comparison
 #
 # Is a Q-Former worth its layers, where LLaVA does with one linear map a patch? Every row below was trained from the same
-# start, for half the steps of your run, with **one thing changed at a time**. (The star in the figure is your run, with
-# all its steps.)
+# start, for 100 steps, with **one thing changed at a time**. (The star in the figure is your run, which took more steps.)
 #
 # - *How many vectors reach the brain, and made by what:* a Q-Former with 1 to 32 queries; a linear layer and LLaVA's MLP
 #   on all 16 patches, or on the means of blocks of patches, 4 or 1 in all. Here 32 queries *expand* what is there: real

@@ -1,8 +1,8 @@
 """The recorded study of the nerve: one thing is changed at a time, and every row is trained from the same start.
 
-The base is notebook 03's Q-Former with 8 queries. The rows change how many vectors reach the brain and by what
+The base is notebook 03's Q-Former, with half as many queries. The rows change how many vectors reach the brain and by what
 connector, what the nerve reads, whether BLIP-2's first stage goes before, and whether the brain learns too. Every row
-takes half of `connector_steps`, at the learning rate of its optimiser: what is compared is what a short training buys.
+takes 100 steps, at the learning rate of its optimiser: what is compared is what a short training buys.
 """
 
 import functools
@@ -19,6 +19,7 @@ from .data.language import CAPTION_PROMPT
 from .evals.captions import caption_scores
 from .models.blip2 import QFormerStage1
 
+STEPS = 100
 SIZES = {"questions": 600, "pictures": 150, "texts": 80}  # to answer, to caption, and to read for the perplexity
 
 
@@ -75,16 +76,15 @@ def train_variant(row, seed, profile):
     """(History, figures) of one row, from the weights of `seed`."""
     variant, (features, captions, said, held_out) = VARIANTS[row], _world(profile)
     vlm = new_vlm(variant, seed)
-    seconds = 0.0
+    seconds, steps = 0.0, min(STEPS, profile.connector_steps)
     if variant.stage1:
         stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
-        seconds += recipes.train_stage1(stage1, features, captions, vlm.tokenizer, steps=profile.connector_steps,
+        seconds += recipes.train_stage1(stage1, features, captions, vlm.tokenizer, steps=2 * steps,
                                         batch_size=profile.connector_batch_size, seed=seed,
                                         description=f"{row}, seed {seed}: stage 1").seconds[-1]
     texts = {"captions and questions": said, "captions": [pairs[:1] for pairs in said]}[variant.reads]
     lr = profile.connector_lr * (1.0 if variant.optimizer == "muon" else 0.1)
-    stage = stages.Stage(row, variant.reads, profile.connector_steps // 2, lr, variant.tune,
-                         profile.connector_batch_size)
+    stage = stages.Stage(row, variant.reads, steps, lr, variant.tune, profile.connector_batch_size)
     history = stages.train_stage(vlm, features, texts, stage, seed=seed, weight_decay=0.01,
                                  optimizer=variant.optimizer, description=f"{row}, seed {seed}")
     return history, {**scores(vlm.eval(), held_out, bridge=variant.tune == "frozen"),

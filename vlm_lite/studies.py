@@ -174,7 +174,7 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
 FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:-1],
+          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 
