@@ -1,8 +1,8 @@
 """The recorded study of the nerve: one thing is changed at a time, and every row is trained from the same start.
 
-The base is notebook 03's Q-Former, with half as many queries. The rows change how many vectors reach the brain and by what
-connector, what the nerve reads, whether BLIP-2's first stage goes before, and whether the brain learns too. Every row
-takes 100 steps, at the learning rate of its optimiser: what is compared is what a short training buys.
+The base is notebook 03's Q-Former, with half as many queries. The rows change how many vectors reach the brain and by
+what connector, what the nerve reads, whether BLIP-2's first stage goes before, and whether the brain learns too. Every
+row takes 100 steps, at the learning rate of its optimiser: what is compared is what a short training buys.
 """
 
 import functools
