@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: 6162192842665f70fee907e549f4541fbe0d4871c79318602f2b470d0a7817d6
+#     outputs_of: 9cc22ca1d5b082e140be28b9aac34654a602b8441aa142303faa75feb2332988
 # ---
 
 # %% [markdown]

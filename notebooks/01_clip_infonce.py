@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-clip, results/clip_infonce.json, results/clip_variants.json]
 #     seconds: 165
 #     peak_memory_mb: 2106
-#     outputs_of: 3fb0411e902c8c156222b25522c21683cf825e4280a3999923bad5ac739db9d1
+#     outputs_of: 642f569404e69c0995946246571eaa71be80282a17ec90a4e0326651f035b83c
 # ---
 
 # %% [markdown]
@@ -667,6 +667,7 @@ for kind, ensemble in ensembles.items():
 # half its batch, so that nothing reaches the ceiling, and then the same again from the same first weights with one thing
 # changed. The learning rate stays, and as many pictures are seen unless the name says otherwise. Some rows need a word:
 #
+# - *batch size*: twice as large a batch takes half as many steps here, and in so short a training steps are what lacks.
 # - *half the captions name colours only*: "blue and red." fits many pictures of a batch, and the loss counts all but one as
 #   wrong. These are **false negatives**. One mend lets *equal captions* share the answer (UniCL, Yang et al. 2022).
 # - *exchanged*: pictures with the captions of others, as they come from the web. ALIGN's bet (Jia et al. 2021) is that more

@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json, results/connector_variants.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: ae26ac511bbd0a2ba095e8cbba21dd131bbd385345d287b761318146588ff044
+#     outputs_of: 75f648c970b359cc0f38eb29f7f8633b5e0a086b744eed040a6e6b0acae1dc5c
 # ---
 
 # %% [markdown]
@@ -959,16 +959,17 @@ def recorded(row, figure="VQA vlm", scale=100):
     return tuple(scale * compared["summary"][f"{row}: {figure}"][key] for key in ("mean", "low", "high"))
 
 
-print(f"{'VQA in %, the rest as named':27} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
-      f"{'perplexity':>10} {'trained':>7} {'seconds':>7}")
-for row in connector_variants.VARIANTS:
+def line_of(row):
     vqa, low, high = recorded(row)
-    bridge = f"{recorded(row, 'bridge score', 1)[0]:.2f}" if f"{row}: bridge score" in compared["summary"] else "-"
-    cider, perplexity, trained, seconds = (recorded(row, figure, 1)[0] for figure in (
+    own_bridge = recorded(row, "bridge score", 1)[0] if f"{row}: bridge score" in compared["summary"] else math.nan
+    own_cider, perplexity, trained, seconds = (recorded(row, figure, 1)[0] for figure in (
         "CIDEr", "perplexity", "parameters", "seconds"))
-    print(f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} {bridge:>6} "
-          f"{cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k {seconds:7.0f}")
-print()
+    return (f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} "
+            f"{own_bridge:6.2f} {own_cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k {seconds:7.0f}")
+
+
+print(f"{'VQA in %, the rest as named':27} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
+      f"{'perplexity':>10} {'trained':>7} {'seconds':>7}", *map(line_of, connector_variants.VARIANTS), "", sep="\n")
 
 
 def versus(row, other):
@@ -981,9 +982,9 @@ def versus(row, other):
 families = {name: {n: recorded(f"{name} {n}") for n in counts} for name, counts in (
     ("Q-Former", (1, 4, 8, 16, 32)), ("linear", (1, 4, 16)), ("MLP", (1, 4, 16)))}
 base = connector_variants.BASE
-frozen = f"{base}, AdamW"
+adamw = f"{base}, AdamW"
 brains = {name: (*recorded(row), recorded(row, "VQA blind")[0]) for name, row in (
-    ("frozen", frozen), ("LoRA", f"{frozen}, LoRA"), ("full tuning", f"{frozen}, full tuning"))}
+    ("frozen", adamw), ("LoRA", f"{adamw}, LoRA"), ("full tuning", f"{adamw}, full tuning"))}
 display(plots.connector_lines(families, brains, blind=recorded(base, "VQA blind")[0],
                               oracle=recorded(base, "VQA oracle")[0], live=(Q, percent["vlm"][0])))
 
@@ -1000,9 +1001,9 @@ print(f"Expanding: {versus('Q-Former 32', 'Q-Former 16')}.")
 one, two = (recorded(row, "seconds", 1)[0] for row in (base, f"{base}, stage 1 first"))
 print(f"Stage 1 first: {versus(f'{base}, stage 1 first', base)}; {two:.0f} s instead of {one:.0f} s.")
 print(f"A VQA loss added to captions: {versus(base, f'{base}, captions only')}.")
-print(f"Muon for AdamW: {versus(base, frozen)}.")
-for row in (f"{frozen}, LoRA", f"{frozen}, full tuning"):
-    print(f"Tuned: {versus(row, frozen)}; perplexity {recorded(base, 'perplexity', 1)[0]:.3f} → "
+print(f"Muon for AdamW: {versus(base, adamw)}.")
+for row in (f"{adamw}, LoRA", f"{adamw}, full tuning"):
+    print(f"Tuned: {versus(row, adamw)}; perplexity {recorded(base, 'perplexity', 1)[0]:.3f} → "
           f"{recorded(row, 'perplexity', 1)[0]:.3f}.")
 ranked = sorted((f"{name} {n}" for name in families for n in needed), key=recorded, reverse=True)
 print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(ranked)}; the best is {ranked[0]}."
@@ -1010,12 +1011,13 @@ print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(
 
 
 # %% [markdown]
-# **When is which worth it?** A linear layer hands on every patch as it is: as many vectors as patches, cheap to train and
-# quick to learn, and the brain does the selecting. Each vector costs the brain a place in its context and time in every
-# layer; with the 196 patches of one photograph, or the frames of a film, that is what you pay. A Q-Former chooses *before*
-# the brain: it is worth its parameters where few vectors must do, and it needs longer training to learn what to choose.
-# The mean of a block of patches compresses as well, for nothing, but blurs what stands side by side. The lines above say
-# which of this holds in these runs; a longer training may change the order.
+# **When is which worth it?** A linear layer hands on every patch as it is, and leaves all selecting and combining to the
+# brain. That is cheap, and pays where the brain may learn to read patches: LLaVA tunes it too ([notebook
+# 04](04_llava_projection.ipynb)). This brain is frozen and small; what it is to read has to come in its own words, and a
+# nerve with layers of its own can translate. Each vector also costs the brain a place in its context and time in every
+# layer: with the 196 patches of one photograph, or the frames of a film, choosing *before* the brain is what a Q-Former is
+# for. The mean of a block of patches compresses as well, for nothing, but blurs what stands side by side. The lines above
+# say which of this holds in these runs, after 100 steps at one learning rate. A longer training may change the order.
 
 # %% [markdown]
 # ## 13. What you showed

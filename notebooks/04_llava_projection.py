@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 153
 #     peak_memory_mb: 2457
-#     outputs_of: c4634d505ba83173af2d7a2e488f2934778b9cc332097e51cf24b71ebb14af7a
+#     outputs_of: 4ed5497ea0bc77c5fb34bc7f7942a90a76c3a53a7cf8c077aa48e39874146730
 # ---
 
 # %% [markdown]
