@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 153
 #     peak_memory_mb: 2457
-#     outputs_of: 4ed5497ea0bc77c5fb34bc7f7942a90a76c3a53a7cf8c077aa48e39874146730
+#     outputs_of: 52c75678673d9e47ef52fb57a5d1dad2e18e40df4d3c44e2bdb8f6bc7c3b53f3
 # ---
 
 # %% [markdown]
@@ -487,10 +487,12 @@ plots.loss_curve(whole, band={**study["band"], "seeds": len(study["seeds"])},
 # the range of the recorded seeds in grey (they were asked more questions).
 
 # %% tags=["thumbnail"]
+from vlm_lite.figures import Figure
+
 names = {"CIDEr": "captions: CIDEr", "VQA": "VQA accuracy", "form": "form asked for", "following": "form and facts",
          "swap": "check: swap", "hide": "check: hide", "concrete": "check: concrete", "sees": "check: sees"}
-figure, panels = plt.subplots(2, 4, figsize=(9.2, 4.4), layout="constrained", sharex=True)
-for axes, (metric, title) in zip(panels.flat, names.items(), strict=True):
+figure = Figure(width=860, height=400, label="what each stage buys, metric by metric", layout="constrained")
+for axes, (metric, title) in zip(figure.subplots(2, 4, sharex=True).flat, names.items(), strict=True):
     values, low, high = np.array([scores[metric] for _, scores in found]).T
     recorded = [study["summary"][f"{stage}: {metric}"] for stage, _ in found]
     axes.fill_between(range(4), *([each[key] for each in recorded] for key in ("low", "high")), color=PALE)
@@ -498,8 +500,8 @@ for axes, (metric, title) in zip(panels.flat, names.items(), strict=True):
     axes.errorbar(range(4), values, yerr=[values - low, high - values], color=BLUE, marker="o", capsize=4)
     axes.axhline(dict(found)["VQA"]["blind"][0] if metric == "VQA" else 0, color=VERMILLION, linestyle="--", linewidth=1)
     axes.set(title=title, xticks=range(4), xticklabels=["none", "captions", "instr.", "VQA"], xlim=(-0.3, 3.3))
-plt.show()
 print("dashed: 0, and for VQA the blind model")
+figure
 
 # %% [markdown]
 # **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the nerve may have learnt more than to

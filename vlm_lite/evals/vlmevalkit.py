@@ -76,7 +76,7 @@ def write_mmbench(path, rows, predictions=None):
     have one. A sample of whole groups is a subset, which it accepts.
     """
     letters = sorted({letter for row in rows for letter in row["options"]})
-    grouped = [name for name in GROUPINGS if any(row[name] for row in rows)]  # its mean over an empty split is NaN
+    grouped = [name for name in GROUPINGS if any(row.get(name) for row in rows)]  # its mean over an empty split is NaN
     columns = ["index", "question", "hint", *letters, "answer", *grouped]
     name, last = "image", {row["index"]: row["image"] for row in rows}
     if predictions is not None:
