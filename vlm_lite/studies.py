@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, recipes, stages, vit_recipe
+from . import clip_variants, connector_variants, recipes, stages, vit_recipe, zoo
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
@@ -59,6 +59,16 @@ def qformer_connector(seed, profile):
     if result.bridge.value is not None:
         figures["bridge score"] = result.bridge.value
     figures["multimodal gain"] = result.gain.value
+    return history, figures
+
+
+def shapes_vlm(seed, profile):
+    """The long run behind the zoo's `shapes-vlm` (`zoo.train_vlm`); VQA beside its controls, and by type."""
+    _, history, result, _ = zoo.train_vlm(seed, profile)
+    figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
+    figures |= {f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in result.by_type.items()}
+    if result.bridge.value is not None:
+        figures["bridge score"] = result.bridge.value
     return history, figures
 
 
@@ -166,6 +176,8 @@ STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
            "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
                                   ("shapes-clip", "shapes-gpt2")),
+           "shapes_vlm": (shapes_vlm, (zoo.train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
+                          ("shapes-clip", "shapes-gpt2")),
            "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
@@ -174,7 +186,8 @@ CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "conne
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
 CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
 FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS, "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
+          "qformer_connector": CONNECTOR_FIELDS, "shapes_vlm": CONNECTOR_FIELDS,
+          "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
           "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
           "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
 

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 from ..files import UserError
-from .language import COLUMNS, ROWS, _a, _join, _name, chat_prompt, place, questions, sentence
+from .language import COLUMNS, ROWS, _a, _join, _name, chat_prompt, exchange, place, questions, sentence, short_prompt
 from .scenes import COLOURS, SHAPES, SIZES, Item, Scene
 
 ONE_WORD = "answer the question using a single word."  # LLaVA-1.5's words for a short answer, cut to the vocabulary
@@ -75,6 +75,23 @@ def conversation(description, rng, length=3):
     chosen = turns(read_boxes(description), rng)[:length]
     return [{"role": role, "content": text} for ask, reply, _ in chosen
             for role, text in (("user", ask), ("assistant", reply))]
+
+
+def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
+    """More (prompt, answer) pairs about a described scene, for a long training of a VLM: about `drawn + asked`.
+
+    `drawn` are in every style that the brain knows (`language.exchange`), without answers of more than `words` words;
+    `asked` are short questions, as many of each type.
+    """
+    scene = read_boxes(description)
+    candidates = questions(scene, rng)
+    found = [exchange(scene, rng, candidates) for _ in range(drawn)]
+    kinds = sorted({kind for *_, kind in candidates})
+    for number in range(asked):
+        same = [row for row in candidates if row[2] == kinds[number % len(kinds)]]
+        question, answer, _ = same[int(rng.integers(len(same)))]
+        found.append((short_prompt(question), answer))
+    return [(prompt, answer) for prompt, answer in found if len(answer.split()) <= words]
 
 
 def as_pairs(messages, prompt=chat_prompt):
