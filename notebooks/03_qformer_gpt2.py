@@ -793,7 +793,7 @@ plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("v
 # exactly nothing.
 #
 # **And if it is left to run?** `shapes-vlm`, the checkpoint of the course, is this nerve again: the same queries, eye and
-# brain, nine times as many steps, and more exchanges for each picture, drawn from its description. The second cell asks
+# brain, eight times as many steps, and more exchanges for each picture, drawn from its description. The second cell asks
 # it the same questions; a recorded study has the same training from several seeds. Which types of questions gain most?
 
 # %%
