@@ -43,11 +43,18 @@ def special_ids(tokenizer):
 
 
 def tokenize(tokenizer, texts, *, what="text"):
-    """A list of strings -> a list of lists of token ids, nothing added. ValueError naming the first empty one."""
+    """A list of strings -> a list of lists of token ids, without the BOS that some tokenizers add.
+
+    ValueError naming the first that is empty, or of which the tokenizer knows no character.
+    """
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"{what} {i} is empty ({text!r}). Give it at least one word.")
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if not all(ids):
+        raise ValueError(f"{what} {ids.index([])} ({texts[ids.index([])]!r}) has no character that the tokenizer knows. "
+                         "Write it in the language that the model was trained on, or take another model.")
+    return ids
 
 
 def build_text_batch(tokenizer, exchanges):
