@@ -266,7 +266,7 @@ def _more_pieces(batch, pieces, shard, step, error):
                         "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."
                         ) from error
     tqdm.write(f"Out of GPU memory at step {step}: from here on a batch of {len(batch[0])} goes in {2 * pieces} parts, "
-               "one after another. Their gradients add up to those of the whole, so the effective batch stays as it is.")
+               "one after another. Their gradients add up, so the effective batch stays as it is.")
     return 2 * pieces
 
 

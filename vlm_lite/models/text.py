@@ -52,8 +52,9 @@ def tokenize(tokenizer, texts, *, what="text"):
             raise ValueError(f"{what} {i} is empty ({text!r}). Give it at least one word.")
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     if not all(ids):
-        raise ValueError(f"{what} {ids.index([])} ({texts[ids.index([])]!r}) has no character that the tokenizer knows. "
-                         "Write it in the language that the model was trained on, or take another model.")
+        i = ids.index([])
+        raise ValueError(f"{what} {i} ({texts[i]!r}) has no character that the tokenizer knows. Write it in the "
+                         "language that the model was trained on, or take another model.")
     return ids
 
 
