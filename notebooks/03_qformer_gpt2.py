@@ -60,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # Sections 1 to 12 run in the small Shapes world, on any machine; section 13 does the same with photographs, OpenAI's

@@ -20,7 +20,8 @@ def load_language_model(folder_or_id):
     logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder_or_id, dtype=torch.float32, attn_implementation=attention, output_loading_info=True)
+            folder_or_id, dtype=torch.float32, attn_implementation=attention, output_loading_info=True,
+            use_safetensors=True)  # pickles can run code
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no language model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
