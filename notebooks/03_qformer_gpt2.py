@@ -273,8 +273,8 @@ qformer_layer = check.qformer_layer(qformer_layer)
 
 
 # %% [markdown]
-# **The whole model, in one place and fit to copy.** It holds your three functions and the matrices they need. The
-# parameters bear the same names as `vlm_lite`'s, so that weights can be copied without a table of names. With
+# **The whole model, in one place.** Copy this cell with your three functions above it, and you have a Q-Former: no other
+# line of the course is needed. The parameters bear the same names as `vlm_lite`'s, so that weights can be copied without a table of names. With
 # `cross_attention_frequency=2`, BLIP-2's choice, only every second layer looks at the picture.
 
 # %%
@@ -471,9 +471,10 @@ plt.show()
 # One model, one pass, three tasks: the **mask** alone tells them apart. And a wrong mask raises no error. If the queries
 # see the text in ITG, they pass on its words, the loss is splendid, and they have learnt nothing about pictures.
 #
-# This stage takes longer than a notebook should: `recipes.train_stage1` runs it. Below is where its losses start, before
-# any training: at what a model scores that knows nothing. That the joint pass is right is proved in the package's tests:
-# it equals `transformers`' Q-Former under each mask. The masks are yours to write.
+# This stage takes longer than a notebook should: `recipes.train_stage1` runs it, and section 12 says what it brought. What
+# you see below are its three losses before any training. Each stands about where guessing stands: $\log B$ for one caption
+# among $B$, $\log 2$ for yes or no, $\log V$ for one word among $V$. A loss that starts elsewhere has a bug. (The joint
+# pass equals `transformers`' Q-Former under each mask, by test.) The masks are yours to write.
 #
 # **Exercise 4: three masks.** ★★☆ 8 minutes. The row is who reads, the column what is read, queries first. Nobody reads
 # padding.
@@ -599,6 +600,10 @@ pad_batch = check.pad_batch(pad_batch)
 # LayerNorm on the patches, the Q-Former, a linear layer to GPT-2's width), **with your Q-Former inside**. It starts from
 # random weights, those of the recorded runs that you will compare with: everything it will know is learnt in front of
 # you.
+#
+# One thing is left out on purpose. GPT-2's head turns a vector into a score for each word of the vocabulary, 50,257 of
+# them in the real GPT-2, and nobody asks what would follow the prefix. So the head runs on the text alone, and in training
+# only where an answer token must be predicted.
 #
 # The proof: the loss that GPT-2 itself computes from *your* labels and *your* padding is the loss of the VLM.
 
@@ -760,8 +765,8 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 #   \text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
 #
 # The gain says what the picture is worth. The bridge score says how much of what *this brain* could know came through
-# *this nerve*; compare it only under the same brain. Intervals are bootstrapped over questions. A model that looks falls
-# to the blind line with a shuffled picture; one that does not, does not care.
+# *this nerve*; compare it only under the same brain. Intervals are bootstrapped over questions. With a
+# shuffled picture a model that looks falls to the blind line; a model that does not look keeps its score.
 #
 # **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
 # where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same

@@ -1,6 +1,7 @@
 """Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03 and 04, run offline
 on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -19,8 +20,9 @@ from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.models.clip import CLIP
-from vlm_lite.profiles import Compute
+from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
+from vlm_lite.rehearsal.commands import rehearse
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 CPU = Compute("cpu", "no", "a test")
@@ -140,6 +142,20 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
     monkeypatch.setattr(vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts))
     scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
     assert all(scores[check][0] == 0 for check in ("swap", "hide", "sees")) and scores["CIDEr blind"] == scores["CIDEr"]
+
+
+def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
+    """At small sizes; tests/data/test_photographs.py runs t4's own."""
+    mirror, eye, brain = offline
+    monkeypatch.setattr(rehearsal, "QFORMER", SMALL_QFORMER)
+    profile = dataclasses.replace(REHEARSAL, vision_model=eye, language_model=brain, image_size=48, train_images=16,
+                                  val_images=4, mirror=str(mirror))
+    result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
+    printed = "\n".join(said)
+    for name in ("evaluate", "stage captions, a step", "stage instructions, a step", "stage VQA, a step"):
+        assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
+    assert printed.count("\nevaluate") == 4, "before the first stage, and after each"
+    assert "these scores mean nothing" in printed and "\ninstructions " in printed
 
 
 def test_the_presets_are_those_of_the_notebook():

@@ -213,7 +213,8 @@ def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_o
     monkeypatch.setattr(recipes, "get_compute", lambda: Compute(device, precision, "a test"))
     eye = recipes.make_shapes_clip(tokenizer).to(device)
     recipes.picture_features(eye, None)
-    plain = {"weights": "weights", "config": repr(eye.config), "layer": -2, "mean": recipes.CLIP_MEAN, "std": recipes.CLIP_STD}
+    plain = {"weights": "weights", "config": repr(eye.config), "layer": -2, "mean": recipes.CLIP_MEAN,
+             "std": recipes.CLIP_STD}
     assert keys == [{**plain, "precision": precision} if named else plain]
 
 

@@ -57,7 +57,7 @@ def make_profile(images=64, *, brain="brain"):
 def choice(profile):
     """The Choice of photographs that fits a rehearsal's few pictures."""
     train, val = profile.train_images, profile.val_images
-    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=val)
+    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=2 * val)
 
 
 def _model_folder(mirror, key):
