@@ -428,11 +428,16 @@ exhibit("left padding", "largest change of a logit",
 # %% [markdown]
 # *Cause:* `generate()` derives the places from the mask; `forward()` does not, and counts padding. A short prompt then
 # starts at a place where training never put a first word. So one and the same model may generate well and be scored badly.
+# *Mend:* give `forward()` the places yourself, counted from the mask.
 #
-# **Exhibits 6 and 7: two ways to lose the answer.** Both models answer well. *Cause of 6:* `generate` returns prompt and
-# answer together when it is given ids, and **only the answer** when it is given vectors, as a VLM must. Cutting the
-# prompt off then cuts the answer off, and a slice beyond the end of a tensor is no error. *Cause of 7:* trained with
-# `question: ... answer:`, asked with `question: ...`. *Mend:* one function writes the prompt for training and for testing.
+# **Exhibits 6 and 7: two ways to lose the answer.** The model knows the answers; they get lost on the way. *Symptom:* the
+# share of answers that are right.
+#
+# - *Cause of 6:* given ids, `generate` returns prompt and answer together; given vectors, as by a VLM, it returns **only
+#   the answer**. Who cuts the prompt off then cuts the answer off, since a slice beyond the end of a tensor is no error.
+#   *Mend:* decode all that came back.
+# - *Cause of 7:* trained with `question: ... answer:`, asked with `question: ...`. *Mend:* one function writes the prompt
+#   for training and for testing.
 
 # %%
 asked = questions.select(range(80))
@@ -740,7 +745,7 @@ exhibit("one-directional loss", "loss where captions find nothing",
 
 # %% [markdown]
 # **Exhibit 13: read at the wrong word.** CLIP's text tower is causal, and only its last token, EOS, has read the whole
-# sentence. When a config says `eos_token_id=2`, `transformers`' CLIP reads at the **highest id** of the sentence instead.
+# sentence. *Cause:* when a config says `eos_token_id=2`, `transformers`' CLIP reads at the **highest id** of the sentence instead.
 # (The first configs said 2 by mistake; OpenAI's EOS happens to be the highest id, so the old behaviour was kept for 2.) If
 # your EOS is another token, the sentence is read at some word in the middle. *Symptom:* R@1 of the zoo's eye with that
 # one number changed. *Mend:* the true id. The test: words at the end must count.
@@ -815,6 +820,7 @@ for name, pool in (("broken", broken_mean_pool), ("mended", mean_pool)):
 #
 # **Exhibit 14: the checkpoint that was not loaded.** A model trained on several GPUs was saved from its wrapper, which
 # puts `module.` before every name. Loading complained, so somebody wrote `strict=False`, and the complaint was gone.
+# *Symptom:* R@1 of the eye after loading.
 #
 # **Exercise 4: spot the bug, and mend it for good.** ★★☆ 10 minutes. A checkpoint must load with and without `module.` in
 # front of its names, and one with a name missing or too many must raise an error.

@@ -1,5 +1,6 @@
 """The two training recipes, at sizes that take seconds: what goes in, and that they learn."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -11,7 +12,7 @@ from vlm_lite.data import language, shapes
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.models.blip2 import QFormerStage1
-from vlm_lite.models.clip import info_nce_hard
+from vlm_lite.models.clip import CLIP, info_nce_hard
 from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.vlm import VLM
 from vlm_lite.profiles import PROFILES, Compute
@@ -210,6 +211,30 @@ def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_o
     monkeypatch.setattr(recipes, "cache_features", lambda encode, images, key: keys.append(key))
     monkeypatch.setattr(recipes, "weights_hash", lambda module: "weights")
     monkeypatch.setattr(recipes, "get_compute", lambda: Compute(device, precision, "a test"))
-    recipes.picture_features(recipes.make_shapes_clip(tokenizer).to(device), None)
-    plain = {"weights": "weights", "layer": -2, "mean": recipes.CLIP_MEAN, "std": recipes.CLIP_STD}
+    eye = recipes.make_shapes_clip(tokenizer).to(device)
+    recipes.picture_features(eye, None)
+    plain = {"weights": "weights", "config": repr(eye.config), "layer": -2, "mean": recipes.CLIP_MEAN,
+             "std": recipes.CLIP_STD}
     assert keys == [{**plain, "precision": precision} if named else plain]
+
+
+def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing_else_is(tmp_path, monkeypatch,
+                                                                                         tokenizer):
+    eye, images = recipes.make_shapes_clip(tokenizer), torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+
+    def caches(eye=eye, images=images, **options):
+        features = recipes.picture_features(eye, images, folder=tmp_path, progress=False, **options)
+        assert features.shape == (3, 16, 128)
+        return len(list(tmp_path.glob("*.bin")))
+
+    assert caches() == caches(copy.deepcopy(eye)) == 1
+    moved = copy.deepcopy(eye)
+    with torch.no_grad():
+        moved.vision_model.embeddings.position_embedding.weight[3, 5] += 1e-3
+    other = CLIP(**{**dataclasses.asdict(eye.config), "hidden_act": "quick_gelu"})  # the very same weights
+    other.load_state_dict(eye.state_dict())
+    changed = images.clone()
+    changed[2, 1, 0, 0] ^= 1
+    assert [caches(moved), caches(other), caches(layer=-1), caches(images=changed)] == [2, 3, 4, 5]
+    monkeypatch.setattr(recipes, "CLIP_MEAN", (0.485, 0.456, 0.406))
+    assert caches() == 6

@@ -62,7 +62,7 @@ def matrix(found):
     """Printable text: a row a stage, a column a metric; * where the interval lies above that of the stage before."""
     from vlm_lite import stages
 
-    names = ("CIDEr", "VQA", "form", "following", *stages.CHECKS)
+    names = [name for name in ("CIDEr", "VQA", "form", "following", *stages.CHECKS) if name in found[0][1]]
     lines = [f"{'stage':16}" + "".join(f"{name:>11}" for name in names)]
     before = None
     for stage, scores in found:

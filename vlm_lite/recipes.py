@@ -153,7 +153,7 @@ def tells_apart(model, images, texts, tokenizer):
 # ---------------------------------------------------------------- the nerve
 
 def picture_features(vision, images, *, layer=-2, **options):
-    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by weights, layer and pixels.
+    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by eye, layer, transform and pixels.
 
     On a GPU they are computed in its half precision, which the name of the cache then holds as well.
     """
@@ -161,7 +161,8 @@ def picture_features(vision, images, *, layer=-2, **options):
     device = next(vision.parameters()).device
     precision = "no" if device.type == "cpu" else get_compute().mixed_precision
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    key = {"weights": weights_hash(vision), "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD}
+    key = {"weights": weights_hash(vision), "config": repr(vision.config),  # the same weights, another activation
+           "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD}
 
     def encode(batch):
         with torch.autocast(device.type, half, enabled=half is not None):

@@ -96,9 +96,12 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
     shard: for a run launched as several processes (torchrun), which are refused without it: function `(batch, rank,
         processes) -> (part, weight)` of the part of the step's batch that is this process's, and the factor with which
         the mean of all processes' losses is the loss of the whole batch. Gradients are averaged before every step.
+        With it a batch that does not fit the GPU's memory is cut in halves, as often as needed, that go one after
+        another; their gradients add up to those of the whole, and a line says so.
 
-    Raises UserError when nothing is trainable, when the loss or the gradient is not finite (with the step), when the
-    checkpoint belongs to other settings or is damaged, or cannot be written. Ctrl-C ends the step, saves, says where,
+    Raises UserError when nothing is trainable, when the loss or the gradient is not finite (with the step), when a
+    batch that cannot be cut does not fit the GPU's memory, when the checkpoint belongs to other settings or is damaged,
+    or cannot be written. Ctrl-C ends the step, saves, says where,
     and raises KeyboardInterrupt; a second Ctrl-C stops at once.
     """
     if steps < 1 or log_every < 1 or checkpoint_every < 1:
@@ -165,7 +168,7 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
             saved = done
             accelerator.wait_for_everyone()
 
-    was_training, mid_step = model.training, False
+    was_training, mid_step, pieces = model.training, False, 1
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     bar = tqdm(total=steps, initial=done, desc=description or None, ncols=width, mininterval=1.0, unit="step",
                disable=not progress or done == steps or not accelerator.is_main_process)
@@ -177,6 +180,7 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                     model.train()
                 _seed_everything(step_seed(seed, done), device)
                 batch = batches(done, torch.Generator().manual_seed(step_seed(seed, done, "batch")))
+                weight = 1.0
                 if several:
                     batch, weight = shard(batch, accelerator.process_index, accelerator.num_processes)
                 if not on_cpu:
@@ -185,14 +189,15 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                     group["lr"] = group.get("share", 1.0) * learning_rate(done, steps=steps, lr=lr, warmup=warmup)
                 optimizer.zero_grad(set_to_none=True)
                 mid_step = True
-                with accelerator.autocast():
-                    result = loss_fn(model, batch)
-                loss, figures = result if isinstance(result, tuple) else (result, {})
-                _check_loss(loss)
-                loss = loss * weight if several else loss
-                if on_cpu:  # reading a number is free on a CPU, so a bad step is caught before it harms the weights
-                    _check_finite(loss.item(), 0.0, done + 1, accelerator.mixed_precision)
-                accelerator.backward(loss)
+                while True:
+                    try:
+                        loss, figures = _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, done + 1)
+                        break
+                    except torch.OutOfMemoryError as error:
+                        pieces = _more_pieces(batch, pieces, shard, done + 1, error)
+                    optimizer.zero_grad(set_to_none=True)  # here the error, and with it what it holds, is gone
+                    torch.cuda.empty_cache()
+                    _seed_everything(step_seed(seed, done), device)
                 loss = _average(accelerator, loss, parameters.values()) if several else loss
                 norm = accelerator.clip_grad_norm_(parameters.values(), max_grad_norm or math.inf)
                 if on_cpu:
@@ -234,6 +239,35 @@ def equal_shares(batch, rank, processes):
         raise UserError(f"a batch of {len(batch[0])} cannot be shared out equally among {processes} processes. "
                         f"Take a batch size that is a multiple of {processes}.")
     return tuple(part.chunk(processes)[rank] for part in batch), 1.0
+
+
+def _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, step):
+    """Add up the gradients of a batch, taken in `pieces` one after another; returns its loss and its figures."""
+    total, figures = 0.0, {}
+    for k in range(pieces):
+        part, share = shard(batch, k, pieces) if pieces > 1 else (batch, 1.0)
+        with accelerator.autocast():
+            result = loss_fn(model, part)
+        loss, found = result if isinstance(result, tuple) else (result, {})
+        _check_loss(loss)
+        loss = loss * (weight * share / pieces)
+        if accelerator.device.type == "cpu":  # reading a number is free there: a bad step is caught before it harms
+            _check_finite(loss.item(), 0.0, step, accelerator.mixed_precision)
+        accelerator.backward(loss)
+        total = total + loss.detach()
+        figures = {name: figures.get(name, 0.0) + value * share / pieces for name, value in found.items()}
+    return total, figures
+
+
+def _more_pieces(batch, pieces, shard, step, error):
+    """Twice as many pieces for a batch that did not fit; UserError where it cannot be cut any smaller."""
+    if shard in (None, equal_shares) or 2 * pieces > len(batch[0]):
+        raise UserError(f"out of GPU memory at step {step}, and the batch cannot be cut any smaller here. Give "
+                        "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."
+                        ) from error
+    tqdm.write(f"Out of GPU memory at step {step}: from here on a batch of {len(batch[0])} goes in {2 * pieces} parts, "
+               "one after another. Their gradients add up, so the effective batch stays as it is.")
+    return 2 * pieces
 
 
 def _average(accelerator, loss, parameters):

@@ -175,7 +175,9 @@ def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch
     assert (profile.name, profile.image_size, profile.train_images) == ("rehearsal", 224, 8)
     result = rehearse(profile, get_compute(), steps=2, batch_size=2)
     assert set(result["stages"]) == {"decode the photographs", "load eye and brain", "encode, once, into the cache",
-                                     "a step of the brain alone", "a step with the Q-Former", "answer, 8 words each"}
+                                     "a step of the brain alone", "a step with the Q-Former", "answer, 8 words each",
+                                     "evaluate", *(f"stage {name}, a step" for name in (
+                                         "captions", "instructions", "VQA"))}
     assert 0 < result["of_ceiling"] and 1 < result["times_plain"] and 0.5 < result["memory_gb"] < 12
     for stage in result["stages"].values():
         assert stage["seconds"] > 0 and (stage["share_of_peak"] is None or 0 < stage["share_of_peak"] < 1.5)

@@ -4,8 +4,16 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
@@ -92,6 +100,51 @@ def test_the_loss_is_transformers_own_on_answer_tokens_only(features, name, atte
     assert training.logits is None
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(evaluating.logits[real], expected.logits[:, num_prefix:][real], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("kind", "config"), [
+    (OPTForCausalLM, OPTConfig(vocab_size=len(WORDS), hidden_size=32, word_embed_proj_dim=32, ffn_dim=64,
+                             num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=60, init_std=0.6)),
+    (Qwen2ForCausalLM, Qwen2Config(vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=60,
+                                 initializer_range=0.6))], ids=["OPT", "Qwen2"])
+def test_the_language_models_of_the_photographs_are_read_and_asked_the_same_way(features, kind, config, attention):
+    torch.manual_seed(0)
+    model = kind(config)
+    model.set_attn_implementation(attention)
+    vlm = VLM(vision=make_clip(), connector=make_connector("qformer", 24, 32), language_model=model,
+              tokenizer=make_tokenizer()).eval()
+    batch, prefix = build_text_batch(vlm.tokenizer, EXCHANGES), vlm.prefix(features[:2])
+    expected = model(inputs_embeds=torch.cat([prefix, vlm.embed(batch["input_ids"])], dim=1), **{
+        name: torch.nn.functional.pad(batch[name], (prefix.shape[1], 0), value=value)
+        for name, value in (("attention_mask", 1), ("labels", -100))})
+    torch.testing.assert_close(vlm(features[:2], **batch).loss, expected.loss, atol=1e-5, rtol=0)
+    alone = [vlm.generate(row[None], [prompt], max_new_tokens=8)[0]
+             for row, prompt in zip(features, PROMPTS, strict=True)]
+    assert vlm.generate(features, PROMPTS, max_new_tokens=8) == alone
+
+
+def test_a_tokenizer_that_adds_a_bos_changes_nothing(features):
+    plain, adds = make_tokenizer(), make_tokenizer()
+    adds.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<user> $A", special_tokens=[
+        ("<user>", WORDS.index("<user>"))])
+    assert adds("caption :")["input_ids"][0] == WORDS.index("<user>")
+    with_bos, without = build_text_batch(adds, EXCHANGES), build_text_batch(plain, EXCHANGES)
+    assert all(torch.equal(with_bos[name], without[name]) for name in without)
+    vlm = make_vlm().eval()
+    answers = vlm.generate(features, PROMPTS)
+    vlm.tokenizer = adds
+    assert vlm.generate(features, PROMPTS) == answers
+
+
+def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused():
+    batch = build_text_batch(make_tokenizer(), [[("caption : 漢字", "red")]])
+    assert WORDS[batch["input_ids"][0, 2]] == "<unk>" and (batch["labels"][0] != -100).sum() == 2
+    core = Tokenizer(models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, []))  # no bytes, no <unk>: it leaves out
+    letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+    with pytest.raises(ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"):
+        build_text_batch(letters, [[("red", "red")], [("red", "漢字")]])
 
 
 def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(features):

@@ -52,6 +52,7 @@ MODELS = {
     "eye": T4.vision_model,
     "smaller eye": "openai/clip-vit-base-patch32",
     "brain": T4.language_model,
+    "larger brain": "facebook/opt-1.3b",
     "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
     "finished VLM": T4.vlm_model,
 }

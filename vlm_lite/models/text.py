@@ -20,7 +20,8 @@ def load_language_model(folder_or_id):
     logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder_or_id, dtype=torch.float32, attn_implementation=attention, output_loading_info=True)
+            folder_or_id, dtype=torch.float32, attn_implementation=attention, output_loading_info=True,
+            use_safetensors=True)  # pickles can run code
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no language model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
@@ -43,11 +44,19 @@ def special_ids(tokenizer):
 
 
 def tokenize(tokenizer, texts, *, what="text"):
-    """A list of strings -> a list of lists of token ids, nothing added. ValueError naming the first empty one."""
+    """A list of strings -> a list of lists of token ids, without the BOS that some tokenizers add.
+
+    ValueError naming the first that is empty, or of which the tokenizer knows no character.
+    """
     for i, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"{what} {i} is empty ({text!r}). Give it at least one word.")
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if not all(ids):
+        i = ids.index([])
+        raise ValueError(f"{what} {i} ({texts[i]!r}) has no character that the tokenizer knows. Write it in the "
+                         "language that the model was trained on, or take another model.")
+    return ids
 
 
 def build_text_batch(tokenizer, exchanges):

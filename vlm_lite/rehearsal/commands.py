@@ -9,7 +9,8 @@ REHEARSE = """example:
   vlm-lite rehearse --images 64 --steps 10
 
 Makes a mirror of the sites of profile t4 with models of its sizes, random weights and drawn pictures, then runs t4's
-path: choose, fetch, decode, encode, train, answer. No network. The time of each stage, its share of the measured
+path: choose, fetch, decode, encode, train a Q-Former, answer, then LLaVA's stages (captions, instructions with LoRA,
+VQA) with an evaluation before and after each. No network. The time of each part, its share of the measured
 matrix-product rate, and the peak memory are of this machine."""
 
 
@@ -69,6 +70,7 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
     from torch.utils.flop_counter import FlopCounterMode
 
     from vlm_lite import recipes
+    from vlm_lite.commands import matrix
     from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.language import short_prompt
     from vlm_lite.data.photographs import load_photographs
@@ -81,11 +83,11 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
     peak = measure_peak(compute.device, half, sync)
     say(f"matrix product, {str(half).removeprefix('torch.')}: {peak / 1e9:,.0f} GFLOP/s\n")
     say(f"{'stage':34} {'seconds':>9} {'a second':>12}  {'share of the peak':>17}")
-    stages = {}
+    found = {}
 
     def note(name, seconds, count, unit, flops=None):
         share = flops and flops / seconds / peak
-        stages[name] = {"seconds": seconds, "per_second": count / seconds, "unit": unit, "share_of_peak": share}
+        found[name] = {"seconds": seconds, "per_second": count / seconds, "unit": unit, "share_of_peak": share}
         say(f"{name:34} {seconds:9.2f} {count / seconds:12,.1f}  {f'{share:.0%}' if share else '':>17}  {unit}")
 
     def timed(call):
@@ -137,18 +139,46 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
         shown = features[:len(prompts)]
         _, seconds = timed(lambda: vlm.eval().generate(shown, prompts[:len(shown)], 8))
         note("answer, 8 words each", seconds, len(shown), "answers")
+    matrix_of = rehearse_stages(profile, compute, steps, batch_size, timed, note)
     result = {
-        "stages": stages, "peak_gflops": peak / 1e9, "of_ceiling": ceiling / step,
+        "stages": found, "peak_gflops": peak / 1e9, "of_ceiling": ceiling / step,
         "times_plain": (step + encoding * batch_size / count) / step, "batch_size": batch_size, "steps": steps,
         "images": count, "device": compute.device, "precision": compute.mixed_precision,
         "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
     }
+    say(f"\n{matrix(matrix_of)}\nThe weights are random, so these scores mean nothing: they show that every stage ran.")
     say(f"\nQ-Former training runs at {result['of_ceiling']:.0%} of its ceiling, the brain's step alone, and "
         f"{result['times_plain']:.1f} times as fast as encoding the pictures at every step.")
     say(f"peak memory: {result['memory_gb']:.1f} GB" + (f", {result['gpu_memory_gb']:.1f} GB on the GPU" if on_gpu
                                                         else ""))
     return result
+
+
+def rehearse_stages(profile, compute, steps, batch_size, timed, note):
+    """LLaVA's three stages on the rehearsal's photographs, each timed by `note`; what `run_stages` returns."""
+    from vlm_lite import photo_stages, recipes, stages
+    from vlm_lite.rehearsal.mirror import choice
+
+    vlm = recipes.new_vlm("mlp", vision_model=profile.vision_model, language_model=profile.language_model)
+    vlm.to(compute.device)
+    train, held_out = (photo_stages.load_photos(vlm.vision, split, choice(profile), mirror=profile.mirror,
+                                                progress=False) for split in ("train", "val"))
+    prompt = photo_stages.user_prompt(vlm.tokenizer)
+
+    def measure(vlm):
+        scores, seconds = timed(lambda: photo_stages.evaluate_photos(vlm, held_out, prompt, pictures=64, questions=64))
+        note("evaluate", seconds, min(64, len(held_out.ids)), "pictures")
+        return scores
+
+    def trained(name, scores, history):
+        if history is not None:
+            stage = next(stage for stage in plan if stage.name == name)
+            note(f"stage {name}, a step", history.seconds[-1] / stage.steps, stage.batch_size, "pictures")
+
+    plan = stages.llava_plan((steps,) * 3, batch_size, lr=1e-3, lora_lr=2e-4)
+    return stages.run_stages(vlm, train, held_out, plan, texts=photo_stages.photo_texts(train, prompt), measure=measure,
+                             on_stage=trained, compute=compute, progress=False)
 
 
 def measure_peak(device, dtype, sync, size=None):

@@ -22,10 +22,10 @@ from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import write_weights
+from vlm_lite.photo_stages import QFORMER
 from vlm_lite.profiles import REHEARSAL
 from vlm_lite.rehearsal import shapes_files
 
-QFORMER = dict(num_query_tokens=32, width=768, num_layers=6, num_heads=12, mlp_width=3072, cross_attention_frequency=2)
 PICTURE_SIZE = (640, 480)
 VERSION = 1  # of what is made here: part of the folder's name
 CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -57,7 +57,7 @@ def make_profile(images=64, *, brain="brain"):
 def choice(profile):
     """The Choice of photographs that fits a rehearsal's few pictures."""
     train, val = profile.train_images, profile.val_images
-    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=val)
+    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=2 * val)
 
 
 def _model_folder(mirror, key):

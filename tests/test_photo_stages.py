@@ -1,0 +1,163 @@
+"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03 and 04, run offline
+on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jupytext
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from vlm_lite import photo_stages, plots, recipes, stages
+from vlm_lite.commands import matrix
+from vlm_lite.data import photographs
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
+from vlm_lite.data.photographs import Choice, load_photographs
+from vlm_lite.data.sources import MODELS
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.models.clip import CLIP
+from vlm_lite.profiles import REHEARSAL, Compute
+from vlm_lite.rehearsal import mirror as rehearsal
+from vlm_lite.rehearsal.commands import rehearse
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+CPU = Compute("cpu", "no", "a test")
+CHOICE = Choice(images=16, val_images=4, instructions=16, questions=16, val_questions=8)
+SMALL_QFORMER = dict(num_query_tokens=4, width=32, num_layers=2, num_heads=2, mlp_width=32)
+
+
+def cell_of(name):
+    cell, = (cell.source for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells
+             if "t4" in cell.metadata.get("tags", []))
+    return cell
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    """(the folder of the sites, that of the eye, that of the brain with a chat template)"""
+    folder = tmp_path_factory.mktemp("sites")
+    (folder / "mirror").mkdir()
+    texts = rehearsal._write_sites(folder / "mirror", 24)
+    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=400, text_width=32,
+         text_layers=1, text_heads=2, projection_dim=16, bos_token_id=0, eos_token_id=2).save_pretrained(folder / "eye")
+    tokenizer = rehearsal.train_tokenizer(texts, 2_100, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = "<|im_end|>", "<|endoftext|>", rehearsal.CHAT
+    tokenizer.save_pretrained(folder / "brain")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=2_100, n_positions=600, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        folder / "brain")
+    return folder / "mirror", str(folder / "eye"), str(folder / "brain")
+
+
+@pytest.fixture
+def offline(sites, monkeypatch, tmp_path):
+    """The sites in the place of the real ones, small models in that of the large, and no Java."""
+    mirror, eye, brain = sites
+    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
+    monkeypatch.setattr(photo_stages, "load_photographs", lambda split, choice, *, mirror=None, progress=True:
+                        load_photographs(split, CHOICE, mirror=str(sites[0]), progress=False))
+    monkeypatch.setattr(photo_stages, "caption_scores", functools.partial(caption_scores, tokenizer="whitespace"))
+    monkeypatch.setattr(photo_stages, "QFORMER", SMALL_QFORMER)
+    for name, model in (("eye", eye), ("brain", brain), ("instruct brain", brain)):
+        monkeypatch.setitem(MODELS, name, model)
+    return sites
+
+
+def names(on_photographs, shown):
+    """What the earlier cells of a notebook leave behind."""
+    return {"recipes": recipes, "stages": stages, "plots": plots, "matrix": matrix, "compute": CPU,
+            "short_prompt": short_prompt, "CAPTION_PROMPT": CAPTION_PROMPT, "on_photographs": on_photographs,
+            "display": shown.append}
+
+
+SIZES = SimpleNamespace(connector_steps=2, connector_batch_size=4, connector_lr=1e-3, stage_steps=(2, 2, 2))
+
+
+def test_notebook_03_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
+    exec(cell_of("03_qformer_gpt2"), names(SIZES, shown := []))
+    printed = capsys.readouterr().out
+    for name in ("CIDEr", "CIDEr blind", "CIDEr shuffled", "VQA", "blind", "oracle", *stages.CHECKS):
+        row = re.search(rf"^{name} +(\S.*)$", printed, flags=re.M)
+        assert row and len(re.findall(r"\S+ \[\S+, \S+\]", row[1])) == 2, name
+    assert "before training" in printed and len(shown) == 1
+
+
+def test_notebook_04_trains_three_stages_with_an_evaluation_after_each(offline, capsys):
+    exec(cell_of("04_llava_projection").replace("minimal = False", "minimal = True"), names(SIZES, shown := []))
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(nothing trained|captions|instructions|VQA)\b", printed, flags=re.M) == 2 * [
+        "nothing trained", "captions", "instructions", "VQA"]
+    assert re.search(r"^stage +CIDEr +VQA +swap +hide +concrete +sees$", printed, flags=re.M)
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize("name", ["03_qformer_gpt2", "04_llava_projection"])
+def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
+    monkeypatch.setattr(photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny"))
+    exec(cell_of(name), names(None, []))
+    assert "only with profile" in capsys.readouterr().out
+
+
+def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
+    _, eye, brain = offline
+    vlm = recipes.new_vlm("mlp", vision_model=eye, language_model=brain)
+    photos = photo_stages.load_photos(vlm.vision, "train")
+    prompt = photo_stages.user_prompt(vlm.tokenizer)
+    assert prompt("hello") == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    texts = photo_stages.photo_texts(photos, prompt)
+    assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in texts.values())
+    assert {name: sum(map(len, rows)) for name, rows in texts.items()} == {
+        "captions": 80, "instructions": 16, "vqa": 16}
+    row = photos.questions[0]
+    assert (prompt(f"{row['question']} {photo_stages.SHORT}"), row["answer"]) in texts["vqa"][
+        photos.ids.index(row["image_id"])]
+    vlm.tokenizer.chat_template = None
+    assert photo_stages.user_prompt(vlm.tokenizer) is chat_prompt
+
+
+def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(offline, monkeypatch):
+    _, eye, brain = offline
+    vlm = recipes.new_vlm("mlp", vision_model=eye, language_model=brain)
+    held_out = photo_stages.load_photos(vlm.vision, "val")
+    truth = {(k, CAPTION_PROMPT): texts[0] for k, texts in enumerate(held_out.captions["captions"][:])}
+    for row in held_out.questions:
+        asked = chat_prompt(f"{row['question']} {photo_stages.SHORT}")
+        truth[held_out.ids.index(row["image_id"]), asked] = row["answer"]
+
+    def looks(features, prompts, max_new_tokens=16):
+        rows = [None] * len(prompts) if features is None else [
+            next((k for k, own in enumerate(held_out.features) if torch.equal(own.float(), each.float())), None)
+            for each in features]
+        return [truth.get((k, text), "a thing") for k, text in zip(rows, prompts, strict=True)]
+
+    monkeypatch.setattr(vlm, "generate", looks)
+    scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
+    assert scores["VQA"][0] > 0.8 > 0.1 >= scores["blind"][0] and scores["CIDEr"][0] > scores["CIDEr shuffled"][0]
+    assert all(scores[check][1] > 0 for check in stages.CHECKS)
+    assert {f"VQA {kind}" for kind in held_out.questions["answer_type"][:]} <= set(scores)
+    monkeypatch.setattr(vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts))
+    scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
+    assert all(scores[check][0] == 0 for check in ("swap", "hide", "sees")) and scores["CIDEr blind"] == scores["CIDEr"]
+
+
+def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
+    """At small sizes; tests/data/test_photographs.py runs t4's own."""
+    mirror, eye, brain = offline
+    monkeypatch.setattr(rehearsal, "QFORMER", SMALL_QFORMER)
+    profile = dataclasses.replace(REHEARSAL, vision_model=eye, language_model=brain, image_size=48, train_images=16,
+                                  val_images=4, mirror=str(mirror))
+    result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
+    printed = "\n".join(said)
+    for name in ("evaluate", "stage captions, a step", "stage instructions, a step", "stage VQA, a step"):
+        assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
+    assert printed.count("\nevaluate") == 4, "before the first stage, and after each"
+    assert "these scores mean nothing" in printed and "\ninstructions " in printed
+
+
+def test_the_presets_are_those_of_the_notebook():
+    assert (photographs.FULL.images, photographs.FULL.instructions, photographs.MINIMAL.questions) == (
+        5_000, 10_000, 5_000)
