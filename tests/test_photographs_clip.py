@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from vlm_lite import recipes
 from vlm_lite.data import photographs
-from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
+from vlm_lite.data.sources import DATASETS, HUB, MODELS, SOURCES, locate
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
@@ -68,11 +68,11 @@ def mirror(tmp_path, monkeypatch):
         {"img": [np.full((32, 32, 3), colour, np.uint8) for colour in COLOURS], "label": [k % 10 for k in range(12)]},
         features=datasets.Features(img=datasets.Image(), label=ten))
     imagenette = cifar.rename_column("img", "image")
-    found = {("uoft-cs/cifar10", "test"): cifar, ("johnowhitaker/imagenette2-320", "train"): imagenette}
+    found = {(DATASETS["cifar-10"], "test"): cifar, (DATASETS["imagenette"], "train"): imagenette}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: found[name, split])
     _write_sites(folder, 32)  # COCO's own site, small: 16 photographs to train on, 4 held out, and two steps
     monkeypatch.setattr(photographs, "load_photographs", functools.partial(
-        photographs.load_photographs, choice=photographs.Choice(16, 4, 16, 16, 4), progress=False))
+        photographs.load_photographs, choice=photographs.Choice(16, 4, 16, 16, 4), mirror=str(folder), progress=False))
     monkeypatch.setattr(recipes, "train_clip", lambda *a, train=recipes.train_clip, **k: train(*a, **{**k, "steps": 2}))
     monkeypatch.setenv("VLM_LITE_MIRROR", str(folder))
     return model
