@@ -42,14 +42,15 @@ def mirror(tmp_path, monkeypatch):
     """OpenAI's small model, with its wrong eos_token_id, and a shard of COCO's test; CIFAR-10 comes by `datasets`."""
     folder = tmp_path / "mirror"
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path / "home"))
+    said = _write_sites(folder, 32)  # COCO's own site, small: 16 photographs to train on, 4 held out, and two steps
     model = Path(locate(f"{HUB}/{MODELS['smaller eye']}/resolve/main", str(folder)))
     model.mkdir(parents=True)
-    tokenizer = train_tokenizer(["a photo of a class", "the low contrast photo"] * 9, 400, (
+    tokenizer = train_tokenizer(["a photo of a class", "the low contrast photo"] * 9 + said, 900, (
         "<|startoftext|>", "<|endoftext|>"))
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|startoftext|>", "<|endoftext|>", "<|endoftext|>"
     tokenizer.save_pretrained(model)
     torch.manual_seed(0)
-    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=400, text_width=32,
+    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=900, text_width=32,
          text_layers=2, text_heads=2, projection_dim=16, bos_token_id=0, eos_token_id=2).save_pretrained(model)
     tar = Path(locate(SOURCES["retrieval test"].address.format(0), str(folder)))
     tar.parent.mkdir(parents=True)
@@ -70,7 +71,6 @@ def mirror(tmp_path, monkeypatch):
     imagenette = cifar.rename_column("img", "image")
     found = {(DATASETS["cifar-10"], "test"): cifar, (DATASETS["imagenette"], "train"): imagenette}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: found[name, split])
-    _write_sites(folder, 32)  # COCO's own site, small: 16 photographs to train on, 4 held out, and two steps
     monkeypatch.setattr(photographs, "load_photographs", functools.partial(
         photographs.load_photographs, choice=photographs.Choice(16, 4, 16, 16, 4), mirror=str(folder), progress=False))
     monkeypatch.setattr(recipes, "train_clip", lambda *a, train=recipes.train_clip, **k: train(*a, **{**k, "steps": 2}))
