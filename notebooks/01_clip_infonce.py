@@ -731,10 +731,10 @@ figure
 
 
 # %% [markdown]
-# **Read it.** How much of this table is about *steps*? Twice the batch has half of them; a quarter of the pictures has as many
-# as the first row, each picture seen four times as often. If the second does no harm and the first does, then this training
-# lacks steps rather than pictures, and it cannot say what a long one would gain from a larger batch or more data. That holds
-# for ALIGN's bet as well, which was made with over a billion pairs.
+# **Read it.** How much of this table is about *steps*? Twice the batch has half of them; half the batch has twice as many, but
+# half the candidates in each; a quarter of the pictures has as many as the first row, each picture seen four times as often. If
+# the last does no harm and the first does, then this training lacks steps rather than pictures, and it cannot say what a long
+# one would gain from a larger batch or more data. That holds for ALIGN's bet as well, which was made with over a billion pairs.
 #
 # The temperatures go wrong in two ways (section 5). At 0.01 the nearest wrong caption counts for almost everything, from the
 # first step on, when nearness means nothing yet. At 0.5 the best of cosines cannot make a softmax sure, so the loss pulls
