@@ -729,10 +729,12 @@ plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"hea
 # %% [markdown]
 # **What the heads look at.** How far does a token look, on average? Weigh the distance between two patches by the
 # attention that one pays to the other. A convolution looks as far as its kernel; a head may look anywhere from the first
-# block on, or learn to stay near.
+# block on, or learn to stay near. The yardstick is the first line: a head at the distance of two patches picked at random
+# has no preference for near or far.
 #
 # **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint a few patches over with the
-# canvas's middle grey and ask again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as many at random.
+# canvas's middle grey and ask again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as
+# many at random. (Accuracy can fall below chance: a digit without one of its strokes may look like another digit.)
 
 # %%
 where = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch  # (patches, 2) pixels

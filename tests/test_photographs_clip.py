@@ -1,5 +1,6 @@
 """Notebook 01's `t4` cell runs offline, on a mirror laid out like the hub with a small random CLIP of OpenAI's form."""
 
+import functools
 import io
 import re
 import tarfile
@@ -15,12 +16,13 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 from vlm_lite import recipes
-from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
-from vlm_lite.evals.retrieval import recall_at_k
+from vlm_lite.data import photographs
+from vlm_lite.data.sources import DATASETS, HUB, MODELS, SOURCES, locate
+from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import Compute, resolve_model
-from vlm_lite.rehearsal.mirror import train_tokenizer
+from vlm_lite.rehearsal.mirror import _write_sites, train_tokenizer
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "01_clip_infonce.py"
 CELL, = (cell.source for cell in jupytext.read(NOTEBOOK).cells if "t4" in cell.metadata.get("tags", []))
@@ -31,21 +33,24 @@ def names(on_photographs):
     """What the notebook's earlier cells leave behind."""
     return {"F": F, "torch": torch, "recipes": recipes, "CLIP": CLIP, "resolve_model": resolve_model, "ks": (1, 5, 10),
             "compute": Compute("cpu", "no", "a test"), "score": recall_at_k, "on_photographs": on_photographs,
-            "class_embeddings": check.class_embeddings.reference}
+            "class_embeddings": check.class_embeddings.reference, "info_nce": check.info_nce.reference, "seed": 0,
+            "chance_recall": chance_recall}
 
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """OpenAI's small model, with its wrong eos_token_id, and a shard of COCO's test; CIFAR-10 comes by `datasets`."""
     folder = tmp_path / "mirror"
+    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path / "home"))
+    said = _write_sites(folder, 32)  # COCO's own site, small: 16 photographs to train on, 4 held out, and two steps
     model = Path(locate(f"{HUB}/{MODELS['smaller eye']}/resolve/main", str(folder)))
     model.mkdir(parents=True)
-    tokenizer = train_tokenizer(["a photo of a class", "the low contrast photo"] * 9, 400, (
+    tokenizer = train_tokenizer(["a photo of a class", "the low contrast photo"] * 9 + said, 900, (
         "<|startoftext|>", "<|endoftext|>"))
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|startoftext|>", "<|endoftext|>", "<|endoftext|>"
     tokenizer.save_pretrained(model)
     torch.manual_seed(0)
-    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=400, text_width=32,
+    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=900, text_width=32,
          text_layers=2, text_heads=2, projection_dim=16, bos_token_id=0, eos_token_id=2).save_pretrained(model)
     tar = Path(locate(SOURCES["retrieval test"].address.format(0), str(folder)))
     tar.parent.mkdir(parents=True)
@@ -63,9 +68,13 @@ def mirror(tmp_path, monkeypatch):
     cifar = datasets.Dataset.from_dict(
         {"img": [np.full((32, 32, 3), colour, np.uint8) for colour in COLOURS], "label": [k % 10 for k in range(12)]},
         features=datasets.Features(img=datasets.Image(), label=ten))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"test": cifar}[split])
+    imagenette = cifar.rename_column("img", "image")
+    found = {(DATASETS["cifar-10"], "test"): cifar, (DATASETS["imagenette"], "train"): imagenette}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: found[name, split])
+    monkeypatch.setattr(photographs, "load_photographs", functools.partial(
+        photographs.load_photographs, choice=photographs.Choice(16, 4, 16, 16, 4), mirror=str(folder), progress=False))
+    monkeypatch.setattr(recipes, "train_clip", lambda *a, train=recipes.train_clip, **k: train(*a, **{**k, "steps": 2}))
     monkeypatch.setenv("VLM_LITE_MIRROR", str(folder))
-    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path / "home"))
     return model
 
 
@@ -83,9 +92,11 @@ def theirs(folder, texts):
 def test_the_cell_prints_what_transformers_finds_with_the_same_weights(mirror, capsys):
     exec(CELL, names(True))
     printed = capsys.readouterr().out
-    rows = {line[:34].strip(): float(line[34:42]) for line in printed.splitlines() if re.match(r"(CIFAR|COCO)", line)}
-    assert len(rows) == 8 and "0 missing; 0 unexpected; 0 of another shape" in printed
-    assert len(re.findall(r"(?:NOT )?within 1 point$", printed, flags=re.M)) == 7, "one prompt has no published figure"
+    rows = {line[:34].strip(): float(line[34:42]) for line in printed.splitlines() if re.match(".{34} *[0-9]", line)}
+    assert len(rows) == 12 and "0 missing; 0 unexpected; 0 of another shape" in printed
+    assert len(re.findall(r"(?:NOT )?within 1 point$", printed, flags=re.M)) == 7, "the others have no published figure"
+    assert "from nothing: 16 photographs, 2 steps" in printed
+    assert rows["chance"] == rows["OpenAI's: R@5 among 4 held out"] == 100, "four of four"
     images, texts = theirs(mirror, [f"a photo number {n} {k}" for n in range(12) for k in range(5)])
     found = recall_at_k(images, texts, torch.arange(60) // 5)
     for way in found:

@@ -2,14 +2,16 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
+from vlm_lite import vit_recipe
 from vlm_lite.cli import build_parser, main
 from vlm_lite.data import commands
 from vlm_lite.data.readers import read_folder
 from vlm_lite.data.shapes import VERSION, load_shapes
-from vlm_lite.data.sources import MODELS, SOURCES
+from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
 from vlm_lite.files import home
 from vlm_lite.rehearsal.commands import REHEARSE
 from vlm_lite.rehearsal.shapes_files import load_shapes_benchmarks
@@ -63,7 +65,8 @@ def test_a_sample_never_overwrites_a_folder(official, tmp_path, capsys):
 def test_the_list_has_every_id_and_address_and_what_a_mirror_makes_of_them(monkeypatch, capsys):
     assert main(["data", "list"]) == 0
     told = capsys.readouterr().out
-    assert all(model in told for model in MODELS.values())
+    assert all(name in told for name in (*MODELS.values(), *DATASETS.values()))
+    assert DATASETS["cifar-10"] in Path(vit_recipe.__file__).read_text(encoding="utf-8")
     assert all(source.address in told for source in SOURCES.values())
     monkeypatch.setenv("VLM_LITE_MIRROR", "http://mirror.example/")
     assert main(["data", "list"]) == 0

@@ -171,6 +171,9 @@ def test_text_is_read_out_at_its_first_eos_and_nothing_after_it_counts():
     (torch.tensor([[6] * 12 + [5]]), None, "13 tokens.*context of 12"),
     (torch.tensor([[0, 6, 5]]), torch.tensor([[0, 1, 1]]), "padding_side"),
     (torch.tensor([6, 7, 5]), None, r"input_ids\[None\]"),
+    (torch.zeros(1, 0, dtype=torch.long), None, r"shape \(1, 0\)"),
+    (torch.tensor([[99, 5]]), None, r"holds 5\.\.99, but .* 0\.\.\d+\. Use the tokenizer"),
+    (torch.tensor([[-1, 5]]), None, r"holds -1\.\.5"),
 ])
 def test_a_text_that_cannot_be_read_out_is_refused(ids, mask, message):
     with pytest.raises(ValueError, match=message):

@@ -75,8 +75,11 @@ def test_bf16_autocast_stays_close_to_fp32_and_trains(pixels):
     exact = vit(pixels).pooled
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = vit(pixels).pooled
+        half = vit(pixels.half()).pooled  # autocast brings another dtype and the weights together, but not float64
+        with pytest.raises(ValueError, match="float64"):
+            vit(pixels.double())
     rough.float().square().sum().backward()
-    assert (exact - rough.float()).abs().max() < 0.1
+    assert (exact - rough.float()).abs().max() < 0.1 and (exact - half.float()).abs().max() < 0.1
     assert all(torch.isfinite(p.grad).all() for name, p in vit.named_parameters())
 
 
@@ -86,6 +89,8 @@ def test_bf16_autocast_stays_close_to_fp32_and_trains(pixels):
     (torch.zeros(1, 32, 32, 3), r"permute\(0, 3, 1, 2\)"),
     (torch.zeros(1, 3, 16, 32), r"\(1, 3, 16, 32\).*expected.*32, 32.*Resize"),
     (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8.*255"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.float64), r"float64.*weights are torch.float32.*\.to\(torch.float32\)"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.float16), "float16.*weights are torch.float32"),
     (torch.zeros(1, 1, 3, 32, 32), r"expected floating point \(B, 3, 32, 32\)"),
     (torch.zeros(3, 3, 32, 32).index_fill_(0, torch.tensor([1]), float("nan")), "NaN or infinity, first in picture 1"),
     (torch.zeros(2, 3, 32, 32).index_fill_(0, torch.tensor([0]), float("inf")), "NaN or infinity, first in picture 0"),
@@ -98,6 +103,7 @@ def test_a_wrong_picture_is_refused_with_advice(bad, message):
 
 @pytest.mark.parametrize("settings, message", [
     (dict(image_size=30), "Use image_size 24"),
+    (dict(patch_size=0), "patches of 0 pixels"),
     (dict(image_size=5), "Use image_size 8"),
     (dict(pool="max"), "'max'; expected 'cls'.*'mean'"),
     (dict(num_heads=5), "heads"),

@@ -66,10 +66,12 @@ def add(commands):
 
 def run_list(options):
     """`vlm-lite data list`."""
-    from vlm_lite.data.sources import MODELS, SOURCES, locate, mirrored_model
+    from vlm_lite.data.sources import DATASETS, MODELS, SOURCES, locate, mirrored_model
 
     for name, model in MODELS.items():
         print(f"{name:16} {model}" + (f"  -> {mirrored_model(model)}" if mirrored_model(model) else ""))
+    for name, dataset in DATASETS.items():
+        print(f"{name:16} datasets/{dataset}")
     for name, source in SOURCES.items():
         size = source.size or source.about
         print(f"{name:16} {locate(source.address)}" + (f"  {size / 1e6:,.1f} MB" if size else "")

@@ -56,6 +56,7 @@ MODELS = {
     "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
     "finished VLM": T4.vlm_model,
 }
+DATASETS = {"cifar-10": "uoft-cs/cifar10", "imagenette": "johnowhitaker/imagenette2-320"}  # by `datasets`, no mirror
 HUB = "https://huggingface.co"
 
 

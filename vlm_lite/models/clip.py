@@ -152,7 +152,7 @@ class TextTransformer(nn.Module):
 
     def eos_positions(self, input_ids, attention_mask=None):
         """input_ids (B, T) -> (B,), where each text is read out, after the checks that `forward` promises."""
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
+        if input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
             raise ValueError(f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; expected token ids "
                              "(B, T). For a single text add the batch axis: input_ids[None].")
         if attention_mask is not None and (attention_mask.shape != input_ids.shape or not attention_mask[:, 0].all()
@@ -172,6 +172,9 @@ class TextTransformer(nn.Module):
         if int(end.max()) >= self.context_length:
             raise ValueError(f"a text has {int(end.max()) + 1} tokens, but this text tower has a context of "
                              f"{self.context_length}. Shorten the text (truncation=True keeps to max_length).")
+        if input_ids.min() < 0 or input_ids.max() >= self.vocab_size:
+            raise ValueError(f"input_ids holds {int(input_ids.min())}..{int(input_ids.max())}, but this text tower has "
+                             f"the ids 0..{self.vocab_size - 1}. Use the tokenizer that belongs to these weights.")
         return end
 
 

@@ -23,6 +23,7 @@ def quick_gelu(x):
 
 
 MAX_PIXEL = 20  # no picture in 0..255 that was normalised with a std of 0.05 or more reaches it
+SCALE_FIRST = "Scale it first: (x / 255 - mean) / std with the mean and std the model was trained on."
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
@@ -52,10 +53,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} does not divide into {num_heads} heads. Choose num_heads so that it does, "
                              f"for example {max(n for n in range(1, num_heads + 1) if width % n == 0)}.")
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x, *, is_causal=False, return_attention=False):
         """x (B, N, D) -> (B, N, D); with `return_attention` also the weights (B, H, N, N), whose rows sum to 1.
@@ -101,8 +99,7 @@ def attention_rollout(attentions):
     """
     rollout = None
     for weights in attentions:
-        mixing = weights.float().mean(dim=1)  # (B, N, N)
-        mixing = 0.5 * mixing + 0.5 * torch.eye(mixing.shape[-1], device=mixing.device)
+        mixing = (weights.float().mean(dim=1) + torch.eye(weights.shape[-1], device=weights.device)) / 2  # (B, N, N)
         rollout = mixing if rollout is None else mixing @ rollout
     return rollout
 
@@ -178,8 +175,8 @@ class PatchEmbeddings(nn.Module):
 
     def __init__(self, *, image_size, patch_size, width, patch_bias=False):
         super().__init__()
-        if image_size % patch_size:
-            fits = max(patch_size, image_size // patch_size * patch_size)
+        if patch_size < 1 or image_size < 1 or image_size % patch_size:
+            fits = max(patch_size, image_size // max(1, patch_size) * patch_size)
             raise ValueError(f"image_size {image_size} is not a whole number of patches of {patch_size} pixels. "
                              f"Use image_size {fits} or another patch_size.")
         self.image_size, self.patch_size = image_size, patch_size
@@ -196,7 +193,7 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values):
         """pixel_values (B, 3, S, S), floating point -> (B, 1+N, D)."""
-        check_pixels(pixel_values, self.image_size)
+        check_pixels(pixel_values, self.image_size, self.patch_embedding.weight.dtype)
         patches = rearrange(pixel_values, "b channels (rows p) (columns q) -> b (rows columns) (channels p q)",
                             p=self.patch_size, q=self.patch_size)  # (B, N, 3·p·p)
         patches = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)  # (B, N, D)
@@ -204,18 +201,18 @@ class PatchEmbeddings(nn.Module):
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # (B, 1+N, D)
 
 
-def check_pixels(pixel_values, image_size):
+def check_pixels(pixel_values, image_size, dtype):
     """Raise ValueError, saying what to do, unless `pixel_values` is a float tensor (B, 3, image_size, image_size).
 
+    Its dtype is that of the weights, `dtype`; under autocast, which brings them together, any but float64.
     On a CPU its values are looked at as well: NaN, infinity and what looks like bytes 0..255 that became floats. (On a
     GPU that would make every step wait; there the training loop stops at the first loss that is NaN.)
     """
     given = f"pixel_values is {pixel_values.dtype} of shape {tuple(pixel_values.shape)}"
     expected = f"expected floating point (B, 3, {image_size}, {image_size})"
-    if pixel_values.ndim == 3:
-        raise ValueError(f"{given}; {expected}. For a single picture add the batch axis: pixel_values[None].")
     if pixel_values.ndim != 4:
-        raise ValueError(f"{given}; {expected}.")
+        raise ValueError(f"{given}; {expected}." + (pixel_values.ndim == 3) *
+                         " For a single picture add the batch axis: pixel_values[None].")
     if pixel_values.shape[1] != 3:
         hint = ("Channels come second: use permute(0, 3, 1, 2)." if pixel_values.shape[-1] == 3
                 else "Convert the picture to RGB first.")
@@ -224,8 +221,10 @@ def check_pixels(pixel_values, image_size):
         raise ValueError(f"{given}; {expected}. Resize the picture to {image_size} pixels a side, "
                          "or build the model with another image_size.")
     if not pixel_values.is_floating_point():
-        raise ValueError(f"{given}; {expected}. Bytes 0..255 must be scaled and normalised first: "
-                         "(x / 255 - mean) / std with the mean and std the model was trained on.")
+        raise ValueError(f"{given}; {expected}. {SCALE_FIRST}")
+    autocast = pixel_values.dtype != torch.float64 and torch.is_autocast_enabled(pixel_values.device.type)
+    if pixel_values.dtype != dtype and not autocast:
+        raise ValueError(f"{given}, but the weights are {dtype}. Convert it: pixel_values.to({dtype}).")
     if pixel_values.device.type == "cpu" and pixel_values.numel():
         low, high = (value.item() for value in pixel_values.detach().aminmax())  # NaN where there is any
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -234,7 +233,7 @@ def check_pixels(pixel_values, image_size):
                              "that file, and for a division by a std of 0.")
         if max(-low, high) > MAX_PIXEL:
             raise ValueError(f"pixel_values lies in {low:.3g}..{high:.3g}; normalised pictures lie within about -3..3. "
-                             "Scale first: (x / 255 - mean) / std with the mean and std the model was trained on.")
+                             f"{SCALE_FIRST}")
 
 
 class VisionTransformer(nn.Module):
@@ -267,11 +266,8 @@ class VisionTransformer(nn.Module):
         x = self.pre_layrnorm(self.embeddings(pixel_values))  # (B, 1+N, D)
         hidden_states, attentions = [x], []
         for block in self.encoder.layers:
-            if output_attentions:
-                x, weights = block(x, return_attention=True)
-                attentions.append(weights)
-            else:
-                x = block(x)
+            x, weights = block(x, return_attention=True) if output_attentions else (block(x), None)
+            attentions.append(weights)
             hidden_states.append(x)
         pooled = self.post_layernorm(x[:, 0] if self.pool == "cls" else x[:, 1:].mean(dim=1))  # (B, D)
         return VisionOutput(x, pooled, hidden_states if output_hidden_states else None,
