@@ -7,7 +7,6 @@ here knows how large the models are, or whether the sites are the real ones.
 from typing import NamedTuple
 
 import torch
-from datasets import Dataset
 
 from . import recipes
 from .data.formats import image_tensor
@@ -27,9 +26,9 @@ class Photos(NamedTuple):
 
     features: torch.Tensor
     ids: list
-    captions: Dataset
-    questions: Dataset
-    instructions: Dataset
+    captions: object
+    questions: object
+    instructions: object
 
 
 def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
@@ -82,8 +81,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, seed=
             _columns(held_out.questions, "question", "answer_type", "answers")][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=8)
-    size = vlm.vision.config.image_size
-    grey = torch.full((1, 3, size, size), 127, dtype=torch.uint8)
+    grey = torch.full((1, 3, *[vlm.vision.config.image_size] * 2), 127, dtype=torch.uint8)
     result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed, max_new_tokens=8,
                         prompt=lambda text: prompt(f"{text} {SHORT}"),
                         blank_features=vlm.encode(recipes.pixel_values(grey))[0].cpu())
