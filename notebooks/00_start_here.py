@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: 9cc22ca1d5b082e140be28b9aac34654a602b8441aa142303faa75feb2332988
+#     outputs_of: c5a8d6cc60b9372b17b630f66f03f22b83a308728cad8bc8c1f28b15f5fbef90
 # ---
 
 # %% [markdown]

@@ -19,7 +19,7 @@
 #             results/connector_variants.json, results/shapes_vlm.json]
 #     seconds: 207
 #     peak_memory_mb: 3941
-#     outputs_of: 75f648c970b359cc0f38eb29f7f8633b5e0a086b744eed040a6e6b0acae1dc5c
+#     outputs_of: 7189c31d45e761c2eca5d668c143d4022c7acc99abb2040a5a00da66904d5822
 # ---
 
 # %% [markdown]

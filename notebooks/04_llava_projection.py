@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 153
 #     peak_memory_mb: 2457
-#     outputs_of: 52c75678673d9e47ef52fb57a5d1dad2e18e40df4d3c44e2bdb8f6bc7c3b53f3
+#     outputs_of: 571d42f2a3802df0573f765d811babec283a4c7cef8183b8142438254a45a1e3
 # ---
 
 # %% [markdown]

@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 44
 #     peak_memory_mb: 1476
-#     outputs_of: 09390a2e9cb6aec1a6afc9cbaa27f84273b6ecb27b3d58a84eccbe4d3f3ae505
+#     outputs_of: dc58bdc889a0404211c5a8b29d4e90031a5f5f46d3e537185193ddcee4fd8353
 # ---
 
 # %% [markdown]

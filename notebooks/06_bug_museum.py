@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
 #     seconds: 20
 #     peak_memory_mb: 1333
-#     outputs_of: e0f44add75f763757ca932b176c400863a33fe00af8fd36948fa7b3f35cdc0e1
+#     outputs_of: 00a9a795ae2da32e225836b886b592c5f233bc552ca78fb11e8a9291430e77f4
 # ---
 
 # %% [markdown]
