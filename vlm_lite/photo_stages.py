@@ -62,16 +62,16 @@ def _columns(table, *names):
     return zip(*(table[name][:] for name in ("image_id", *names)), strict=True)
 
 
-def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, seed=0):
-    """{name: [value, low, high]} with 95% bootstrap intervals over captions or questions.
+def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words=32, seed=0):
+    """{name: [value, low, high]} with 95% bootstrap intervals over captions or questions; `words`: tokens a caption.
 
     CIDEr of captions, and its two controls: "CIDEr blind", one caption for all, and "CIDEr shuffled", each picture with
     the caption of the next. VQA accuracy, also by type of answer, of the blind model, and of an oracle that reads the
     five captions instead of the picture. Then the checks of `stages.CHECKS`; "concrete" is CIDEr less CIDEr shuffled.
     """
     count = min(pictures, len(held_out.ids))
-    said = vlm.generate(held_out.features[:count], [CAPTION_PROMPT] * count, max_new_tokens=32)
-    blind = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=32) * count
+    said = vlm.generate(held_out.features[:count], [CAPTION_PROMPT] * count, max_new_tokens=words)
+    blind = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=words) * count
     references = dict(enumerate(held_out.captions["captions"][:count]))
     cider = {name: caption_scores(references, dict(enumerate(texts)), metrics=("CIDEr",), each=True)["CIDEr_each"]
              for name, texts in (("CIDEr", said), ("CIDEr blind", blind), ("CIDEr shuffled", said[1:] + said[:1]))}
@@ -80,9 +80,9 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, seed=
             for image_id, question, kind, answers in
             _columns(held_out.questions, "question", "answer_type", "answers")][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
-    oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=8)
+    oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
     grey = torch.full((1, 3, *[vlm.vision.config.image_size] * 2), 127, dtype=torch.uint8)
-    result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed, max_new_tokens=8,
+    result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed, max_new_tokens=min(8, words),
                         prompt=lambda text: prompt(f"{text} {SHORT}"),
                         blank_features=vlm.encode(recipes.pixel_values(grey))[0].cpu())
     vqa = result.scores
