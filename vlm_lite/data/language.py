@@ -59,10 +59,11 @@ def _references(scene, item, hidden=()):
     if item.is_digit:
         return [] if "value" in hidden else ["the digit"]
     phrases = []
+    shared = [{k for k in ("size", "colour", "shape") if getattr(o, k) == getattr(item, k)}
+              for o in scene.shapes if o is not item]
     for keys in (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"),
                  ("size", "colour", "shape")):
-        if set(keys) & set(hidden) or any(
-                all(getattr(o, k) == getattr(item, k) for k in keys) for o in scene.shapes if o is not item):
+        if any(key in hidden for key in keys) or any(same.issuperset(keys) for same in shared):
             continue
         words = [getattr(item, k) for k in keys]
         phrases.append("the " + " ".join(words if "shape" in keys else [*words, "shape"]))
@@ -200,15 +201,12 @@ def _existence(scene, rng):
 
 
 def _relations(scene, rng):
-    found = []
-    for one in scene.items:
-        for other in scene.items:
-            if one is other:
+    found, named = [], [(item, _references(scene, item)) for item in scene.items]
+    for one, its in named:
+        for other, others in named:
+            if one is other or not its or not others:
                 continue
-            a, b = _references(scene, one), _references(scene, other)
-            if not a or not b:
-                continue
-            a, b = _pick(rng, a), _pick(rng, b)
+            a, b = _pick(rng, its), _pick(rng, others)
             for axis, (low, high) in (("col", ("left of", "right of")), ("row", ("above", "below"))):
                 if getattr(one, axis) == getattr(other, axis):
                     if rng.random() < 0.15:

@@ -60,7 +60,7 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
             rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
             scene, image_id = scenes.sample_scene(rng, split), FIRST_ID[split] + index
             name = f"COCO_{subtype}_{image_id:012d}.png"
-            Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=1)
+            Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=0)
             images.append({"id": image_id, "file_name": name, "width": scenes.IMAGE_SIZE, "height": scenes.IMAGE_SIZE})
             captions += [{"id": 5 * image_id + k, "image_id": image_id, "caption": text}
                          for k, text in enumerate(language.captions(scene, rng))]
