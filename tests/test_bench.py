@@ -210,8 +210,8 @@ def test_a_row_says_whether_its_aim_is_met(tmp_path):
     timing.line("never", None, "s", at_most=3, note="R@5 0.10")
     write_json(tmp_path / "bench.json", {"towers": {
         "what": "towers", "rows": timing.ROWS, "quick": False, "commit": "abc", "date": "today", "torch": "2",
-        "hardware": "cpu", "seconds": 3, "load": 0}})
-    assert timing.table(tmp_path / "bench.json").splitlines()[3:] == [
+        "hardware": "cpu", "seconds": 3, "place": 0}})
+    assert timing.table(tmp_path / "bench.json").splitlines()[5:] == [
         "| slow | 1.20 times | 1.05 or less: **missed** |",
         "| &emsp;quick | 91.0 % | 90 or more: met |",
         "| never (R@5 0.10) | not reached | 3 or less: **missed** |"]

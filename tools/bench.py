@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -312,7 +313,7 @@ def keep(name, rows, taken, compute, quick, root):
         record = {}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     record[name] = {
-        "what": PARTS[name][0], "rows": rows, "quick": quick, "commit": commit.stdout.strip(),
+        "what": PARTS[name][0], "place": list(PARTS).index(name), "rows": rows, "quick": quick, "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
         "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
         **taken}
@@ -331,14 +332,14 @@ def main(arguments=None, root=None):
     print(describe(get_profile("tiny"), compute))
     for name in options.parts or PARTS:
         what, time_it = PARTS[name]
-        load = os.getloadavg()[0]
-        busy = f"   (load {load:.1f}: the machine is busy: no time or ratio is worth keeping)" if load > 0.5 else ""
-        print(f"\n{what}{busy}", flush=True)
+        busy = psutil.cpu_percent(2.0)  # what others do: this program rests meanwhile
+        warning = "   (the machine is busy with something else: no time or ratio is worth keeping)" if busy > 10 else ""
+        print(f"\n{what}{warning}", flush=True)
         ROWS.clear()
         spent = seconds(lambda time_it=time_it: time_it(compute, quick=options.quick))
         print(f"({spent:.0f} s)", flush=True)
         if root is not None:
-            keep(name, list(ROWS), {"seconds": round(spent), "load": round(load, 1)}, compute, options.quick, root)
+            keep(name, list(ROWS), {"seconds": round(spent), "busy_percent": busy}, compute, options.quick, root)
 
 
 if __name__ == "__main__":

@@ -69,11 +69,14 @@ def table(path):
     """The README's table of the record at `path`, or "" where there is none."""
     if not path.exists():
         return ""
-    rows = ["| what | measured | aim |", "|---|---|---|"]
-    for part in read_json(path).values():
+    parts = sorted(read_json(path).values(), key=lambda part: part["place"])
+    where = {f"{part['hardware']}; torch {part['torch']}" for part in parts}
+    rows = [f"Measured on {where.pop()}.", ""] if len(where) == 1 else []
+    rows += ["| what | measured | aim |", "|---|---|---|"]
+    for part in parts:
         small = ", **small form: says nothing of speed**" if part["quick"] else ""
-        rows.append(f"| **{part['what']}** ({part['hardware']}; torch {part['torch']}; {part['commit']}, "
-                    f"{part['date']}; load {part['load']:g} before it; {part['seconds']} s{small}) | | |")
+        machine = f"{part['hardware']}; torch {part['torch']}; " if where else ""
+        rows.append(f"| **{part['what']}** ({machine}{part['commit']}, {part['date']}; {part['seconds']} s{small}) | | |")
         for row in part["rows"]:
             depth = (len(row["name"]) - len(row["name"].lstrip())) // 3
             note = f" ({row['note']})" if row["note"] else ""
