@@ -94,7 +94,7 @@ def test_the_python_examples_run(page, capsys):
 
 
 def test_measured_numbers_stand_in_the_generated_parts_only():
-    text = re.sub(r"<!-- (notebooks|thumbnails|labs) -->.*?<!-- /\1 -->", "", README, flags=re.S)
+    text = re.sub(r"<!-- (notebooks|thumbnails|labs|bench) -->.*?<!-- /\1 -->", "", README, flags=re.S)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     assert re.findall(r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text) == []
 

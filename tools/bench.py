@@ -313,8 +313,8 @@ def keep(name, rows, taken, compute, quick, root):
         record = {}
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     record[name] = {
-        "what": PARTS[name][0], "place": list(PARTS).index(name), "rows": rows, "quick": quick, "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
+        "what": PARTS[name][0], "place": list(PARTS).index(name), "rows": rows, "quick": quick,
+        "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "torch": torch.__version__,
         "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
         **taken}
     write_json(path, {part: record[part] for part in PARTS if part in record})

@@ -76,7 +76,8 @@ def table(path):
     for part in parts:
         small = ", **small form: says nothing of speed**" if part["quick"] else ""
         machine = f"{part['hardware']}; torch {part['torch']}; " if where else ""
-        rows.append(f"| **{part['what']}** ({machine}{part['commit']}, {part['date']}; {part['seconds']} s{small}) | | |")
+        run = f"{machine}{part['commit']}, {part['date']}; {part['seconds']} s{small}"
+        rows.append(f"| **{part['what']}** ({run}) | | |")
         for row in part["rows"]:
             depth = (len(row["name"]) - len(row["name"].lstrip())) // 3
             note = f" ({row['note']})" if row["note"] else ""
