@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import jupytext
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from vlm_lite import photo_stages, plots, recipes, stages
 from vlm_lite.commands import matrix
 from vlm_lite.data import photographs
+from vlm_lite.data.instructions import as_pairs
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
@@ -117,6 +118,21 @@ def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
         photos.ids.index(row["image_id"])]
     vlm.tokenizer.chat_template = None
     assert photo_stages.user_prompt(vlm.tokenizer) is chat_prompt
+
+
+def test_the_turns_of_a_conversation_are_the_template_of_the_whole(sites):
+    """Also where the template puts a system message first, as Qwen2.5's does: it stands there once."""
+    tokenizer = AutoTokenizer.from_pretrained(sites[2])
+    messages = [{"role": role, "content": text} for role, text in (
+        ("user", "what is it?"), ("assistant", "a dog."), ("user", "and now?"), ("assistant", "a cat."),
+        ("user", "why?"), ("assistant", "it is."))]
+    for system in ("", "{% if messages[0].role != 'system' %}<|im_start|>system\nhelp.<|im_end|>\n{% endif %}"):
+        tokenizer.chat_template = system + rehearsal.CHAT
+        prompt = photo_stages.user_prompt(tokenizer)
+        pairs = as_pairs(messages, prompt, prompt.later)
+        assert "".join(f"{ask}{reply}{tokenizer.eos_token}" for ask, reply in pairs) == tokenizer.apply_chat_template(
+            messages, tokenize=False).rstrip()
+        assert pairs[2][0].strip().startswith("<|im_start|>user") and pairs[0][0].count("help.") == bool(system)
 
 
 def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(offline, monkeypatch):

@@ -4,6 +4,7 @@ The tables are those of `data.photographs`, the training is `recipes.train_conne
 here knows how large the models are, or whether the sites are the real ones.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,28 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
 
 
+class TemplatePrompt:
+    """The words of a user -> prompt, by a tokenizer's own chat template.
+
+    Called, it gives a conversation's first prompt, with the system message that some templates put there; `later` gives
+    that of any other turn, which follows the reply's end token.
+    """
+
+    def __init__(self, tokenizer):
+        self.render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+
+    def __call__(self, text):
+        return self.render([{"role": "user", "content": text}], add_generation_prompt=True)
+
+    def later(self, text):
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        whole = self.render([*before, {"role": "user", "content": text}], add_generation_prompt=True)
+        return whole[len(self.render(before).rstrip()):]
+
+
 def user_prompt(tokenizer):
     """The function words of a user -> prompt: by the model's own chat template, or the course's where it has none."""
-    if not tokenizer.chat_template:
-        return chat_prompt
-    return lambda text: tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                                      add_generation_prompt=True)
+    return TemplatePrompt(tokenizer) if tokenizer.chat_template else chat_prompt
 
 
 def photo_texts(photos, prompt):
@@ -52,7 +69,7 @@ def photo_texts(photos, prompt):
     for image_id, five in _columns(photos.captions, "captions"):
         texts["captions"][image_id] += [(CAPTION_PROMPT, text) for text in five]
     for image_id, messages in _columns(photos.instructions, "conversation"):
-        texts["instructions"][image_id].append(as_pairs(messages, prompt))
+        texts["instructions"][image_id].append(as_pairs(messages, prompt, getattr(prompt, "later", prompt)))
     for image_id, question, answer in _columns(photos.questions, "question", "answer"):
         texts["vqa"][image_id].append((prompt(f"{question} {SHORT}"), answer))
     return {name: list(of.values()) for name, of in texts.items()}

@@ -94,13 +94,17 @@ def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
     return [(prompt, answer) for prompt, answer in found if len(answer.split()) <= words]
 
 
-def as_pairs(messages, prompt=chat_prompt):
-    """A conversation of the common format -> [(prompt, reply), ...] for `build_text_batch`. UserError out of turn."""
+def as_pairs(messages, prompt=chat_prompt, later=None):
+    """A conversation of the common format -> [(prompt, reply), ...] for `build_text_batch`. UserError out of turn.
+
+    `prompt` makes the first turn's prompt of what the user says, and `later`, by default the same, the others'.
+    """
     roles = [message["role"] for message in messages]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise UserError(f"the roles of a conversation are {roles}; expected user and assistant in turn.")
     texts = [message["content"] for message in messages]
-    return [(prompt(ask), reply) for ask, reply in zip(texts[::2], texts[1::2], strict=True)]
+    return [((later or prompt)(ask) if turn else prompt(ask), reply)
+            for turn, (ask, reply) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
 
 
 # ---------------------------------------------------------------- is it followed?
