@@ -754,7 +754,7 @@ else:
 # 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and what would a lower learning rate
 #    change? What would be a fair comparison?
 #
-# **Where next.** [03](03_qformer_gpt2.ipynb) puts eight learnt queries in the place of this projection. Then change one
+# **Where next.** [03](03_qformer_gpt2.ipynb) puts learnt queries in the place of this projection. Then change one
 # thing here, and predict first: `linear` for `mlp`; stage 1 twice as long; VQA mixed into the instructions.
 
 # %% [markdown]
