@@ -55,8 +55,11 @@ def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tok
         text = tokenizer.decode(row[:length])
         plain = {tokenizer.decode(tokenizer(t + "<eos>")["input_ids"]) for t in texts[number]}
         assert text in plain
-    with pytest.raises(UserError, match="more than the 64 pictures"):
-        recipes.caption_batches(images, texts, tokenizer, 65)
+    for size in (0, 65):
+        with pytest.raises(UserError, match=f"batch_size is {size}; expected 1 to 64, the number of pictures"):
+            recipes.caption_batches(images, texts, tokenizer, size)
+    with pytest.raises(UserError, match="picture 2 .* has no caption"):  # else it would be given the next one's
+        recipes.caption_batches(images, [*texts[:2], [], *texts[3:]], tokenizer, 8)
 
 
 def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokenizer):
@@ -85,6 +88,9 @@ def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answe
     spaced = {" ".join(tokenizer.decode(tokenizer(a)["input_ids"]).split()) for a in answers}
     assert all(" ".join(part.split()) in spaced for part in row if part.strip())
     before = {k: v.clone() for k, v in vlm.state_dict().items() if not k.startswith("connector")}
+    for size in (0, 64):
+        with pytest.raises(UserError, match=f"batch_size is {size}; expected 1 to 63, the number of pictures with"):
+            recipes.exchange_batches(features, [[], *exchanges[1:]], tokenizer, size)
     history = recipes.train_connector(vlm, features, exchanges, steps=12, batch_size=16, progress=False)
     assert history.losses[-1] < history.losses[0]
     assert all(torch.equal(vlm.state_dict()[k], v) for k, v in before.items()), "eye and brain stay frozen"

@@ -42,3 +42,38 @@ def test_a_study_that_was_cut_goes_on_and_another_setting_does_not_take_its_seed
     CALLS = []
     studies.run("cut", seeds=1, profile=dataclasses.replace(SMOKE, val_images=63), folder=tmp_path)
     assert CALLS == [0]
+
+
+RECIPE = '''def recipe(x, lr):
+    """What it does."""
+    if lr <= 0:
+        raise ValueError("lr")
+    for value in x:
+        if value != value:
+            place = x.index(value)
+            raise ValueError(place)
+    total = sum(x)  # of all
+    # twice
+    if total > 3:
+        total = total * 2
+    return total * lr
+'''
+
+
+def test_checks_comments_and_docstrings_do_not_make_a_study_stale():
+    bare = ("def recipe(x, lr):\n    total = sum(x)  # of all\n    if total > 3:\n        total = total * 2\n"
+            "    return total * lr")
+    assert studies.what_counts(RECIPE) == bare
+    checks = "    check_pairs(x, lr)\n    warnings.warn('few')\n    clip._check_finite(x)\n"
+    checked = RECIPE.replace("    # twice\n", checks)
+    assert checked != RECIPE and studies.what_counts(checked) == bare
+
+
+@pytest.mark.parametrize("old, new", [
+    ("total * 2", "total * 3"), ("if total > 3", "if total > 4"), ("    total = sum(x)  # of all\n", ""),
+    ("        raise ValueError(\"lr\")\n", "        lr = 1\n"), ("            raise ValueError(place)\n", ""),
+    ("raise ValueError(\"lr\")\n", "raise ValueError(\"lr\")\n    else:\n        lr = 2 * lr\n"),
+    ("    # twice\n", "    x.sort()\n")])
+def test_what_can_change_a_figure_makes_a_study_stale(old, new):
+    assert old in RECIPE
+    assert studies.what_counts(RECIPE.replace(old, new)) != studies.what_counts(RECIPE)

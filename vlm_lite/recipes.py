@@ -63,8 +63,10 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
     """
     if len(images) != len(captions):
         raise UserError(f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture.")
-    if batch_size > len(images):
-        raise UserError(f"batch_size {batch_size} is more than the {len(images)} pictures. Make it smaller.")
+    if not 1 <= batch_size <= len(images):
+        raise UserError(f"batch_size is {batch_size}; expected 1 to {len(images)}, the number of pictures.")
+    if [] in captions:
+        raise UserError(f"picture {captions.index([])} (the first is 0) has no caption. Leave out what has none.")
     counts = torch.tensor([len(c) for c in captions])
     first = counts.cumsum(0) - counts
     texts = [t for c in captions for t in c]
@@ -245,8 +247,8 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
     counts = torch.tensor([len(row) for row in exchanges])
     first = (counts.cumsum(0) - counts).tolist()
     usable = counts.nonzero()[:, 0]
-    if len(usable) < batch_size:
-        raise UserError(f"batch_size {batch_size} is more than the {len(usable)} pictures that have text.")
+    if not 1 <= batch_size <= len(usable):
+        raise UserError(f"batch_size is {batch_size}; expected 1 to {len(usable)}, the number of pictures with text.")
 
     def batches(step, generator):
         rows = usable[torch.randperm(len(usable), generator=generator)[:batch_size]]

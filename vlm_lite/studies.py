@@ -2,9 +2,11 @@
 
 `vlm-lite study NAME --seeds 3` is the only writer of `data/results/NAME.json`. A record holds its command, settings,
 seeds, seconds, hardware, every seed's curve and figures, and a hash of what it depends on: the study's own source, the
-recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so.
+recipe's, and the zoo files it read. A record whose hash no longer fits is stale, and a test says so. Comments,
+docstrings and checks of the input do not count: they change no figure.
 """
 
+import ast
 import copy
 import dataclasses
 import hashlib
@@ -196,13 +198,35 @@ def study_hash(name):
     """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
     function, recipe, models = _study(name)
     profile = dataclasses.asdict(PROFILES["tiny"])
-    parts = [*(inspect.getsource(part) if callable(part) or inspect.ismodule(part) else repr(part)
+    parts = [*(what_counts(inspect.getsource(part)) if callable(part) or inspect.ismodule(part) else repr(part)
                for part in (function, *recipe)),
              repr((shapes.VERSION, [profile[field] for field in FIELDS[name]]))]
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def what_counts(source):
+    """The lines of a source that can change a figure: no comments, no docstrings, and nothing that can only stop a run.
+
+    That is `raise`, a call of a function named `check_...`, a warning, and an `if` or `for` around these alone; and an
+    `if` that ends in `raise`, whatever it does before.
+    """
+    def idle(node):
+        if isinstance(node, ast.If | ast.For):
+            stops = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
+            return (stops or all(map(idle, node.body))) and all(map(idle, node.orelse))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            name = ast.unparse(node.value.func)
+            return name == "warnings.warn" or name.split(".")[-1].lstrip("_").startswith("check_")
+        return isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and idle(node):
+            lines[node.lineno - 1:node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
 def run(name, *, seeds=3, profile=None, folder=None):

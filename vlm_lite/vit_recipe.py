@@ -16,7 +16,7 @@ from .train import train
 CANVAS = 20  # pixels a side
 DIGITS_VIT = dict(image_size=CANVAS, patch_size=4, width=96, num_layers=4, num_heads=4, hidden_act="gelu",
                   layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
-VARIANTS = {"the ViT": {}, "post-norm": {"post_norm": True}}
+VARIANTS = {"the ViT": {}, "post-norm": {"post_norm": True}, "mean of the patches": {"pool": "mean"}}
 
 
 class PostNormBlock(Block):

@@ -214,14 +214,33 @@ def test_info_nce_is_fp32_under_autocast():
         torch.testing.assert_close(info_nce(x, y, scale), exact)
 
 
-def test_info_nce_refuses_what_has_no_meaning():
+@pytest.mark.parametrize("loss", [info_nce, one_direction, siglip, info_nce_shared])
+def test_a_contrastive_loss_refuses_what_has_no_meaning(loss):
     x, scale = torch.randn(3, 8), torch.tensor(1.0)
-    with pytest.raises(ValueError, match=r"\(3, 8\).*\(2, 8\)"):
-        info_nce(x, x[:2], scale)
-    with pytest.raises(ValueError, match="text_embeds row 1 holds NaN.*learning rate"):
-        info_nce(x, x.clone().index_fill_(0, torch.tensor([1]), float("nan")), scale)
+    more = {siglip: [torch.tensor(-10.0)], info_nce_shared: [torch.eye(3, dtype=torch.bool)]}.get(loss, [])
+    assert loss(x, x.flip(0), scale, *more).isfinite()
+    for y, found in ((x[:2], r"\(3, 8\).*\(2, 8\)"), (x[:, :4], r"\(3, 8\).*\(3, 4\)"), (x[0], r"\(8,\)")):
+        with pytest.raises(ValueError, match=found + ".*one caption a picture"):
+            loss(x, y, scale, *more)
+    with pytest.raises(ValueError, match=r"\(0, 8\)"):
+        loss(x[:0], x[:0], scale, *more)
+    for value in ("nan", "inf"):
+        with pytest.raises(ValueError, match="text_embeds row 1 holds NaN or infinity.*learning rate"):
+            loss(x, x.clone().index_fill_(0, torch.tensor([1]), float(value)), scale, *more)
+        with pytest.raises(ValueError, match="image_embeds row 2 holds NaN or infinity"):
+            loss(x.clone().index_fill_(0, torch.tensor([2]), float(value)), x, scale, *more)
+
+
+def test_info_nce_on_a_batch_of_one_warns():
     with pytest.warns(UserWarning, match="batch of one"):
-        assert info_nce(x[:1], x[1:2], scale) == 0
+        assert info_nce(torch.randn(1, 8), torch.randn(1, 8), torch.tensor(1.0)) == 0
+
+
+@pytest.mark.parametrize("same", [torch.eye(2, dtype=torch.bool), torch.eye(3, dtype=torch.bool)[[1, 0, 2]]])
+def test_which_texts_are_the_same_is_refused_where_it_cannot_be(same):
+    x = torch.randn(3, 8)
+    with pytest.raises(ValueError, match=r"same has shape.*expected \(3, 3\)"):
+        info_nce_shared(x, x, torch.tensor(1.0), same)
 
 
 def test_the_temperature_is_learnt_and_clamped_at_100(pixels):

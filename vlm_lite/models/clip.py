@@ -261,6 +261,18 @@ def scaled_similarity(image_embeds, text_embeds, logit_scale):
         return logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T
 
 
+def check_pairs(image_embeds, text_embeds):
+    """ValueError unless both are finite and of one shape (B, P), B at least 1."""
+    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape or not len(image_embeds):
+        raise ValueError(f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds "
+                         f"{tuple(text_embeds.shape)}; expected the same (B, P), one caption a picture.")
+    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if not torch.isfinite(embeds).all():
+            row = int((~torch.isfinite(embeds).all(dim=1)).nonzero()[0])
+            raise ValueError(f"{name} row {row} holds NaN or infinity. Check the picture or text of that row, then "
+                             "lower the learning rate, clip gradients, or leave fp16 for bf16 or fp32.")
+
+
 def info_nce(image_embeds, text_embeds, logit_scale):
     """The symmetric contrastive loss of the module's first lines -> scalar, fp32.
 
@@ -268,17 +280,9 @@ def info_nce(image_embeds, text_embeds, logit_scale):
     logit_scale: the parameter itself, the **log** of the inverse temperature. Agrees with transformers' CLIPModel loss.
     ValueError for shapes that differ and for NaN; a batch of one warns, since its loss is 0 whatever the model does.
     """
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape or not len(image_embeds):
-        raise ValueError(f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds "
-                         f"{tuple(text_embeds.shape)}; expected the same (B, P), one caption a picture.")
-    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
-        if not torch.isfinite(embeds).all():
-            row = int((~torch.isfinite(embeds).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name} row {row} holds NaN or infinity. Check the input picture or text of that row, "
-                             "then lower the learning rate, clip gradients, or leave fp16 for bf16 or fp32.")
+    check_pairs(image_embeds, text_embeds)
     if len(image_embeds) == 1:
-        warnings.warn("info_nce on a batch of one is 0 whatever the model does: nothing to tell apart. "
-                      "Use a larger batch.", stacklevel=2)
+        warnings.warn("info_nce on a batch of one is 0 whatever the model does. Use a larger batch.", stacklevel=2)
     image_embeds, text_embeds = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(image_embeds, text_embeds, logit_scale)  # (B, B), matching pairs on the diagonal
     target = torch.arange(len(logits), device=logits.device)
@@ -302,7 +306,8 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
 
 
 def one_direction(image_embeds, text_embeds, logit_scale):
-    """The half of `info_nce` in which pictures choose among texts, and no text chooses a picture -> scalar, fp32."""
+    """The half of `info_nce`, with its errors, in which pictures choose and no text does -> scalar, fp32."""
+    check_pairs(image_embeds, text_embeds)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(x, y, logit_scale)  # (B, B)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -312,9 +317,12 @@ def info_nce_shared(image_embeds, text_embeds, logit_scale, same):
     """InfoNCE in which several texts may be right -> scalar, fp32. With the identity for `same` this is `info_nce`.
 
     same (B, B), symmetric bool: whether text i may stand for text j, as an equal caption may. The right answers share
-    the probability 1 (UniCL: Yang et al. 2022, section 3.2).
+    the probability 1 (UniCL: Yang et al. 2022, section 3.2). ValueError also where a text may not stand for itself.
     """
+    check_pairs(image_embeds, text_embeds)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
+    if same.shape != 2 * (len(x),) or not same.diagonal().all():
+        raise ValueError(f"same has shape {tuple(same.shape)}; expected {2 * (len(x),)}, True all along its diagonal.")
     logits, target = scaled_similarity(x, y, logit_scale), same.float() / same.sum(dim=1, keepdim=True)  # (B, B)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -325,6 +333,7 @@ def siglip(image_embeds, text_embeds, logit_scale, logit_bias):
     The sum over all pairs, divided by B (Zhai et al. 2023, algorithm 1, which starts with logit_scale = log 10 and
     logit_bias = -10, since nearly all pairs are wrong). Agrees with the loss of transformers' SiglipModel.
     """
+    check_pairs(image_embeds, text_embeds)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(x, y, logit_scale) + logit_bias  # (B, B)
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 on the diagonal, -1 elsewhere
@@ -334,8 +343,7 @@ def siglip(image_embeds, text_embeds, logit_scale, logit_bias):
 class GatherWithGradient(torch.autograd.Function):
     """x (B, P) of this process -> (W·B, P), those of all W in the order of their ranks; gradients find their way back.
 
-    torch's own all_gather cuts the graph. What the other processes' losses say of x arrives here by a sum over all
-    (open_clip's `gather_with_grad`).
+    torch's own all_gather cuts the graph; here the gradients are summed over all (open_clip's `gather_with_grad`).
     """
 
     @staticmethod
