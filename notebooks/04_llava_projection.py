@@ -717,7 +717,7 @@ if on_photographs:
         photo_said[stage] = big.generate(test_photos.features[:3], [prompt(text) for text in fixed], max_new_tokens=48)
 
     table = stages.run_stages(
-        big, train_photos, test_photos, stages.llava_plan(on_photographs.stage_steps, 16, lr=1e-3, lora_lr=2e-4),
+        big, train_photos, test_photos, photo_stages.photo_plan(on_photographs.stage_steps),
         texts=photo_stages.photo_texts(train_photos, prompt), on_stage=keep, compute=compute,
         measure=lambda vlm: photo_stages.evaluate_photos(vlm, test_photos, prompt),
         folder=home() / f"llava-{name.replace('/', '--')}{'-minimal' if minimal else ''}")
@@ -736,6 +736,7 @@ else:
 #
 # ```sh
 # vlm-lite train stages --folder runs/llava
+# vlm-lite train stages --folder runs/photos --photographs full
 # torchrun --standalone --nproc_per_node 2 -m vlm_lite train stages --folder runs/llava
 # ```
 #

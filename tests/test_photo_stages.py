@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from vlm_lite import photo_stages, plots, recipes, stages
+from vlm_lite import cli, photo_stages, plots, recipes, stages
 from vlm_lite.commands import matrix
 from vlm_lite.data import photographs
 from vlm_lite.data.instructions import as_pairs
@@ -20,6 +20,7 @@ from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
+from vlm_lite.files import read_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
@@ -94,6 +95,30 @@ def test_notebook_04_trains_three_stages_with_an_evaluation_after_each(offline, 
         "nothing trained", "captions", "instructions", "VQA"]
     assert re.search(r"^stage +CIDEr +VQA +swap +hide +concrete +sees$", printed, flags=re.M)
     assert len(shown) == 1
+
+
+@pytest.mark.parametrize("size", ["full", "minimal"])
+def test_the_command_trains_the_stages_on_photographs_and_goes_on_where_it_stopped(offline, capsys, tmp_path, size):
+    command = ["train", "stages", "--folder", str(tmp_path / "run"), "--photographs", size, "--steps", "2,2,2",
+               "--batch-size", "4", "--precision", "no", "--language-model", offline[2]]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^(nothing trained|captions|instructions|VQA) ", printed, flags=re.M) == [
+        "nothing trained", "captions", "instructions", "VQA"]
+    scores = [read_json(tmp_path / "run" / f"stage-{k}.json") for k in range(4)]
+    assert {"CIDEr", "CIDEr blind", "VQA", "blind", "oracle", *stages.CHECKS} <= set(scores[3]["scores"])
+    assert len({each["weights"] for each in scores}) == 4, "every stage changes the weights"
+    written = (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns
+    assert cli.main(command) == 0 and capsys.readouterr().out == printed
+    assert (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns == written, "nothing is trained or measured again"
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (["--photographs", "full", "--pictures", "9"], "--pictures and --held-out are for the Shapes world"),
+    (["--language-model", "x"], "--language-model goes with --photographs")])
+def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message):
+    assert cli.main(["train", "stages", "--folder", str(tmp_path / "run"), *wrong]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["03_qformer_gpt2", "04_llava_projection"])

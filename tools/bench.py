@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,8 +44,9 @@ from vlm_lite.files import UserError, data_path, read_json, write_json  # noqa: 
 from vlm_lite.models.qformer import QFormer  # noqa: E402
 from vlm_lite.models.text import build_text_batch  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
+from vlm_lite.optim import MuonAdamW  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
-from vlm_lite.train import step_seed  # noqa: E402
+from vlm_lite.train import step_seed, weight_decay_groups  # noqa: E402
 
 IMAGES, STEPS, ROUNDS, RECORD = 1024, 24, 15, "docs/bench.json"
 SMALL = 64  # pictures of the small form
@@ -93,83 +95,105 @@ def time_evaluators(compute, quick=False):
     line("  programs (Java) started by that call", len(starts), "")
 
 
-def time_stages(compute, quick=False, steps=6):
-    """Pictures a second of notebook 04's second stage: the plain loop, each remedy alone, all, and the ceiling.
+REMEDIES = ("cached features", "rows as long as their batch", "head on answers only", "frozen weights halved",
+            "a picture's questions in one row", "the shorter rows read apart")
 
-    The plain loop encodes its pictures at every step, pads to the longest row of the set, runs the head on all
-    positions and casts frozen weights anew. The ceiling is the language model's own step on the same rows: forward,
-    backward and update, with a prefix of zeros and the batch made beforehand.
+
+def time_stages(compute, quick=False, steps=6):
+    """Pictures a second of notebook 04's stages: the plain loop and ours, the ceiling, and what each remedy does alone.
+
+    The plain loop has a row for each exchange, encodes its pictures at every step, pads to the longest row of the set,
+    reads every row to that end, runs the head on all positions and casts frozen weights anew. The ceiling is the
+    language model's own step on our rows: forward, backward and update, with a prefix of zeros and the batch made
+    beforehand. Each remedy alone is timed in the third stage, the only one where a picture has several exchanges.
     """
-    steps, count, size = (1, SMALL, 4) if quick else (steps, IMAGES, 32)
-    vlm = recipes.new_vlm("mlp").to(compute.device)
-    stages.set_trainable(vlm, "lora")
+    steps, count = (1, SMALL) if quick else (steps, IMAGES)
+    vlm, half = recipes.new_vlm("mlp").to(compute.device), half_precision(compute) or torch.float32
     captions, questions = load_shapes("train", count, progress=False)
     images, _, ids = recipes.load_pictures(captions)
     features = recipes.picture_features(vlm.vision, images, progress=False)
-    texts = stages.stage_texts(stages.Pictures(features, ids, captions, questions))["instructions"]
-    batches = recipes.exchange_batches(torch.arange(count), texts, vlm.tokenizer, size, 1)  # rows in place of features
-    longest = build_text_batch(vlm.tokenizer, [talk for (talk,) in texts])["input_ids"].shape[1]
-    half = half_precision(compute) or torch.float32
-    remedies = ("cached features", "rows as long as their batch", "head on answers only", "frozen weights halved")
+    texts = stages.stage_texts(stages.Pictures(features, ids, captions, questions))
+    total = {"plain": 0.0, "ours": 0.0}
+    for stage in stages.llava_plan(TINY.stage_steps, 4 if quick else TINY.connector_batch_size):
+        stages.set_trainable(vlm, stage.tune)
+        alone = REMEDIES if stage.data == "vqa" else ()
+        plans = {"plain": (), "ours": REMEDIES, **{name: (name,) for name in alone}}
+        took = time_stage(vlm, images, features, texts[stage.data], stage, plans, half, steps)
+        line(f"stage {stage.name}, {stage.batch_size} pictures a step: the plain loop",
+             stage.batch_size / took["plain"], "pictures/s")
+        for remedy in alone:
+            line(f"   {remedy}, alone", took["plain"] / took[remedy], "times", 2)
+        line("   ours", took["plain"] / took["ours"], "times", 2)
+        line("   of the ceiling, the language model's own step", 100 * took["ceiling"] / took["ours"], "%",
+             at_least=90)
+        total = {name: seconds + stage.steps * took[name] for name, seconds in total.items()}
+    line("all three, by the steps of notebook 04: ours", total["plain"] / total["ours"], "times", 2, at_least=1.5)
+
+
+def time_stage(vlm, images, features, texts, stage, plans, half, steps):
+    """{name: the median of a step's seconds} of `plans` {name: the remedies that are taken} and of the "ceiling"."""
+    rows = torch.arange(len(images))  # in the place of features
+    batches = recipes.exchange_batches(rows, texts, vlm.tokenizer, stage.batch_size, stage.per_row)
+    lengths = [sorted(build_text_batch(vlm.tokenizer, [[one] if isinstance(one[0], str) else one for one in said])[
+        "attention_mask"].sum(1).tolist()) for said in texts if said]
+    longest = {True: max(sum(row[-stage.per_row:]) for row in lengths), False: max(row[-1] for row in lengths)}
     learned = [p for p in vlm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
 
-    def make(step):
-        return batches(step, torch.Generator().manual_seed(step))
+    def apart(rows, tokens, mask, labels):
+        """A row for each exchange."""
+        found = [(row, tokens[i, mask[i] == n], labels[i, mask[i] == n]) for i, row in enumerate(rows)
+                 for n in range(1, 1 + int(mask[i].max()))]
+        rows, tokens, labels = zip(*found, strict=True)
+        tokens, mask, labels = (torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value) for
+                                parts, value in ((tokens, 0), ([*map(torch.ones_like, tokens)], 0), (labels, -100)))
+        return torch.stack(rows), tokens, mask, labels
+
+    def make(step, chosen):
+        batch = batches(step, torch.Generator().manual_seed(step))
+        return batch if REMEDIES[4] in chosen else apart(*batch)
 
     def one(step, chosen, batch=None, update=True):
-        rows, tokens, mask, labels = batch or make(step)
-        more = (0, 0 if remedies[1] in chosen else longest - tokens.shape[1])
-        tokens, mask, labels = (F.pad(part, more, value=value).to(compute.device) for part, value in
+        rows, tokens, mask, labels = batch or make(step, chosen)
+        more = (0, 0 if REMEDIES[1] in chosen else max(0, longest[REMEDIES[4] in chosen] - tokens.shape[1]))
+        tokens, mask, labels = (F.pad(part, more, value=value).to(vlm.device) for part, value in
                                 ((tokens, 0), (mask, 0), (labels, -100)))
-        shown = features[rows] if remedies[0] in chosen else vlm.encode(recipes.pixel_values(images[rows]))
-        if remedies[2] in chosen:
+        shown = features[rows] if REMEDIES[0] in chosen else vlm.encode(recipes.pixel_values(images[rows]))
+        if REMEDIES[2] in chosen:
             loss = vlm(shown, tokens, mask, labels).loss
         else:
-            prefix = vlm.prefix(shown)
-            front = (prefix.shape[1], 0)
-            loss = vlm.language_model(inputs_embeds=torch.cat([prefix, vlm.embed(tokens)], 1), use_cache=False,
-                                      attention_mask=F.pad(mask, front, value=1),
-                                      labels=F.pad(labels, front, value=-100)).loss
+            embeds, seen, places, front = vlm._inputs(shown, tokens, mask)
+            logits = vlm.language_model.get_output_embeddings()(vlm._read(embeds, seen, places, mask))
+            loss = vlm.language_model.loss_function(logits, F.pad(labels, (front, 0), value=-100),
+                                                    vocab_size=logits.shape[-1])
         loss.backward()
         if update:
             optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    def precision(chosen):
-        halved = stages.halved(vlm.language_model, half) if remedies[3] in chosen else contextlib.nullcontext()
+    def run(step, chosen, batch=None, update=True):
+        halved = stages.halved(vlm.language_model, half) if REMEDIES[3] in chosen else contextlib.nullcontext()
+        vlm._read = (lambda *given: VLM._read(vlm, *given[:3 + (REMEDIES[5] in chosen)]))
         vlm.train()
-        return halved, torch.autocast(compute.device, half, enabled=half is not torch.float32)
-
-    def run(step, chosen, batch=None):
-        halved, autocast = precision(chosen)
-        with halved, autocast:
-            return seconds(lambda: one(step, chosen, batch))
+        with halved, torch.autocast(vlm.device.type, half, enabled=half is not torch.float32):
+            start = now()
+            return one(step, chosen, batch, update), now() - start
 
     def ceiling(step):
         vlm.prefix = lambda shown: torch.zeros(*shown.shape[:2], vlm.embed.embedding_dim, device=vlm.device,
                                                dtype=vlm.embed.weight.dtype, requires_grad=True)
         try:
-            return run(step, remedies, make(step))
+            return run(step, REMEDIES, make(step, REMEDIES))[1]
         finally:
             del vlm.prefix
 
-    plans, losses = {"plain": (), **{name: (name,) for name in remedies}, "all": remedies}, []
-    for chosen in plans.values():
-        halved, autocast = precision(chosen)
-        with halved, autocast:
-            losses.append(one(0, chosen, update=False))
+    losses = [run(0, chosen, update=False)[0] for chosen in plans.values()]
     if max(losses) - min(losses) > 0.02 * max(losses):
-        raise AssertionError(f"the plans of the second stage do not do the same work: their losses are {losses}")
-    times = [{**{name: run(step, chosen) for name, chosen in plans.items()}, "ceiling": ceiling(step)}
+        raise AssertionError(f"the plans of stage {stage.name} do not do the same work: their losses are {losses}")
+    times = [{**{name: run(step, chosen)[1] for name, chosen in plans.items()}, "ceiling": ceiling(step)}
              for step in range(steps + 2)]  # in turn, on the same rows, so that all meet the same machine
-    took = {name: statistics.median(row[name] for row in times[2:]) for name in times[0]}
-    line("stage 2, plain loop", size / took["plain"], "pictures/s")
-    for remedy in remedies:
-        line(f"   {remedy}, alone", took["plain"] / took[remedy], "times", 2)
-    line("   all four", took["plain"] / took["all"], "times", 2, at_least=1.5)
-    line("   of the ceiling, the language model's own step", 100 * took["ceiling"] / took["all"], "%", at_least=90)
+    return {name: statistics.median(row[name] for row in times[2:]) for name in times[0]}
 
 
 def time_qformer(compute, quick=False, rounds=ROUNDS):
@@ -244,8 +268,19 @@ def time_connector(compute, quick=False, steps=STEPS):
     recipes.train_connector(vlm, features, exchanges, steps=steps, batch_size=size, compute=compute, progress=False,
                             on_step=ceiling)
     own, model = (statistics.median(taken[steps // 3:]) for taken in (whole, alone))
+    vlm.train()
+    batch = batches(0, torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as every:
+        vlm(*batch).loss.backward()
+        MuonAdamW(weight_decay_groups(vlm, 0.0), lr=1e-2).step()
+    vlm.prefix = lambda shown: torch.zeros(size, TINY.num_query_tokens, vlm.embed.embedding_dim, requires_grad=True)
+    with FlopCounterMode(display=False) as models_own:
+        vlm(*batch).loss.backward()
+    share = models_own.get_total_flops() / every.get_total_flops()
     line(f"connector training step, batch {size}", 1000 * own, "ms")
     line("   of the ceiling, the language model's forward and backward", 100 * model / own, "%", at_least=90)
+    line("   the language model's share of the arithmetic; the rest is the nerve's and Muon's", 100 * share, "%")
+    line("   of what this share allows", 100 * model / own / share, "%", at_least=90)
 
 
 def time_answers(compute, quick=False):

@@ -3,10 +3,13 @@
 import argparse
 import dataclasses
 
+from vlm_lite.files import UserError
+
 EXAMPLE = """examples:
   vlm-lite train stages --folder runs/llava                       one process
   torchrun --standalone --nproc_per_node 2 -m vlm_lite train stages --folder runs/llava     two, one a GPU
   torchrun --nnodes 2 --nproc_per_node 4 --rdzv_endpoint HOST:29500 -m vlm_lite train stages --folder SHARED/llava
+  vlm-lite train stages --folder runs/photos --photographs full      COCO's pictures and pretrained models: a GPU
 
 The batch is that of the whole run, shared out among the processes. The same call goes on where a killed one stopped."""
 
@@ -19,6 +22,10 @@ def add_train(commands):
                                 epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages.add_argument("--folder", required=True, help="checkpoints and scores; a run that was cut goes on from here")
     stages.add_argument("--connector", choices=("mlp", "linear"), default="mlp", help="default: mlp, as LLaVA-1.5")
+    stages.add_argument("--photographs", choices=("full", "minimal"),
+                        help="photographs of COCO and pretrained models, about 3 GB from the hub and the COCO site, in "
+                             "place of the Shapes world; minimal asks half as many questions")
+    stages.add_argument("--language-model", metavar="ID", help="with --photographs: another language model of the hub")
     stages.add_argument("--steps", type=_three, metavar="A,B,C", help="steps of the three stages")
     stages.add_argument("--pictures", type=int, metavar="N", help="pictures to train on")
     stages.add_argument("--held-out", type=int, metavar="N", help="pictures to evaluate with")
@@ -39,23 +46,57 @@ def run_train_stages(options):
     """`vlm-lite train stages`: train, evaluate after each stage, print the matrix."""
     from accelerate import PartialState
 
-    from vlm_lite import recipes, stages
-    from vlm_lite.profiles import get_compute, get_profile
+    from vlm_lite import stages
+    from vlm_lite.profiles import get_compute
 
-    profile, compute = get_profile(offers=("tiny", "smoke")), get_compute()
+    compute = get_compute()
     compute = dataclasses.replace(compute, mixed_precision=options.precision or compute.mixed_precision)
     state = PartialState(cpu=compute.device == "cpu")
     state.print(f"{state.num_processes} process{'es' if state.num_processes > 1 else ''}, {compute.device}, "
                 f"precision {compute.mixed_precision}")
+    vlm, train, held_out, plan, more = (_photographs if options.photographs else _shapes)(options, state)
+    found = stages.run_stages(vlm, train, held_out, plan, folder=options.folder, seed=options.seed, compute=compute,
+                              **more)
+    state.print(matrix(found))
+    state.print(f"weights: {options.folder}/stage-3; scores with their intervals: {options.folder}/stage-*.json")
+
+
+def _shapes(options, state):
+    """What `run_stages` wants of the Shapes world: model, pictures to train on and held out, plan, and the rest."""
+    from vlm_lite import recipes, stages
+    from vlm_lite.profiles import get_profile
+
+    if options.language_model:
+        raise UserError("--language-model goes with --photographs: the Shapes world has its own, in the zoo.")
+    profile = get_profile(offers=("tiny", "smoke"))
     vlm = recipes.new_vlm(options.connector, seed=options.seed)
     train, held_out = (stages.load_pictures(vlm.vision, split, count, progress=state.is_main_process) for split, count
                        in (("train", options.pictures or profile.stage_images),
                            ("val", options.held_out or profile.val_images)))
-    found = stages.run_stages(vlm, train, held_out, stages.llava_plan(
-        options.steps or profile.stage_steps, options.batch_size or profile.connector_batch_size),
-        folder=options.folder, seed=options.seed, compute=compute)
-    state.print(matrix(found))
-    state.print(f"weights: {options.folder}/stage-3; scores with their intervals: {options.folder}/stage-*.json")
+    return vlm, train, held_out, stages.llava_plan(
+        options.steps or profile.stage_steps, options.batch_size or profile.connector_batch_size), {}
+
+
+def _photographs(options, state):
+    """The same of photographs."""
+    from vlm_lite import photo_stages, recipes
+    from vlm_lite.data.photographs import FULL, MINIMAL
+    from vlm_lite.data.sources import MODELS
+    from vlm_lite.profiles import T4
+
+    if options.pictures or options.held_out:
+        raise UserError("--pictures and --held-out are for the Shapes world. Photographs come in two sizes: "
+                        "--photographs full or minimal.")
+    vlm = recipes.new_vlm(options.connector, seed=options.seed, vision_model=MODELS["eye"],
+                          language_model=options.language_model or MODELS["instruct brain"]).to(state.device)
+    choice = MINIMAL if options.photographs == "minimal" else FULL
+    train, held_out = (photo_stages.load_photos(vlm.vision, split, choice, progress=state.is_main_process)
+                       for split in ("train", "val"))
+    prompt = photo_stages.user_prompt(vlm.tokenizer)
+    plan = photo_stages.photo_plan(options.steps or T4.stage_steps, options.batch_size or photo_stages.BATCH_SIZE)
+    return vlm, train, held_out, plan, {
+        "texts": photo_stages.photo_texts(train, prompt),
+        "measure": lambda vlm: photo_stages.evaluate_photos(vlm, held_out, prompt)}
 
 
 def matrix(found):

@@ -8,8 +8,9 @@ import functools
 from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 
-from . import recipes
+from . import recipes, stages
 from .data.formats import image_tensor
 from .data.instructions import as_pairs
 from .data.language import CAPTION_PROMPT, chat_prompt
@@ -19,6 +20,7 @@ from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from .evals.vqa import vqa_scores
 
 QFORMER = dict(num_query_tokens=32, width=768, num_layers=6, num_heads=12, mlp_width=3072, cross_attention_frequency=2)
+BATCH_SIZE = 16  # pictures a step of LLaVA's first stage, and half as many later
 SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's words for it
 
 
@@ -34,9 +36,15 @@ class Photos(NamedTuple):
 
 def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     """The Photos of a split, "train" or "val": downloaded, decoded and encoded once. See `load_photographs`."""
-    tables = load_photographs(split, choice, mirror=mirror, progress=progress)
-    images, ids = image_tensor(tables.captions, vision.config.image_size)
-    return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
+    with PartialState().main_process_first():
+        tables = load_photographs(split, choice, mirror=mirror, progress=progress)
+        images, ids = image_tensor(tables.captions, vision.config.image_size)
+        return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
+
+
+def photo_plan(steps, batch_size=BATCH_SIZE):
+    """`stages.llava_plan` at the learning rates of pretrained models, which are lower than those of the small world."""
+    return stages.llava_plan(steps, batch_size, lr=1e-3, lora_lr=2e-4)
 
 
 class TemplatePrompt:

@@ -174,6 +174,40 @@ def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(featur
     assert (plain - expected).abs().max() > 1e-2, "without the numbers a later exchange reads the earlier ones"
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("layout", ["padded right", "padded left", "numbered"])
+def test_reading_rows_of_like_length_together_changes_neither_the_loss_nor_a_gradient(monkeypatch, layout, attention):
+    vlm, draw = make_vlm(attention=attention, num_query_tokens=3).train(), torch.Generator().manual_seed(0)
+    count, length = 37, 30  # groups of 19 and 18
+    lengths = torch.randint(4, length - 5, (count, 1), generator=draw)
+    place = torch.arange(length)
+    mask = ((place < lengths) if layout != "padded left" else (place >= length - lengths)).long()
+    if layout == "numbered":
+        mask = mask * (1 + (place >= lengths // 2))
+    ids = torch.randint(6, len(WORDS), (count, length), generator=draw)
+    labels = torch.where((mask > 0) & (torch.rand(count, length, generator=draw) < 0.5), ids, -100)
+    shown, read = torch.randn(count, 16, 24, generator=draw), []
+    vlm.language_model.get_decoder().register_forward_hook(
+        lambda decoder, given, out: read.append(out.last_hidden_state[..., 0].numel()))
+
+    def learnt():
+        read.clear()
+        vlm.zero_grad()
+        loss = vlm(shown, ids, mask, labels).loss
+        loss.backward()
+        return loss, [p.grad.clone() for p in vlm.connector.parameters()], sum(read)
+
+    loss, gradients, positions = learnt()
+    monkeypatch.setattr("vlm_lite.models.vlm.GROUPS", 1)
+    whole_loss, whole_gradients, whole = learnt()
+    monkeypatch.setattr(vlm, "_read", lambda *inputs: VLM._read(vlm, *inputs[:3]))
+    plain_loss, plain_gradients, every = learnt()
+    torch.testing.assert_close((loss, gradients), (plain_loss, plain_gradients))
+    torch.testing.assert_close((whole_loss, whole_gradients), (plain_loss, plain_gradients))
+    assert every == count * (3 + length)
+    assert positions == every if layout == "padded left" else positions < 0.9 * whole < 0.9 * every
+
+
 def test_a_blind_model_has_no_prefix_and_equals_the_language_model():
     vlm, batch = make_vlm().eval(), build_text_batch(make_tokenizer(), EXCHANGES)
     expected = vlm.language_model(**batch)

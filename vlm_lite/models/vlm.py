@@ -24,6 +24,8 @@ from vlm_lite.models.text import IGNORE, load_language_model, special_ids, token
 from vlm_lite.models.text import build_text_batch as build_text_batch
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
+GROUPS = 2  # of rows in a training batch, on a CPU: more of them cost more calls than they save padding
+
 
 class VLMOutput(NamedTuple):
     """loss: scalar, or None without labels. logits (B, T, V), text positions only; None while training on labels."""
@@ -149,6 +151,26 @@ class VLM(nn.Module):
         mask = torch.zeros(hidden.shape, device=number.device, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
         return mask[:, None], position_ids
 
+    def _read(self, embeds, mask, position_ids, attention_mask=None):
+        """The decoder's hidden states (B, Q+T, D); with the text's mask (B, T), zeros where nothing but padding stands.
+
+        A CPU's time goes with the number of positions: there the shorter rows are read apart from the longer, each group
+        no further than its longest row.
+        """
+        decoder = self.language_model.get_decoder()
+        if attention_mask is None or embeds.device.type != "cpu":
+            return decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
+                           use_cache=False).last_hidden_state
+        ends = ((attention_mask > 0) * torch.arange(1, 1 + attention_mask.shape[1])).amax(dim=1)  # of each row's text
+        order, length, read = ends.argsort(), embeds.shape[1], []
+        for rows in order.chunk(GROUPS):
+            end = length - attention_mask.shape[1] + int(ends[rows].max())
+            end = min(8 * -(-end // 8), length)  # few shapes: a CPU plans its matmuls once for each
+            hidden = decoder(inputs_embeds=embeds[rows, :end], position_ids=position_ids[rows, :end], use_cache=False,
+                             attention_mask=mask[rows, :end] if mask.ndim == 2 else mask[rows, :, :end, :end])
+            read.append(F.pad(hidden.last_hidden_state, (0, 0, 0, length - end)))
+        return torch.cat(read)[order.argsort()]
+
     def forward(self, features, input_ids, attention_mask=None, labels=None):
         """One step of teacher forcing -> VLMOutput(loss, logits).
 
@@ -162,9 +184,8 @@ class VLM(nn.Module):
         input_ids = input_ids.to(self.device)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
         embeds, mask, position_ids, num_prefix = self._inputs(features, input_ids, attention_mask)
-        decoder, head = self.language_model.get_decoder(), self.language_model.get_output_embeddings()
-        hidden = decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
-                         use_cache=False).last_hidden_state  # (B, Q+T, D)
+        head = self.language_model.get_output_embeddings()
+        hidden = self._read(embeds, mask, position_ids, attention_mask if self.training else None)  # (B, Q+T, D)
         # The vocabulary is large: logits of the prefix, (B, Q, V), would be computed for nobody.
         logits = head(hidden[:, num_prefix:]) if labels is None or not self.training else None  # (B, T, V)
         if labels is None:

@@ -179,7 +179,7 @@ def rehearse_stages(profile, compute, steps, batch_size, timed, note):
             stage = next(stage for stage in plan if stage.name == name)
             note(f"stage {name}, a step", history.seconds[-1] / stage.steps, stage.batch_size, "pictures")
 
-    plan = stages.llava_plan((steps,) * 3, batch_size, lr=1e-3, lora_lr=2e-4)
+    plan = photo_stages.photo_plan((steps,) * 3, batch_size)
     return stages.run_stages(vlm, train, held_out, plan, texts=photo_stages.photo_texts(train, prompt), measure=measure,
                              on_stage=trained, compute=compute, progress=False)
 
