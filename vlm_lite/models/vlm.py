@@ -24,7 +24,7 @@ from vlm_lite.models.text import IGNORE, load_language_model, special_ids, token
 from vlm_lite.models.text import build_text_batch as build_text_batch
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
-GROUPS = 2  # of rows in a training batch, on a CPU: more of them cost more calls than they save padding
+GROUPS = 2  # of rows in a training batch, on a CPU: more groups cost more calls than they save padding
 
 
 class VLMOutput(NamedTuple):
@@ -152,7 +152,7 @@ class VLM(nn.Module):
         return mask[:, None], position_ids
 
     def _read(self, embeds, mask, position_ids, attention_mask=None):
-        """The decoder's hidden states (B, Q+T, D); with the text's mask (B, T), zeros where nothing but padding stands.
+        """The decoder's hidden states (B, Q+T, D); with the text's mask (B, T), zeros where only padding stands.
 
         A CPU's time goes with the number of positions: there the shorter rows are read apart from the longer, each group
         no further than its longest row.
