@@ -1,6 +1,11 @@
 """The tools behind `make notebooks`, `make course` and `make colab` do what their pages say."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jupytext
 import nbformat
@@ -151,6 +156,47 @@ def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(cours
     index = (course_folder / "build" / "course" / "index.html").read_text()
     assert "2 apples" in index and "failed in cell 4" in index
     assert "HEADLINE" in (course_folder / "build" / "course" / "00_sums.html").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_where_make_course_stopped_and_shows_no_traceback(course_folder):
+    (course_folder / "notebooks" / "01_long.py").write_text(SOURCE.replace("1 + 1", "__import__('time').sleep(600)"))
+    script = ("from pathlib import Path; from tools import course, notebooks; import sys; root = Path(sys.argv[1]); "
+              "notebooks.sources = lambda: sorted((root / 'notebooks').glob('*.py')); course.ROOT = root; "
+              "course.OUT = root / 'build'; sys.exit(course.main())")
+    process = subprocess.Popen([sys.executable, "-c", script, course_folder], cwd=notebooks.ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("[2/2]"):
+            break
+    time.sleep(5)  # the second notebook is at work
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == ("Stopped in 01_long; the 1 notebooks before it have new pages in build. "
+                              "`make course` begins again with the first.")
+    assert (course_folder / "build" / "00_sums.html").exists()
+
+
+def test_a_page_links_to_pages_and_says_what_its_figures_show():
+    picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": '<Figure: a "b" & c>'})
+    page = course.as_html(nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_markdown_cell("[03](03_qformer_gpt2.ipynb) and [part](04_llava.ipynb#a-part)"),
+        nbformat.v4.new_code_cell("x", outputs=[picture])]), "00_sums")
+    assert 'href="03_qformer_gpt2.html"' in page and 'href="04_llava.html#a-part"' in page
+    assert 'alt="a &quot;b&quot; &amp; c"' in page and "No description" not in page
+
+
+def test_a_long_installation_says_that_it_goes_on_and_a_failed_one_what_to_look_for(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(install, "EVERY", 0.2)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nsleep 0.7\n")
+    program.chmod(0o755)
+    install.pip(program, ["nothing"])
+    assert capfd.readouterr().out.count("installing: ") >= 2
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(SystemExit, match="pip could not install"):
+        install.pip(program, ["nothing"])
 
 
 def test_a_headline_is_the_last_line_that_begins_with_it():

@@ -1,6 +1,7 @@
 """`make course`: run every notebook on tiny, and write what it showed to build/course/index.html."""
 
 import html
+import re
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,14 @@ def main():
     if not paths:
         sys.exit("there is no notebook in notebooks/: is this a whole clone?")
     OUT.mkdir(parents=True, exist_ok=True)
-    results = [course_run(path, k, len(paths)) for k, path in enumerate(paths, start=1)]
+    results = []
+    try:
+        for k, path in enumerate(paths, start=1):
+            results.append(course_run(path, k, len(paths)))
+    except KeyboardInterrupt:
+        print(f"\nStopped in {paths[len(results)].stem}; the {len(results)} notebooks before it have new pages in "
+              f"{OUT.relative_to(ROOT)}. `make course` begins again with the first.", file=sys.stderr)
+        return 130
     print_table(results)
     write_index(results)
     print(f"\nRead it: {OUT.relative_to(ROOT) / 'index.html'}")
@@ -63,10 +71,14 @@ def course_run(path, k, of):
 
 
 def as_html(notebook, name):
-    """The page of an executed notebook, figures inside."""
+    """The page of an executed notebook: figures inside, each described by its label, and links to the other pages."""
     from nbconvert import HTMLExporter
 
-    return HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    page = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    labels = [html.escape(label, quote=True) for label in execute.figure_labels(notebook)]
+    page = re.sub(r'alt="No description has been provided for this image"',
+                  lambda _: f'alt="{labels.pop(0) if labels else "a figure"}"', page)
+    return re.sub(r'href="([0-9]{2}_\w+)\.ipynb', r'href="\1.html', page)
 
 
 def print_table(results):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tempfile
 import threading
 import time
@@ -81,7 +82,9 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
                                 resources={"metadata": {"path": folder}})
         client.on_cell_start = lambda cell, cell_index: on_cell and on_cell(cell_index + 1, len(notebook.cells))
         start = time.perf_counter()
-        with client.setup_kernel(env=environment), PeakMemory(client.km.provisioner.process.pid) as peak:
+        # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
+        with (client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
+              PeakMemory(client.km.provisioner.process.pid) as peak):
             for index, cell in enumerate(notebook.cells):
                 try:
                     client.execute_cell(cell, index)
@@ -142,6 +145,12 @@ def figures(notebook, tag=None):
     return [output.data["image/png"] for cell in notebook.cells
             if tag is None or tag in cell.metadata.get("tags", [])
             for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def figure_labels(notebook):
+    """What each PNG picture in the outputs shows, in order: the text that stands beside it, `<Figure: ...>`."""
+    return [output.data.get("text/plain", "").removeprefix("<Figure: ").removesuffix(">") or "a figure"
+            for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
 
 
 def read_notebook(path):

@@ -11,13 +11,16 @@ progress bars are saved as widgets and no longer as text.
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+EVERY = 20  # seconds
 PAIR_WORKS = "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
 
 
@@ -68,8 +71,18 @@ def on_top(python):
 
 
 def pip(python, arguments, environment=None):
-    """pip install, with errors shown and nothing else; stops the set-up with a hint where pip fails."""
-    if run(python, "-m", "pip", "install", "-qq", *arguments, env={**os.environ, **(environment or {})}).returncode:
+    """pip install, with errors and a line every `EVERY` seconds; stops the set-up with a hint where pip fails."""
+    command = [str(part) for part in (python, "-m", "pip", "install", "-qq", *arguments)]
+    started, free = time.monotonic(), shutil.disk_usage(ROOT).free
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, **(environment or {})})
+    while True:
+        try:
+            failed = process.wait(EVERY)
+            break
+        except subprocess.TimeoutExpired:
+            written = max(0, free - shutil.disk_usage(ROOT).free) / 1e9
+            print(f"  installing: {time.monotonic() - started:.0f} s, {written:.1f} GB on disk so far", flush=True)
+    if failed:
         sys.exit("pip could not install what the course needs (see above). A network that reaches the package index, "
                  "about 10 GB of free disk and a fresh folder (remove .venv) are what it usually lacks.")
 

@@ -154,8 +154,8 @@ class VLM(nn.Module):
     def _read(self, embeds, mask, position_ids, attention_mask=None):
         """The decoder's hidden states (B, Q+T, D); with the text's mask (B, T), zeros where only padding stands.
 
-        A CPU's time goes with the number of positions: there the shorter rows are read apart from the longer, each group
-        no further than its longest row.
+        A CPU's time goes with the number of positions: there the shorter rows are read apart from the longer, and each
+        group no further than its longest row.
         """
         decoder = self.language_model.get_decoder()
         if attention_mask is None or embeds.device.type != "cpu":
