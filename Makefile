@@ -46,7 +46,7 @@ colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's publish
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
 	VLM_LITE_PROFILE=tiny $(COLAB_VENV)/bin/python -m pytest tests
 
-setup: $(READY)
+setup: $(READY)  ## the environment alone, .venv
 
 $(READY): requirements.txt pyproject.toml
 	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV)

@@ -362,5 +362,7 @@ def test_the_command_trains_evaluates_and_prints_the_matrix(tmp_path, capsys, mo
     printed = capsys.readouterr().out
     assert printed.startswith("1 process, cpu") and "instructions" in printed
     assert json.loads((tmp_path / "run" / "stage-3.json").read_text())["scores"]["VQA"] == [0.5, 0.4, 0.6]
-    with pytest.raises(SystemExit):
-        cli.main(["train", "stages", "--folder", "x", "--steps", "1,2"])
+    for wrong in ("1,2", "a,b,c", "1,0,2"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "stages", "--folder", "x", "--steps", wrong])
+        assert f"{wrong!r} is not three numbers of 1 or more" in capsys.readouterr().err

@@ -321,7 +321,7 @@ def lab_table(root=ROOT):
         title = f"{name[:2]} {facts((root / 'notebooks' / f'{name}.py').read_text(encoding='utf-8'))['title']}"
         text = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
         reading = re.search(r"\*\*Reading time:\*\* (\d+) min", text)
-        before = re.search(r"\*\*Before this:\*\*\s+(.*?)\.(?:\s|$)", text, flags=re.S)
+        before = re.search(r"\*\*Before this:\*\*\s+(.*?)(?:\.\s|\.?$|\n\n)", text, flags=re.S)
         before = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split())) if before else ""
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/labs/{name}.ipynb"
         rows.append(f"| [{title}](labs/{name}.ipynb) | {len(found)} | {sum(each.points for each in found)} | "

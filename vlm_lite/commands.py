@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from vlm_lite.files import UserError
+from vlm_lite.profiles import T4, TINY
 
 EXAMPLE = """examples:
   vlm-lite train stages --folder runs/llava                       one process
@@ -26,20 +27,29 @@ def add_train(commands):
                         help="photographs of COCO and pretrained models, about 3 GB from the hub and the COCO site, in "
                              "place of the Shapes world; minimal asks half as many questions")
     stages.add_argument("--language-model", metavar="ID", help="with --photographs: another language model of the hub")
-    stages.add_argument("--steps", type=_three, metavar="A,B,C", help="steps of the three stages")
-    stages.add_argument("--pictures", type=int, metavar="N", help="pictures to train on")
-    stages.add_argument("--held-out", type=int, metavar="N", help="pictures to evaluate with")
-    stages.add_argument("--batch-size", type=int, metavar="N", help="pictures a step, over all processes")
+    stages.add_argument("--steps", type=_three, metavar="A,B,C", 
+                        help=f"steps of the three stages (default {_of(TINY.stage_steps)}; photographs "
+                             f"{_of(T4.stage_steps)})")
+    stages.add_argument("--pictures", type=int, metavar="N", help=f"pictures to train on (default {TINY.stage_images})")
+    stages.add_argument("--held-out", type=int, metavar="N",
+                        help=f"pictures to evaluate with (default {TINY.val_images})")
+    stages.add_argument("--batch-size", type=int, metavar="N",
+                        help="pictures a step of the first stage, over all processes; later stages take half as many "
+                             f"(default {TINY.connector_batch_size}; photographs 16)")
     stages.add_argument("--seed", type=int, default=0)
     stages.add_argument("--precision", choices=("no", "bf16", "fp16"), help="default: what this machine is good at")
     stages.set_defaults(call=run_train_stages)
 
 
+def _of(steps):
+    return ",".join(map(str, steps))
+
+
 def _three(text):
-    steps = tuple(int(part) for part in text.split(","))
-    if len(steps) != 3 or min(steps) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers of 1 or more, such as 120,100,100")
-    return steps
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers of 1 or more, such as 120,60,100")
+    return tuple(map(int, parts))
 
 
 def run_train_stages(options):
@@ -82,7 +92,6 @@ def _photographs(options, state):
     from vlm_lite import photo_stages, recipes
     from vlm_lite.data.photographs import FULL, MINIMAL
     from vlm_lite.data.sources import MODELS
-    from vlm_lite.profiles import T4
 
     if options.pictures or options.held_out:
         raise UserError("--pictures and --held-out are for the Shapes world. Photographs come in two sizes: "

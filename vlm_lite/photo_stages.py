@@ -43,8 +43,8 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
 
 
 def photo_plan(steps, batch_size=BATCH_SIZE):
-    """`stages.llava_plan` at the learning rates of pretrained models, which are lower than those of the small world."""
-    return stages.llava_plan(steps, batch_size, lr=1e-3, lora_lr=2e-4)
+    """`stages.llava_plan` as LLaVA's authors have it for pretrained models: AdamW throughout, at their rates."""
+    return stages.llava_plan(steps, batch_size, lr=1e-3, lora_lr=2e-4, optimizer="adamw")
 
 
 class TemplatePrompt:

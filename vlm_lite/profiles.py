@@ -257,7 +257,7 @@ def resolve_model(name):
     """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
 
     A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
-    `data.sources`. Raises UserError when the zoo lacks the model.
+    `data.sources`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
     """
     if Path(name).is_dir():
         return name
@@ -265,6 +265,10 @@ def resolve_model(name):
         from vlm_lite.data.sources import mirrored_model
 
         return mirrored_model(name) or name
+    zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
+    if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):
+        raise UserError(f"{name!r} is neither a folder nor a model of the zoo. The zoo has {', '.join(zoo)}; an id of "
+                        "the hub has a / in it.")
     return str(data_path("zoo", name))
 
 

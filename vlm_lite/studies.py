@@ -121,7 +121,7 @@ def llava_failures(seed, profile):
     def after(name, start, stage, **changed):
         vlm, said = copy.deepcopy(start), stages.stage_texts(pictures, seed=seed, **changed)
         histories.append(stages.train_stage(vlm, pictures.features, said[stage.data], stage, seed=seed,
-                                            description=name))
+                                            optimizer=stage.optimizer, description=name))
         measured(name, vlm)
         return vlm
 

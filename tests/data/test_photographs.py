@@ -157,9 +157,11 @@ def test_a_model_is_found_in_a_mirror_that_is_a_folder(tmp_path, monkeypatch):
     assert mirrored_model("someone/other") is None
 
 
-@pytest.mark.parametrize("options", [{"images": 3}, {"brain": "llama"}])
-def test_a_rehearsal_of_nothing_is_refused(options):
-    with pytest.raises(UserError, match="expected 16 or more, and 'brain' or 'instruct brain'"):
+@pytest.mark.parametrize("options, message", [
+    ({"images": 3}, "a rehearsal with 3 images; expected 16 or more"),
+    ({"brain": "llama"}, "brain is 'llama'; expected 'brain' or 'instruct brain'")])
+def test_a_rehearsal_of_nothing_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
         rehearsal.make_profile(**options)
 
 

@@ -219,7 +219,7 @@ def test_a_row_without_a_picture_and_a_picture_that_is_none_are_not_written(tmp_
         write_folder(read_mmbench(file), tmp_path / "out")
     table = read_folder(own)
     (own / "b.png").write_bytes(b"<html>no picture</html>")
-    with pytest.raises(UserError, match="b.png cannot be copied"):
+    with pytest.raises(UserError, match="b.png cannot be copied: it is damaged, or not a picture"):
         write_folder(table, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 

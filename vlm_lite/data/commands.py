@@ -24,7 +24,8 @@ SAMPLE = """examples:
 
 The sample holds COUNT pictures with all that belongs to them (all rotations of an MMBench question), chosen by the
 seed: sample/images/ and sample/metadata.jsonl, one row of the common table a line. `vlm_lite.data.readers.read_folder`
-reads it, and so does `datasets.load_dataset("imagefolder", data_dir="sample")`.
+reads it, and so does `datasets.load_dataset("imagefolder", data_dir="sample")`. Its rows are what every part of the
+course takes: ask a model about them (notebook 05, "Evaluate your own model" in the README), or encode and train.
 
 Your own pictures work the same way: a folder with a metadata.jsonl of lines such as
   {"file_name": "beach.jpg", "captions": ["two people on a beach"]}
@@ -151,7 +152,8 @@ def _write_picture(cell, folder, image_id):
         with PIL.Image.open(io.BytesIO(data)) as picture:
             kind = picture.format.lower()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied ({error}). Make or "
+        why = "it is damaged, or not a picture" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise UserError(f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied: {why}. Make or "
                         "download it again.") from error
     name = f"{image_id:012d}.{'jpg' if kind == 'jpeg' else kind}"
     (folder / name).write_bytes(data)

@@ -153,7 +153,7 @@ def find_images(candidates, folder, file, field):
             absent.append(" or ".join(names))
     if absent:
         raise UserError(f"{file}: {len(absent)} of {len(candidates)} pictures are not in {folder}, for example "
-                        f"{absent[0]}. Make or download them, or keep only the images that are there (image_ids=).")
+                        f"{absent[0]}. Make or download them, or take what speaks of them out of that file.")
     return found
 
 

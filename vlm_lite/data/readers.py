@@ -126,6 +126,10 @@ def read_folder(folder):
     line and field of what is missing, misspelt or of a wrong kind, and of a name that leaves the folder.
     """
     file = Path(folder) / LISTING
+    if not file.exists():
+        raise UserError(f"{folder} holds no {LISTING}. It says what belongs to each picture, in lines such as "
+                        '{"file_name": "beach.jpg", "captions": ["two people on a beach"]}. More of it: vlm-lite data '
+                        "sample --help.")
     names, rows = {}, []
     for number, (where, record) in enumerate(read_lines(file), 1):
         name = field(record, "file_name", str, file, where)

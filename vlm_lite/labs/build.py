@@ -45,7 +45,8 @@ def read(path):
     """The notebook in the file `path`, as a dict whose sources are strings. Raises UserError where it is none."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file. Name a notebook, a file that ends in .ipynb.")
+        raise UserError(f"{path} does not exist or is not a file. Name a notebook, a file that ends in .ipynb; to "
+                        "grade, a folder of them will do.")
     if path.stat().st_size > LARGEST:
         raise UserError(f"{path} has {path.stat().st_size / 1e6:.0f} MB; a notebook of at most {LARGEST / 1e6:.0f} MB "
                         "is expected. Clear its outputs and save it again.")

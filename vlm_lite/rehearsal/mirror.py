@@ -38,9 +38,10 @@ def make_profile(images=64, *, brain="brain"):
     images: how many pictures the made COCO has; half are to train on, an eighth are held out. brain: "brain" (GPT-2) or
     "instruct brain" (Qwen2.5-0.5B, 1 GB more), the keys of `sources.MODELS`.
     """
-    if images < 16 or brain not in ("brain", "instruct brain"):
-        raise UserError(f"rehearsal with images={images}, brain={brain!r}; expected 16 or more, and 'brain' or "
-                        "'instruct brain'.")
+    if images < 16:
+        raise UserError(f"a rehearsal with {images} images; expected 16 or more.")
+    if brain not in ("brain", "instruct brain"):
+        raise UserError(f"brain is {brain!r}; expected 'brain' or 'instruct brain'.")
     root = home() / f"rehearsal-{VERSION}" / f"{images}-{brain.replace(' ', '-')}"
     mirror = root / "mirror"
     if not mirror.exists():
