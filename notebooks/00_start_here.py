@@ -210,9 +210,10 @@ ask(None, question, "no picture")
 #
 # ## Five fixed questions
 #
-# Shapes asks seven kinds of questions: colour, shape, size, number, presence, position and handwriting. Here are five of
-# them, one each about five fixed pictures. You will meet this scoreboard again: every later notebook ends with it, so
-# that you can watch *your* model go from blind to seeing.
+# Shapes asks seven types of questions: *colour*, *shape*, *size*, *count*, *existence* ("is there ...?"), *relation* ("is
+# it above ...?") and *digit*. Here are five questions of five of these types, each about a fixed picture. They are picked so
+# that a guess seldom helps: each has the answer that is rarest in its type. You will meet this scoreboard again: every later
+# notebook ends with it, so that you can watch *your* model go from blind to seeing.
 
 # %%
 from vlm_lite.data.shapes import five_questions
@@ -303,7 +304,7 @@ plots.show_images(shown, titles)
 # %% [markdown]
 # ## A few pictures prove nothing
 #
-# So we ask some hundred questions, each under five conditions:
+# So we ask some three hundred questions, each under five conditions:
 #
 # | condition | what the brain gets | what it tells |
 # |---|---|---|
@@ -313,13 +314,15 @@ plots.show_images(shown, titles)
 # | **the VLM** | its own picture | |
 # | **oracle** | no picture, the scene described in words | what this brain could answer if the nerve lost nothing |
 #
-# Two figures sum it up, in points of the official VQA accuracy (an answer counts by how many of ten people gave it):
+# Two figures sum it up, in points of the official VQA accuracy. It compares an answer with those of ten people. Nobody was
+# asked about Shapes: a rule writes the ten, mostly one word, sometimes with another word for the same ("big" for "large").
 #
 # $$ \text{multimodal gain} = \text{VLM} - \text{blind} \qquad\qquad \text{bridge score} = \frac{\text{VLM} -
 # \text{blind}}{\text{oracle} - \text{blind}} $$
 #
 # The gain says how much the picture is worth to the model. The bridge score says how much of what this brain could know
-# came through this nerve.
+# came through this nerve. The oracle is a ceiling on the whole only: where the questions are few, as in a single type, the
+# VLM may pass it by chance, and the bridge score is then above 1.
 #
 # The questions come in **complementary pairs**, as in the data set VQA v2: the same words about two pictures, with two
 # different answers. **Predict first:** what accuracy will the VLM reach, in percent? Your guess is the dashed line.
@@ -410,8 +413,8 @@ if some:
 # <details><summary>Hint</summary>
 #
 # Change one thing at a time: the same scene, once with all colours alike and once with each different. Then look at the
-# last figure: where the diamond (oracle) is high and the bar low, the picture does not get through; where the diamond
-# is low as well, the brain itself cannot do it.
+# figure *Which questions can it answer?*: where the diamond (oracle) is high and the bar low, the picture does not get
+# through; where the diamond is low as well, the brain itself cannot do it.
 #
 # </details>
 
@@ -465,8 +468,10 @@ if present:
 # number mean? (2) Suppose that shuffled pictures scored clearly *below* blind. Would that speak for or against the
 # model? (3) The oracle reads the scene in words. Why is it a ceiling for this nerve, and why not for every VLM?
 #
-# **Where next.** [Notebook 01](01_clip_infonce.ipynb) trains an eye from nothing: pictures, captions, one loss.
-# [Notebook 03](03_qformer_gpt2.ipynb) grows the nerve between that eye and this brain.
+# **Where next.** [Notebook 01](01_clip_infonce.ipynb): it trains an eye from nothing, with pictures, captions and one loss.
+# The order is 01, then [02](02_vit.ipynb) (inside the eye), [03](03_qformer_gpt2.ipynb) (the nerve),
+# [04](04_llava_projection.ipynb) (a plainer nerve, and a chat), [05](05_evaluation.ipynb) (scores) and
+# [06](06_bug_museum.ipynb) (silent bugs).
 #
 # ## Glossary
 #

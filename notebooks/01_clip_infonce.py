@@ -61,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 # **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
-# this leads. How the towers work inside is the next chapter; here they are two functions.
+# this leads. How the towers work inside is for notebook [02](02_vit.ipynb); here they are two functions.
 #
 # This notebook runs in the small Shapes world. Its last part is about photographs, and needs a GPU and a network (profile
 # `t4`). **That part has not been verified on a GPU yet.**
@@ -225,8 +225,9 @@ row("L_image", image_loss, (), torch.allclose(image_loss, surprise.mean()))
 # ## 5. Temperature: how sharply to look
 #
 # Cosines live in $[-1, 1]$, too narrow a range for a softmax to be sure of anything. Dividing by a small $\tau$ stretches
-# it. A small $\tau$ makes the nearest wrong caption count for almost everything; a large one treats all alike. The
-# cosines below are made up; the second candidate is nearly as good as the first.
+# it. A large $\tau$ treats all candidates alike. A small one is sure of the nearest, and of the wrong captions only the
+# nearest rival is felt: in the gradient each wrong one weighs as much as its probability. The cosines below are made up;
+# the second candidate is nearly as good as the first. Compare it with the third in each row.
 
 # %%
 cosines = torch.tensor([0.80, 0.75, 0.30, -0.10])
@@ -357,10 +358,9 @@ print(f"on this small matrix: R@1 {recall_at_k(small, 1):.2f}, R@2 {recall_at_k(
       f"R@3 {recall_at_k(small, 3):.2f}; read by columns R@1 {recall_at_k(small.T, 1):.2f}")
 
 # %% [markdown]
-# Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: two scenes may hold the
-# same things in the same quarters of the picture, so that their captions fit one another and no eye could do better than
-# guess. We compute it from the captions; the fewer such twins a gallery has, the nearer it is to 100%. The scorer of the
-# package, used from here on, also counts two captions with identical words as one.
+# Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: where captions fit one
+# another's pictures as well, no eye can do better than guess. Here the first captions are so precise that it hardly comes
+# into play; on photographs it does. The package's scorer, used from here on, counts captions with identical words as one.
 
 # %%
 from vlm_lite.evals.retrieval import chance_recall
@@ -405,7 +405,8 @@ print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {hist
 
 # %% [markdown]
 # **Is my loss normal?** The band is a recorded study: the same training with several seeds. While the loss falls steeply
-# a curve may run beside it for some steps. If yours *stays* outside, check in this order: *flat at the dotted line* means
+# a curve may run beside it for some steps. And a further run lies outside the range of so few at many points by chance alone:
+# the title gives the usual share inside. If yours *stays well* outside, check in this order: *flat at the dotted line* means
 # that nothing is learnt (is the loss detached, are pictures and captions still in the same order?); *above the band*: a
 # changed learning rate, embeddings of other lengths than 1, or a temperature that does not learn; *below the band*: a
 # smaller batch, whose $\log N$ is lower, or half of the loss missing.
@@ -438,6 +439,7 @@ with torch.no_grad():
 figure = plots.loss_curve((history.steps, information_bound(torch.tensor(history.losses), size)),
                           ylabel="log N − loss (nats)", title=f"Information, batches of {size}")
 axes = figure.axes[0]
+figure.legends[0].remove()  # one legend, inside the axes, for all three
 axes.axhline(math.log(size), color="black", linestyle=":", label=f"the most that N = {size} can prove: {math.log(size):.2f}")
 axes.plot(history.steps[-1], test_bound, "D", color="#D55E00", label=f"test pairs, N = {size}: {test_bound:.2f}")
 axes.set_ylim(top=1.1 * math.log(size))
@@ -466,7 +468,7 @@ recall = recipes.clip_recall(model, pictures, texts, tokenizer)
 interval = study["summary"]["val image to text R@5"]
 print(f"HEADLINE: image-to-text R@5 {recall['image_to_text'][5]:.1%} among {len(texts):,} captions "
       f"(chance {chance[5]:.1%}, ceiling {ceiling[5]:.1%})")
-print(f"recorded over {len(study['seeds'])} seeds at full length: {interval['low']:.1%} to {interval['high']:.1%}")
+print(f"recorded over {len(study['seeds'])} seeds: {interval['low']:.1%} to {interval['high']:.1%}")
 plots.recall_bars(recall, chance=chance, ceiling=ceiling, guess={5: my_guess},
                   title=f"Retrieval among {len(texts):,} unseen pairs")
 
@@ -496,8 +498,9 @@ for name, recalls in {**rows, "chance": chance}.items():
 #
 # Four pairs of colour and shape were held out of all training pictures and captions. A model that had memorised whole
 # phrases would fall to chance on them; one that has learnt *red* and *star* wholly apart would lose nothing. Where between
-# the two is this one? Both galleries below have the same size. A caveat: all pictures of the second share those four
-# pairs, so that its wrong answers are a little more alike.
+# the two is this one? (Look ahead: section 13 shows that colours and places earn most of this score, and shapes little.)
+# Both galleries below have the same size. A caveat: all pictures of the second share those four pairs, so that its wrong
+# answers are a little more alike.
 
 # %%
 novel_pictures, novel_captions, _ = recipes.load_pictures(shapes.load_shapes("novel", profile.val_images // 2)[0])
@@ -570,6 +573,11 @@ for kind, ensemble in ensembles.items():
           f"{1 / len(ensemble):10.1%}")
 
 # %% [markdown]
+# **Read it.** The colour is learnt. The shape hardly: it stays near chance, although the recall of section 10 is high.
+# For that recall colours and places were enough, so nothing in the loss pressed for shapes. The score on held-out pairs in
+# section 12 is then mostly one of colour and place, and says little about *red* and *star* put together. Section 16 asks an
+# eye whose captions left it no such way out.
+#
 # ## 14. Two things the loss does by the way
 #
 # > **Myth: "CLIP's temperature is fixed at 0.07."** That is where it *starts*. $t$ is a parameter like any other, and
@@ -626,9 +634,9 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
 # (Yuksekgonul et al. 2023, who call them bags of words).
 #
 # Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
-# longer enough. The later chapters build on an eye that comes with the course. It has your towers and your pictures,
-# and three things differ: it trained about four times as long; the optimiser Muon took AdamW's place (notebook 03
-# explains it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
+# longer enough. The later notebooks build on an eye from **the zoo** (the small checkpoints that ship with the course). It
+# has your towers and your pictures, and three things differ: it trained about four times as long; the optimiser Muon took
+# AdamW's place (notebook 03 explains it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
 # hard_negatives=True, optimizer="muon", lr=4e-3, weight_decay=0.01)` (`info_nce_hard` is in `vlm_lite.models.clip`). So
 # the table below does not say which of the three helped; section 17 changes the captions alone. Half of its hard
 # negatives are exchanges; in the other half one word is replaced, most often a shape ("a red circle" for "a red star"),
@@ -736,17 +744,17 @@ figure
 # the last does no harm and the first does, then this training lacks steps rather than pictures, and it cannot say what a long
 # one would gain from a larger batch or more data. That holds for ALIGN's bet as well, which was made with over a billion pairs.
 #
-# The temperatures go wrong in two ways (section 5). At 0.01 the nearest wrong caption counts for almost everything, from the
-# first step on, when nearness means nothing yet. At 0.5 the best of cosines cannot make a softmax sure, so the loss pulls
+# The temperatures go wrong in two ways (section 5). At 0.01 only the nearest rival is felt, from the first step on,
+# when nearness means nothing yet. At 0.5 the best of cosines cannot make a softmax sure, so the loss pulls
 # true pairs together long after they are the nearest. And the last line: where almost right captions alone do not raise
 # *tells apart* so soon, the eye of section 16 owes its lead to more than to them.
 #
 # ## 18. Can it see yet?
 #
-# The same five questions end every chapter. CLIP cannot speak. It can only *compare*: for each possible answer we write a
+# The same five questions end every notebook. CLIP cannot speak. It can only *compare*: for each possible answer we write a
 # sentence ("the circle is red."), and the picture chooses the nearest. It has read captions and never an answer to a
-# question, so these sentences are foreign to it. An untrained model hits now and then too: choosing blindly among $k$
-# answers is right once in $k$ times.
+# question, so these sentences are foreign to it. Your CLIP may therefore score no better here than an untrained one, which hits
+# now and then too (choosing blindly among $k$ answers is right once in $k$ times): the fair test is the retrieval above.
 #
 # Five questions are an anecdote, so a larger sample follows, by type, beside a model that always gives the commonest
 # answer of the type.
@@ -909,8 +917,8 @@ else:
 #
 # ## Where next
 #
-# Notebook 02 opens the image tower. [Notebook 03](03_qformer_gpt2.ipynb) takes the eye of section 16, freezes it, and connects
-# it to a language model, so that it can answer in words.
+# [Notebook 02](02_vit.ipynb) comes next and opens the image tower. Then [notebook 03](03_qformer_gpt2.ipynb) takes the eye of
+# section 16, freezes it, and connects it to a language model, so that it can answer in words.
 
 # %% [markdown]
 # ## Glossary

@@ -50,7 +50,7 @@ print(describe(profile, compute, minutes=minutes))
 # A bug that stops your program is a kindness: it says where it is. The bugs in this museum do not. The program runs, the
 # loss falls, sentences come out; and the model is blind, or half as good as it could be, or its score is not its own.
 #
-# **You will build** nothing new. You will break what the other chapters built, in sixteen ways that are easy to write
+# **You will build** nothing new. You will break what the other notebooks built, in sixteen ways that are easy to write
 # and hard to see. Each exhibit has four parts: the **symptom**, a number measured here and now; the **cause**; the
 # **mend**, with the symptom measured again; and **one line of test** that fails on the broken code and passes on the
 # mended. The notebook runs that line on both, and stops if it does not tell them apart.
@@ -1053,7 +1053,7 @@ exhibit("leaked test pictures", "a parrot's score", parrot_score, test, broken=b
 #
 # ## Can it see yet?
 #
-# The five questions of every chapter, put to the same trained model: as it should be, and with three of the bugs
+# The five questions of every notebook, put to the same trained model: as it should be, and with three of the bugs
 # switched on. A bug does not make a model silent. It goes on answering, in the same tone.
 
 # %%
@@ -1142,8 +1142,10 @@ check.progress({each.name: each.before != each.after for each in museum.values()
 #
 # ## Where next
 #
-# Take a script of your own, and walk through the rooms with it. Then [03](03_qformer_gpt2.ipynb) again: several of
-# these lines are in the tests of the package already.
+# This is the last notebook. Take a script of your own, and walk through the rooms with it. Or go back to one that you read
+# quickly, [01](01_clip_infonce.ipynb), [02](02_vit.ipynb), [03](03_qformer_gpt2.ipynb), [04](04_llava_projection.ipynb) or
+# [05](05_evaluation.ipynb), and find the place where each bug could have stood. Several of these lines are in the tests of
+# the package already.
 #
 # **Glossary**
 #

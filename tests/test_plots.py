@@ -87,8 +87,31 @@ def test_the_title_says_gain_and_bridge_score():
 
 def test_the_loss_curve_says_how_much_lies_inside_the_band():
     half = [loss + (0.5 if i % 2 else 0) for i, loss in enumerate(LOSSES)]
-    assert "inside the recorded band at 51% of the points" in texts(plots.loss_curve((STEPS, half), band=BAND))
-    assert "inside the recorded band at 100% of the points" in texts(FIGURES["loss_curve"]())
+    inside = "inside the range of {} seeds at {} of the points (about {} is usual)".format
+    assert inside(3, "51%", "50%") in texts(plots.loss_curve((STEPS, half), band=BAND))
+    assert inside(3, "100%", "50%") in texts(FIGURES["loss_curve"]())
+    five, unknown = {**BAND, "seeds": 5}, {key: value for key, value in BAND.items() if key != "seeds"}
+    assert inside(5, "51%", "67%") in texts(plots.loss_curve((STEPS, half), band=five))
+    assert "inside the range of the seeds at 51% of the points" in texts(plots.loss_curve((STEPS, half), band=unknown))
+
+
+def test_the_usual_share_is_that_of_one_more_run_like_the_others():
+    runs = RNG.normal(size=(20_000, 4))
+    between = (runs[:, :3].min(axis=1) < runs[:, 3]) & (runs[:, 3] < runs[:, :3].max(axis=1))
+    assert abs(between.mean() - 0.5) < 0.02
+    title, = (text for text in texts(FIGURES["loss_curve"]()) if "usual" in text)
+    assert f"about {round(between.mean(), 1):.0%} is usual" in title
+
+
+def test_a_number_and_the_diamond_of_the_oracle_stand_apart():
+    scores = {"above": (100.0, 97.6), "at": (100.0, 100.0), "below": (90.5, 92.0), "far": (90.5, 99.0)}
+    types = {name: {"vlm": vlm, "oracle": oracle} for name, (vlm, oracle) in scores.items()}
+    axes = plots.by_type_bars(types).axes[0]
+    axes.figure.draw_without_rendering()
+    diamonds = [line.get_window_extent() for line in axes.lines]
+    numbers = [text.get_window_extent() for text in axes.texts]
+    assert len(diamonds) == len(numbers) == len(types)
+    assert not any(number.overlaps(diamond) for number, diamond in zip(numbers, diamonds, strict=True))
 
 
 def test_a_guess_is_a_dashed_line_with_its_name():
@@ -108,7 +131,7 @@ def test_bars_differ_in_grey():
 def test_right_and_wrong_differ_in_shape():
     shown = texts(FIGURES["scoreboard"]())
     assert "✗ blue" in shown and "✓ red" in shown and "✓ Yes" in [text.strip() for text in shown]
-    assert "blind: 1 of 5" in shown and "this VLM: 5 of 5" in shown
+    assert "blind\n1 of 5" in shown and "this VLM\n5 of 5" in shown
 
 
 def test_panels_of_one_animation_have_one_size():

@@ -12,12 +12,13 @@ def _table(images, header, rows, widths, label, side=84):
     """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
     gap = 12
     lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
-    height = 40 + len(rows) * (side + gap) + 4
+    head = 40 + LINE * max(text.count("\n") for text in header)
+    height = head + len(rows) * (side + gap) + 4
     figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
     for left, text in zip(lefts, header, strict=True):
         figure.text_at(left, 14, text, fontweight="bold")
     for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
-        top = 40 + i * (side + gap)
+        top = head + i * (side + gap)
         figure.picture_at(image, gap, top, side)
         figure.add_artist(Rectangle((gap / figure.bbox.width, 1 - (top - gap / 2) / height), 1 - 2 * gap /
                                     figure.bbox.width, 0, edgecolor=PALE, linewidth=1, transform=figure.transFigure))
@@ -57,7 +58,8 @@ def scoreboard(images, questions, answers, given, *, correct=None):
     rows = [[(questions[i], INK, "normal"), (answers[i], INK, "bold")] +
             [(f"✓ {said[i]}", BLUE, "bold") if correct[name][i] else (f"✗ {said[i]}", VERMILLION, "normal")
              for name, said in given.items()] for i in range(len(questions))]
-    header = ["question", "right answer"] + [f"{name}: {sum(correct[name])} of {len(questions)}" for name in given]
+    header = ["question", "right answer"] + [
+        f"{wrap(name, 124, 9.5, 1, 'bold')}\n{sum(correct[name])} of {len(questions)}" for name in given]
     return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
 
 
@@ -167,7 +169,7 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     axes.grid(axis="y", visible=False)
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
-        axes.annotate(f"without a picture: {wrap(answers[0], 120, 8.5, 1)} {blind:.0%}", (100 * blind, -0.6), (0, 3),
-                      textcoords="offset points", color=VERMILLION, fontsize=8.5, va="bottom",
+        axes.annotate(f"without a picture: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}", (100 * blind, -0.6),
+                      (0, 3), textcoords="offset points", color=VERMILLION, fontsize=8.5, va="bottom",
                       ha="left" if blind < 0.5 else "right", annotation_clip=False)
     return figure

@@ -68,10 +68,11 @@ def show_images(images, titles=None, columns=5, size=144):
 
 @styled
 def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xlabel="training step", title=""):
-    """A live loss over the recorded band of several seeds, with how much of it lies inside.
+    """A live loss over the recorded band of several seeds, with how much of it lies inside, and how much usually does.
 
     history: a train.History, or a pair (steps, losses). band: dict of lists `steps`, `low`, `high`, `mean`, and
-    optionally `seeds` (their number). chance: the loss of a model that knows nothing. guess: the learner's final loss.
+    optionally `seeds`, their number n: of a further run's points, (n - 1) / (n + 1) lie inside on average.
+    chance: the loss of a model that knows nothing. guess: the learner's final loss.
     """
     steps, losses = (array(x) for x in (history if isinstance(history, tuple) else (history.steps, history.losses)))
     figure = Figure(width=680, height=350, label=f"{ylabel} against {xlabel}", layout="constrained")
@@ -88,7 +89,10 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
         if several and held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
             share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
-            title = f"{title}\n" * bool(title) + f"inside the recorded band at {share:.0%} of the points"
+            title = f"{title}\n" * bool(title)
+            title += f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of the points"
+            if "seeds" in band:  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
+                title += f" (about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%} is usual)"
     axes.plot(steps, losses, color=BLUE, label="this run")
     axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
     axes.annotate(f"{losses[-1]:.2f}", (steps[-1], losses[-1]), (6, 0), textcoords="offset points", va="center",
@@ -245,7 +249,10 @@ def by_type_bars(table, *, title="By type of question"):
     axes = figure.subplots()
     for row, scores in enumerate(table.values()):
         axes.barh(row, scores["vlm"], 0.6, color=BLUE, alpha=0.85)
-        axes.text(min(scores["vlm"], 99) - 1, row, f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "", ha="right",
+        place = min(scores["vlm"], 99) - 1
+        if place - 8 <= scores.get("oracle", -99) <= place + 2.5:
+            place = scores["oracle"] - 2.5  # left of the diamond, which would cover it
+        axes.text(place, row, f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "", ha="right",
                   va="center", color="white", fontsize=8.5, fontweight="bold")
         if "blind" in scores:
             axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color="white", linewidth=4.5)
