@@ -683,7 +683,7 @@ print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a
 # ## 8. Before training
 #
 # The nerve is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
-# A few of its five answers will be right all the same, by prior and luck: five questions prove nothing, section 10 asks
+# Some of its five answers may be right all the same, by prior and luck: five questions prove nothing, section 10 asks
 # many more.
 
 # %%
