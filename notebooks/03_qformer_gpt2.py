@@ -112,7 +112,8 @@ plots.show_images(images[:5], [texts[0] for texts in references[:5]])
 #
 # Before any picture: what could this brain know at all? Ask it the same questions twice.
 #
-# - **Blind:** the question alone. What it gets right is its *prior*: "is there a ...?" is often "yes".
+# - **Blind:** the question alone. What it gets right is its *prior*, which answer usually follows such a question, and
+#   luck: of the yes-or-no questions, about half.
 # - **Oracle:** the scene written in words, then the question. No nerve can make this brain answer much better than that.
 #
 # Everything the nerve can bring lies between these two lines.
@@ -207,7 +208,8 @@ def make_queries(num_query_tokens, width):
 
 # %% nbgrader={"grade": true, "grade_id": "make_queries-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 make_queries = check.make_queries(make_queries)
-print("std of 8 fresh queries:", round(make_queries(8, 192).std().item(), 4))
+fresh = make_queries(profile.num_query_tokens, 192)  # as many as the model of section 7 will have
+print(f"std of {len(fresh)} fresh queries: {fresh.std().item():.4f}")
 
 
 # %% [markdown]
@@ -240,7 +242,8 @@ def multihead_attention(q, k, v, num_heads):
 
 # %% nbgrader={"grade": true, "grade_id": "multihead_attention-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 multihead_attention = check.multihead_attention(multihead_attention)
-weights = multihead_attention(torch.randn(1, 8, 192), torch.randn(1, 16, 192), torch.randn(1, 16, 192), 6)[1]
+some = torch.randn(1, profile.num_query_tokens, 192)
+weights = multihead_attention(some, torch.randn(1, 16, 192), torch.randn(1, 16, 192), 6)[1]
 print("weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-1).mean().item(), 4))
 
 
@@ -275,8 +278,8 @@ qformer_layer = check.qformer_layer(qformer_layer)
 
 # %% [markdown]
 # **The whole model, in one place.** Copy this cell with your three functions above it, and you have a Q-Former: no other
-# line of the course is needed. The parameters bear the same names as `vlm_lite`'s, so that weights can be copied without a table of names. With
-# `cross_attention_frequency=2`, BLIP-2's choice, only every second layer looks at the picture.
+# line of the course is needed. The parameters bear the same names as `vlm_lite`'s, so that weights can be copied without
+# a table of names. With `cross_attention_frequency=2`, BLIP-2's choice, only every second layer looks at the picture.
 
 # %%
 def linear_maps(width, source_width):
@@ -335,8 +338,8 @@ class MyQFormer(nn.Module):
 
 
 # %% [markdown]
-# **Proof.** Copy the weights of `transformers`' `Blip2QFormerModel`, at a small size, into `vlm_lite`'s Q-Former and into
-# yours. All three must give the same numbers for the same picture.
+# **Proof.** Copy the weights of `transformers`' `Blip2QFormerModel`, at a small size (8 queries of width 32, as in the
+# rest of this section), into `vlm_lite`'s Q-Former and into yours. All three must give the same numbers for the same picture.
 
 # %%
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
@@ -544,7 +547,9 @@ for name, (formula, count) in knows_nothing.items():
 #
 # The loss is on the answer alone. A **label** says what a position holds for the loss, and `-100` says "leave it out":
 # the prefix is no text, and a prompt that counts would teach the nerve to predict questions. The model compares
-# position $t$ with its prediction at $t - 1$ *by itself*: do not shift the labels.
+# position $t$ with its prediction at $t - 1$ *by itself*: do not shift the labels. And "all before" are the *right* words
+# so far, even where the model would have said another one: that is **teacher forcing**. When it answers for itself, it
+# reads its own words instead.
 #
 # **Exercise 5: labels.** ★★☆ 6 minutes. One label for each position of the row.
 # <details><summary>Hint</summary>
@@ -564,7 +569,7 @@ def make_labels(num_prefix, prompt_ids, answer_ids, eos):
 make_labels = check.make_labels(make_labels)
 prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"]
                           for text in (short_prompt("what colour is the circle?"), " red"))
-print(make_labels(8, prompt_ids, answer_ids, tokenizer.eos_token_id))
+print(make_labels(profile.num_query_tokens, prompt_ids, answer_ids, tokenizer.eos_token_id))
 
 
 # %% [markdown]
@@ -678,6 +683,8 @@ print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a
 # ## 8. Before training
 #
 # The nerve is random: what it sends is noise to GPT-2. Keep what the model says now, to set it beside what it will say.
+# Some of its five answers may be right all the same, by prior and luck: five questions prove nothing, section 10 asks
+# many more.
 
 # %%
 from vlm_lite.data.shapes import five_questions
@@ -718,8 +725,10 @@ print("\ncaption of the first picture:", before["captions"][0])
 # `torch.optim.Muon` and the rest (queries, biases, norms) to AdamW. Try `optimizer="adamw", lr=1e-3` in the call below:
 # which types of questions suffer most in section 10?
 #
-# **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. The dotted line is the loss of
-# the brain with no picture at all, on one batch of the same rows.
+# **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It uses seed 0, which is one of
+# them: it should follow that seed's curve, which may be an edge of the band, and your machine's rounding decides on which
+# side of the edge a point falls. The dotted line is the loss of the brain with no picture at all, on one batch of the
+# same rows.
 #
 # *Above the band, or stuck at the dotted line:* check that the features are those of this eye and layer, that the
 # queries differ, and that the nerve has gradients. *Below it from the start:* the loss counts easy tokens; check that
@@ -767,7 +776,8 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 #
 # The gain says what the picture is worth. The bridge score says how much of what *this brain* could know came through
 # *this nerve*; compare it only under the same brain. Intervals are bootstrapped over questions. With a
-# shuffled picture a model that looks falls to the blind line; a model that does not look keeps its score.
+# shuffled picture a model that looks falls to the blind line; a model that does not look keeps its score. *Blank* may
+# even fall below *blind*: an empty picture is not *no* picture, as section 11 shows.
 #
 # **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
 # where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
@@ -863,9 +873,13 @@ plots.caption_table([images[k] for k in some], [before["captions"][k] for k in s
                     [references[k][0] for k in some], names=("before training", "after training", "the file's caption"))
 
 # %% [markdown]
-# **Swap the picture, then take it away.** One question, to which two pictures have different answers. The bars are the
-# probabilities of the colours as the next word, those of the two right answers first; the dashed line is the probability
-# of the first of them for the brain without a picture.
+# **Swap the picture, empty it, take it away.** One question, to which two pictures have different answers. The bars are
+# the probabilities of the colours as the next word, those of the two right answers first; the dashed line is the
+# probability of the first of them for the brain without a picture.
+#
+# **An empty picture is not *no* picture.** Each picture that the nerve learnt from holds one to four things. It never met
+# an empty one, and still sends its vectors, as if there were something to tell: the answer may be a confident
+# invention. Only the last panel, blind, with no prefix at all, shows the brain's prior.
 
 # %%
 from vlm_lite.data.scenes import BACKGROUND
@@ -887,28 +901,30 @@ question, two_answers = asked[first]["question"], [asked[k]["answer"] for k in (
 colours = two_answers + [colour for colour in ANSWERS["colour"] if colour not in two_answers]
 blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
 one, other = (images[[place_of[asked[k]["image_id"]]]] for k in (first, second))
-shows = {f"its picture ({two_answers[0]})": one, f"another picture ({two_answers[1]})": other, "an empty picture": blank}
+shows = {f"its picture ({two_answers[0]})": one, f"another picture ({two_answers[1]})": other, "an empty picture": blank,
+         "no picture (blind)": None}
 
-blind = probabilities(None, question, colours)[0, 0].item()
-chances = {title: probabilities(vlm.encode(recipes.pixel_values(picture)), question, colours)[0].tolist()
-           for title, picture in shows.items()}
+chances = {title: probabilities(None if picture is None else vlm.encode(recipes.pixel_values(picture)), question, colours)
+           [0].tolist() for title, picture in shows.items()}
 for title, row in chances.items():
-    print(f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}")
+    best, answer = max(zip(row, colours, strict=True))
+    print(f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}   "
+          f"most probable: {answer}, {best:.2f}")
 for title, row in chances.items():
-    hidden = shows[title] is blank
-    display(plots.ask_panel(None if hidden else shows[title][0], question, title=title, blind=blind, answers=colours,
-                            probabilities=dict(zip(colours, row, strict=True))))
+    display(plots.ask_panel(None if shows[title] is None else shows[title][0], question, title=title, answers=colours,
+                            blind=chances["no picture (blind)"][0], probabilities=dict(zip(colours, row, strict=True))))
 
 
 # %% [markdown]
-# **Where each query looks, and what an answer hangs on.** Above: each query's attention in the last layer, averaged over
-# the heads. It says from where a query *reads*, and no more than that: the eye has mixed its patches before, so a patch
-# can carry news of its neighbours. The number: how much of all attention falls on cells with something in them, beside
-# the share of such cells in the pictures.
+# **Where each query looks, and what an answer hangs on.** The first figure: each query's attention in the last layer,
+# averaged over the heads. It says from where a query *reads*, and no more than that: the eye has mixed its patches before,
+# so a patch can carry news of its neighbours. Each map is scaled to its own largest value, the one in brackets: a map that
+# is bright all over, with a maximum near 1/16, belongs to a query that reads all sixteen cells alike. The numbers: how
+# much of all attention falls on cells with something in them, beside the share of such cells in the pictures.
 #
-# Below: **hide one patch.** Paint a single cell of the picture over, encode it anew, and ask again: sixteen times, once
-# for each cell. Where does the probability of the right answer fall most? Unlike attention, this is a *cause*: something
-# was changed, and the answer followed.
+# The second: **hide one patch.** Paint a single cell of the picture over, encode it anew, and ask again: sixteen times,
+# once for each cell. Where does the probability of the right answer fall most? Unlike attention, this is a *cause*:
+# something was changed, and the answer followed.
 
 # %%
 def hide_each_cell(image):
@@ -965,9 +981,9 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 #   compression is the 196 patches of a photograph in 32 queries.
 # - *BLIP-2's first stage before* (section 5); its seconds are in the last column.
 # - *What the nerve reads:* captions and questions (as above), or captions alone.
-# - *AdamW* instead of Muon, at a tenth of the learning rate. It is also the base of the last two rows:
+# - *AdamW* instead of Muon, at a tenth of the learning rate: compare the last two rows with this one.
 # - *The brain tuned too*, by LoRA or in full, instead of frozen: what that buys, and by its **perplexity** on scenes in
-#   words what it forgets. (A tuned brain is another brain: it has no bridge score to compare.)
+#   words what it forgets. (A tuned brain is another brain: it has no bridge score to compare, hence the dash.)
 #
 # **Predict first:** which of the connectors with 1, 4 or 16 vectors will answer best? Name its row.
 
@@ -985,16 +1001,19 @@ def recorded(row, figure="VQA vlm", scale=100):
     return tuple(scale * compared["summary"][f"{row}: {figure}"][key] for key in ("mean", "low", "high"))
 
 
+wide = max(map(len, connector_variants.VARIANTS))
+
+
 def line_of(row):
     vqa, low, high = recorded(row)
-    own_bridge = recorded(row, "bridge score", 1)[0] if f"{row}: bridge score" in compared["summary"] else math.nan
+    own_bridge = f"{recorded(row, 'bridge score', 1)[0]:.2f}" if f"{row}: bridge score" in compared["summary"] else "-"
     own_cider, perplexity, trained, seconds = (recorded(row, figure, 1)[0] for figure in (
         "CIDEr", "perplexity", "parameters", "seconds"))
-    return (f"{row:27} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} "
-            f"{own_bridge:6.2f} {own_cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k {seconds:7.0f}")
+    return (f"{row:{wide}} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} "
+            f"{own_bridge:>6} {own_cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k {seconds:7.0f}")
 
 
-print(f"{'VQA in %, the rest as named':27} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
+print(f"{'VQA in %, the rest as named':{wide}} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
       f"{'perplexity':>10} {'trained':>7} {'seconds':>7}", *map(line_of, connector_variants.VARIANTS), "", sep="\n")
 
 
@@ -1150,9 +1169,9 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 # 3. You double the number of queries and the bridge score stays where it was. What may be the limit now: eye, nerve or
 #    brain? Which of the figures above would tell you?
 #
-# **Where next.** [01, CLIP](01_clip_infonce.ipynb) shows how the eye came to see, and [00](00_start_here.ipynb) puts
-# questions to a nerve that was trained for longer. Then change one thing here, and predict first: the number of queries
-# or of layers (`settings`, section 7), or the number of pictures or of steps (section 9).
+# **Where next.** [04](04_llava_projection.ipynb) replaces this nerve by one small map per patch, and trains in stages.
+# Or change one thing here, and predict first: the number of queries or of layers (`settings`, section 5), or the number
+# of pictures or of steps (section 9).
 #
 # **Glossary**
 #

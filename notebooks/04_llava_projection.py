@@ -447,10 +447,12 @@ for name, said in texts.items():
     print(f"{name:13} {sum(map(len, said)):>6,} exchanges, for example "
           f"{str(next(filter(None, said))[0])[:100]}")
 
-histories = {}
+histories, kept = {}, {}
 
 
 def after_stage(name, scores, history):
+    if name == "instructions":
+        kept[name] = copy.deepcopy(vlm)  # sections 9 and 10 come back to the model of this moment
     if history is not None:
         histories[name], spoken[name] = history, ask_fixed()
         print(f"stage {len(histories)}, {name}: {history.steps[-1]} steps in {history.seconds[-1]:.0f} s, "
@@ -469,7 +471,10 @@ print(f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]
 
 # %% [markdown]
 # **Is my loss normal?** Your three trainings end to end over the band of the recorded seeds. The loss
-# jumps where a stage begins, because the text is another: compare within a stage only.
+# jumps where a stage begins, because the text is another: compare within a stage only. This run uses seed 0, which is one
+# of the recorded ones. Seeds differ a lot in *when* the captions stage "gets it", that is, when its loss leaves the
+# plateau. So seed 0 may well be an edge of the band, and your machine's rounding decides on which side of the edge a point
+# falls: a small share inside is no fault while the curve has the band's form.
 
 # %%
 from vlm_lite.studies import load_study
@@ -528,7 +533,11 @@ for stage, scores in found:
     print(f"{stage:18}" + "".join(f"{100 * scores[name][0]:>11.0f}" for name in forms))
 
 # %% [markdown]
-# **The fixed prompts**, before and after:
+# Two types have only yes and no for an answer, *existence* and *relation*, and a coin earns about 50 there. Far below 50,
+# the model mostly says neither, but something else. Near 50, it is no better than the coin: a good mean over all types
+# can hide that.
+#
+# **The fixed prompts**, before and after. Read the last column from the top: what has each prompt won and lost?
 
 # %%
 plots.answer_table([images[row["picture"]] for row in prompts], {
@@ -557,11 +566,12 @@ for row in rows:
     print(f"{row:38}" + "".join(f"{failures['summary'][f'{row}: {name}']['mean']:>10.2f}" for name in columns))
 
 # %% [markdown]
-# **One of them live**: VQA as chat, on a copy of your finished model and with a third of the steps (the recorded row
-# starts one stage earlier). Watch the loss fall while the conversation is lost.
+# **One of them live**: VQA as chat, on a copy of your model as it was after the instructions, which is where the recorded
+# row starts too; with a third of the steps. Watch the loss fall while the conversation is lost.
 
 # %%
-spoilt = copy.deepcopy(vlm)
+talker = kept["instructions"]
+spoilt = copy.deepcopy(talker)
 as_chat = stages.stage_texts(pictures, ask=chat_prompt)["vqa"]
 history = stages.train_stage(spoilt, pictures.features, as_chat, stages.Stage(
     "VQA as chat", "vqa", max(1, profile.stage_steps[2] // 3), 1e-3, "lora", profile.connector_batch_size // 2))
@@ -570,13 +580,14 @@ own = held_out.features[[row for row, *_ in orders]].float()
 asked = [chat_prompt(text) for _, text, *_ in orders]
 share = {name: np.mean([instructions.has_form(reply, form) for reply, (*_, form) in zip(
     model.generate(own, asked, max_new_tokens=48), orders, strict=True)])
-    for name, model in (("before", vlm), ("after", spoilt))}
+    for name, model in (("before", talker), ("after", spoilt))}
 print(f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}; form asked for {share['before']:.2f} → {share['after']:.2f}")
 two = [k for k, (*_, form) in enumerate(orders) if form in ("detail", "sentence")][:3]
 plots.answer_table([images[orders[k][0]] for k in two], {
     "asked": [orders[k][1] for k in two],
     **{name: model.generate(own[two], [asked[k] for k in two], max_new_tokens=48)
-       for name, model in (("before", vlm), ("after VQA as chat", spoilt))}}, label="conversation, before and after VQA as chat")
+       for name, model in (("after instructions", talker), ("after VQA as chat", spoilt))}},
+    label="conversation, before and after VQA as chat")
 
 # %% [markdown]
 # **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
@@ -594,33 +605,44 @@ from vlm_lite.zoo import any_scene
 
 texts_only = [language.document(any_scene, np.random.default_rng([7, 9, k]), exchanges=5) for k in range(40)]
 live = {name: stages.perplexity(model, texts_only) for name, model in (
-    ("the brain as it came", recipes.new_vlm("mlp")), ("yours, after three stages", vlm), ("after VQA as chat", spoilt))}
+    ("the brain as it came", recipes.new_vlm("mlp")), ("yours, after instructions", talker),
+    ("after all three stages", vlm), ("after VQA as chat", spoilt))}
 print("live: " + ", ".join(f"{name} {value:.2f}" for name, value in live.items()))
 
 
 # %% [markdown]
 # ## 10. Talk with it
 #
-# Type anything made of the course's words. The map shows where it looked, by a cause and not by attention: each patch in
-# turn is replaced by the mean patch, and lit where the answer becomes less likely.
+# Type anything made of the course's words. You talk with two models: yours as it was **after stage 2**, the instructions,
+# and as it is **after stage 3**, VQA. Do not wonder if stage 3 begins a long answer like a sentence and then falls apart
+# into scraps: that is the price which the table of forms in section 8 shows, here to be read. Whoever wants to talk with
+# a model keeps the copy from before; whoever wants short answers takes the last; and who wants both mixes the two kinds
+# of text in one stage, as LLaVA-1.5 does. After so short a training the copy errs too, in *what* it says more than in
+# *how*: compare *form* with *following*.
+#
+# The maps show where each looked, by a cause and not by attention: each patch in turn is replaced by the mean patch, and
+# lit where the answer becomes less likely.
 
 # %%
 def talk_about(image_index, text, chat=True):
-    """Answer a question about a held-out picture, and show which patches the answer hangs on."""
+    """Two models' answers about a held-out picture, and the patches that each answer hangs on."""
     prompt = chat_prompt(text) if chat else short_prompt(text)
     own = held_out.features[image_index].float()  # (16, Dv)
     unknown = language.unknown_words(tokenizer, text)
     if unknown:
         print("it does not know:", ", ".join(unknown))
-    reply = vlm.generate(own[None], [prompt], max_new_tokens=48)[0]
-    batch = build_text_batch(tokenizer, [[(prompt, reply or "no")]])
     hidden = own.repeat(17, 1, 1)  # (17, 16, Dv): as it is, then one patch after another hidden
     hidden[range(1, 17), range(16)] = held_out.features[:200].float().mean(dim=(0, 1))
-    with torch.no_grad():
-        loss = torch.stack([vlm(each[None], batch["input_ids"], labels=batch["labels"]).loss for each in hidden])
-    lit = (loss[1:] - loss[0]).clamp(min=0).view(1, 4, 4)
-    print(f"{text}\n  {reply}")
-    return plots.attention_over_image(images[image_index], lit, titles=["what matters"], size=170)
+    lit = {}
+    print(text)
+    for name, model in (("after stage 2", talker), ("after stage 3", vlm)):
+        reply = model.generate(own[None], [prompt], max_new_tokens=48)[0]
+        batch = build_text_batch(tokenizer, [[(prompt, reply or "no")]])
+        with torch.no_grad():
+            loss = torch.stack([model(each[None], batch["input_ids"], labels=batch["labels"]).loss for each in hidden])
+        lit[name] = (loss[1:] - loss[0]).clamp(min=0).view(4, 4)
+        print(f"  {name}: {reply}")
+    return plots.attention_over_image(images[image_index], torch.stack(list(lit.values())), titles=list(lit), size=170)
 
 
 talk_about(shown, "describe the picture in detail.")
@@ -755,8 +777,8 @@ else:
 # 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and what would a lower learning rate
 #    change? What would be a fair comparison?
 #
-# **Where next.** [03](03_qformer_gpt2.ipynb) puts learnt queries in the place of this projection. Then change one
-# thing here, and predict first: `linear` for `mlp`; stage 1 twice as long; VQA mixed into the instructions.
+# **Where next.** [05](05_evaluation.ipynb) asks what these scores are worth. Or change one thing here, and predict first:
+# `linear` for `mlp`; stage 1 twice as long; VQA mixed into the instructions.
 
 # %% [markdown]
 # **Glossary**

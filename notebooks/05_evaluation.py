@@ -104,14 +104,15 @@ asked = questions.select(range(min(500, len(questions))))
 rows = [dict(row) for row in asked.remove_columns("image")]
 answers = ask(rows)
 print(f"{len(images)} pictures, {len(rows)} questions asked; the first: {rows[0]['question']} {answers[0]!r}, "
-      f"ten people: {dict(Counter(rows[0]['answers']))}")
+      f"the ten answers in the file: {dict(Counter(rows[0]['answers']))}")
 
 
 # %% [markdown]
 # ## 1. VQA accuracy
 #
-# Ten people $a_1 \dots a_{10}$ answered each question of VQA v2. Three who agree with the model are enough. So that a
-# person is never compared with himself, the official code leaves each one out in turn:
+# Ten people $a_1 \dots a_{10}$ answered each question of VQA v2. (For Shapes nobody was asked: its ten answers come from a
+# rule, which sometimes puts another word for the same thing, as "big" for "large".) Three who agree with the model are
+# enough. So that a person is never compared with himself, the official code leaves each one out in turn:
 #
 # $$ \mathrm{acc}(\hat a) = \frac{1}{10} \sum_{k=1}^{10} \min\!\left(1,\ \tfrac{1}{3}\,\big|\{\,j \neq k : a_j = \hat a\,\}\big|\right) $$
 #
@@ -448,8 +449,8 @@ def type_prior(train_types, train_answers, types):
 type_prior = check.type_prior(type_prior)
 
 # %% [markdown]
-# **Predict first:** with the patches of each picture in disorder, all colours, shapes and numbers are still there. Only
-# *where* things are is lost. How far will the accuracy fall, in percent?
+# **Predict first:** with the patches of each picture in disorder, every colour, shape, size and digit is still there, and
+# the count is the same. Only *where* things are is lost. What accuracy will be left, in percent?
 
 # %% tags=["thumbnail"]
 my_guess = 60  # percent, with the patches in disorder
@@ -739,8 +740,12 @@ for text in ("B.", "The answer is B", "it is red", "red or blue", "b"):
 #
 # ## 7. Failures, by kind
 #
-# A score is a mean. What is wrong with the model stands in its mistakes: is it off by one, does it mix two digits, does
-# it know left from right?
+# A score is a mean. What is wrong with the model stands in its mistakes. *Count*: is it off by one? *Digit*: does it mix
+# two of them? *Relation*: does it know left from right, and that two things may be neither?
+#
+# The third panel sorts *relation* by how far the two things stand apart, along the axis that is asked about. **At 0** they
+# are level: "is the star above the digit?" about two things in one row. The right answer is then always "no", whichever
+# way one asks. Such questions are rare, so the mean over all hides how the model fares with them: this panel does not.
 
 # %%
 of_kind = {kind: [row for row in (dict(r) for r in questions.remove_columns("image")) if row["question_type"] == kind][:200]
@@ -781,16 +786,24 @@ panels = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
 for axes, kind, words in zip(panels, ("count", "digit"), ("01234", "0123456789"), strict=False):
     table = confusion(kind, list(words))
     axes.imshow(table, cmap="cividis", vmin=0, vmax=1)
+    for i in set(range(len(words))) - {words.index(row["answer"]) for row in of_kind[kind]}:
+        axes.text(len(words) / 2 - 0.5, i, "none asked", ha="center", va="center", fontsize=8, color="white")
     for i, j in (table >= 0.1).nonzero().tolist() if kind == "count" else []:
         axes.text(j, i, f"{100 * table[i, j]:.0f}", ha="center", va="center", fontsize=8,
                   color=INK if table[i, j] > 0.5 else "white")
     axes.set(xlabel="the model's answer", ylabel="right answer", xticks=range(len(words)), yticks=range(len(words)),
              xticklabels=words, yticklabels=words)
     axes.grid(False)
-far = {d: sum(hits) / len(hits) for d, hits in by_distance.items() if hits}
-panels[2].bar(far.keys(), [100 * share for share in far.values()], color=BLUE, width=0.6)
+far = {d: 100 * sum(hits) / len(hits) for d, hits in by_distance.items() if hits}
+panels[2].bar(far.keys(), far.values(), color=BLUE, width=0.6)
 panels[2].axhline(50, color=GREY, linestyle=":")
-panels[2].set(xlabel="rows or columns apart", ylabel="right (%); dotted: a coin", ylim=(0, 100), xticks=list(far))
+for d, share in far.items():
+    panels[2].text(d, share + 1.5, f"{share:.0f}", ha="center", fontsize=8)
+panels[2].set(xlabel="rows or columns apart\n(and how many asked)", ylabel="right (%); dotted: a coin", ylim=(0, 108),
+              yticks=range(0, 101, 20), xticks=list(far), xticklabels=[f"{d}\n({len(by_distance[d])})" for d in far])
+if by_distance[0]:
+    print(f"two things that are level, so that \"no\" is right: {len(by_distance[0])} asked, "
+          f"{by_distance[0].count(False)} answered wrong")
 for axes, (kind, hits) in zip(panels, correct.items(), strict=True):
     axes.set_title(f"{kind}: {100 * sum(hits) / len(hits):.0f}% right")
 figure
@@ -964,8 +977,8 @@ plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for
 # 2. Shuffled pictures score *above* blind. What may the model have learnt, and which control would tell?
 # 3. The type that patch-shuffling does not hurt: is that good or bad? For which types?
 #
-# **Where next.** [03](03_qformer_gpt2.ipynb) trains such a nerve in a few minutes; put this page under it. [06](06_bug_museum.ipynb)
-# shows bugs that a score hides and a control finds. Your own model: `vlm-lite eval --help` and `vlm-lite report --help`.
+# **Where next.** [06](06_bug_museum.ipynb) shows bugs that a score hides and a control finds. For a model of yours, go on
+# with [evaluate your own model](../README.md#evaluate-your-own-model) in the README.
 
 # %% [markdown]
 # **Glossary**
