@@ -406,7 +406,7 @@ print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {hist
 # %% [markdown]
 # **Is my loss normal?** The band is a recorded study: the same training with several seeds. While the loss falls steeply
 # a curve may run beside it for some steps. And a further run lies outside the range of so few at many points by chance alone:
-# the title gives the usual share inside. If yours *stays well* outside, check in this order: *flat at the dotted line* means
+# the title says how much of a further one lies inside. If yours *stays well* outside, check in this order: *flat at the dotted line* means
 # that nothing is learnt (is the loss detached, are pictures and captions still in the same order?); *above the band*: a
 # changed learning rate, embeddings of other lengths than 1, or a temperature that does not learn; *below the band*: a
 # smaller batch, whose $\log N$ is lower, or half of the loss missing.

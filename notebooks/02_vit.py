@@ -634,7 +634,7 @@ print(f"HEADLINE: handwriting anywhere on a canvas: ViT {reached:.1%}, {best} {w
 # %% [markdown]
 # **Is my loss normal?** Your run over the recorded band of several seeds. A ViT often sits on a plateau near the dotted
 # line before it finds out what a digit is: let it. A little outside is nothing: so few runs do not show all that chance
-# can do, and the title gives the share inside that is usual. *Stuck there for good:* do the pictures keep their classes, do the
+# can do, and the title says how much of a further seed's curve would lie inside. *Stuck there for good:* do the pictures keep their classes, do the
 # positions differ, is the learning rate warmed up? *Far above the band:* a head or a residual is missing. *Below it from the
 # start:* the test pictures, or one and the same batch, are being learnt by heart.
 

@@ -87,7 +87,7 @@ def test_the_title_says_gain_and_bridge_score():
 
 def test_the_loss_curve_says_how_much_lies_inside_the_band():
     half = [loss + (0.5 if i % 2 else 0) for i, loss in enumerate(LOSSES)]
-    inside = "inside the range of {} seeds at {} of the points (about {} is usual)".format
+    inside = "inside the range of {} seeds at {} of the points (a further seed: about {})".format
     assert inside(3, "51%", "50%") in texts(plots.loss_curve((STEPS, half), band=BAND))
     assert inside(3, "100%", "50%") in texts(FIGURES["loss_curve"]())
     five, unknown = {**BAND, "seeds": 5}, {key: value for key, value in BAND.items() if key != "seeds"}
@@ -100,7 +100,7 @@ def test_the_usual_share_is_that_of_one_more_run_like_the_others():
     between = (runs[:, :3].min(axis=1) < runs[:, 3]) & (runs[:, 3] < runs[:, :3].max(axis=1))
     assert abs(between.mean() - 0.5) < 0.02
     title, = (text for text in texts(FIGURES["loss_curve"]()) if "usual" in text)
-    assert f"about {round(between.mean(), 1):.0%} is usual" in title
+    assert f"a further seed: about {round(between.mean(), 1):.0%}" in title
 
 
 def test_a_number_and_the_diamond_of_the_oracle_stand_apart():

@@ -92,7 +92,7 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
             title = f"{title}\n" * bool(title)
             title += f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of the points"
             if "seeds" in band:  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
-                title += f" (about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%} is usual)"
+                title += f" (a further seed: about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%})"
     axes.plot(steps, losses, color=BLUE, label="this run")
     axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
     axes.annotate(f"{losses[-1]:.2f}", (steps[-1], losses[-1]), (6, 0), textcoords="offset points", va="center",
@@ -283,8 +283,8 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
         light = 0.72 * (weights / max(weights.max(), 1e-12))[np.ix_(rows, cols)][..., None]  # (size, size, 1)
         panels.append(base * (1 - light) + glow * light)
     titles = list(titles) if titles is not None else [f"query {i + 1}" for i in range(len(maps))]
-    notes = ["the picture"] + [f"{title}  (max {weights.max():.2f})" for title, weights in
-                               zip(titles, maps, strict=True)]
+    notes = ["the picture"] + [f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title
+                               for title, weights in zip(titles, maps, strict=True)]
     gap, columns, depth = 12, min(columns, len(panels)), 24
     figure = Figure(width=columns * (size + gap) + gap,
                     height=math.ceil(len(panels) / columns) * (size + gap + depth) + gap,

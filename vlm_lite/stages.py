@@ -52,7 +52,7 @@ class Stage:
     optimizer: str = "adamw"
 
 
-def llava_plan(steps=(120, 60, 100), batch_size=64, lr=1e-2, lora_lr=1e-3, optimizer="muon"):
+def llava_plan(steps=(120, 60, 100), batch_size=64, lr=3e-2, lora_lr=1e-3, optimizer="muon"):
     """LLaVA's two stages, and VQA as the third; `lr` and `optimizer` are the connector's alone, `lora_lr` that of both.
 
     The later stages take half of `batch_size`, as LLaVA-1.5 does, and AdamW. The authors have AdamW in the first stage,
