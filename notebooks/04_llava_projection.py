@@ -434,6 +434,9 @@ for row, said in zip(prompts, spoken["nothing trained"], strict=True):
 # | 2 instructions | a conversation of three turns a picture | nerve and LoRA |
 # | 3 VQA | questions with short answers | nerve and LoRA |
 #
+# In stage 1 the nerve's matrices learn with Muon, as in [03](03_qformer_gpt2.ipynb). LLaVA's authors have AdamW there; in so
+# short a training it gets hold of the captions with some seeds and not with others. With LoRA, AdamW takes over.
+#
 # **Predict first.** After stage 1, which has seen nothing but captions: will VQA be *above* the blind model, at it, or
 # *below*? Set `my_guess` to 1, 0 or -1.
 

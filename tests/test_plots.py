@@ -87,19 +87,19 @@ def test_the_title_says_gain_and_bridge_score():
 
 def test_the_loss_curve_says_how_much_lies_inside_the_band():
     half = [loss + (0.5 if i % 2 else 0) for i, loss in enumerate(LOSSES)]
-    inside = "inside the range of {} seeds at {} of the points (a further seed: about {})".format
+    inside = "inside the range of {} seeds at {} of points (a further seed: about {})".format
     assert inside(3, "51%", "50%") in texts(plots.loss_curve((STEPS, half), band=BAND))
     assert inside(3, "100%", "50%") in texts(FIGURES["loss_curve"]())
     five, unknown = {**BAND, "seeds": 5}, {key: value for key, value in BAND.items() if key != "seeds"}
     assert inside(5, "51%", "67%") in texts(plots.loss_curve((STEPS, half), band=five))
-    assert "inside the range of the seeds at 51% of the points" in texts(plots.loss_curve((STEPS, half), band=unknown))
+    assert "inside the range of the seeds at 51% of points" in texts(plots.loss_curve((STEPS, half), band=unknown))
 
 
 def test_the_usual_share_is_that_of_one_more_run_like_the_others():
     runs = RNG.normal(size=(20_000, 4))
     between = (runs[:, :3].min(axis=1) < runs[:, 3]) & (runs[:, 3] < runs[:, :3].max(axis=1))
     assert abs(between.mean() - 0.5) < 0.02
-    title, = (text for text in texts(FIGURES["loss_curve"]()) if "usual" in text)
+    title, = (text for text in texts(FIGURES["loss_curve"]()) if "further" in text)
     assert f"a further seed: about {round(between.mean(), 1):.0%}" in title
 
 

@@ -90,7 +90,7 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
             share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
             title = f"{title}\n" * bool(title)
-            title += f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of the points"
+            title += f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of points"
             if "seeds" in band:  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
                 title += f" (a further seed: about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%})"
     axes.plot(steps, losses, color=BLUE, label="this run")
