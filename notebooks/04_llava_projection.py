@@ -475,8 +475,7 @@ print(f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]
 # %% [markdown]
 # **Is my loss normal?** Your three trainings end to end over the band of the recorded seeds. The loss
 # jumps where a stage begins, because the text is another: compare within a stage only. This run uses seed 0, which is one
-# of the recorded ones. Seeds differ a lot in *when* the captions stage "gets it", that is, when its loss leaves the
-# plateau. So seed 0 may well be an edge of the band, and your machine's rounding decides on which side of the edge a point
+# of the recorded ones. Where that one is an edge of the band, your machine's rounding decides on which side of it a point
 # falls: a small share inside is no fault while the curve has the band's form.
 
 # %%
@@ -775,7 +774,8 @@ else:
 #
 # **In words**
 #
-# 1. After stage 1 the model may answer questions *worse* than the blind brain. What has the nerve learnt to say?
+# 1. Stage 1 reads captions and not one question. Why can the model answer some questions after it, and why does a nerve
+#    that has learnt to say "caption this", whatever is asked, answer worse than the blind brain?
 # 2. GPT-4 saw no picture when it wrote LLaVA's data. Which errors of the trained model would you expect from that?
 # 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and what would a lower learning rate
 #    change? What would be a fair comparison?
