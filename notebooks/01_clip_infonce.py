@@ -16,9 +16,9 @@
 #     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, results/clip_infonce.json, results/clip_variants.json]
-#     seconds: 165
+#     seconds: 116
 #     peak_memory_mb: 2106
-#     outputs_of: 19f6f647379cfc487eec96b36e4ab8d3f8a1107cd296027811de5df1d56b0dd3
+#     outputs_of: cd7817b70f54a4d42b4799bbcc0d7c3aff3d885a62fa7b43e0e4c54bf33df888
 # ---
 
 # %% [markdown]
@@ -41,7 +41,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 3.0, "t4": 25}
+minutes = {"tiny": 2.0, "t4": 25}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -58,7 +58,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Five exercises, 31 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 2 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
 # this leads. How the towers work inside is for notebook [02](02_vit.ipynb); here they are two functions.

@@ -17,9 +17,9 @@
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/connector_variants.json, results/shapes_vlm.json]
-#     seconds: 207
+#     seconds: 135
 #     peak_memory_mb: 3941
-#     outputs_of: 7189c31d45e761c2eca5d668c143d4022c7acc99abb2040a5a00da66904d5822
+#     outputs_of: 28650ce23665a7b7b1f07fecec25cd0cd0b740197cc9f5efd95958710c1a59be
 # ---
 
 # %% [markdown]
@@ -42,7 +42,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 3.5, "t4": 25}
+minutes = {"tiny": 2.0, "t4": 25}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -61,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 3.5 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 2 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # Sections 1 to 12 run in the small Shapes world, on any machine; section 13 does the same with photographs, OpenAI's

@@ -16,9 +16,9 @@
 #     builds: LLaVA's projection and its three trainings, captions, instructions, VQA, with one evaluation after each
 #     minutes_t4_estimate: 35
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
-#     seconds: 153
+#     seconds: 120
 #     peak_memory_mb: 2457
-#     outputs_of: 571d42f2a3802df0573f765d811babec283a4c7cef8183b8142438254a45a1e3
+#     outputs_of: a645fad6c845f524b134a4759a1d81f849bb5e39d8392522e1e47521f81fa60e
 # ---
 
 # %% [markdown]
@@ -41,7 +41,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 2.5, "t4": 35}
+minutes = {"tiny": 2.0, "t4": 35}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -60,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 36 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2.5 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores); about 35 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 2 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores); about 35 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), for labels and the five conditions of *does it look?*
 #
@@ -418,7 +418,7 @@ def ask_fixed():
 
 
 def measure(vlm):
-    return stages.evaluate(vlm, held_out, pictures=100, questions=300, orders=100)
+    return stages.evaluate(vlm, held_out, pictures=100, questions=800, orders=100)
 
 
 spoken["nothing trained"] = ask_fixed()
@@ -496,7 +496,7 @@ plots.loss_curve(whole, band={**study["band"], "seeds": len(study["seeds"])},
 # ## 8. What each stage buys
 #
 # A panel a metric; from left to right nothing trained, captions, instructions, VQA. Your run with its intervals, over
-# the range of the recorded seeds in grey (they were asked more questions).
+# the range of the recorded seeds in grey (they were asked half as many questions).
 
 # %% tags=["thumbnail"]
 from vlm_lite.figures import Figure

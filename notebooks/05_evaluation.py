@@ -16,9 +16,9 @@
 #     builds: each metric by hand, the controls beside it, and a page that shows whether a model looks
 #     minutes_t4_estimate: 10
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     seconds: 44
+#     seconds: 31
 #     peak_memory_mb: 1476
-#     outputs_of: dc58bdc889a0404211c5a8b29d4e90031a5f5f46d3e537185193ddcee4fd8353
+#     outputs_of: 58281991213ede84d0091ccf97779df8d68039726f8cd31f3a485ae6eb72383c
 # ---
 
 # %% [markdown]
