@@ -59,8 +59,7 @@ def build_parser():
     actions.add_parser("list", help="the checkpoints, and whether each is whole").set_defaults(call=run_zoo_list)
 
     study = commands.add_parser("study", help="run a recorded study and write data/results/NAME.json")
-    studies = sorted(path.stem for path in data_path("results").glob("*.json"))
-    study.add_argument("name", metavar="NAME", help=f"one of: {', '.join(studies)}")
+    study.add_argument("name", metavar="NAME", help="such as clip_infonce; any other word lists all")
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
     add_train(commands)

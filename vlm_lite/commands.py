@@ -27,7 +27,7 @@ def add_train(commands):
                         help="photographs of COCO and pretrained models, about 3 GB from the hub and the COCO site, in "
                              "place of the Shapes world; minimal asks half as many questions")
     stages.add_argument("--language-model", metavar="ID", help="with --photographs: another language model of the hub")
-    stages.add_argument("--steps", type=_three, metavar="A,B,C", 
+    stages.add_argument("--steps", type=_three, metavar="A,B,C",
                         help=f"steps of the three stages (default {_of(TINY.stage_steps)}; photographs "
                              f"{_of(T4.stage_steps)})")
     stages.add_argument("--pictures", type=int, metavar="N", help=f"pictures to train on (default {TINY.stage_images})")
