@@ -172,7 +172,7 @@ def test_the_ratio_of_two_towers_is_ours_over_theirs_and_they_must_do_the_same_w
 
 
 AIMS = {"race": ["0.6 or less"], "remedies": ["1.05 or less"], "towers": ["1.05 or less"], "qformer": ["1 or less"],
-        "connector": ["90 or more"], "stages": ["1.5 or more", "90 or more"], "answers": ["5 or more"],
+        "connector": ["90 or more"], "stages": ["1.5 or more", "90 or more"], "answers": ["30 or less", "5 or more"],
         "evaluators": [], "machine": []}
 
 

@@ -49,7 +49,7 @@ def test_a_sample_of_any_official_file_is_a_folder_that_reads_and_samples_itself
 @pytest.mark.parametrize(("arguments", "message"), [
     (["vqa", "--annotations", "a.json"], "vqa needs --questions and --images too"),
     (["captions", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
-    (["folder", "--images", "nowhere"], "nowhere/metadata.jsonl does not exist"),
+    (["folder", "--images", "nowhere"], "nowhere holds no metadata.jsonl"),
 ])
 def test_a_first_try_that_lacks_something_is_told_what(arguments, message, tmp_path, capsys):
     out = tmp_path / "out"

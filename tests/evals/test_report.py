@@ -100,7 +100,7 @@ def test_help_has_an_example_that_the_command_understands(capsys):
 
 
 def test_bad_runs_end_with_status_2(tmp_path, capsys):
-    for arguments, words in ((["nowhere-vlm"], "nowhere-vlm is missing"),
+    for arguments, words in ((["nowhere-vlm"], "'nowhere-vlm' is neither a folder nor a model of the zoo"),
                              ([str(tmp_path)], "config.json does not exist"),
                              ([str(data_path("zoo", "shapes-gpt2"))], "not the config of a VLM"),
                              (["shapes-vlm", "--out", str(tmp_path / "a.txt")], "ends in .html")):

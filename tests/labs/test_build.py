@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -94,7 +95,7 @@ def test_a_student_s_copy_opens_at_its_own_badge_and_its_links_lead_to_copies_an
         if target.startswith((colab, f"https://github.com/{slug}/")):
             path = target.split(f"/blob/{ref}/")[1].split("#")[0]
             assert (notebooks.ROOT / path).is_file(), path
-            assert path.split("/")[1].removesuffix(".ipynb") not in LABS or path.startswith("labs/")
+            assert Path(path).stem not in LABS or path.startswith("labs/")
     assert "](0" not in text and "](../" not in text
 
 
