@@ -28,7 +28,7 @@ test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and ever
 	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE) --nbmake --nbmake-timeout=900 notebooks tests
 
 check: $(READY)  ## the fast part of the tests, in under 90 seconds
-	VLM_LITE_PROFILE=tiny $(PY) -m pytest -q -m "not slow and not soak" tests
+	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not soak" tests
 
 notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and README tables (FORCE=1: all)
 	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
@@ -44,7 +44,7 @@ gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm 
 
 colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
-	VLM_LITE_PROFILE=tiny $(COLAB_VENV)/bin/python -m pytest tests
+	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests
 
 setup: $(READY)  ## the environment alone, .venv
 
