@@ -1,6 +1,7 @@
 """`make course`: run every notebook on tiny, and write what it showed to build/course/index.html."""
 
 import html
+import logging
 import re
 import sys
 import time
@@ -36,6 +37,7 @@ def main():
         for k, path in enumerate(paths, start=1):
             results.append(course_run(path, k, len(paths)))
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what became of the cut cell
         print(f"\nStopped in {paths[len(results)].stem}; the {len(results)} notebooks before it have new pages in "
               f"{OUT.relative_to(ROOT)}. `make course` begins again with the first.", file=sys.stderr)
         return 130
