@@ -82,16 +82,21 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
                                 resources={"metadata": {"path": folder}})
         client.on_cell_start = lambda cell, cell_index: on_cell and on_cell(cell_index + 1, len(notebook.cells))
         start = time.perf_counter()
-        # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
-        with (client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
-              PeakMemory(client.km.provisioner.process.pid) as peak):
-            for index, cell in enumerate(notebook.cells):
-                try:
-                    client.execute_cell(cell, index)
-                except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                    failure = Failure(index + 1, _last_line(error))
-                    break
-            seconds = time.perf_counter() - start
+        try:
+            # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
+            with (client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
+                  PeakMemory(client.km.provisioner.process.pid) as peak):
+                for index, cell in enumerate(notebook.cells):
+                    try:
+                        client.execute_cell(cell, index)
+                    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+                        failure = Failure(index + 1, _last_line(error))
+                        break
+                seconds = time.perf_counter() - start
+        finally:
+            process = getattr(getattr(client.km, "provisioner", None), "process", None)
+            if process is not None and process.poll() is None:  # after Ctrl-C while it was starting
+                process.kill()
     for cell in notebook.cells:
         clean_outputs(cell)
     return Run(seconds, peak.megabytes, failure)
