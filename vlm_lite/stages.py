@@ -38,8 +38,8 @@ CHECKS = ("swap", "hide", "concrete", "sees")  # each is 0 for a model that does
 class Stage:
     """One training: `data` names the text ("captions", "instructions", "vqa"), `tune` what the language model does.
 
-    A step has `batch_size` pictures (over all processes), and of each up to `per_row` exchanges. optimizer: that of
-    `train.train`.
+    A step has `batch_size` pictures (over all processes), and of each up to `per_row` exchanges. optimizer: what
+    `run_stages` hands on to `train.train`; whoever calls `train_stage` gives it there.
     """
 
     name: str
