@@ -549,7 +549,7 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 # %% [markdown]
 # ## 9. What goes wrong
 #
-# Each of these was trained and recorded like the run above, from the same start, and evaluated on half as many questions.
+# Each of these was trained and recorded like the run above, from the same start, and evaluated on fewer questions.
 #
 # - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error is raised.
 # - *Instructions alone*: stage 1 left out, as many steps of instructions. The brain has LoRA to learn with, and the
