@@ -69,6 +69,7 @@ def run_train_stages(options):
                               **more)
     state.print(matrix(found))
     state.print(f"weights: {options.folder}/stage-3; scores with their intervals: {options.folder}/stage-*.json")
+    state.destroy_process_group()  # or gloo's threads outlive it: "terminate called without an active exception"
 
 
 def _shapes(options, state):
