@@ -1,6 +1,7 @@
 """The tools behind `make notebooks`, `make course` and `make colab` do what their pages say."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -186,6 +187,23 @@ def test_a_page_links_to_pages_and_says_what_its_figures_show():
         nbformat.v4.new_code_cell("x", outputs=[picture])]), "00_sums")
     assert 'href="03_qformer_gpt2.html"' in page and 'href="04_llava.html#a-part"' in page
     assert 'alt="a &quot;b&quot; &amp; c"' in page and "No description" not in page
+
+
+def test_a_page_needs_no_network_and_no_script_for_its_formulas():
+    page = course.as_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(
+        "The loss $-\\log p_i$, which is\n\n$$\\frac{a}{b}$$\n\nand in code `echo $HOME$`.")]), "00_sums")
+    assert page.count("<math ") == 2 and "<mfrac>" in page and "<msub>" in page and "$$" not in page
+    assert "echo $HOME$" in page, "code stays as it is"
+    assert "<script" not in page and "cdnjs" not in page
+
+
+def test_every_formula_of_the_course_becomes_mathml():
+    for path in notebooks.sources():
+        texts = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
+        page = "".join(map(course.as_markup, texts))
+        assert page.count("<math ") > 2, path
+        left = [formula for formula in re.findall(r"<math.*?</math>", page, re.DOTALL) if "\\" in formula]
+        assert not left, f"{path}: a command that latex2mathml does not know: {left}"
 
 
 def test_a_long_installation_says_that_it_goes_on_and_a_failed_one_what_to_look_for(tmp_path, monkeypatch, capfd):

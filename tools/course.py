@@ -73,14 +73,34 @@ def course_run(path, k, of):
 
 
 def as_html(notebook, name):
-    """The page of an executed notebook: figures inside, each described by its label, and links to the other pages."""
+    """The page of an executed notebook: figures inside, each described by its label, and links to the other pages.
+
+    It needs no network: formulas are MathML, and the scripts of nbconvert's template, which would fetch others, go.
+    """
     from nbconvert import HTMLExporter
 
-    page = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    exporter = HTMLExporter(filters={"markdown2html": as_markup})
+    page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
+    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     labels = [html.escape(label, quote=True) for label in execute.figure_labels(notebook)]
     page = re.sub(r'alt="No description has been provided for this image"',
                   lambda _: f'alt="{labels.pop(0) if labels else "a figure"}"', page)
     return re.sub(r'href="([0-9]{2}_\w+)\.ipynb', r'href="\1.html', page)
+
+
+def as_markup(markdown):
+    """Markdown -> HTML, with formulas as MathML."""
+    from latex2mathml.converter import convert
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body):
+            return convert(body)
+
+        def block_math(self, body):
+            return convert(body, display="block")
+
+    return MarkdownWithMath(renderer=Renderer(escape=False)).render(markdown)
 
 
 def print_table(results):
