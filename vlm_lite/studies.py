@@ -13,17 +13,18 @@ import hashlib
 import inspect
 import os
 import platform
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, recipes, stages, vit_recipe, zoo
+from . import clip_variants, connector_variants, optim, recipes, stages, vit_recipe, zoo
 from .data import digits, instructions, language, shapes
 from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
-from .models import clip
+from .models import clip, qformer, vlm
 from .profiles import PROFILES, get_compute
 from .train import History
 
@@ -172,16 +173,19 @@ STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.
                  instructions.turns, instructions.follows, recipes.exchange_batches)
 CONNECTOR_VARIANTS_RECIPE = (connector_variants, *CONNECTOR_RECIPE[1:], recipes.train_stage1, recipes.caption_batches,
                              stages.set_trainable, stages.add_lora, stages.train_stage)
+# What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
+VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
 # name: the study, the recipe that it depends on, the zoo models that it reads
-STUDIES = {"clip_infonce": (clip_infonce, CLIP_RECIPE, ()),
+STUDIES = {"clip_infonce": (clip_infonce, (*CLIP_RECIPE, recipes.make_shapes_clip, clip.info_nce), ()),
            "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
-           "qformer_connector": (qformer_connector, CONNECTOR_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "qformer_connector": (qformer_connector, (*CONNECTOR_RECIPE, *VLM_CODE, qformer),
+                                 ("shapes-clip", "shapes-gpt2")),
            "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
                                   ("shapes-clip", "shapes-gpt2")),
            "shapes_vlm": (shapes_vlm, (zoo.train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
                           ("shapes-clip", "shapes-gpt2")),
-           "llava_stages": (llava_stages, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
-           "llava_failures": (llava_failures, STAGES_RECIPE, ("shapes-clip", "shapes-gpt2")),
+           "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
+           "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
            "vit_digits": (vit_digits, (vit_recipe, digits), ())}
 CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
                     "num_query_tokens")
@@ -222,6 +226,7 @@ def what_counts(source):
             return name == "warnings.warn" or name.split(".")[-1].lstrip("_").startswith("check_")
         return isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
+    source = textwrap.dedent(source)  # a method's
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.stmt) and idle(node):
