@@ -815,8 +815,9 @@ check.progress({
 #
 # **More than one GPU.** With $W$ processes of $N$ pairs each, a loss on its own pairs alone would know $N$ candidates. So the
 # embeddings of all processes are *gathered* before the loss, by a gather that sends gradients back, and each picture chooses
-# among $W N$ captions: `recipes.train_clip(..., loss=info_nce_gathered, shard=equal_shares)` under `torchrun`. What travels
-# are $W N$ vectors, and no pictures. A test starts two processes and finds the loss and the gradients of one, to 1e-5.
+# among $W N$ captions: `recipes.train_clip(..., loss=info_nce_gathered, shard=equal_shares)` under `torchrun`, with
+# `torch.distributed.destroy_process_group()` as the script's last line. What travels are $W N$ vectors, and no pictures. A
+# test starts two processes and finds the loss and the gradients of one, to 1e-5.
 
 # %% tags=["t4"]
 if on_photographs:
@@ -826,11 +827,11 @@ if on_photographs:
     from vlm_lite import vit_recipe
     from vlm_lite.data import photographs
     from vlm_lite.data.formats import image_tensor, make_dataset
-    from vlm_lite.data.sources import DATASETS
+    from vlm_lite.data.sources import DATASETS, MODELS
     from vlm_lite.evals.coco5k import load_coco_test, recall_pairs
     from vlm_lite.evals.zeroshot import zeroshot_scores
 
-    source = resolve_model("openai/clip-vit-base-patch32")
+    source = resolve_model(MODELS["smaller eye"])
     openai, spoken = CLIP.from_pretrained(source).to(compute.device), AutoTokenizer.from_pretrained(source)
     print(f"{openai.load_report}\n\n{'percent':34}{'here':>8}{'published':>11}")
 

@@ -133,7 +133,7 @@ def test_doctor_says_what_the_machine_is_what_was_chosen_and_why(capsys):
     assert status == 0, out
     for name in ("vlm-lite", "python", "cpu", "packages", "home", "zoo", "java", "gpu", "profile", "device"):
         assert any(line.startswith(f"{name} ") for line in out.splitlines()), f"no line {name} in\n{out}"
-    assert "tiny (VLM_LITE_PROFILE says so)" in out
+    assert "tiny (as VLM_LITE_PROFILE asks)" in out
     assert "torch " in out and "GB free" in out
 
 

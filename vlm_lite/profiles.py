@@ -115,11 +115,11 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
     """
     asked, source = name, "you chose it"
     if asked in (None, "auto"):
-        asked, source = os.environ.get("VLM_LITE_PROFILE") or "auto", "VLM_LITE_PROFILE says so"
+        asked, source = os.environ.get("VLM_LITE_PROFILE") or "auto", "as VLM_LITE_PROFILE asks"
     if asked == "auto":
         return _choose(offers)
     if asked not in PROFILES:
-        where = "VLM_LITE_PROFILE" if source.startswith("VLM") else "profile"
+        where = "VLM_LITE_PROFILE" if "VLM_LITE_PROFILE" in source else "profile"
         raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
     if asked == "rehearsal" and "t4" in offers:
         from vlm_lite.rehearsal.mirror import make_profile  # makes the mirror that the profile names

@@ -216,6 +216,13 @@ def train_stage1(stage1, features, captions, tokenizer, *, steps, batch_size=64,
         stage1.connector.language_projection.requires_grad_(True)
 
 
+def check_answer(image_id, question, answer):
+    """UserError for a question of a table that has no answer to train on."""
+    if not (answer or "").strip():
+        raise UserError(f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
+                        "`answer`), or leave it out of the training.")
+
+
 def picture_exchanges(captions, questions, *, captions_each=1, chat=False):
     """What is said about each picture: {image_id: [(prompt, answer), ...]}, its captions first, then its questions.
 
@@ -226,6 +233,7 @@ def picture_exchanges(captions, questions, *, captions_each=1, chat=False):
     columns = (questions[name][:] for name in ("image_id", "question", "answer", "question_type"))
     for number, (image_id, question, answer, kind) in enumerate(zip(*columns, strict=True)):
         pair = short_prompt(question), answer
+        check_answer(image_id, question, answer)
         if chat and number % 3 == 0:
             pair = chat_prompt(question), sentence(question, answer, kind)
         said.setdefault(image_id, []).append(pair)
@@ -237,8 +245,11 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
 
     Several questions about one picture share its prefix, as LLaVA-1.5 merges them into one conversation
     (Liu et al. 2023, "Improved baselines", section 3.4). features (N, T, D); exchanges: for each picture a list of
-    pairs, or of conversations (lists of pairs), whose turns do read one another.
+    pairs, or of conversations (lists of pairs), whose turns do read one another. UserError when they are not as many.
     """
+    if len(features) != len(exchanges):
+        raise UserError(f"{len(features)} pictures, and exchanges about {len(exchanges)}; expected as many, in the "
+                        "same order. A picture of which nothing is said has an empty list.")
     text = build_text_batch(tokenizer, [[pair] if isinstance(pair[0], str) else pair for row in exchanges
                                         for pair in row])
     lengths = text["attention_mask"].sum(1).tolist()

@@ -95,6 +95,7 @@ def stage_texts(pictures, *, seed=0, shuffled=0.0, ask=short_prompt):
     asked = {image_id: [] for image_id in pictures.ids}
     columns = (pictures.questions[name][:] for name in ("image_id", "question", "answer"))
     for image_id, question, answer in zip(*columns, strict=True):
+        recipes.check_answer(image_id, question, answer)
         asked[image_id].append((ask(question), answer))
     talks = [[instructions.as_pairs(instructions.conversation(text, np.random.default_rng([seed, 2, k])))]
              for k, text in enumerate(pictures.captions["description"][:])]

@@ -4,6 +4,8 @@ Used alike by the notebook and by the recorded study `vit_digits`. What is for p
 a GPU.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,8 @@ from .train import train
 CANVAS = 20  # pixels a side
 DIGITS_VIT = dict(image_size=CANVAS, patch_size=4, width=96, num_layers=4, num_heads=4, hidden_act="gelu",
                   layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
-VARIANTS = {"the ViT": {}, "post-norm": {"post_norm": True}, "mean of the patches": {"pool": "mean"}}
+VARIANTS = {"the ViT": {}, "post-norm": {"post_norm": True}, "mean of the patches": {"pool": "mean"},
+            "no positions": {"positions": False}, "no attention: an MLP": {"attention": False}}
 
 
 class PostNormBlock(Block):
@@ -31,9 +34,27 @@ class PostNormBlock(Block):
         return (x, weights) if return_attention else x
 
 
-def make_digits_vit(*, seed=0, post_norm=False, positions=True, **settings):
-    """An untrained ViT for the canvases: `DIGITS_VIT` with `settings` changed; without positions they stay at zero."""
+class PixelMLP(nn.Module):
+    """The control without attention: two hidden layers on all pixels of a canvas at once, about as many weights."""
+
+    def __init__(self, width=512):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(CANVAS ** 2, width), nn.GELU(), nn.Linear(width, width),
+                                    nn.GELU(), nn.Linear(width, DIGITS_VIT["num_classes"]))
+
+    def forward(self, pixels):
+        """pixels (B, 3, S, S), grey -> an output with logits (B, 10)."""
+        return SimpleNamespace(logits=self.layers(pixels[:, 0]))
+
+
+def make_digits_vit(*, seed=0, post_norm=False, positions=True, attention=True, **settings):
+    """An untrained ViT for the canvases: `DIGITS_VIT` with `settings` changed; without positions they stay at zero.
+
+    Without attention it is no ViT at all but a PixelMLP.
+    """
     torch.manual_seed(seed)
+    if not attention:
+        return PixelMLP()
     model = VisionTransformer(**{**DIGITS_VIT, **settings})
     if post_norm:
         blocks = model.encoder.layers
@@ -116,20 +137,32 @@ def accuracy(model, pictures, classes, *, prepare=digit_pixels, batch_size=250):
     return (torch.cat(found) == classes).float().mean().item()
 
 
-def pixel_methods(train_pictures, train_classes, pictures, classes, *, svc_pictures=3000):
+def flat_pixels(pictures):
+    """uint8 (N, S, S) or grey (N, 3, S, S) -> floats (N, S * S) in 0..1, as NumPy."""
+    return (pictures if pictures.ndim == 3 else pictures[:, 0]).flatten(1).float().div(255).numpy()
+
+
+def without_light(pictures):
+    """The same with what a person knows of the light taken off: the best fit a + b x + c y + d xy; then length 1."""
+    pixels, place = flat_pixels(pictures), np.linspace(-1, 1, pictures.shape[-1])
+    x, y = (axis.ravel() for axis in np.meshgrid(place, place))
+    light, _ = np.linalg.qr(np.stack([np.ones_like(x), x, y, x * y], axis=1))  # (S * S, 4)
+    pixels = pixels - pixels @ light @ light.T
+    return pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
+
+
+def pixel_methods(train_pictures, train_classes, pictures, classes, *, svc_pictures=3000, prepare=flat_pixels):
     """Accuracy of three methods that compare pixel with pixel: {name: share}. Pictures uint8 (N, ..., S, S).
 
     Nearest neighbour and logistic regression train on all of `train_pictures`, the support vector classifier, whose
-    time grows with the square of their number, on the first `svc_pictures`.
+    time grows with the square of their number, on the first `svc_pictures`. prepare: what they get of the pictures.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import SVC
 
-    def flat(pictures):
-        return (pictures if pictures.ndim == 3 else pictures[:, 0]).flatten(1).float().div(255).numpy()
-
+    known, unseen = prepare(train_pictures), prepare(pictures)
     methods = {"nearest neighbour": (KNeighborsClassifier(1), None),
                "logistic regression": (LogisticRegression(max_iter=300, tol=1e-3), None), "SVC": (SVC(), svc_pictures)}
-    return {name: method.fit(flat(train_pictures[:limit]), train_classes[:limit].numpy()).score(
-        flat(pictures), classes.numpy()) for name, (method, limit) in methods.items()}
+    return {name: method.fit(known[:limit], train_classes[:limit].numpy()).score(unseen, classes.numpy())
+            for name, (method, limit) in methods.items()}

@@ -157,11 +157,17 @@ def read_folder(folder):
 
 
 def _value(record, key, feature, file, where):
-    """`record[key]`, checked to be what the column `key` holds."""
+    """`record[key]`, checked to be what the column `key` holds, and no blank text."""
     if not isinstance(feature, List):
-        return field(record, key, int if feature.dtype == "int64" else str, file, where)
+        value = field(record, key, int if feature.dtype == "int64" else str, file, where)
+        if isinstance(value, str) and not value.strip():
+            raise UserError(f"{file}: `{where}.{key}` is empty ({value!r}). Give it words, or leave the field out.")
+        return value
     entries = {f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))}
     if key == "conversation":
         return [{part: field(entry, part, str, file, f"{where}.{name}") for part in ("role", "content")}
                 for name, entry in entries.items()]
-    return [field(entries, name, str, file, where) for name in entries]
+    texts = [field(entries, name, str, file, where) for name in entries]
+    if key == "captions" and not all(map(str.strip, texts)):
+        raise UserError(f"{file}: `{where}.captions` has an empty one ({show(texts)}). Give it words, or leave it out.")
+    return texts

@@ -10,6 +10,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from ..files import UserError
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {
     "red": (226, 52, 52), "orange": (244, 142, 36), "yellow": (246, 222, 62), "green": (58, 176, 76),
@@ -25,7 +27,10 @@ BACKGROUND = (20, 22, 30)
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a scene. A digit has shape "digit", colour "white", size "large" and a value 0 to 9."""
+    """One thing in a scene. A digit has shape "digit", colour "white", size "large" and a value 0 to 9.
+
+    UserError for anything that is not in the Shapes world.
+    """
 
     shape: str
     colour: str
@@ -33,7 +38,16 @@ class Item:
     row: int  # 0 is the top
     col: int  # 0 is the left
     value: int = -1  # of a digit
-    glyph: int = -1  # index into `load_digits`
+    glyph: int = -1  # index into `load_digits`; -1 is the first of this value that no training picture shows
+
+    def __post_init__(self):
+        for name, known in (("shape", (*SHAPES, "digit")), ("colour", ("white",) if self.is_digit else COLOURS),
+                            ("size", ("large",) if self.is_digit else SIZES), ("row", range(GRID)),
+                            ("col", range(GRID)), ("value", range(10) if self.is_digit else (-1,))):
+            if getattr(self, name) not in known:
+                raise UserError(f"Item: {name} is {getattr(self, name)!r}; for a {self.shape} choose "
+                                f"{', '.join(map(str, known))}." if name != "shape" else
+                                f"Item: shape is {self.shape!r}; choose {', '.join(known)}.")
 
     @property
     def is_digit(self):
@@ -42,7 +56,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
+    """One to four things in different cells. UserError for other scenes."""
+
     items: tuple[Item, ...]
+
+    def __post_init__(self):
+        if not isinstance(self.items, tuple):
+            raise UserError(f"Scene: items is {self.items!r}; expected a tuple, such as Scene((Item(...), Item(...))). "
+                            "A single one needs a comma: Scene((Item(...),)).")
+        if not 1 <= len(self.items) <= 4:
+            raise UserError(f"Scene: {len(self.items)} items; a scene of the Shapes world has 1 to 4.")
+        cells = [(item.row, item.col) for item in self.items]
+        twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+        if twice:
+            raise UserError(f"Scene: two items in row {twice[0]}, col {twice[1]}; give each a cell of its own.")
 
     @cached_property
     def shapes(self):
@@ -118,6 +145,12 @@ def _coverage(shape, pixels, samples=4):
     return inside.reshape(pixels, samples, pixels, samples).sum((1, 3), dtype=np.int64) * 255 // samples**2
 
 
+def _glyph(item):
+    """The index of a digit's handwriting: its own, or the first of its value that no training picture shows."""
+    _, targets, pools = _digits()
+    return item.glyph if item.glyph >= 0 else next(k for k in pools["test"] if targets[k] == item.value)
+
+
 def _handwriting(glyph):
     """An 8x8 digit of `load_digits`, doubled with linear interpolation: (16, 16) integers in 0..255."""
     small = np.pad(_digits()[0][glyph] * 255 // 16, 1)
@@ -136,7 +169,7 @@ def render(scene, rng):
     noise = rng.integers(-9, 10, (IMAGE_SIZE, IMAGE_SIZE, 3))
     image = np.asarray(BACKGROUND) + noise
     for item in scene.items:
-        alpha = _handwriting(item.glyph) if item.is_digit else _coverage(item.shape, SIZES[item.size])
+        alpha = _handwriting(_glyph(item)) if item.is_digit else _coverage(item.shape, SIZES[item.size])
         side = len(alpha)
         colour = np.asarray((235, 235, 228) if item.is_digit else COLOURS[item.colour]) + rng.integers(-14, 15, 3)
         top = item.row * CELL + int(rng.integers(CELL - side + 1))

@@ -12,7 +12,7 @@ class PretrainedVLM:
     processor's own. On a GPU the weights are fp16 where it has no native bf16 (a T4), else bf16; on a CPU fp32.
     """
 
-    def __init__(self, name="HuggingFaceTB/SmolVLM2-256M-Video-Instruct", *, longest_edge=None, compute=None):
+    def __init__(self, name, *, longest_edge=None, compute=None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         from vlm_lite.profiles import get_compute

@@ -1,8 +1,11 @@
 """The text side of the VLM: loading a language model, and turning conversations into batches with labels."""
 
+from pathlib import Path
+
 import torch
 
-from vlm_lite.files import UserError
+from vlm_lite.files import UserError, read_json
+from vlm_lite.models.weights import read_weights
 
 IGNORE = -100  # a label that the loss leaves out
 
@@ -24,8 +27,13 @@ def load_language_model(folder_or_id):
             use_safetensors=True)  # pickles can run code
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        here = sorted(Path(folder_or_id).glob("*.*"))
+        for path in here:  # the file at fault, by its name
+            if path.suffix in (".json", ".safetensors"):
+                (read_json if path.suffix == ".json" else read_weights)(path)
+        holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
         raise UserError(f"no language model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
-                        f"{str(error).splitlines()[0]}). Check the name, the network and the folder's files "
+                        f"{str(error).splitlines()[0]}{holds}). Check the name, the network and the folder's files "
                         "(config.json, model.safetensors, tokenizer.json).") from error
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
