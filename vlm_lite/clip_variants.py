@@ -21,6 +21,7 @@ VARIANTS = {  # name: what it changes, as keywords of `train_variant`
     BASE: {}, "twice the steps": {"length": 2},
     **{f"temperature fixed at {temperature}": {"temperature": temperature} for temperature in (0.01, 0.07, 0.5)},
     "batch size ÷ 2": {"batch": 1 / 2}, "batch size × 2": {"batch": 2},
+    "batch size × 2, as many steps": {"batch": 2, "length": 2},
     "pictures choose, texts do not": {"loss": one_direction},
     "half the captions name colours only": {"coarse": True},
     "the same, equal captions right": {"coarse": True, "loss": info_nce_shared},
@@ -29,6 +30,7 @@ VARIANTS = {  # name: what it changes, as keywords of `train_variant`
     "none exchanged, 1/4 of the pictures": {"pictures": 1 / 4},
     "almost right captions as well": {"loss": info_nce_hard, "hard_negatives": True},
     "SigLIP's loss": {"loss": siglip}, "SigLIP's loss, twice the steps": {"loss": siglip, "length": 2},
+    "SigLIP's loss, bias −log(N − 1)": {"loss": siglip, "bias": None},
 }
 
 
@@ -53,18 +55,19 @@ def clip_variants(seed, profile):
 
 
 def train_variant(images, captions, tokenizer, *, steps, batch_size, seed, temperature=None, batch=1, length=1,
-                  pictures=1, exchanged=0, coarse=False, loss=info_nce, **options):
+                  pictures=1, exchanged=0, coarse=False, loss=info_nce, bias=-10.0, **options):
     """(model, History) of `recipes.train_clip` from the weights of `seed`, with something changed.
 
     temperature: held at this. batch: times the batch size, and as many fewer steps. length: times the steps. pictures,
     exchanged: the share of the pictures that is kept; that gets another's captions. coarse: half of the captions name a
-    picture's colours and no more. `options` go to `recipes.train_clip`.
+    picture's colours and no more. bias: what SigLIP's starts from; its paper's -10 suits batches of thousands, None
+    makes a pair as likely as it is in this batch, -log(N - 1). `options` go to `recipes.train_clip`.
     """
     model = recipes.make_shapes_clip(tokenizer, seed=seed)
     if temperature is not None:
         model.logit_scale.requires_grad_(False).fill_(-math.log(temperature))
     if loss is siglip:
-        model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+        model.logit_bias = torch.nn.Parameter(torch.tensor(-math.log(batch_size * batch - 1) if bias is None else bias))
         model.logit_scale.data.fill_(math.log(10))
     captions = exchange(captions[:round(pictures * len(captions))], exchanged, seed)
     if coarse:
