@@ -622,6 +622,7 @@ nerve = make_connector("qformer", eye.feature_width, brain.config.hidden_size, *
 mine = MyQFormer(vision_width=eye.feature_width, **settings)
 mine.load_state_dict(nerve.qformer.state_dict())
 nerve.qformer = mine  # from here on it is yours that learns
+untrained = {name: value.clone() for name, value in nerve.state_dict().items()}
 vlm = VLM(vision=eye, connector=nerve, language_model=brain, tokenizer=tokenizer).eval()
 frozen = weights_hash(eye), weights_hash(brain)  # to be compared with after training
 
@@ -725,10 +726,10 @@ print("\ncaption of the first picture:", before["captions"][0])
 # `torch.optim.Muon` and the rest (queries, biases, norms) to AdamW. Try `optimizer="adamw", lr=1e-3` in the call below:
 # which types of questions suffer most in section 10?
 #
-# **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It uses seed 0, which is one of
-# them: it should follow that seed's curve, which may be an edge of the band, and your machine's rounding decides on which
-# side of the edge a point falls. The dotted line is the loss of the brain with no picture at all, on one batch of the
-# same rows.
+# **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It has the first of these seeds, and
+# begins as that run did. But in bf16 the sums depend on the machine and on the number of threads, and Muon carries a
+# difference along: expect a curve like the band's, not that seed's. The dotted line is the loss of the brain with no
+# picture at all, on one batch of the same rows.
 #
 # *Above the band, or stuck at the dotted line:* check that the features are those of this eye and layer, that the
 # queries differ, and that the nerve has gradients. *Below it from the start:* the loss counts easy tokens; check that
@@ -747,6 +748,7 @@ print(f"{len(exchanges):,} pictures, {sum(map(len, exchanges)):,} exchanges; the
 for prompt, reply in exchanges[0]:
     print(f"   {prompt}  →  {reply}")
 
+nerve.load_state_dict(untrained)  # from the start again, if you run this cell a second time
 history = recipes.train_connector(vlm, train_features, exchanges, steps=profile.connector_steps,
                                   batch_size=profile.connector_batch_size, lr=profile.connector_lr, seed=0)
 assert frozen == (weights_hash(eye), weights_hash(brain))
@@ -781,7 +783,8 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 #
 # **By type of question**, and **beside the recorded seeds.** Where the oracle itself is low, the brain is the limit;
 # where it is high and the bar is not, the nerve or the eye is. One run is one draw: the recorded study trained the same
-# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds.
+# nerve from several seeds, and "agrees" means that your run's interval meets the range of those seeds. (The interval is
+# for other *questions*, the range for other *trainings*.)
 
 # %% tags=["thumbnail"]
 result = recipes.probe(vlm, captions, questions)
@@ -793,12 +796,12 @@ display(plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
                         bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high)))
 scores = {**{f"VQA {name}": score for name, score in result.accuracy.items()},
           "multimodal gain": result.gain, "bridge score": result.bridge}
-print(f"{'':16} {'this run':>26}   recorded, {len(study['seeds'])} seeds")
+print(f"{'':16} {'this run':>26}   recorded: {'the same seed':>14}   {len(study['seeds'])} seeds")
 for name, recorded in study["summary"].items():
     run = scores.get(name)
     if run is not None and run.value is not None:
         agrees = run.low <= recorded["high"] and recorded["low"] <= run.high
-        print(f"{name:16} {str(run):>26}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
+        print(f"{name:16} {str(run):>26}   {study['runs'][0]['figures'][name]:24.3f}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
               f"{'agrees' if agrees else 'apart: see the notes on the loss above'}")
 plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
                     for kind, part in result.by_type.items()})
@@ -1136,6 +1139,7 @@ check.progress({
     "another picture is worth no more than none": result.accuracy["shuffled"].low <= result.accuracy["blind"].high,
     "pairs are answered that no blind model can answer": pair_score["vlm"] > pair_score["blind"],
     "captions are about their own pictures": cider["after training"] > cider["shuffled"],
+    "the bridge meets the recorded range": result.bridge.high >= study["summary"]["bridge score"]["low"],
     "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
 })
 plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],

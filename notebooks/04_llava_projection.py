@@ -421,6 +421,7 @@ def measure(vlm):
     return stages.evaluate(vlm, held_out, pictures=100, questions=800, orders=100)
 
 
+untrained = copy.deepcopy(vlm)
 spoken["nothing trained"] = ask_fixed()
 for row, said in zip(prompts, spoken["nothing trained"], strict=True):
     print(f"{row['prompt'][:66]:66} {said[:50]!r}")
@@ -451,6 +452,7 @@ for name, said in texts.items():
           f"{str(next(filter(None, said))[0])[:100]}")
 
 histories, kept = {}, {}
+vlm = copy.deepcopy(untrained)  # from the start again, if you run this cell a second time
 
 
 def after_stage(name, scores, history):
@@ -474,9 +476,9 @@ print(f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]
 
 # %% [markdown]
 # **Is my loss normal?** Your three trainings end to end over the band of the recorded seeds. The loss
-# jumps where a stage begins, because the text is another: compare within a stage only. This run uses seed 0, which is one
-# of the recorded ones. Where that one is an edge of the band, your machine's rounding decides on which side of it a point
-# falls: a small share inside is no fault while the curve has the band's form.
+# jumps where a stage begins, because the text is another: compare within a stage only. This run has the
+# first of the recorded seeds. Where that one is an edge of the band, rounding (it differs with the machine and the number of
+# threads) decides on which side of it a point falls: a small share inside is no fault while the curve has the band's form.
 
 # %%
 from vlm_lite.studies import load_study
