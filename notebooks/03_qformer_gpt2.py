@@ -1046,7 +1046,7 @@ worth = " and ".join(str(n) for n, better in needed.items() if better)
 print(f"In this world, after this short training, a Q-Former is worth its {many / few:.0f} times as many parameters "
       + (f"with {worth} vectors." if worth else "nowhere: a plain connector does as well or better."))
 print(f"Expanding: {versus('Q-Former 32', 'Q-Former 16')}.")
-print(f"Stage 1 first: {versus(f'{base}, stage 1 first', base)}, for three times the steps.")
+print(f"Stage 1 first: {versus(f'{base}, stage 1 first', base)}; it takes three times the steps.")
 print(f"A VQA loss added to captions: {versus(base, f'{base}, captions only')}.")
 print(f"Muon for AdamW: {versus(base, adamw)}.")
 for row in (f"{adamw}, LoRA", f"{adamw}, full tuning"):
