@@ -112,6 +112,7 @@ def test_a_number_and_the_diamond_of_the_oracle_stand_apart():
     numbers = [text.get_window_extent() for text in axes.texts]
     assert len(diamonds) == len(numbers) == len(types)
     assert not any(number.overlaps(diamond) for number, diamond in zip(numbers, diamonds, strict=True))
+    assert {"the VLM", "oracle"} <= set(texts(axes.figure)) and "blind" not in texts(axes.figure), "what is not drawn"
 
 
 def test_a_guess_is_a_dashed_line_with_its_name():

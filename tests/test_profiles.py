@@ -149,8 +149,9 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
     tiny = profiles.replace(profiles.TINY, reason="no CUDA GPU is present")
     compute = profiles.Compute("cpu", "bf16", "this CPU has AMX")
     text = profiles.describe(tiny, compute, minutes={"tiny": 2.5, "t4": 40})
-    for expected in ("tiny", "no CUDA GPU is present", "no download, about 2.5 minutes", "GB of memory", "bf16",
-                     "this CPU has AMX", "VLM_LITE_PROFILE=t4", "3.5 GB to download, about 40 minutes (estimated)"):
+    for expected in ("tiny", "no CUDA GPU is present", "no model or data to download, about 2.5 minutes", "bf16",
+                     "GB of memory", "this CPU has AMX", "VLM_LITE_PROFILE=t4",
+                     "3.5 GB to download, about 40 minutes (estimated)"):
         assert expected in text
     assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})
 

@@ -126,15 +126,17 @@ def test_the_moving_picture_shows_the_answers_of_the_checkpoints_that_are_here()
 
 
 @pytest.mark.slow
-def test_the_story_ends_with_each_bar_at_its_blind_line(tmp_path):
+def test_the_story_opens_with_an_answer_and_comes_to_rest_with_each_bar_at_its_blind_line(tmp_path):
     colours = list(scenes.COLOURS)
     seen, swapped = ({name: 0.95 if name == sure else 0.005 for name in colours} for sure in ("red", "blue"))
     blind = dict.fromkeys(colours, 0.12)
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("#400000", "#000040")]
     images, milliseconds = readme_gif.frames(pictures, [seen, swapped, blind])
-    last = readme_gif.frame(readme_gif.cover(), readme_gif.QUESTION, blind, blind, 2, hidden=True)
-    assert images[-1].tobytes() == last.tobytes()
-    assert len(images) == len(milliseconds) and {image.size for image in images} == {last.size}
+    still = readme_gif.frame(readme_gif.enlarge(pictures[0], readme_gif.SIDE), readme_gif.QUESTION, seen, blind, 0)
+    assert images[0].tobytes() == still.tobytes(), "a preview that does not move shows the first frame"
+    rest = readme_gif.frame(readme_gif.cover(), readme_gif.QUESTION, blind, blind, 2, hidden=True)
+    assert images[milliseconds.index(max(milliseconds))].tobytes() == rest.tobytes()
+    assert len(images) == len(milliseconds) and {image.size for image in images} == {rest.size}
     readme_gif.save(images, milliseconds, tmp_path / "ask.gif", b"a comment")
     with Image.open(tmp_path / "ask.gif") as image:
         assert image.info["comment"] == b"a comment" and image.n_frames > 30

@@ -136,7 +136,10 @@ def frame(stage, text, chances, blind, step, hidden=False):
 
 
 def frames(pictures, found):
-    """The whole story as (frames, milliseconds each) of the two pictures and the three sets of probabilities."""
+    """The whole story as (frames, milliseconds each) of the two pictures and the three sets of probabilities.
+
+    It goes round, and starts where the first answer stands: that frame is all that a still preview shows.
+    """
     one, other = (enlarge(picture, SIDE) for picture in pictures)
     first, second, blind = found
     nothing, board = dict.fromkeys(blind, 0.0), cover()
@@ -155,6 +158,7 @@ def frames(pictures, found):
         show(70, one, QUESTION[:length], nothing, 0)
     shown[0], shown[-1] = (shown[0][0], 500), (shown[-1][0], 400)
     move(nothing, first, one, 0)
+    full = len(shown) - 1
     for share in ease(9)[:-1]:
         show(50, swapped(one, other, share), QUESTION, first, 1)
     show(350, other, QUESTION, first, 1)
@@ -164,6 +168,7 @@ def frames(pictures, found):
     show(350, board, QUESTION, second, 2, hidden=True)
     move(second, blind, board, 2, hidden=True)
     shown[-1] = shown[-1][0], 3200
+    shown = shown[full:] + shown[:full]
     return [image for image, _ in shown], [milliseconds for _, milliseconds in shown]
 
 

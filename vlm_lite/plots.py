@@ -261,10 +261,11 @@ def by_type_bars(table, *, title="By type of question"):
             axes.plot(scores["oracle"], row, "D", color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
     axes.set_title(title)
     _accuracy_rows(axes, list(table))
-    figure.legend(handles=[
-        Patch(color=BLUE, alpha=0.85, label="the VLM"),
-        Line2D([], [], color=INK, linestyle="none", marker="|", markersize=11, markeredgewidth=2.2, label="blind"),
-        Line2D([], [], color=GREEN, linestyle="none", marker="D", label="oracle")], loc="outside lower center", ncols=3)
+    looks = {"blind": {"color": INK, "marker": "|", "markersize": 11, "markeredgewidth": 2.2},
+             "oracle": {"color": GREEN, "marker": "D"}}
+    marks = [Line2D([], [], linestyle="none", label=name, **look) for name, look in looks.items()
+             if any(name in scores for scores in table.values())]
+    figure.legend(handles=[Patch(color=BLUE, alpha=0.85, label="the VLM"), *marks], loc="outside lower center", ncols=3)
     return figure
 
 

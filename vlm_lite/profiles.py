@@ -307,7 +307,7 @@ def describe(profile=None, compute=None, *, minutes=None):
 
 
 def _cost(profile, minutes):
-    download = f"about {profile.download_gb:g} GB to download" if profile.download_gb else "no download"
+    download = (f"about {profile.download_gb:g} GB" if profile.download_gb else "no model or data") + " to download"
     expected = minutes.get("tiny" if profile.name == "smoke" else profile.name)
     if expected is None:
         return download

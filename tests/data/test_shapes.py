@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from vlm_lite.data import formats, language, scenes, shapes
 from vlm_lite.files import UserError
@@ -164,3 +165,26 @@ def test_bad_settings_are_refused_with_what_there_is():
         shapes.load_shapes("test")
     with pytest.raises(UserError, match="at least 2"):
         shapes.load_shapes("val", 1)
+
+
+def test_the_scoreboard_has_the_rarest_answer_of_each_type_and_yes_where_two_are_equally_rare():
+    rows = [("relation", "no"), ("relation", "yes"), ("relation", "yes"), ("relation", "no"), ("digit", "7"),
+            ("digit", "3"), ("digit", "7"), ("colour", "red"), ("shape", "star"), ("count", "2"), ("size", "small")]
+    for order in (rows, rows[1:]):  # in the second, "no" is the rarer one
+        kinds, answers = map(list, zip(*order, strict=True))
+        table = Dataset.from_dict({"question_type": kinds, "answer": answers, "row": list(range(len(order)))})
+        five = shapes.five_questions(table)
+        assert [row["question_type"] for row in five] == list(shapes.SCOREBOARD_TYPES)
+        assert [row["answer"] for row in five] == ["red", "star", "2", "yes" if order is rows else "no", "3"]
+        assert five[3]["row"] == order.index(("relation", five[3]["answer"])), "the first of its kind"
+
+
+@pytest.mark.parametrize("count", [32, 64])
+def test_the_shipped_model_asked_blind_answers_no_question_of_the_scoreboard(count):
+    from vlm_lite.models.vlm import VLM
+    from vlm_lite.profiles import resolve_model
+
+    five = shapes.five_questions(shapes.load_shapes("val", count, progress=False)[1])
+    said = VLM.from_pretrained(resolve_model("shapes-vlm")).generate(
+        None, [language.short_prompt(row["question"]) for row in five])
+    assert [row["question"] for row, text in zip(five, said, strict=True) if text == row["answer"]] == []

@@ -140,10 +140,12 @@ ANSWERS = {"colour": tuple(scenes.COLOURS), "shape": scenes.SHAPES, "size": tupl
 def five_questions(questions):
     """The scoreboard of the course: a question of each of five types in a questions table, as row dicts.
 
-    Of each type it is the first with the answer that is rarest there, so that a guess seldom gets it.
+    Of each type it is the first with the answer that is rarest there, and of "yes" and "no" as often the first with
+    "yes": the brain of the course, asked blind, mostly says "no". So a guess seldom gets it.
     """
     kinds, answers = (questions[name][:] for name in ("question_type", "answer"))
     count = collections.Counter(zip(kinds, answers, strict=True))
     rows = range(len(kinds))
-    return [questions[min((row for row in rows if kinds[row] == kind), key=lambda row: count[kind, answers[row]])]
+    return [questions[min((row for row in rows if kinds[row] == kind),
+                          key=lambda row: (count[kind, answers[row]], answers[row] != "yes"))]
             for kind in SCOREBOARD_TYPES]
