@@ -218,15 +218,15 @@ for name, table in tables.items():
     print(f"{name:25} mean cosine of two neighbouring places {near[is_neighbour].mean():+.2f}, of all others {near[far].mean():+.2f}")
 place_maps(tables)
 
+
 # %% [markdown]
-# The sines draw hills: each map is brightest at its own place and falls away from it, so what is near can be read from the
-# vectors. The learnt table draws one bright square a map: this eye learnt that all places differ, and nothing of which are
-# neighbours. Where a patch is exactly one cell the captions reward no more. (ViTs trained on photographs do learn
-# hills: Dosovitskiy et al. 2021, figure 7.)
+# The sines draw hills: each map is brightest at its own place and falls away from it. The learnt table draws one bright
+# square a map: this eye learnt that all places differ, and nothing of which are neighbours. Where a patch is exactly one
+# cell, captions reward no more. (ViTs trained on photographs do learn hills: Dosovitskiy et al. 2021, figure 7.)
 #
 # **Another resolution.** A learnt table has one row for each patch of *its* grid. For larger pictures it is treated as
-# a small picture with $D$ channels and enlarged. Then neighbours *are* alike, because the interpolation mixed them, whether
-# or not anything of the kind was learnt. Whether a model can use such a table is for an experiment to say: section 10 has one.
+# a small picture with $D$ channels and enlarged. Then neighbours *are* alike, since the interpolation mixed them, whether
+# or not anything of the kind was learnt. Whether a model can use such a table is a question for an experiment (section 10).
 #
 # **Exercise 2: resize the positions.** ★★☆ 8 minutes. `positions` is $(1 + n^2, D)$, the class token's first. Return
 # $(1 + m^2, D)$ for a grid of $m$: bicubic, with antialiasing. The class token keeps its own.
@@ -397,8 +397,7 @@ figure
 
 # %% [markdown]
 # That is the first step of one model, not a proof that post-norm fails: with a warm-up and few blocks it trains. Section 8
-# has both, trained, over several seeds. (CLIP's own way to draw the first weights, which the package follows, is made for
-# pre-norm: it shrinks what each block adds as blocks become more.)
+# has both, trained, over several seeds. (The package draws its first weights as CLIP does, which is made for pre-norm.)
 #
 # ## 5. The whole tower, in one place and fit to copy
 #
@@ -569,19 +568,16 @@ print(f"training took the zoo's eye from {untrained:.0%} to {trained:.0%}: " + (
 
 # %% [markdown]
 # Two things decide such a row. One is the *task*. Captions of random scenes can mostly be told apart by what is in them, so
-# the loss rewards little else, and pictures of other things move far apart while the same things elsewhere stay near. Little
-# is not nothing: this eye has also met captions that were almost right ([01](01_clip_infonce.ipynb), section 16), where
-# places count, and section 6 measures what shuffled patches cost it. The other is the *size* of a position beside its patch, in
-# the last two columns, since only their sum enters the first block: much smaller, and the position is drowned out; a
-# hundred times as large, and it is the patch that drowns.
+# the loss rewards little else. Little is not nothing: this eye has also met captions that were almost right
+# ([01](01_clip_infonce.ipynb), section 16), where places count. The other is the *size* of a position beside its patch, in
+# the last two columns, since only their sum enters the first block: the smaller of the two is drowned out.
 #
 # ## 6. Your ViT in a trained CLIP
 #
-# The zoo's eye is the CLIP of notebook 01, trained longer and with almost right captions. Take out its image tower, put yours in its place with
-# the weights copied, and ask the thousand test pictures for their captions again. If anything at all were wrong (a
-# head split the other way, a norm in another place), recall would fall. Two rows are controls: your tower without the weights,
-# and with them, but on pictures whose patches are shuffled. The recall that is left there comes from *what* a picture shows,
-# not from where.
+# Take the image tower out of the zoo's CLIP, put yours in its place with the weights copied, and ask the thousand test
+# pictures for their captions again. If anything at all were wrong (a head split the other way, a norm in another place),
+# recall would fall. Two rows are controls: your tower without the weights, and with them, but on pictures whose patches are
+# shuffled. The recall that is left there comes from *what* a picture shows, not from where.
 
 # %%
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
@@ -648,6 +644,7 @@ pad = bare_val[0][:5, None].expand(-1, 3, -1, -1)  # grey to RGB
 plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
                   titles=[f"bare: {c}" for c in bare_val[1][:5]] + [f"canvas: {c}" for c in val_set[1][:5]])
 
+
 # %% [markdown]
 # **Which was it?** It depends on whom you ask. Light alone harms none of the three. The place alone is the end of logistic
 # regression, whose weights are tied to pixels, and costs the SVC more than half; nearest neighbour bears it, for among so
@@ -698,8 +695,7 @@ plots.show_images([*val_set[0][:5], *as_pictures[0], *as_pictures[1]], columns=5
 
 # %% [markdown]
 # Four numbers a canvas, and the plainest method of all reads them. Two things had to be there. Somebody had to *know* what
-# light is. And the canvases had to *cover the places*: nearest neighbour has no idea that a 3 is a 3 further left as well,
-# so it needs examples of each digit everywhere, and with fewer it falls.
+# light is. And the canvases had to *cover the places*: nearest neighbour has no idea that a 3 further left is a 3 as well.
 #
 # ## 8. Train
 #
@@ -729,11 +725,10 @@ print(f"HEADLINE: handwriting anywhere, in uneven light: a ViT that is told noth
 
 # %% [markdown]
 # **Is my loss normal?** Your run over the recorded band of several seeds. It has the seed of *one of them*: the same first
-# weights, the same batches. What differs is rounding and the number of threads, which 500 steps blow up; so expect it
-# inside or near the band, and try another `seed` for a run of your own. A ViT often sits on a plateau near the dotted line
-# before it finds out what a digit is: let it. *Stuck there for good:* do the pictures keep their classes, do the
-# positions differ, is the learning rate warmed up? *Far above the band:* a head or a residual is missing. *Below it from the
-# start:* the test pictures, or one and the same batch, are being learnt by heart.
+# weights, the same batches. What differs is rounding and the number of threads, which 500 steps blow up. (Another `seed`
+# makes it a run of your own.) A plateau near the dotted line at the start is usual. *Stuck there for good:* do the
+# pictures keep their classes, do the positions differ, is the learning rate warmed up? *Far above the band:* a head or a
+# residual is missing. *Below it from the start:* the test pictures, or one and the same batch, are being learnt by heart.
 
 # %%
 import math
@@ -759,9 +754,10 @@ for number, method in enumerate(wide):
 for row, name, score, note in ((11.1, "an MLP, recorded\n(raw canvases only)", mlp["mean"], f"  ({100 * mlp['low']:.1f} to {100 * mlp['high']:.1f})"),
                                (13, "your ViT, this run\n(raw canvases only)", reached, "")):
     axes.barh(row, 100 * score, 0.9, color=BLUE)
-    axes.text(100 * (mlp["high"] if note else score) + 1, row, f"{100 * score:.1f}{note}", va="center")
+    axes.text(100 * (mlp["high"] if note else score) + 1.5, row, f"{100 * score:.1f}{note}", va="center")
     places[name] = row
-axes.hlines(11.1, 100 * mlp["low"], 100 * mlp["high"], color=INK, linewidth=2.5, label=f"range of {len(study['seeds'])} seeds")
+axes.errorbar(100 * mlp["mean"], 11.1, xerr=[[100 * (mlp["mean"] - mlp["low"])], [100 * (mlp["high"] - mlp["mean"])]], fmt="none",
+              color=INK, capsize=5, label=f"range of {len(study['seeds'])} seeds")
 axes.axvline(10, color=GREY, linestyle=":", label="chance")
 axes.axvline(my_guess, color=VERMILLION, linestyle=(0, (5, 3)), label=f"my guess for the ViT: {my_guess:g}")
 axes.set(yticks=list(places.values()), yticklabels=list(places), xlim=(0, 108), xlabel="test pictures read rightly (%)",
@@ -772,16 +768,15 @@ figure
 
 # %% [markdown]
 # **What each was told.** Nearest neighbour with the light taken off was told what light is, and keeps every canvas to have
-# each place covered. The ViT was told neither, and keeps its parameters. So training it did not buy the best reading here;
-# it bought *not having to know*. (Whether that takes attention is what the MLP stands beside it for.) What you know about
-# your data, build in, and let the plain method show what is left to learn. What nobody can write down in four lines (what
-# makes a dog?) must be learnt.
+# each place covered. The ViT was told neither, and keeps its parameters. Training it did not buy the best reading here; it
+# bought *not having to know*. (Whether that takes attention is what the MLP stands beside it for.) What you know about
+# your data, build in. What nobody can write down in four lines (what makes a dog?) must be learnt.
 #
 # **One thing changed.** Recorded, with the same recipe, steps and seeds: *post-norm* blocks; the *mean of the patches* in the
 # place of the class token; *no positions* (zeros for good); and no ViT at all but *an MLP*, two hidden layers on all pixels
-# at once, with about as many weights and no attention. Before you run the cell: which would you bet on? The digit covers a
-# few of the patches: what is left of it in the mean of all? How much of a digit is in a bag of its 4-pixel scraps? Look at
-# whether the ranges overlap. One recipe at one size is no verdict: each might want another learning rate or more steps.
+# at once, about as many weights. Before you run the cell: which would you bet on? How much of a digit is left in the mean of
+# all patches, or in a bag of its 4-pixel scraps? Look at whether the ranges overlap. One recipe at one size is no verdict:
+# each might want another learning rate or more steps.
 
 # %%
 print(f"recorded, {len(study['seeds'])} seeds       mean   lowest  highest")
@@ -858,7 +853,7 @@ plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"hea
 #
 # **Does the answer hang on it?** A map is a claim, not a proof. So intervene: paint a few patches over with the
 # canvas's middle grey and ask again. If the maps point at what matters, hiding *their* patches must hurt more than hiding as
-# many at random. (Accuracy can fall below chance: a digit without one of its strokes may look like another digit.)
+# many at random. (It can fall below chance: a digit without one of its strokes may look like another.)
 
 # %%
 where = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch  # (patches, 2) pixels
@@ -968,6 +963,7 @@ axes.minorticks_off()
 axes.legend()
 figure
 
+
 # %% [markdown]
 # **Another resolution.** Your ViT knows one size of canvas. Give it a wider one, with positions resized (exercise 2)
 # and no further training: the digits keep their size in pixels, only the grid grows. If it still reads, was that the merit
@@ -1067,10 +1063,9 @@ plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["
 # `vit_small_patch16_224`, which `timm` has pretrained on ImageNet-21k and ImageNet.
 #
 # Two ViTs, one test. **From nothing**: your class, patches of 4 pixels, 30 rounds through the photographs, each moved and
-# mirrored anew (augmentation). Unlike a convolution, a ViT does not know beforehand that neighbours belong together or
-# that a dog is a dog at the left as well; augmentation says so by example. **Pretrained**: the weights go through
-# `load_vit` into *your* class, photographs are enlarged to the 224 pixels that those weights know, and one round is
-# enough. The accuracy before that round is the control: it should be at chance, since the head is new.
+# mirrored anew: that says by example what the ViT does not know, that a dog is a dog at the left as well. **Pretrained**:
+# the weights go through `load_vit` into *your* class, photographs are enlarged to the 224 pixels that those weights know,
+# and one round is enough. The accuracy before it should be at chance, since the head is new.
 
 # %% tags=["t4"]
 def fit_photographs(model, *, epochs, batch_size, lr, size=None):
@@ -1115,13 +1110,12 @@ else:
 #
 # ## What this does not show
 #
-# - That a ViT is the best tool here: nearest neighbour is better, once told what light is. A convolutional network, made
-#   for things that move about, would be a strong rival too; we did not train one.
+# - That a ViT is the best tool here: nearest neighbour is better, once told what light is, and a convolutional network,
+#   made for things that move about, was not tried.
 # - That resized positions are good. Your ViT hardly minds which positions it gets; the zoo's eye does, and resized ones
 #   serve it better than wrong ones, but far worse than its own at the size it knows.
 # - That attention explains a decision. Hiding patches is evidence; a map alone is not.
-# - Which norm is best in general, or which way of pooling: the recorded rows hold for one small model, one task and one
-#   recipe.
+# - Which norm, pooling or positions are best in general: the recorded rows hold for one small model, one task, one recipe.
 # - Anything about photographs: section 12 is written, and nobody has run it on a GPU yet. That `timm`'s models fit is proved
 #   with random weights.
 #
