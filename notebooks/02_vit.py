@@ -167,7 +167,7 @@ plots.show_images([photo, spread(photo, 32, 6), pictures[0], spread(pictures[0],
 # table is taken off first, for what all places share says nothing of where.)
 
 # %%
-from vlm_lite.figures import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION, Figure
+from vlm_lite.figures import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, Figure
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.positions import sincos_positions
 from vlm_lite.profiles import resolve_model
@@ -615,8 +615,9 @@ assert after[5] == before[5]
 # corner, with some noise. You read them as before. Test canvases hold handwriting that no training canvas shows (who
 # wrote which is not recorded, so a writer may appear in both).
 #
-# **Predict first.** Two things change, so we also change one at a time. Which breaks nearest neighbour, the place or the
-# light? And which breaks logistic regression, which has one weight for each pixel and class?
+# **Predict first.** Two things change, so we also change one at a time: light on canvases of 8 pixels, which the digit
+# fills; and places on a wide canvas of even, dark paper. Which breaks nearest neighbour? And which breaks logistic
+# regression, which has one weight for each pixel and class?
 
 # %%
 import numpy as np
@@ -631,13 +632,13 @@ def canvases(**options):
 
 bare_digits, bare_val = load_glyphs("train"), load_glyphs("val")
 train_set, val_set = canvases()
-sets = {"bare digits": (bare_digits, bare_val), "light alone": canvases(size=8), "place alone": canvases(shade=0),
-        "both": (train_set, val_set)}
+sets = {"bare digits": (bare_digits, bare_val), "light, 8 pixels": canvases(size=8), "place, no light": canvases(shade=0),
+        "place and light": (train_set, val_set)}
 read = {name: vit_recipe.pixel_methods(*train[:2], *val[:2], svc_pictures=3000) for name, (train, val) in sets.items()}
-plain, wide = read["bare digits"], read["both"]
-print(f"{'accuracy':22}" + "".join(f"{name:>14}" for name in read))
+plain, wide = read["bare digits"], read["place and light"]
+print(f"{'accuracy':22}" + "".join(f"{name:>17}" for name in read))
 for method in plain:
-    print(f"{method:22}" + "".join(f"{scores[method]:14.1%}" for scores in read.values()))
+    print(f"{method:22}" + "".join(f"{scores[method]:17.1%}" for scores in read.values()))
 print(f"chance 10%; {len(bare_digits[0]):,} bare digits, {len(train_set[0]):,} canvases (the SVC, whose time grows with the "
       "square, has the first 3,000)")
 pad = bare_val[0][:5, None].expand(-1, 3, -1, -1)  # grey to RGB
@@ -646,13 +647,13 @@ plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
 
 
 # %% [markdown]
-# **Which was it?** It depends on whom you ask. Light alone harms none of the three. The place alone is the end of logistic
-# regression, whose weights are tied to pixels, and costs the SVC more than half; nearest neighbour bears it, for among so
-# many canvases some like digit stands in the same place. But both together break nearest neighbour as well: its nearest
-# canvas is one in like light, and there are not enough of those to be choosy about the digit.
+# **Which was it?** It depends on whom you ask. The place alone is the end of logistic regression, whose weights are tied to
+# pixels, and costs the SVC more than half. Nearest neighbour bears it: among so many canvases there are some with a digit
+# like this in this very place. Light on the strokes alone harms none of the three. But give it bare paper to fall on, and
+# nearest neighbour breaks: the nearest canvas is now one in like light, and few of those show a like digit.
 #
 # Now use what you know. Light goes over evenly from corner to corner, so $a + b\,x + c\,y + d\,xy$ describes it. Find
-# those four numbers for each canvas, and take them off.
+# those four numbers for each canvas, and take the light off.
 
 # %%
 def light_of(pictures):
@@ -694,15 +695,14 @@ plots.show_images([*val_set[0][:5], *as_pictures[0], *as_pictures[1]], columns=5
                   titles=[f"canvas: {c}" for c in val_set[1][:5]] + ["its light"] * 5 + ["light taken off"] * 5)
 
 # %% [markdown]
-# Four numbers a canvas, and the plainest method of all reads them. Two things had to be there. Somebody had to *know* what
+# Four numbers a canvas, and the plainest method of all reads most of them. Two things had to be there. Somebody had to *know* what
 # light is. And the canvases had to *cover the places*: nearest neighbour has no idea that a 3 further left is a 3 as well.
 #
 # ## 8. Train
 #
 # Now a ViT from nothing. It gets the raw canvases, and nobody tells it of light or place: it has to find out both. Patches
 # of 4 pixels, so that a digit touches four to nine of them and is cut at another place each time. The recipe is AdamW with
-# a warm-up and a cosine, batches of random canvases, cross-entropy. Where the processor is fast at bf16, the matrix
-# products run in it.
+# a warm-up and a cosine, batches of random canvases, cross-entropy.
 #
 # **Predict first.** It trains for about half a minute (two cores) on the canvases that the others had. What share of the
 # test canvases will it read: more than nearest neighbour on raw canvases? More than nearest neighbour that is told what
@@ -1113,7 +1113,7 @@ else:
 # - That a ViT is the best tool here: nearest neighbour is better, once told what light is, and a convolutional network,
 #   made for things that move about, was not tried.
 # - That resized positions are good. Your ViT hardly minds which positions it gets; the zoo's eye does, and resized ones
-#   serve it better than wrong ones, but far worse than its own at the size it knows.
+#   serve it better than wrong ones, though far worse than its own at the size (and the scale) it knows.
 # - That attention explains a decision. Hiding patches is evidence; a map alone is not.
 # - Which norm, pooling or positions are best in general: the recorded rows hold for one small model, one task, one recipe.
 # - Anything about photographs: section 12 is written, and nobody has run it on a GPU yet. That `timm`'s models fit is proved
