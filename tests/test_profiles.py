@@ -154,6 +154,7 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
                      "3.5 GB to download, about 40 minutes (estimated)"):
         assert expected in text
     assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})
+    assert "about 1 minute (" in profiles.describe(tiny, compute, minutes={"tiny": 1.0})
 
 
 def test_a_rehearsal_is_offered_where_t4_is(machine):

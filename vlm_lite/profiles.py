@@ -312,4 +312,4 @@ def _cost(profile, minutes):
     if expected is None:
         return download
     measured = "estimated" if profile.name == "t4" else "on two CPU cores"
-    return f"{download}, about {expected:g} minutes ({measured})"
+    return f"{download}, about {expected:g} minute{'s' * (expected != 1)} ({measured})"

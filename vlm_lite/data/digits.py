@@ -2,7 +2,8 @@
 
 The 8x8 digits are the optical recognition set of Alpaydin and Kaynak (UCI, 1998). As they come, a method that compares
 pixel with pixel reads them well. On the canvas the same digit covers other pixels each time, and the light changes them
-all: then it no longer does.
+all. Then it no longer does; but nearest neighbour reads them once the light is taken off (`vit_recipe.without_light`),
+as long as it keeps canvases enough to cover the places.
 The split is that of the Shapes world: no handwritten image of `val` is in `train`. (Who wrote which is not recorded, so
 one person may have written images of both.)
 """
