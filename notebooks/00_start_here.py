@@ -17,7 +17,7 @@
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     seconds: 21
 #     peak_memory_mb: 1396
-#     outputs_of: c5a8d6cc60b9372b17b630f66f03f22b83a308728cad8bc8c1f28b15f5fbef90
+#     outputs_of: 55ba3042e899e27d9297058bb459f85867d1dc81075c0aa8ab409ca3dc03c94d
 # ---
 
 # %% [markdown]
