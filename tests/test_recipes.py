@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -40,8 +42,11 @@ def small_vlm(tokenizer):
 def test_pixels_are_normalised_with_clips_own_constants():
     white = recipes.pixel_values(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="expected uint8"):
-        recipes.pixel_values(torch.zeros(1, 3, 2, 2))
+    for given, found in ((torch.zeros(1, 3, 2, 2), "float32, .*expected .*uint8.*255"),
+                         (np.zeros((1, 3, 2, 2), np.uint8), "numpy.ndarray, uint8.*expected torch.Tensor.*from_numpy"),
+                         (torch.zeros(1, 2, 2, 3, dtype=torch.uint8), r"\(1, 2, 2, 3\).*permute\(0, 3, 1")):
+        with pytest.raises(UserError, match=found):
+            recipes.pixel_values(given)
 
 
 def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tokenizer):
@@ -60,6 +65,24 @@ def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tok
             recipes.caption_batches(images, texts, tokenizer, size)
     with pytest.raises(UserError, match="picture 2 .* has no caption"):  # else it would be given the next one's
         recipes.caption_batches(images, [*texts[:2], [], *texts[3:]], tokenizer, 8)
+
+
+def test_a_text_beyond_the_context_is_named_before_anything_is_computed(world, tokenizer):
+    _, _, images, texts, _ = world
+    model, long = recipes.make_shapes_clip(tokenizer), "a small red star above a big blue circle " * 12
+    with pytest.raises(UserError, match=r"^text 2 .* has 109 tokens, .* 64: 'a small red star above .*Shorten it"):
+        recipes.embed_texts(model, ["a star", "a ring", long], tokenizer)
+    captions = [*texts[:4], [texts[4][0], long], *texts[5:]]
+    with pytest.raises(UserError, match=r"^a caption of picture 4 .* has 109 tokens, .* 64: 'a small red star above "):
+        recipes.train_clip(model, images, captions, tokenizer, steps=1, batch_size=8, progress=False)
+    fits = "star " * 63  # and the EOS
+    assert recipes.embed_texts(model, [fits], tokenizer).shape == (1, 128)
+    for longer in (fits + "star", fits.replace(" ", ", ")):  # one token too many; two to a word
+        with pytest.raises(UserError, match="text 0"):
+            recipes.embed_texts(model, [longer], tokenizer)
+    for nothing in ([], "a star"):
+        with pytest.raises(UserError, match="expected a list of one string or more"):
+            recipes.embed_texts(model, nothing, tokenizer)
 
 
 def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokenizer):
@@ -168,7 +191,7 @@ def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(world, t
     first = [t[0] for t in texts]
 
     class Eye:
-        logit_scale = torch.zeros(())
+        logit_scale, text_model = torch.zeros(()), SimpleNamespace(context_length=80)
         words = torch.randn(len(tokenizer), 64, generator=torch.Generator().manual_seed(0))
         places = torch.randn(80, 64, generator=torch.Generator().manual_seed(1)) if hears_order else torch.ones(80, 64)
 

@@ -162,5 +162,7 @@ def test_a_cut_drawing_is_not_taken_for_whole(tmp_path, monkeypatch):
 def test_bad_settings_are_refused_with_what_there_is():
     with pytest.raises(UserError, match="train, val, novel"):
         shapes.load_shapes("test")
-    with pytest.raises(UserError, match="at least 2"):
-        shapes.load_shapes("val", 1)
+    shapes.load_shapes("val", 8, progress=False)
+    for count in (1, "10", "8", 8.0, None):  # 8 are drawn already
+        with pytest.raises(UserError, match=f"count is {count!r}; expected a whole number, at least 2"):
+            shapes.load_shapes("val", count)

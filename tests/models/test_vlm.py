@@ -1,6 +1,7 @@
 """The assembled VLM: what learns, what the loss counts, what generate says, and what is refused."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,21 @@ def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused()
     letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     with pytest.raises(ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"):
         build_text_batch(letters, [[("red", "red")], [("red", "漢字")]])
+
+
+def test_generate_names_the_words_it_does_not_know_once_a_call():
+    vlm = make_vlm().eval()
+    with pytest.warns(UserWarning, match=r"read as <unk>: banana, ripe\.$") as seen:
+        vlm.generate(None, ["is it banana ripe", "is it red", "banana"] * 2, batch_size=1)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r": a, b, c, d, e\.$"):
+        vlm.generate(None, ["a b c", "d e f g"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
+        for special in ({"unk_token": "<eos>"}, {"unk_token": None}):  # as in GPT-2 and Qwen: a real token, or none
+            vlm.tokenizer = make_tokenizer(**special)
+            vlm.generate(None, ["caption : <eos> red"])
 
 
 def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(features):
