@@ -338,14 +338,15 @@ print(f"a batch of {profile.clip_batch_size} can prove at most "
 #
 # Line up $N$ pictures and their $N$ captions. A picture is a **hit** at $K$ when its own caption is among the $K$
 # captions nearest to it. Recall@K is the share of hits. It is asked both ways: picture to caption, caption to picture.
+# A tie counts against you, or an encoder that gives every text the same vector would be perfect.
 #
 # **Exercise 4: recall.** ★★☆ 8 minutes. From a similarity matrix $(N, N)$ whose right answers stand on the diagonal, compute
 # Recall@K by rows, a fraction from 0 to 1.
 #
 # <details><summary>Hint</summary>
 #
-# Sorting is not needed. Count, for each row, how many candidates are *more* similar
-# than the right one, `similarity.diagonal()[:, None]`. A hit has fewer than K ahead of it.
+# Sorting is not needed. Count, for each row, how many *other* candidates are at least as similar
+# as the right one, `similarity.diagonal()[:, None]`. A hit has fewer than K ahead of it.
 # </details>
 
 # %% nbgrader={"grade": false, "grade_id": "recall_at_k", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
@@ -353,7 +354,7 @@ def recall_at_k(similarity, k):
     """similarity (N, N), query i belonging to candidate i -> the share of queries with it among their first k."""
     ### BEGIN SOLUTION
     right = similarity.diagonal()[:, None]  # (N, 1)
-    ahead = (similarity > right).sum(dim=1)  # (N,) how many stand before the right one
+    ahead = (~(similarity < right)).sum(dim=1) - 1  # (N,) all but itself that are not behind: ties and NaN count too
     return (ahead < k).float().mean().item()
     ### END SOLUTION
 

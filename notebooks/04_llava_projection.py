@@ -632,9 +632,6 @@ def talk_about(image_index, text, chat=True):
     """Two models' answers about a held-out picture, and the patches that each answer hangs on."""
     prompt = chat_prompt(text) if chat else short_prompt(text)
     own = held_out.features[image_index].float()  # (16, Dv)
-    unknown = language.unknown_words(tokenizer, text)
-    if unknown:
-        print("it does not know:", ", ".join(unknown))
     hidden = own.repeat(17, 1, 1)  # (17, 16, Dv): as it is, then one patch after another hidden
     hidden[range(1, 17), range(16)] = held_out.features[:200].float().mean(dim=(0, 1))
     lit = {}

@@ -1,6 +1,7 @@
 """What the rows of the study `clip_variants` change, and that they change nothing else."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_the_modality_gap_is_0_for_one_cloud_and_2_for_opposite_ones(world):
     texts = [five[0] for five in captions]
 
     class Eye:
-        logit_scale, side = torch.zeros(()), 1.0
+        logit_scale, side, text_model = torch.zeros(()), 1.0, SimpleNamespace(context_length=64)
 
         def encode_image(self, pixels):
             return self.side * torch.ones(len(pixels), 4)

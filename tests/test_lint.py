@@ -34,4 +34,4 @@ def test_every_module_is_read_in_one_sitting_and_the_core_stays_small():
     assert {name: n for name, n in sizes.items() if n > 300} == {}
     core = sum(n - docstring_lines(paths[name]) for name, n in sizes.items()
                if "/labs/" not in name and "/rehearsal/" not in name and not name.endswith(("/cli.py", "/commands.py")))
-    assert core <= 6200
+    assert core <= 6350

@@ -2,9 +2,12 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlm_lite import recipes, studies, zoo
@@ -40,8 +43,11 @@ def small_vlm(tokenizer):
 def test_pixels_are_normalised_with_clips_own_constants():
     white = recipes.pixel_values(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
     torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="expected uint8"):
-        recipes.pixel_values(torch.zeros(1, 3, 2, 2))
+    for given, found in ((torch.zeros(1, 3, 2, 2), "float32, .*expected .*uint8.*255"),
+                         (np.zeros((1, 3, 2, 2), np.uint8), "numpy.ndarray, uint8.*expected torch.Tensor.*from_numpy"),
+                         (torch.zeros(1, 2, 2, 3, dtype=torch.uint8), r"\(1, 2, 2, 3\).*permute\(0, 3, 1")):
+        with pytest.raises(UserError, match=found):
+            recipes.pixel_values(given)
 
 
 def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tokenizer):
@@ -62,6 +68,24 @@ def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tok
         recipes.caption_batches(images, [*texts[:2], [], *texts[3:]], tokenizer, 8)
 
 
+def test_a_text_beyond_the_context_is_named_before_anything_is_computed(world, tokenizer):
+    _, _, images, texts, _ = world
+    model, long = recipes.make_shapes_clip(tokenizer), "a small red star above a big blue circle " * 12
+    with pytest.raises(UserError, match=r"^text 2 .* has 109 tokens, .* 64: 'a small red star above .*Shorten it"):
+        recipes.embed_texts(model, ["a star", "a ring", long], tokenizer)
+    captions = [*texts[:4], [texts[4][0], long], *texts[5:]]
+    with pytest.raises(UserError, match=r"^a caption of picture 4 .* has 109 tokens, .* 64: 'a small red star above "):
+        recipes.train_clip(model, images, captions, tokenizer, steps=1, batch_size=8, progress=False)
+    fits = "star " * 63  # and the EOS
+    assert recipes.embed_texts(model, [fits], tokenizer).shape == (1, 128)
+    for longer in (fits + "star", fits.replace(" ", ", ")):  # one token too many; two to a word
+        with pytest.raises(UserError, match="text 0"):
+            recipes.embed_texts(model, [longer], tokenizer)
+    for nothing in ([], "a star"):
+        with pytest.raises(UserError, match="expected a list of one string or more"):
+            recipes.embed_texts(model, nothing, tokenizer)
+
+
 def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokenizer):
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
@@ -69,6 +93,16 @@ def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokeni
     history = recipes.train_clip(model, images, texts, tokenizer, steps=60, batch_size=32, progress=False)
     after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
     assert before < 0.25 and after > before + 0.2 and history.losses[-1] < history.losses[0] - 0.3
+
+
+def test_a_question_without_an_answer_and_a_picture_without_a_list_are_named(world, tokenizer):
+    captions, questions, _, _, ids = world
+    rows = questions.remove_columns("image").to_dict()
+    rows["answer"][1] = None
+    with pytest.raises(UserError, match=f"the question '.*' about image {rows['image_id'][1]} has no answer"):
+        recipes.picture_exchanges(captions, Dataset.from_dict(rows))
+    with pytest.raises(UserError, match="4 pictures, and exchanges about 3; expected as many"):
+        recipes.exchange_batches(torch.zeros(4, 16, 8), [[("a", "b")]] * 3, tokenizer, 2)
 
 
 def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(world, tokenizer):
@@ -168,7 +202,7 @@ def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(world, t
     first = [t[0] for t in texts]
 
     class Eye:
-        logit_scale = torch.zeros(())
+        logit_scale, text_model = torch.zeros(()), SimpleNamespace(context_length=80)
         words = torch.randn(len(tokenizer), 64, generator=torch.Generator().manual_seed(0))
         places = torch.randn(80, 64, generator=torch.Generator().manual_seed(1)) if hears_order else torch.ones(80, 64)
 

@@ -109,7 +109,7 @@ def test_a_conversation_has_the_common_format_and_becomes_pairs():
 def test_the_loss_of_a_conversation_is_on_the_assistants_words_and_its_turns_read_one_another(pictures):
     vlm, texts = small_vlm(), stages.stage_texts(pictures)
     talk = texts["instructions"][0][0]
-    batch = recipes.exchange_batches(pictures.features, [[talk], [talk]], vlm.tokenizer, 2)
+    batch = recipes.exchange_batches(pictures.features[:2], [[talk], [talk]], vlm.tokenizer, 2)
     features, ids, mask, labels = batch(0, torch.Generator().manual_seed(0))
     assert mask.max() == 1, "one conversation is one exchange: nothing is hidden within it"
     alone = build_text_batch(vlm.tokenizer, [talk])

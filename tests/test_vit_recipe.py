@@ -102,6 +102,15 @@ def test_bytes_are_asked_for_and_classes_must_be_as_many_as_pictures():
         vit_recipe.train_classifier(None, torch.zeros(4, 3, 24, 24, dtype=torch.uint8), torch.zeros(3), steps=1)
 
 
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("wrong, found", [(12, r"hold 0\.\.12"), (-1, r"hold -1\.\.5"), (10, r"hold 0\.\.10")])
+def test_a_class_that_the_head_has_not_is_refused_before_the_training(attention, wrong, found):
+    model, classes = vit_recipe.make_digits_vit(attention=attention), torch.arange(6)
+    classes[2] = wrong
+    with pytest.raises(UserError, match=found + r", but the model has 10 of them: expected 0\.\.9"):
+        vit_recipe.train_classifier(model, torch.zeros(6, 3, 20, 20, dtype=torch.uint8), classes, steps=1)
+
+
 def test_a_moved_and_mirrored_picture_is_the_same_picture_somewhere_else():
     pictures = torch.arange(1, 1 + 200 * 3 * 36, dtype=torch.int32).view(200, 3, 6, 6)
     moved = vit_recipe.crop_and_flip(pictures, torch.Generator().manual_seed(0), pad=2)

@@ -37,7 +37,9 @@ SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, 
 def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
     """uint8 pictures (B, 3, H, W) in 0..255 -> floats, normalised with CLIP's own mean and std (not ImageNet's)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"pixel_values got {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, 3, H, W).")
+        raise UserError(f"pixel_values got {torch.typename(images)}, {images.dtype}, shape {tuple(images.shape)}; "
+                        "expected torch.Tensor, uint8, (B, 3, H, W). From floats in 0..1: (images * 255).round().byte()"
+                        "; from NumPy: torch.from_numpy(images); from channels last: images.permute(0, 3, 1, 2).")
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (images / 255 - mean) / std
 
@@ -90,6 +92,20 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
     return batches
 
 
+def check_lengths(model, texts, tokenizer, *, special=1, what="text"):
+    """UserError for the first of `texts`, N lists of strings, that with `special` tokens more exceeds the context.
+
+    Thousands of texts have few words: only where the lengths of its words add up to too much is a text tokenized whole.
+    """
+    context, words = model.text_model.context_length, {w for row in texts for t in row for w in t.split()} or {"-"}
+    sizes = dict(zip(words, map(len, tokenizer(list(words), add_special_tokens=False)["input_ids"]), strict=True))
+    for i, text in ((i, text) for i, row in enumerate(texts) for text in row):
+        if special + sum(map(sizes.__getitem__, text.split())) > context and (
+                length := special + len(tokenizer(text, add_special_tokens=False)["input_ids"])) > context:
+            raise UserError(f"{what} {i} (the first is 0) has {length} tokens, and the text tower reads {context}: "
+                            f"{text[:60]!r}... Shorten it.")
+
+
 def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=1e-3, loss=info_nce,
                hard_negatives=False, **options):
     """Train a CLIP from pictures and captions with `loss(image_embeds, text_embeds, logit_scale)`; a History.
@@ -107,6 +123,7 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
         with torch.autocast(image_embeds.device.type, enabled=False):  # cosines times 100 are too coarse in bf16
             return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
 
+    check_lengths(model, captions, tokenizer, what="a caption of picture")
     options = {"weight_decay": 0.05, "description": "CLIP", **options}
     return train(model, caption_batches(images, captions, tokenizer, batch_size, hard_negatives), loss_fn, steps=steps,
                  lr=lr, settings={"batch_size": batch_size, "images": len(images), "hard_negatives": hard_negatives},
@@ -122,10 +139,13 @@ def embed_images(model, images, batch_size=500):
 
 @torch.no_grad()
 def embed_texts(model, texts, tokenizer, batch_size=500):
-    """N strings -> joint embeddings (N, P), not normalised."""
+    """N strings -> joint embeddings (N, P), not normalised. UserError for none, and for one beyond the context."""
+    if isinstance(texts, str) or not len(texts):
+        raise UserError(f"embed_texts got {texts!r}; expected a list of one string or more.")
+    ends = tokenizer.bos_token or "", tokenizer.eos_token  # OpenAI's CLIP begins its texts with a token too
+    check_lengths(model, [[text] for text in texts], tokenizer, special=sum(map(bool, ends)))
     parts = []
     for start in range(0, len(texts), batch_size):
-        ends = tokenizer.bos_token or "", tokenizer.eos_token  # OpenAI's CLIP begins its texts with a token too
         text = tokenizer([ends[0] + t + ends[1] for t in texts[start:start + batch_size]], padding=True,
                          return_tensors="pt", add_special_tokens=False)
         text = text.to(model.logit_scale.device)

@@ -114,6 +114,10 @@ def train_classifier(model, pictures, classes, *, steps, batch_size=128, lr=1.5e
     """
     if len(pictures) != len(classes):
         raise UserError(f"{len(pictures)} pictures but {len(classes)} classes; expected one class a picture.")
+    if (known := model(prepare(pictures[:1].to(next(model.parameters()).device))).logits.shape[1]) <= int(
+            classes.max()) or classes.min() < 0:
+        raise UserError(f"classes hold {int(classes.min())}..{int(classes.max())}, but the model has {known} of them: "
+                        f"expected 0..{known - 1}. Count classes from 0, or build it with another num_classes.")
 
     def batches(step, generator):
         rows = torch.randint(len(pictures), (batch_size,), generator=generator)

@@ -170,6 +170,8 @@ def test_the_folder_is_also_one_that_datasets_reads_by_itself(own):
     ({"image": "b.png"}, "line 3: unknown field 'image'"),
     ({"captions": "a caption"}, "`line 3.captions` is 'a caption'; expected a list"),
     ({"captions": ["a", 3]}, r"`line 3.captions\[1\]` is 3; expected text"),
+    ({"captions": ["a", " "]}, r"`line 3.captions` has an empty one \(\['a', ' '\]\)"),
+    ({"question": " "}, "`line 3.question` is empty"), ({"answer": ""}, "`line 3.answer` is empty"),
     ({"conversation": [{"role": "user"}]}, r"`line 3.conversation\[0\].content` is missing"),
     ({"image_id": 9}, "'b.png' has image_id 9, and 1 in a line before it"),
     ({"file_name": "c.png", "image_id": 1}, "two pictures have one image_id"),

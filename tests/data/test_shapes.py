@@ -163,8 +163,10 @@ def test_a_cut_drawing_is_not_taken_for_whole(tmp_path, monkeypatch):
 def test_bad_settings_are_refused_with_what_there_is():
     with pytest.raises(UserError, match="train, val, novel"):
         shapes.load_shapes("test")
-    with pytest.raises(UserError, match="at least 2"):
-        shapes.load_shapes("val", 1)
+    shapes.load_shapes("val", 8, progress=False)
+    for count in (1, "10", "8", 8.0, None):  # 8 are drawn already
+        with pytest.raises(UserError, match=f"count is {count!r}; expected a whole number, at least 2"):
+            shapes.load_shapes("val", count)
 
 
 def test_the_scoreboard_has_the_rarest_answer_of_each_type_and_yes_where_two_are_equally_rare():
@@ -188,3 +190,33 @@ def test_the_shipped_model_asked_blind_answers_no_question_of_the_scoreboard(cou
     said = VLM.from_pretrained(resolve_model("shapes-vlm")).generate(
         None, [language.short_prompt(row["question"]) for row in five])
     assert [row["question"] for row, text in zip(five, said, strict=True) if text == row["answer"]] == []
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"shape": "diamond"}, "shape is 'diamond'; choose circle, .*, heart, digit"),
+    ({"colour": "brown"}, "colour is 'brown'; for a star choose red, .*pink"),
+    ({"size": "big"}, "size is 'big'; for a star choose small, large"),
+    ({"row": 4}, "row is 4; for a star choose 0, 1, 2, 3"), ({"col": -1}, "col is -1"),
+    ({"value": 3}, "value is 3; for a star choose -1"),
+    ({"shape": "digit", "value": 3}, "colour is 'red'; for a digit choose white"),
+    ({"shape": "digit", "colour": "white"}, "value is -1; for a digit choose 0, 1")])
+def test_a_thing_that_is_not_in_this_world_is_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        scenes.Item(**{"shape": "star", "colour": "red", "size": "large", "row": 0, "col": 0, **wrong})
+
+
+def test_a_scene_is_one_to_four_things_in_cells_of_their_own():
+    things = [scenes.Item("star", "red", "large", row=k // 4, col=k % 4) for k in range(5)]
+    for wrong, message in ((things[0], r"tuple.*comma: Scene\(\(Item"), ((), "0 items"), (tuple(things), "5 items"),
+                           ((things[0], things[0]), "two items in row 0, col 0")):
+        with pytest.raises(UserError, match=message):
+            scenes.Scene(wrong)
+
+
+def test_a_drawn_digit_without_a_handwriting_gets_an_unseen_one_of_its_value():
+    _, targets, pools = scenes._digits()
+    for value in range(10):
+        item = scenes.Item("digit", "white", "large", row=1, col=2, value=value)
+        glyph = scenes._glyph(item)
+        assert targets[glyph] == value and glyph in pools["test"]
+    scenes.render(scenes.Scene((item,)), np.random.default_rng(0))

@@ -39,7 +39,16 @@ def half_detached(x, y, s):
 
 
 def ranks(similarity):
-    return (similarity > similarity.diagonal()[:, None]).sum(1)
+    return (similarity >= similarity.diagonal()[:, None]).sum(1) - 1
+
+
+def ties_for_you(similarity, k):
+    return ((similarity > similarity.diagonal()[:, None]).sum(1) < k).float().mean()
+
+
+def best_of_the_others(similarity, k):
+    others = similarity.masked_fill(torch.eye(len(similarity), dtype=torch.bool), -torch.inf)
+    return (others.topk(k).values[:, -1] < similarity.diagonal()).float().mean().item()
 
 
 def top_k(similarity, k):
@@ -66,7 +75,7 @@ RIGHT = [
     (check.information_bound, lambda loss, size: math.log(size) - loss),
     (check.information_bound, lambda loss, size: -(loss + torch.tensor(1 / size).log().item())),
     (check.recall_at_k, lambda s, k: (ranks(s) < k).float().mean()),
-    (check.recall_at_k, top_k),
+    (check.recall_at_k, best_of_the_others),
     (check.class_embeddings, means),
     (check.class_embeddings, lambda encode, prompts: unit(torch.stack([unit(encode(p)).sum(0) for p in prompts]))),
 ]
@@ -107,6 +116,8 @@ WRONG = [
     (check.recall_at_k, lambda s, k: (ranks(-s) < k).float().mean(), "*least*"),
     (check.recall_at_k, lambda s, k: 100 * (ranks(s) < k).float().mean(), "percentage"),
     (check.recall_at_k, lambda s, k: ranks(s) < k, "one number"),
+    (check.recall_at_k, ties_for_you, "counted for you"),
+    (check.recall_at_k, top_k, "the order of the columns decides"),
     (check.class_embeddings, single, "only one prompt"),
     (check.class_embeddings, lambda encode, prompts: means(encode, prompts, after=same), "once more"),
     (check.class_embeddings, lambda encode, prompts: means(encode, prompts, before=same), "*before* averaging"),
@@ -115,3 +126,10 @@ WRONG = [
     (check.class_embeddings, lambda encode, prompts: [encode(p) for p in prompts], "torch.stack"),
     (check.class_embeddings, lambda encode, prompts: encode(prompts), "list of strings"),
 ]
+
+
+def test_an_encoder_that_says_nothing_finds_nothing():
+    recall = check.recall_at_k.reference
+    for nothing in (torch.ones(9, 9), torch.full((9, 9), torch.nan)):
+        assert [float(recall(nothing, k)) for k in (1, 5, 8)] == [0, 0, 0]
+    assert recall(torch.eye(9), 1) == 1 and recall(torch.eye(9).fill_diagonal_(torch.nan), 5) == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import CLIPModel
 
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP, CLIPConfig, info_nce, info_nce_hard, info_nce_shared, one_direction, siglip
+from vlm_lite.models.weights import load_exactly
 
 SIZES = dict(image_size=32, patch_size=8, vision_width=32, vision_layers=2, vision_heads=4, vocab_size=30,
              context_length=12, text_width=24, text_layers=2, text_heads=2, projection_dim=16, eos_token_id=5,
@@ -150,6 +152,21 @@ def test_a_config_this_clip_cannot_do_is_refused_by_field(saved, change, message
         CLIP.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_no_numbers_are_refused_by_name(saved, value):
+    state = load_file(saved / "model.safetensors")
+    state["visual_projection.weight"][3, 2] = float(value)
+    save_file(state, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="model.safetensors: visual_projection.weight holds NaN or infinity.*again"):
+        CLIP.from_pretrained(saved)
+
+
+def test_large_weights_are_numbers():
+    model = make_clip()
+    state = {**model.state_dict(), "visual_projection.weight": torch.full((16, 32), 3e38)}
+    assert "visual_projection.weight" in load_exactly(model, state, source="a test").matched
+
+
 def test_text_padded_to_any_length_reads_the_same():
     model = make_clip()
     long = torch.nn.functional.pad(IDS, (0, 5))
@@ -168,7 +185,7 @@ def test_text_is_read_out_at_its_first_eos_and_nothing_after_it_counts():
 
 @pytest.mark.parametrize("ids, mask, message", [
     (torch.tensor([[6, 7, 5], [6, 7, 8]]), None, r"row 1 has no EOS \(id 5\)"),
-    (torch.tensor([[6] * 12 + [5]]), None, "13 tokens.*context of 12"),
+    (torch.tensor([[6, 5] + [0] * 11, [6] * 12 + [5]]), None, "row 1 has 13 tokens.*context of 12. Shorten"),
     (torch.tensor([[0, 6, 5]]), torch.tensor([[0, 1, 1]]), "padding_side"),
     (torch.tensor([6, 7, 5]), None, r"input_ids\[None\]"),
     (torch.zeros(1, 0, dtype=torch.long), None, r"shape \(1, 0\)"),
@@ -231,9 +248,36 @@ def test_a_contrastive_loss_refuses_what_has_no_meaning(loss):
             loss(x.clone().index_fill_(0, torch.tensor([2]), float(value)), x, scale, *more)
 
 
-def test_info_nce_on_a_batch_of_one_warns():
-    with pytest.warns(UserWarning, match="batch of one"):
-        assert info_nce(torch.randn(1, 8), torch.randn(1, 8), torch.tensor(1.0)) == 0
+def test_a_scale_that_is_no_logarithm_is_refused():
+    x, y = torch.randn(3, 8), torch.randn(3, 8)
+    more = {siglip: [torch.tensor(-10.0)], info_nce_shared: [torch.eye(3, dtype=torch.bool)]}
+    for loss in (info_nce, info_nce_hard, one_direction, info_nce_shared, siglip):
+        most = "1000 = 6.908" if loss is siglip else "100 = 4.605"
+        for value, found in ((100.0, "100"), (10.0, "10"), (float("nan"), "nan"), (float("inf"), "inf")):
+            with pytest.raises(ValueError, match=f"logit_scale is {found}: expected the logarithm .* log {most}"):
+                loss(x, y, torch.tensor(value), *more.get(loss, []))
+        for allowed in (torch.tensor(math.log(100)), torch.tensor(math.log(100), dtype=torch.float16)):
+            assert loss(x, y, allowed, *more.get(loss, [])).isfinite()
+    with pytest.raises(ValueError, match="clamp it after each step"):
+        info_nce(x, y, torch.tensor(4.7))
+    assert siglip(x, y, torch.tensor(4.7215), torch.tensor(-16.0)).isfinite(), "as released for ViT-SO400M-14"
+
+
+@pytest.mark.parametrize("loss", [info_nce, one_direction, info_nce_shared])
+def test_a_batch_of_one_says_nothing_and_warns(loss):
+    more = [torch.ones(1, 1, dtype=torch.bool)] if loss is info_nce_shared else []
+    with pytest.warns(UserWarning, match="batch of one.*InfoNCE is 0 whatever the model does") as seen:
+        assert loss(torch.randn(1, 8), torch.randn(1, 8), torch.tensor(1.0), *more) == 0
+    assert seen[0].filename == __file__, "the line that the reader wrote"
+
+
+def test_in_a_batch_of_one_hard_negatives_count_and_siglip_has_a_question():
+    x, y, scale = torch.randn(1, 8), torch.randn(3, 8), torch.tensor(1.0)
+    with pytest.warns(UserWarning, match="batch of one.* only hard negatives count"):
+        assert info_nce_hard(x, y, scale) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert siglip(x, y[:1], scale, torch.tensor(0.0)) > 0
 
 
 @pytest.mark.parametrize("same", [torch.eye(2, dtype=torch.bool), torch.eye(3, dtype=torch.bool)[[1, 0, 2]]])

@@ -1,5 +1,6 @@
 """The ViT equals transformers', says what is wrong with a picture, and gives the features a connector needs."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -86,6 +87,8 @@ def test_bf16_autocast_stays_close_to_fp32_and_trains(pixels):
 @pytest.mark.parametrize("bad, message", [
     (torch.zeros(3, 32, 32), r"pixel_values\[None\]"),
     (torch.zeros(1, 1, 32, 32), "RGB"),
+    (np.zeros((1, 3, 32, 32), np.float32), r"expected a torch\.Tensor, got numpy\.ndarray: torch\.from_numpy"),
+    ([torch.zeros(3, 32, 32)], r"expected a torch\.Tensor, got list: .*torch\.stack"),
     (torch.zeros(1, 32, 32, 3), r"permute\(0, 3, 1, 2\)"),
     (torch.zeros(1, 3, 16, 32), r"\(1, 3, 16, 32\).*expected.*32, 32.*Resize"),
     (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "uint8.*255"),

@@ -1,5 +1,7 @@
 """Our ViT equals timm's and transformers' with their weights, and refuses by name what it has no place for."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -104,12 +106,18 @@ def test_a_distilled_model_is_refused_by_its_second_token():
 def test_missing_keys_and_other_shapes_are_named():
     state = timm_model("vit_tiny_patch16_224").state_dict()
     without = {key: value for key, value in state.items() if key != "blocks.1.mlp.fc2.bias"}
-    with pytest.raises(UserError, match=r"1 missing \(encoder\.layers\.1\.mlp\.fc2\.bias\)"):
+    with pytest.raises(UserError, match=r"1 missing \(encoder\.layers\.1\.mlp\.fc2\.bias\).*are ours.*state dict"):
         load_vit("vit_tiny_patch16_224", without)
     with pytest.raises(UserError, match=r"1 of another shape \(encoder\.layers\.1\.mlp\.fc2\.bias\)"):
         load_vit("vit_tiny_patch16_224", {**state, "blocks.1.mlp.fc2.bias": torch.zeros(3)})
-    with pytest.raises(UserError, match=r"lacks embeddings\.patch_embedding\.weight"):
-        load_vit("vit_tiny_patch16_224", {})
+    for name, lacking, theirs, ours in (
+            ("vit_tiny_patch16_224", state, "patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
+            ("vit_tiny_patch16_224", ["blocks.0.mlp.fc1.weight"], "blocks.0.mlp.fc1.weight",
+             "encoder.layers.0.mlp.fc1.weight"),
+            ("openai/clip-vit-base-patch16", state, "vision_model.embeddings.patch_embedding.weight",
+             "embeddings.patch_embedding.weight")):
+        with pytest.raises(UserError, match=re.escape(f"lacks {theirs} (here {ours})") + ".*Give the state dict"):
+            load_vit(name, {key: value for key, value in state.items() if key not in lacking})
     with pytest.raises(UserError, match=r"1 unexpected \(extra\)"):
         load_vit("openai/clip-vit-base-patch16", {**load_vit("vit_base_patch16_clip_quickgelu_224", timm_model(
             "vit_base_patch16_clip_quickgelu_224", num_classes=0).state_dict()).state_dict(), "extra": torch.zeros(1)})

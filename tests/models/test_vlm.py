@@ -1,6 +1,8 @@
 """The assembled VLM: what learns, what the loss counts, what generate says, and what is refused."""
 
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vlm_lite.files import UserError
+from vlm_lite.files import UserError, data_path
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.text import load_language_model
 from vlm_lite.models.vlm import VLM, build_text_batch
 
 WORDS = ("<pad> <unk> <image> <user> <assistant> <eos> question : answer caption is it "
@@ -145,6 +148,21 @@ def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused()
     letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     with pytest.raises(ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"):
         build_text_batch(letters, [[("red", "red")], [("red", "漢字")]])
+
+
+def test_generate_names_the_words_it_does_not_know_once_a_call():
+    vlm = make_vlm().eval()
+    with pytest.warns(UserWarning, match=r"read as <unk>: banana, ripe\.$") as seen:
+        vlm.generate(None, ["is it banana ripe", "is it red", "banana"] * 2, batch_size=1)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r": a, b, c, d, e\.$"):
+        vlm.generate(None, ["a b c", "d e f g"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
+        for special in ({"unk_token": "<eos>"}, {"unk_token": None}):  # as in GPT-2 and Qwen: a real token, or none
+            vlm.tokenizer = make_tokenizer(**special)
+            vlm.generate(None, ["caption : <eos> red"])
 
 
 def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(features):
@@ -356,6 +374,18 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
         load()
     with pytest.raises(UserError, match="config.json does not exist"):
         VLM.from_pretrained(zoo / "nowhere", resolve=resolve)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_language_models_cut_file_is_named(tmp_path, name):
+    folder = shutil.copytree(data_path("zoo", "shapes-gpt2"), tmp_path / "brain")
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(UserError, match=f"brain/{name}.*may be cut short"):
+        load_language_model(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=r"no language model could be loaded .*the folder holds \w.*Check the name"):
+        load_language_model(folder)
 
 
 def test_widths_that_do_not_meet_are_refused():

@@ -30,10 +30,10 @@ def load_shapes(split="val", count=1000, *, seed=0, progress=True):
     """The first `count` pictures of a split as two tables of the common format: (captions, questions).
 
     `captions` has a row an image, `questions` a row a question; both carry the scene's `description`. The files are
-    drawn once and kept under `home()`. Raises UserError for an unknown split or a count under 2.
+    drawn once and kept under `home()`. Raises UserError for an unknown split, and a count that is no number or under 2.
     """
     folder = home() / f"shapes-v{VERSION}" / f"{split}-{count}-{seed}"
-    if not folder.exists():
+    if not folder.exists() or not isinstance(count, int | np.integer):  # else "10" would pass once 10 are drawn
         write_shapes(folder, split, count, seed=seed, progress=progress)
     images, notes, name = folder / "images" / f"shapes_{split}", folder / "annotations", f"shapes_{split}"
     descriptions = notes / f"descriptions_{name}.json"
@@ -47,8 +47,9 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
     """Draw `count` scenes of `split` and write them to `folder` in the official formats, whole or not at all."""
     if split not in FIRST_ID:
         raise UserError(f"split is {split!r}; the Shapes world has {', '.join(FIRST_ID)}.")
-    if count < 2:
-        raise UserError(f"count is {count}; at least 2 pictures are needed, so that one can be swapped for the other.")
+    if not isinstance(count, int | np.integer) or count < 2:
+        raise UserError(f"count is {count!r}; expected a whole number, at least 2 pictures, so that one can be swapped "
+                        "for the other.")
     subtype = f"shapes_{split}"
     info = {"description": f"vlm-lite Shapes world, {split}", "version": str(VERSION), "seed": seed}
     images, captions, descriptions, asked = [], [], {}, []

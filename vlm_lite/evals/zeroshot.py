@@ -77,7 +77,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
                             f"{next(iter(unknown))!r}. Give prompts (--template) and class names in its own words.")
     try:
         texts = embed_texts(clip, prompts, tokenizer).unflatten(0, (len(names), len(templates)))  # (C, T, P)
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         raise UserError(f"a prompt does not fit {model}: {error}") from error
     embeds = []
     for start in tqdm(range(0, len(paths), batch_size), desc="pictures", unit="batch", disable=None, ncols=90):

@@ -24,8 +24,11 @@ def information_bound_reference(loss, batch_size):
 
 
 def recall_at_k_reference(similarity, k):
-    """similarity (N, N), query i belonging to candidate i -> the fraction of queries with it among their first k."""
-    ahead = (similarity > similarity.diagonal()[:, None]).sum(dim=1)  # (N,) candidates before the right one
+    """similarity (N, N), query i belonging to candidate i -> the fraction of queries with it among their first k.
+
+    A tie counts against the query, and so does NaN, which is not less than anything.
+    """
+    ahead = (~(similarity < similarity.diagonal()[:, None])).sum(dim=1) - 1  # (N,) all but itself that are not behind
     return (ahead < k).float().mean()
 
 
@@ -167,7 +170,7 @@ def information_bound(learner):
 
 @exercise(recall_at_k_reference)
 def recall_at_k(learner):
-    """Random matrices of 13 queries at several k, compared all together."""
+    """Random matrices of 13 queries at several k, compared all together; then matrices with ties."""
     matrices = [torch.randn(13, 13) + 0.8 * torch.eye(13) for _ in range(4)]
     cases = [(matrix, k) for matrix in matrices for k in (1, 3, 5)]
     found = [learner(matrix.clone(), k) for matrix, k in cases]
@@ -180,7 +183,8 @@ def recall_at_k(learner):
 
     right = of(recall_at_k_reference)
     if close(found, right):
-        return None if close(learner(matrices[0], 13), 1.0) else "with k as large as the gallery it must be 1"
+        return _ties(learner, matrices[0]) if close(learner(matrices[0], 13), 1.0) else (
+            "with k as large as the gallery it must be 1")
     return explain(found, {
         "you ranked down the columns; each *row* is a query, so rank along dim=1":
             [of(lambda s, k: recall_at_k_reference(s.T, k))],
@@ -196,6 +200,22 @@ def recall_at_k(learner):
         "you look at one candidate too few: the first k include the k-th":
             [of(lambda s, k: recall_at_k_reference(s, k - 1))],
     }) or generic(found, right)
+
+
+def _ties(learner, matrix):
+    """An encoder that gives every text one vector, and one that gives each odd text the vector of its neighbour."""
+    twins = matrix.clone()
+    twins[:, 1::2] = twins[:, :-1:2]
+    cases = [(tied, k) for tied in (torch.ones_like(matrix), twins) for k in (1, 3, 5)]
+    found = torch.tensor([float(learner(tied.clone(), k)) for tied, k in cases])
+    if close(found, torch.tensor([float(recall_at_k_reference(tied, k)) for tied, k in cases])):
+        return None
+    for_you = [((tied > tied.diagonal()[:, None]).sum(dim=1) < k).float().mean() for tied, k in cases]
+    return explain(found, {
+        "right without ties, but they are counted for you: an encoder that gives every text the same vector would be "
+        "perfect. Count the others that are *at least* as similar as the right one": [torch.stack(for_you)],
+    }) or ("right without ties, but where others are as similar as the right one, the order of the columns decides, as "
+           "in a sort: count them all as standing before it")
 
 
 @exercise(class_embeddings_reference)

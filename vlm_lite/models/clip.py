@@ -10,7 +10,6 @@ Shapes: B pairs, N patches, T text tokens, D tower width, P joint (projection) w
 """
 
 import math
-import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm_lite.files import UserError, read_json, write_json
+from vlm_lite.models.checks import check_pairs
 from vlm_lite.models.vit import Encoder, VisionTransformer
 from vlm_lite.models.weights import find_model, load_exactly, read_weights, write_weights
 
@@ -170,8 +170,8 @@ class TextTransformer(nn.Module):
                 raise ValueError(f"input_ids row {row} has no EOS (id {self.eos_token_id}), where the text is read "
                                  "out. Append it; when you truncate, cut the words and keep the EOS.")
         if int(end.max()) >= self.context_length:
-            raise ValueError(f"a text has {int(end.max()) + 1} tokens, but this text tower has a context of "
-                             f"{self.context_length}. Shorten the text (truncation=True keeps to max_length).")
+            raise ValueError(f"input_ids row {int(end.argmax())} has {int(end.max()) + 1} tokens, but this text tower "
+                             f"has a context of {self.context_length}. Shorten that text.")
         if input_ids.min() < 0 or input_ids.max() >= self.vocab_size:
             raise ValueError(f"input_ids holds {int(input_ids.min())}..{int(input_ids.max())}, but this text tower has "
                              f"the ids 0..{self.vocab_size - 1}. Use the tokenizer that belongs to these weights.")
@@ -261,28 +261,15 @@ def scaled_similarity(image_embeds, text_embeds, logit_scale):
         return logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T
 
 
-def check_pairs(image_embeds, text_embeds):
-    """ValueError unless both are finite and of one shape (B, P), B at least 1."""
-    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape or not len(image_embeds):
-        raise ValueError(f"image_embeds has shape {tuple(image_embeds.shape)} and text_embeds "
-                         f"{tuple(text_embeds.shape)}; expected the same (B, P), one caption a picture.")
-    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
-        if not torch.isfinite(embeds).all():
-            row = int((~torch.isfinite(embeds).all(dim=1)).nonzero()[0])
-            raise ValueError(f"{name} row {row} holds NaN or infinity. Check the picture or text of that row, then "
-                             "lower the learning rate, clip gradients, or leave fp16 for bf16 or fp32.")
-
-
 def info_nce(image_embeds, text_embeds, logit_scale):
     """The symmetric contrastive loss of the module's first lines -> scalar, fp32.
 
     image_embeds, text_embeds (B, P): row i of one belongs to row i of the other; any length, they are normalised here.
     logit_scale: the parameter itself, the **log** of the inverse temperature. Agrees with transformers' CLIPModel loss.
-    ValueError for shapes that differ and for NaN; a batch of one warns, since its loss is 0 whatever the model does.
+    ValueError for shapes that differ, for NaN, and for a scale that is no logarithm (`checks.check_pairs`); a batch of
+    one warns, since its loss is 0 whatever the model does.
     """
-    check_pairs(image_embeds, text_embeds)
-    if len(image_embeds) == 1:
-        warnings.warn("info_nce on a batch of one is 0 whatever the model does. Use a larger batch.", stacklevel=2)
+    check_pairs(image_embeds, text_embeds, logit_scale)
     image_embeds, text_embeds = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(image_embeds, text_embeds, logit_scale)  # (B, B), matching pairs on the diagonal
     target = torch.arange(len(logits), device=logits.device)
@@ -307,7 +294,7 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
 
 def one_direction(image_embeds, text_embeds, logit_scale):
     """The half of `info_nce`, with its errors, in which pictures choose and no text does -> scalar, fp32."""
-    check_pairs(image_embeds, text_embeds)
+    check_pairs(image_embeds, text_embeds, logit_scale)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(x, y, logit_scale)  # (B, B)
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -319,7 +306,7 @@ def info_nce_shared(image_embeds, text_embeds, logit_scale, same):
     same (B, B), symmetric bool: whether text i may stand for text j, as an equal caption may. The right answers share
     the probability 1 (UniCL: Yang et al. 2022, section 3.2). ValueError also where a text may not stand for itself.
     """
-    check_pairs(image_embeds, text_embeds)
+    check_pairs(image_embeds, text_embeds, logit_scale)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     if same.shape != 2 * (len(x),) or not same.diagonal().all():
         raise ValueError(f"same has shape {tuple(same.shape)}; expected {2 * (len(x),)}, True all along its diagonal.")
@@ -333,7 +320,7 @@ def siglip(image_embeds, text_embeds, logit_scale, logit_bias):
     The sum over all pairs, divided by B (Zhai et al. 2023, algorithm 1, which starts with logit_scale = log 10 and
     logit_bias = -10, since nearly all pairs are wrong). Agrees with the loss of transformers' SiglipModel.
     """
-    check_pairs(image_embeds, text_embeds)
+    check_pairs(image_embeds, text_embeds, logit_scale, sigmoid=True)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     logits = scaled_similarity(x, y, logit_scale) + logit_bias  # (B, B)
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 on the diagonal, -1 elsewhere

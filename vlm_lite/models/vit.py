@@ -208,6 +208,9 @@ def check_pixels(pixel_values, image_size, dtype):
     On a CPU its values are looked at as well: NaN, infinity and what looks like bytes 0..255 that became floats. (On a
     GPU that would make every step wait; there the training loop stops at the first loss that is NaN.)
     """
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(f"pixel_values: expected a torch.Tensor, got {torch.typename(pixel_values)}: "
+                         "torch.from_numpy(...) makes one of an array, torch.stack(...) of a list of tensors.")
     given = f"pixel_values is {pixel_values.dtype} of shape {tuple(pixel_values.shape)}"
     expected = f"expected floating point (B, 3, {image_size}, {image_size})"
     if pixel_values.ndim != 4:

@@ -46,6 +46,8 @@ def load_vit(name, state, *, num_heads=None):
     the tensors, so a shallower or narrower model of the same form loads too; `num_heads` is width / 64 unless given.
     With `global_pool="avg"` timm's final norm is called `fc_norm`; then the result has `pool="mean"`.
     UserError for an unknown name, and for keys missing, unsupported or of another shape, which it names.
+    What no key tells must be right in the name: quick-GELU weights under `vit_base_patch16_clip_224`, say, give wrong
+    features without a word.
     """
     if name in TIMM_MODELS:
         settings, ours = TIMM_MODELS[name], from_timm(state, source=name)
@@ -59,7 +61,8 @@ def load_vit(name, state, *, num_heads=None):
         raise UserError(f"{name!r} is no model that load_vit knows. It knows "
                         f"{', '.join((*TIMM_MODELS, *CLIP_MODELS))}.")
     model = VisionTransformer(**_sizes(ours, num_heads, name), **settings)
-    load_exactly(model, ours, source=f"the state of {name}")
+    load_exactly(model, ours, source=f"the state of {name}", advice="These names are ours; theirs are in TIMM_KEYS, or "
+                 "have vision_model. in front. Give that model's state dict, whole and unchanged.")
     return model.eval()
 
 
@@ -87,11 +90,13 @@ def from_timm(state, *, source="the state"):
 def _sizes(ours, num_heads, source):
     """image_size, patch_size, width, ... of a state under our names. UserError naming the first key that is not there.
     """
-    needed = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight",
-              "encoder.layers.0.mlp.fc1.weight")
-    for key in needed:
+    needed = {"embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+              "embeddings.position_embedding.weight": "pos_embed",
+              "encoder.layers.0.mlp.fc1.weight": "blocks.0.mlp.fc1.weight"}
+    for key, timms in needed.items():
         if key not in ours:
-            raise UserError(f"the state of {source} lacks {key} (our name for it), without which its size is unknown. "
+            theirs = timms if source in TIMM_MODELS else f"vision_model.{key}"
+            raise UserError(f"the state of {source} lacks {theirs} (here {key}), without which its size is unknown. "
                             f"It begins with {', '.join(list(ours)[:3]) or 'nothing at all'}. Give the state dict of "
                             "the whole model.")
     patches, positions, mlp = (ours[key] for key in needed)

@@ -9,6 +9,7 @@ gradients, which reach it *through* the frozen language model.
 Shapes: B rows, N patches, Q prefix vectors, T text tokens, D language width, V vocabulary.
 """
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP
@@ -206,25 +208,32 @@ class VLM(nn.Module):
         """Greedy answers to `prompts`, a list of B strings -> list of B strings, ended by EOS or after max_new_tokens.
 
         features (B, N, Dv), or None for a blind model. Rows are padded on the left, between prefix and text, and each
-        gets the answer it would get alone. ValueError for an empty prompt or one too long for the context.
+        gets the answer it would get alone. ValueError for an empty prompt or one too long for the context; a warning
+        names words that the tokenizer does not know.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is one string, {prompts!r}; expected a list of strings: [prompt].")
         if features is not None and len(features) != len(prompts):
             raise ValueError(f"{len(features)} pictures for {len(prompts)} prompts; expected one picture a prompt.")
+        ids = tokenize(self.tokenizer, prompts, what="prompt") if len(prompts) else []
+        unk, eos = self.tokenizer.unk_token_id, self.tokenizer.eos_token_id  # one and the same in GPT-2, a real token
+        unknown = dict.fromkeys(word for prompt, row in zip(prompts, ids, strict=True) if unk != eos and unk in row
+                                for word in unknown_words(self.tokenizer, prompt))
+        if unknown:
+            warnings.warn("not among the words that the language model knows, and read as "
+                          f"{self.tokenizer.unk_token}: {', '.join(list(unknown)[:5])}.", stacklevel=3)
         was_training = self.training
         self.eval()
         try:
             answers = []
-            for start in range(0, len(prompts), batch_size):
+            for start in range(0, len(ids), batch_size):
                 rows = slice(start, start + batch_size)
-                answers += self._generate(None if features is None else features[rows], prompts[rows], max_new_tokens)
+                answers += self._generate(None if features is None else features[rows], ids[rows], max_new_tokens)
             return answers
         finally:
             self.train(was_training)
 
-    def _generate(self, features, prompts, max_new_tokens):
-        ids = tokenize(self.tokenizer, prompts, what="prompt")
+    def _generate(self, features, ids, max_new_tokens):
         length = max(len(row) for row in ids)
         eos, pad = special_ids(self.tokenizer)
         input_ids = torch.tensor([[pad] * (length - len(row)) + row for row in ids], device=self.device)  # (B, T)
