@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-clip, results/clip_infonce.json, results/clip_variants.json]
 #     seconds: 174
 #     peak_memory_mb: 2106
-#     outputs_of: 6229aed33c1f14e2c84840918fcbe11c7853a83c7456bbeeadb3e175b60f3978
+#     outputs_of: 43e992c5030b0f6dbb3c83c8fffa4b36394c4e2b6f8143996ef2394e51599283
 # ---
 
 # %% [markdown]

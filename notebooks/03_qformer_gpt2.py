@@ -19,7 +19,7 @@
 #             results/connector_variants.json, results/shapes_vlm.json]
 #     seconds: 135
 #     peak_memory_mb: 3941
-#     outputs_of: 28650ce23665a7b7b1f07fecec25cd0cd0b740197cc9f5efd95958710c1a59be
+#     outputs_of: 2825c7e10517d800f6e7a974fd4cee9dd9af7a802205fa56cafbbba39159ca05
 # ---
 
 # %% [markdown]
@@ -731,8 +731,8 @@ print("\ncaption of the first picture:", before["captions"][0])
 # which types of questions suffer most in section 10?
 #
 # **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It has the first of these seeds, and
-# begins as that run did. But in bf16 the sums depend on the machine and on the number of threads, and Muon carries a
-# difference along: expect a curve like the band's, not that seed's. The dotted line is the loss of the brain with no
+# begins as that run did. But your own classes add in another order than the package's, in bf16 the sums depend on the
+# machine and on the number of threads, and Muon carries a difference along: expect a curve like the band's, not that seed's. The dotted line is the loss of the brain with no
 # picture at all, on one batch of the same rows.
 #
 # *Above the band, or stuck at the dotted line:* check that the features are those of this eye and layer, that the

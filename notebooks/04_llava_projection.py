@@ -18,7 +18,7 @@
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
 #     seconds: 120
 #     peak_memory_mb: 2457
-#     outputs_of: a645fad6c845f524b134a4759a1d81f849bb5e39d8392522e1e47521f81fa60e
+#     outputs_of: 2da848a9e7496104cdc69044a47b48577e2bea73042ab23e1d3a2df2aa661848
 # ---
 
 # %% [markdown]

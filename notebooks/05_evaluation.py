@@ -16,7 +16,7 @@
 #     builds: each metric by hand, the controls beside it, and a page that shows whether a model looks
 #     minutes_t4_estimate: 10
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     seconds: 31
+#     seconds: 41
 #     peak_memory_mb: 1476
 #     outputs_of: 58281991213ede84d0091ccf97779df8d68039726f8cd31f3a485ae6eb72383c
 # ---
