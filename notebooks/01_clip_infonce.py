@@ -648,11 +648,11 @@ print("transformers.CLIPModel gives the same embeddings; largest difference "
 # which colour belongs to which shape. Ask it directly: exchange two words of a caption, "a red circle and a blue star"
 # for "a blue circle and a red star". Does the picture still prefer the true one? Every word is still there, so a **bag of
 # words** cannot tell, and guessing is right half the time. CLIPs trained on the web are hardly better at such tasks
-# (Yuksekgonul et al. 2023). Where a caption has nothing to exchange, a word of place becomes its opposite, "top" for
-# "bottom". That changes the bag, and is easier: the table keeps such captions apart.
+# (Yuksekgonul et al. 2023). In some captions one word of place becomes its opposite instead, "top" for "bottom". That
+# changes the bag, and is easier: the table keeps these apart.
 #
-# Their mend is to put such **hard negatives** among the wrong captions of the loss, so that the words alone are no
-# longer enough. The later notebooks build on an eye from **the zoo** (the small checkpoints that ship with the course). It
+# The mend of Yuksekgonul et al. is to put such **hard negatives** among the wrong captions of the loss, so that the words
+# alone are no longer enough. The later notebooks build on an eye from **the zoo** (the small checkpoints that ship with the course). It
 # has your towers and your pictures, and three things differ: it trained about four times as long; the optimiser Muon took
 # AdamW's place (notebook 03 explains it); and every caption came with one that is almost right: `recipes.train_clip(..., loss=info_nce_hard,
 # hard_negatives=True, optimizer="muon", lr=4e-3, weight_decay=0.01)` (`info_nce_hard` is in `vlm_lite.models.clip`). So

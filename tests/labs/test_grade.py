@@ -13,7 +13,7 @@ from vlm_lite.labs.grade import as_text, grade, to_run
 
 RECALL = "def recall_at_k(similarity, k):\n    {}"
 BOUND = "def information_bound(loss, batch_size):\n    {}"
-RANKS = "ahead = (similarity > similarity.diagonal()[:, None]).sum(dim=1)\n    return (ahead < k).float().mean()"
+RANKS = "ahead = (similarity >= similarity.diagonal()[:, None]).sum(dim=1)\n    return (ahead <= k).float().mean()"
 LOG = "return math.log(batch_size) - loss"
 TODO = "raise NotImplementedError('later')"
 IMPORTS, FIRST, FIRST_CHECK, SECOND, SECOND_CHECK = range(5)  # the cells of the lab below
