@@ -212,10 +212,11 @@ def study_hash(name):
 
 
 def what_counts(source):
-    """The lines of a source that can change a figure: no comments, no docstrings, and nothing that can only stop a run.
+    """The syntax tree of a source, written out without what changes no figure.
 
-    That is `raise`, a call of a function named `check_...`, a warning, and an `if` or `for` around these alone; and an
-    `if` that ends in `raise`, whatever it does before.
+    Layout, comments and docstrings are not in it, nor what can only stop a run: `raise`, a call of a function named
+    `check_...`, a warning, an `if` or `for` around these alone, and an `if` that ends in `raise`, whatever it does
+    before. The same on every version of Python.
     """
     def idle(node):
         if isinstance(node, ast.If | ast.For):
@@ -226,12 +227,17 @@ def what_counts(source):
             return name == "warnings.warn" or name.split(".")[-1].lstrip("_").startswith("check_")
         return isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
-    source = textwrap.dedent(source)  # a method's
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.stmt) and idle(node):
-            lines[node.lineno - 1:node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    def written(node):
+        if isinstance(node, ast.AST):
+            fields = [f"{name}={written(value)}" for name, value in ast.iter_fields(node)
+                      if value not in (None, []) and name not in ("ctx", "kind")]
+            return f"{type(node).__name__}({', '.join(fields)})"
+        if isinstance(node, list):
+            kept = (item for item in node if not (isinstance(item, ast.stmt) and idle(item)))
+            return f"[{', '.join(map(written, kept))}]"
+        return repr(node)
+
+    return written(ast.parse(textwrap.dedent(source)))
 
 
 def run(name, *, seeds=3, profile=None, folder=None):
