@@ -24,7 +24,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/00_start_here.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny"]
+profile = "auto"  # @param ["auto", "tiny"]
 
 import importlib.metadata
 import importlib.util
@@ -33,8 +33,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -90,7 +93,9 @@ parts = {"eye": vlm.vision.vision_model, "nerve": vlm.connector, "brain": vlm.la
 for name, part in parts.items():
     millions = sum(weight.numel() for weight in part.parameters()) / 1e6
     state = "trained" if any(weight.requires_grad for weight in part.parameters()) else "frozen"
-    print(f"{name:6} {type(part).__name__:18} {millions:5.2f} million parameters, {state} in this VLM")
+    print(
+        f"{name:6} {type(part).__name__:18} {millions:5.2f} million parameters, {state} in this VLM"
+    )
 
 # %% [markdown]
 # ## What flows through it
@@ -119,7 +124,9 @@ from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.recipes import load_pictures, pixel_values
 
-captions, questions = load_shapes("val", 1000)  # pictures that no part of the model has met in training
+captions, questions = load_shapes(
+    "val", 1000
+)  # pictures that no part of the model has met in training
 images, _, image_ids = load_pictures(captions)  # (1000, 3, 64, 64), uint8
 picture_of = dict(zip(image_ids, images, strict=True))
 
@@ -128,7 +135,9 @@ with torch.no_grad():
     x = pixel_values(picture_of[1000066][None])
     z = vlm.encode(x)
     h = vlm.prefix(z)
-    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]
     p = vlm(z, ids).logits[:, -1].softmax(-1)
 
 S, patch, V = 64, 16, len(vlm.tokenizer)
@@ -137,9 +146,17 @@ assert z.shape == (1, (S // patch) ** 2, vlm.connector.vision_width)
 assert h.shape[0] == 1 and h.shape[2] == vlm.connector.language_width
 assert ids.shape == (1, len("question : what colour is the circle ? answer :".split()))
 assert p.shape == (1, V) and abs(p.sum() - 1) < 1e-4
-for name, value in {"picture x": x, "eye z": z, "nerve h": h, "question ids": ids, "next word p": p}.items():
+for name, value in {
+    "picture x": x,
+    "eye z": z,
+    "nerve h": h,
+    "question ids": ids,
+    "next word p": p,
+}.items():
     print(f"{name:13} {tuple(value.shape)}")
-print(f"\n{x.numel():,} numbers of picture become {h.shape[1]} vectors of {h.shape[2]} in front of the question.")
+print(
+    f"\n{x.numel():,} numbers of picture become {h.shape[1]} vectors of {h.shape[2]} in front of the question."
+)
 
 # %% [markdown]
 # ## Ask it
@@ -156,7 +173,9 @@ from vlm_lite.data.language import unknown_words
 def probabilities(picture, question):
     """{word: probability of being the answer's first word}, the likeliest first. `picture` None hides it."""
     features = None if picture is None else vlm.encode(pixel_values(picture[None]))  # (1, N, Dv)
-    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)["input_ids"]  # (1, T)
+    ids = vlm.tokenizer(short_prompt(question), return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]  # (1, T)
     with torch.no_grad():
         p, words = vlm(features, ids).logits[0, -1].softmax(-1).sort(descending=True)  # (V,)
     return dict(zip(vlm.tokenizer.convert_ids_to_tokens(words.tolist()), p.tolist(), strict=True))
@@ -165,12 +184,18 @@ def probabilities(picture, question):
 def ask(picture, question, title=""):
     """A bar for each answer that is likely with or without the picture; a dashed line for the first of them without."""
     if unknown := unknown_words(vlm.tokenizer, question):
-        print(f"not among the {len(vlm.tokenizer)} words it knows, and read as <unk>: {', '.join(unknown)}")
+        print(
+            f"not among the {len(vlm.tokenizer)} words it knows, and read as <unk>: {', '.join(unknown)}"
+        )
     seen, blind = probabilities(picture, question), probabilities(None, question)
     highest = {word: max(seen[word], blind[word]) for word in seen}
-    likely = [word for word in sorted(highest, key=highest.get, reverse=True)[:5] if highest[word] > 0.01]
+    likely = [
+        word for word in sorted(highest, key=highest.get, reverse=True)[:5] if highest[word] > 0.01
+    ]
     answers = sorted(likely, key=seen.get, reverse=True)
-    return plots.ask_panel(picture, question, seen, answers=answers, blind=blind[answers[0]], title=title)
+    return plots.ask_panel(
+        picture, question, seen, answers=answers, blind=blind[answers[0]], title=title
+    )
 
 
 first = picture_of[1000066]
@@ -198,11 +223,20 @@ my_guess = "red"
 
 blind = probabilities(None, question)
 answers = [next(iter(probabilities(picture, question))) for picture in (first, second)]
-right = {row["image_id"]: row["answer"] for row in questions.remove_columns("image") if row["question"] == question}
-assert answers == [right[1000066], right[1000180]]  # as promised: the model answers both of these rightly
+right = {
+    row["image_id"]: row["answer"]
+    for row in questions.remove_columns("image")
+    if row["question"] == question
+}
+assert answers == [
+    right[1000066],
+    right[1000180],
+]  # as promised: the model answers both of these rightly
 print(f"my guess: {my_guess}; the model without a picture: {next(iter(blind))}")
 for answer, picture in zip(answers, (first, second), strict=True):
-    print(f"'{answer}': {probabilities(picture, question)[answer]:.0%} with its picture, {blind[answer]:.0%} without")
+    print(
+        f"'{answer}': {probabilities(picture, question)[answer]:.0%} with its picture, {blind[answer]:.0%} without"
+    )
 ask(None, question, "no picture")
 
 # %% [markdown]
@@ -226,8 +260,15 @@ from vlm_lite.data.shapes import five_questions
 five = five_questions(questions)
 pictures = torch.stack([picture_of[row["image_id"]] for row in five])  # (5, 3, 64, 64)
 prompts = [short_prompt(row["question"]) for row in five]
-plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for row in five], {
-    "blind": vlm.generate(None, prompts), "the VLM": vlm.generate(vlm.encode(pixel_values(pictures)), prompts)})
+plots.scoreboard(
+    pictures,
+    [row["question"] for row in five],
+    [row["answer"] for row in five],
+    {
+        "blind": vlm.generate(None, prompts),
+        "the VLM": vlm.generate(vlm.encode(pixel_values(pictures)), prompts),
+    },
+)
 
 # %% [markdown]
 # ## Your turn: ask
@@ -237,7 +278,11 @@ plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for
 # answer.
 
 # %%
-my_questions = ["which digit is written?", "how many blue shapes are there?", "what colour is the banana?"]
+my_questions = [
+    "which digit is written?",
+    "how many blue shapes are there?",
+    "what colour is the banana?",
+]
 
 from IPython.display import display
 
@@ -268,21 +313,30 @@ import numpy as np
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.scenes import COLOURS, HELD_OUT, SHAPES, SIZES, Item, Scene, render
 
-my_scene = Scene((
-    Item("star", "yellow", "large", row=0, col=0),
-    Item("heart", "pink", "small", row=1, col=2),
-    Item("square", "cyan", "large", row=3, col=3),
-))
+my_scene = Scene(
+    (
+        Item("star", "yellow", "large", row=0, col=0),
+        Item("heart", "pink", "small", row=1, col=2),
+        Item("square", "cyan", "large", row=3, col=3),
+    )
+)
 my_question = "what is the small shape?"
 
 print("shapes: ", ", ".join(SHAPES))
 print("colours:", ", ".join(COLOURS))
 print("sizes:  ", ", ".join(SIZES))
-print("in no training picture:", ", ".join(f"{colour} {shape}" for colour, shape in sorted(HELD_OUT)))
+print(
+    "in no training picture:", ", ".join(f"{colour} {shape}" for colour, shape in sorted(HELD_OUT))
+)
 
 drawn = render(my_scene, np.random.default_rng(0))  # (64, 64, 3), uint8
 my_picture = torch.from_numpy(drawn).permute(2, 0, 1)  # (3, 64, 64)
-print("It writes:", vlm.generate(vlm.encode(pixel_values(my_picture[None])), [CAPTION_PROMPT], max_new_tokens=64)[0])
+print(
+    "It writes:",
+    vlm.generate(vlm.encode(pixel_values(my_picture[None])), [CAPTION_PROMPT], max_new_tokens=64)[
+        0
+    ],
+)
 ask(my_picture, my_question, "my own picture")
 
 # %% [markdown]
@@ -301,31 +355,52 @@ from vlm_lite.data.language import describe
 
 EACH = 20  # pictures of each pair
 never = sorted(HELD_OUT)
-seen = [(colour, shape) for (colour, _), (_, shape) in zip(never, never[1:] + never[:1], strict=True)]
+seen = [
+    (colour, shape) for (colour, _), (_, shape) in zip(never, never[1:] + never[:1], strict=True)
+]
 assert HELD_OUT.isdisjoint(seen)
-tested = [pair for both in zip(never, seen, strict=True) for pair in both]  # in turn: one never seen, one seen
+tested = [
+    pair for both in zip(never, seen, strict=True) for pair in both
+]  # in turn: one never seen, one seen
 rng = np.random.default_rng(0)
-single = [Scene((Item(shape, colour, tuple(SIZES)[rng.integers(2)], *rng.integers(4, size=2).tolist()),))
-          for colour, shape in tested for _ in range(EACH)]
-drawn = torch.from_numpy(np.stack([render(scene, rng) for scene in single])).permute(0, 3, 1, 2)  # (160, 3, 64, 64)
+single = [
+    Scene((Item(shape, colour, tuple(SIZES)[rng.integers(2)], *rng.integers(4, size=2).tolist()),))
+    for colour, shape in tested
+    for _ in range(EACH)
+]
+drawn = torch.from_numpy(np.stack([render(scene, rng) for scene in single])).permute(
+    0, 3, 1, 2
+)  # (160, 3, 64, 64)
 features = vlm.encode(pixel_values(drawn))
 
 bars = {}
 for kind, form in (("colour", "what colour is the {} shape?"), ("shape", "what is the {} shape?")):
     prompts = [short_prompt(form.format(scene.items[0].size)) for scene in single]
-    in_words = [f"{describe(scene)} {prompt}" for scene, prompt in zip(single, prompts, strict=True)]
+    in_words = [
+        f"{describe(scene)} {prompt}" for scene, prompt in zip(single, prompts, strict=True)
+    ]
     said = {"vlm": vlm.generate(features, prompts), "oracle": vlm.generate(None, in_words)}
     truth = [getattr(scene.items[0], kind) for scene in single]
-    right = {name: 100 * np.equal(answers, truth).reshape(8, EACH) for name, answers in said.items()}  # 0 or 100
+    right = {
+        name: 100 * np.equal(answers, truth).reshape(8, EACH) for name, answers in said.items()
+    }  # 0 or 100
     for first_row, group in enumerate(("never seen", "seen")):
-        bars[f"{kind}, all four ({group})"] = {name: each[first_row::2].mean() for name, each in right.items()}
+        bars[f"{kind}, all four ({group})"] = {
+            name: each[first_row::2].mean() for name, each in right.items()
+        }
 for row, pair in enumerate(tested):
     group = "never seen" if pair in HELD_OUT else "seen"
-    bars[f"shape, {' '.join(pair)} ({group})"] = {name: each[row].mean() for name, each in right.items()}
-lost = {kind: bars[f"{kind}, all four (seen)"]["vlm"] - bars[f"{kind}, all four (never seen)"]["vlm"]
-        for kind in ("colour", "shape")}
-print(f"my word: {my_word}; lost when the pair is new: "
-      + ", ".join(f"{kind} {points:.0f} points" for kind, points in lost.items()))
+    bars[f"shape, {' '.join(pair)} ({group})"] = {
+        name: each[row].mean() for name, each in right.items()
+    }
+lost = {
+    kind: bars[f"{kind}, all four (seen)"]["vlm"] - bars[f"{kind}, all four (never seen)"]["vlm"]
+    for kind in ("colour", "shape")
+}
+print(
+    f"my word: {my_word}; lost when the pair is new: "
+    + ", ".join(f"{kind} {points:.0f} points" for kind, points in lost.items())
+)
 plots.by_type_bars(bars, title="Colour and shape of a single thing")
 
 # %% [markdown]
@@ -348,10 +423,15 @@ plots.by_type_bars(bars, title="Colour and shape of a single thing")
 # %%
 from vlm_lite.data.language import chat_prompt
 
-print(chat_prompt(question), vlm.generate(vlm.encode(pixel_values(first[None])), [chat_prompt(question)])[0])
+print(
+    chat_prompt(question),
+    vlm.generate(vlm.encode(pixel_values(first[None])), [chat_prompt(question)])[0],
+)
 
 shown = images[:5]
-titles = vlm.generate(vlm.encode(pixel_values(shown)), [CAPTION_PROMPT] * len(shown), max_new_tokens=64)
+titles = vlm.generate(
+    vlm.encode(pixel_values(shown)), [CAPTION_PROMPT] * len(shown), max_new_tokens=64
+)
 plots.show_images(shown, titles)
 
 # %%
@@ -360,23 +440,33 @@ from collections import Counter
 
 from vlm_lite.data.instructions import facts
 
-said = vlm.generate(vlm.encode(pixel_values(images[:200])), [CAPTION_PROMPT] * 200, max_new_tokens=64)
-true = [texts[0] for texts in captions["captions"][:200]]  # the first of the five captions tells of everything
+said = vlm.generate(
+    vlm.encode(pixel_values(images[:200])), [CAPTION_PROMPT] * 200, max_new_tokens=64
+)
+true = [
+    texts[0] for texts in captions["captions"][:200]
+]  # the first of the five captions tells of everything
 known = {"colours": COLOURS, "shapes": SHAPES, "sizes": SIZES, "digits": "0123456789"}
 
 
 def parts(text):
     """{kind: what a caption says of this kind, counted}, of words and of whole things."""
     words, things = facts(text), re.split(r", | and ", text.removesuffix("."))
-    return {**{kind: Counter({word: words[word] for word in which}) for kind, which in known.items()},
-            "whole things": Counter(thing.split(" in the ")[0] for thing in things), "things and places": Counter(things)}
+    return {
+        **{kind: Counter({word: words[word] for word in which}) for kind, which in known.items()},
+        "whole things": Counter(thing.split(" in the ")[0] for thing in things),
+        "things and places": Counter(things),
+    }
 
 
 told, there = [parts(text) for text in said], [parts(text) for text in true]
 print(f"{'named in the caption, of':26} its own picture   another picture (control)")
 for kind in there[0]:
-    own, other = (sum((one[kind] & two[kind]).total() for one, two in zip(told, truth, strict=True)) /
-                  sum(two[kind].total() for two in truth) for truth in (there, there[1:] + there[:1]))
+    own, other = (
+        sum((one[kind] & two[kind]).total() for one, two in zip(told, truth, strict=True))
+        / sum(two[kind].total() for two in truth)
+        for truth in (there, there[1:] + there[:1])
+    )
     print(f"{sum(two[kind].total() for two in there):7} {kind:18} {own:15.0%} {other:17.0%}")
 
 # %% [markdown]
@@ -422,7 +512,9 @@ for row, kind in enumerate(questions["question_type"][:]):
     if right[partner] != right[row]:
         pairs_of[kind].append((waiting.pop(texts[row]), row))
 pairs = [pair for found in pairs_of.values() for pair in found[:PAIRS_EACH]]
-asked = questions.select([row for pair in pairs for row in pair])  # the rows of a pair stand together
+asked = questions.select(
+    [row for pair in pairs for row in pair]
+)  # the rows of a pair stand together
 
 result = probe(vlm, captions, asked)
 
@@ -432,9 +524,17 @@ def percent(interval):
 
 
 print(result.table())
-bridge = "undefined" if result.bridge.value is None else (result.bridge.value, result.bridge.low, result.bridge.high)
-plots.gain_bars(**{name: percent(interval) for name, interval in result.accuracy.items()}, bridge=bridge,
-                guess=my_guess, title=f"{len(asked)} questions about Shapes")
+bridge = (
+    "undefined"
+    if result.bridge.value is None
+    else (result.bridge.value, result.bridge.low, result.bridge.high)
+)
+plots.gain_bars(
+    **{name: percent(interval) for name, interval in result.accuracy.items()},
+    bridge=bridge,
+    guess=my_guess,
+    title=f"{len(asked)} questions about Shapes",
+)
 
 # %% [markdown]
 # ## Does the answer follow the picture?
@@ -448,24 +548,44 @@ both, changed = {}, {}
 for condition, scores in result.scores.items():
     both[condition] = 100 * np.mean(scores.reshape(-1, 2).min(axis=1) > 0.5)  # (pairs, 2)
     said = result.answers[condition]
-    changed[condition] = 100 * np.mean([one != other for one, other in zip(said[::2], said[1::2], strict=True)])
-    print(f"{condition:9} two answers for the two pictures in {changed[condition]:5.1f}% of pairs, "
-          f"both right in {both[condition]:5.1f}%")
-assert changed["blind"] == both["blind"] == 0, "without a picture, the same question must get the same answer"
+    changed[condition] = 100 * np.mean(
+        [one != other for one, other in zip(said[::2], said[1::2], strict=True)]
+    )
+    print(
+        f"{condition:9} two answers for the two pictures in {changed[condition]:5.1f}% of pairs, "
+        f"both right in {both[condition]:5.1f}%"
+    )
+assert changed["blind"] == both["blind"] == 0, (
+    "without a picture, the same question must get the same answer"
+)
 
-print(f"HEADLINE: swap the picture and the answer follows, rightly, in {both['vlm']:.0f}% of {len(pairs)} pairs "
-      f"(blind {both['blind']:.0f}%, oracle {both['oracle']:.0f}%)")
+print(
+    f"HEADLINE: swap the picture and the answer follows, rightly, in {both['vlm']:.0f}% of {len(pairs)} pairs "
+    f"(blind {both['blind']:.0f}%, oracle {both['oracle']:.0f}%)"
+)
 from vlm_lite.labs import check
 
 vlm_score, bridge_score = result.accuracy["vlm"], result.bridge
-check.progress({
-    "the VLM is ahead of its blind self, interval and all": vlm_score.low > result.accuracy["blind"].high,
-    "with another's picture it falls to about blind": result.accuracy["shuffled"].low < result.accuracy["blind"].high,
-    "an empty picture is worth no more than none": result.accuracy["blank"].low < result.accuracy["blind"].high,
-    "the answer follows the swap, which no blind model can": both["vlm"] > both["blind"] == 0,
-    "most of what the brain could know comes through": bridge_score.value is not None and bridge_score.low > 0.5})
-plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
-                    for kind, part in result.by_type.items()}, title="Which questions can it answer?")
+check.progress(
+    {
+        "the VLM is ahead of its blind self, interval and all": vlm_score.low
+        > result.accuracy["blind"].high,
+        "with another's picture it falls to about blind": result.accuracy["shuffled"].low
+        < result.accuracy["blind"].high,
+        "an empty picture is worth no more than none": result.accuracy["blank"].low
+        < result.accuracy["blind"].high,
+        "the answer follows the swap, which no blind model can": both["vlm"] > both["blind"] == 0,
+        "most of what the brain could know comes through": bridge_score.value is not None
+        and bridge_score.low > 0.5,
+    }
+)
+plots.by_type_bars(
+    {
+        kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
+        for kind, part in result.by_type.items()
+    },
+    title="Which questions can it answer?",
+)
 
 # %% [markdown]
 # ## Where it fails
@@ -474,13 +594,21 @@ plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("v
 
 # %%
 wrong = [row for row in range(len(asked)) if result.scores["vlm"][row] < 0.5]
-print(f"{len(wrong)} of {len(asked)} answers are wrong" + (": here are some of them." if wrong else "."))
-some = wrong[::max(1, len(wrong) // 5)][:5]
+print(
+    f"{len(wrong)} of {len(asked)} answers are wrong"
+    + (": here are some of them." if wrong else ".")
+)
+some = wrong[:: max(1, len(wrong) // 5)][:5]
 if some:
-    display(plots.show_images(
-        [picture_of[asked["image_id"][row]] for row in some],
-        [f"{asked['question'][row]} It says {result.answers['vlm'][row]}, right is {asked['answer'][row]}."
-         for row in some]))
+    display(
+        plots.show_images(
+            [picture_of[asked["image_id"][row]] for row in some],
+            [
+                f"{asked['question'][row]} It says {result.answers['vlm'][row]}, right is {asked['answer'][row]}."
+                for row in some
+            ],
+        )
+    )
 
 # %% [markdown]
 # ## A guess about the failures, tested
@@ -501,22 +629,32 @@ if some:
 # </details>
 
 # %%
-about_colour = questions.select([row for row, kind in enumerate(questions["question_type"][:]) if kind == "colour"])
+about_colour = questions.select(
+    [row for row, kind in enumerate(questions["question_type"][:]) if kind == "colour"]
+)
 row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-features = vlm.encode(pixel_values(images[[row_of[image_id] for image_id in about_colour["image_id"][:]]]))
+features = vlm.encode(
+    pixel_values(images[[row_of[image_id] for image_id in about_colour["image_id"][:]]])
+)
 said = vlm.generate(features, [short_prompt(text) for text in about_colour["question"][:]])
-there = [set(COLOURS) & set(words.split()) for words in about_colour["description"][:]]  # the colours in the picture
+there = [
+    set(COLOURS) & set(words.split()) for words in about_colour["description"][:]
+]  # the colours in the picture
 trials = list(zip(said, about_colour["answer"][:], there, strict=True))
 
 alike = [answer == right for answer, right, colours in trials if len(colours) == 1]
 mixed = [answer == right for answer, right, colours in trials if len(colours) > 1]
 guess = [1 / len(colours) for _, _, colours in trials if len(colours) > 1]
-present = [answer in colours for answer, right, colours in trials if len(colours) > 1 and answer != right]
+present = [
+    answer in colours for answer, right, colours in trials if len(colours) > 1 and answer != right
+]
 print(f"one colour in the picture:     {np.mean(alike):4.0%} of {len(alike)} right")
 print(f"several colours:               {np.mean(mixed):4.0%} of {len(mixed)} right")
 print(f"  guessing among those colours {np.mean(guess):4.0%} would be right")
 if present:
-    print(f"  of the {len(present)} wrong answers    {np.mean(present):4.0%} name the colour of another thing there")
+    print(
+        f"  of the {len(present)} wrong answers    {np.mean(present):4.0%} name the colour of another thing there"
+    )
 
 # %% [markdown]
 # **Read it.** Is *several colours* far below *one colour*, and do most wrong answers name the colour of another thing?

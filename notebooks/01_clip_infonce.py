@@ -25,7 +25,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/01_clip_infonce.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -34,8 +34,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -90,13 +93,17 @@ from vlm_lite.labs import check
 plots.style()
 on_photographs = profile.name == "t4"  # section 19; all that comes before it is the small world
 profile = get_profile("tiny") if on_photographs else profile
-train_pictures, train_captions, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
+train_pictures, train_captions, _ = recipes.load_pictures(
+    shapes.load_shapes("train", profile.train_images)[0]
+)
 val_table, val_questions = shapes.load_shapes("val", profile.val_images)
 pictures, captions, ids = recipes.load_pictures(val_table)
 texts = [five[0] for five in captions]  # the first caption of each picture: it says the most
 
-print(f"to train on: {len(train_pictures):,} pictures {tuple(train_pictures.shape[1:])} {train_pictures.dtype}, "
-      f"{sum(len(five) for five in train_captions):,} captions")
+print(
+    f"to train on: {len(train_pictures):,} pictures {tuple(train_pictures.shape[1:])} {train_pictures.dtype}, "
+    f"{sum(len(five) for five in train_captions):,} captions"
+)
 print(f"to test on:  {len(pictures):,} pictures, {len(set(texts)):,} different first captions")
 print("five captions of the first picture:", *captions[0], sep="\n  ")
 plots.show_images(pictures[:8], titles=texts[:8], columns=4, size=190)
@@ -118,17 +125,29 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-eight = recipes.pixel_values(pictures[:8])  # uint8 0..255 -> floats, CLIP's own mean and standard deviation
-words = tokenizer([text + tokenizer.eos_token for text in texts[:8]], padding=True, return_tensors="pt",
-                  add_special_tokens=False)
+eight = recipes.pixel_values(
+    pictures[:8]
+)  # uint8 0..255 -> floats, CLIP's own mean and standard deviation
+words = tokenizer(
+    [text + tokenizer.eos_token for text in texts[:8]],
+    padding=True,
+    return_tensors="pt",
+    add_special_tokens=False,
+)
 with torch.no_grad():
     image_embeds = model.encode_image(eight)  # (N, 3, 64, 64) -> (N, P)
     text_embeds = model.encode_text(words["input_ids"], words["attention_mask"])  # (N, T) -> (N, P)
 
-print(f"image tower: {tuple(eight.shape)} -> {tuple(image_embeds.shape)}   {parameters(model.vision_model):,} parameters")
-print(f"text tower:  {tuple(words['input_ids'].shape)} -> {tuple(text_embeds.shape)}   "
-      f"{parameters(model.text_model):,} parameters")
-print(f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm(dim=-1).tolist()]}")
+print(
+    f"image tower: {tuple(eight.shape)} -> {tuple(image_embeds.shape)}   {parameters(model.vision_model):,} parameters"
+)
+print(
+    f"text tower:  {tuple(words['input_ids'].shape)} -> {tuple(text_embeds.shape)}   "
+    f"{parameters(model.text_model):,} parameters"
+)
+print(
+    f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm(dim=-1).tolist()]}"
+)
 
 
 # %% [markdown]
@@ -147,6 +166,7 @@ print(f"lengths of the picture vectors: {[round(v, 1) for v in image_embeds.norm
 # product then makes all dot products at once.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "cosine_similarity", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def cosine_similarity(x, y):
     """x (N, P), y (M, P) -> cosines (N, M)."""
@@ -160,8 +180,10 @@ cosine_similarity = check.cosine_similarity(cosine_similarity)
 
 before = cosine_similarity(image_embeds, text_embeds)  # (8, 8)
 is_pair = torch.eye(8, dtype=torch.bool)
-print(f"before training: mean cosine of the 8 true pairs {before[is_pair].mean():+.3f}, "
-      f"of the 56 wrong ones {before[~is_pair].mean():+.3f}")
+print(
+    f"before training: mean cosine of the 8 true pairs {before[is_pair].mean():+.3f}, "
+    f"of the 56 wrong ones {before[~is_pair].mean():+.3f}"
+)
 
 # %% [markdown]
 # ## 4. InfoNCE: an examination with N candidates
@@ -257,13 +279,19 @@ for temperature in (0.01, 0.07, 0.5, 1.0):
 # largest logit first.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "info_nce", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def info_nce(image_embeds, text_embeds, logit_scale):
     """image_embeds, text_embeds (N, P), row i of one belonging to row i of the other; logit_scale () -> loss ()."""
     ### BEGIN SOLUTION
-    x, y = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)  # (N, P), unit length
+    x, y = (
+        F.normalize(image_embeds, dim=-1),
+        F.normalize(text_embeds, dim=-1),
+    )  # (N, P), unit length
     logits = logit_scale.exp() * x @ y.T  # (N, N)
-    target = torch.arange(len(logits), device=logits.device)  # the right answers stand on the diagonal
+    target = torch.arange(
+        len(logits), device=logits.device
+    )  # the right answers stand on the diagonal
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     ### END SOLUTION
 
@@ -287,16 +315,22 @@ a, b, scale = torch.randn(32, 64), torch.randn(32, 64), torch.tensor(3.0)
 for one, other in ((a, b), (a, a), (50 * a, b)):
     mine, theirs = ([t.clone().requires_grad_() for t in (one, other, scale)] for _ in range(2))
     torch.testing.assert_close(info_nce(*mine), vlm_lite.models.clip.info_nce(*theirs))
-    torch.testing.assert_close(torch.autograd.grad(info_nce(*mine), mine),
-                               torch.autograd.grad(vlm_lite.models.clip.info_nce(*theirs), theirs))
+    torch.testing.assert_close(
+        torch.autograd.grad(info_nce(*mine), mine),
+        torch.autograd.grad(vlm_lite.models.clip.info_nce(*theirs), theirs),
+    )
 
 model.save_pretrained(home() / "notebook-01")
 reference = CLIPModel.from_pretrained(home() / "notebook-01", dtype=torch.float32).eval()
 with torch.no_grad():
     theirs = reference(words["input_ids"], eight, words["attention_mask"], return_loss=True)
-torch.testing.assert_close(info_nce(image_embeds, text_embeds, model.logit_scale).detach(), theirs.loss)
-print(f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.logit_scale):.6f}, "
-      f"transformers' {theirs.loss:.6f}")
+torch.testing.assert_close(
+    info_nce(image_embeds, text_embeds, model.logit_scale).detach(), theirs.loss
+)
+print(
+    f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.logit_scale):.6f}, "
+    f"transformers' {theirs.loss:.6f}"
+)
 
 
 # %% [markdown]
@@ -318,6 +352,7 @@ print(f"at the same weights: mine {info_nce(image_embeds, text_embeds, model.log
 # `math.log` is the natural logarithm.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "information_bound", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def information_bound(loss, batch_size):
     """loss: a number or a tensor of any shape -> the bound in nats, of the same shape."""
@@ -328,9 +363,11 @@ def information_bound(loss, batch_size):
 
 # %% nbgrader={"grade": true, "grade_id": "information_bound-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 information_bound = check.information_bound(information_bound)
-print(f"a batch of {profile.clip_batch_size} can prove at most "
-      f"{information_bound(0.0, profile.clip_batch_size):.2f} nats; guessing proves "
-      f"{information_bound(math.log(profile.clip_batch_size), profile.clip_batch_size):.2f}")
+print(
+    f"a batch of {profile.clip_batch_size} can prove at most "
+    f"{information_bound(0.0, profile.clip_batch_size):.2f} nats; guessing proves "
+    f"{information_bound(math.log(profile.clip_batch_size), profile.clip_batch_size):.2f}"
+)
 
 
 # %% [markdown]
@@ -349,23 +386,32 @@ print(f"a batch of {profile.clip_batch_size} can prove at most "
 # as the right one, `similarity.diagonal()[:, None]`. A hit has fewer than K ahead of it.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "recall_at_k", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def recall_at_k(similarity, k):
     """similarity (N, N), query i belonging to candidate i -> the share of queries with it among their first k."""
     ### BEGIN SOLUTION
     right = similarity.diagonal()[:, None]  # (N, 1)
-    ahead = (~(similarity < right)).sum(dim=1) - 1  # (N,) all but itself that are not behind: ties and NaN count too
+    ahead = (~(similarity < right)).sum(
+        dim=1
+    ) - 1  # (N,) all but itself that are not behind: ties and NaN count too
     return (ahead < k).float().mean().item()
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "recall_at_k-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 recall_at_k = check.recall_at_k(recall_at_k)
-small = torch.tensor([[0.9, 0.1, 0.2],   # right one first
-                      [0.8, 0.7, 0.1],   # right one second
-                      [0.5, 0.4, 0.3]])  # right one last
-print(f"on this small matrix: R@1 {recall_at_k(small, 1):.2f}, R@2 {recall_at_k(small, 2):.2f}, "
-      f"R@3 {recall_at_k(small, 3):.2f}; read by columns R@1 {recall_at_k(small.T, 1):.2f}")
+small = torch.tensor(
+    [
+        [0.9, 0.1, 0.2],  # right one first
+        [0.8, 0.7, 0.1],  # right one second
+        [0.5, 0.4, 0.3],
+    ]
+)  # right one last
+print(
+    f"on this small matrix: R@1 {recall_at_k(small, 1):.2f}, R@2 {recall_at_k(small, 2):.2f}, "
+    f"R@3 {recall_at_k(small, 3):.2f}; read by columns R@1 {recall_at_k(small.T, 1):.2f}"
+)
 
 # %% [markdown]
 # Two lines belong beside every recall. **Chance**: $K/N$ for a random order. And the **ceiling**: where captions fit one
@@ -379,11 +425,17 @@ ks = (1, 5, 10)
 chance = {k: chance_recall(len(texts), k) for k in ks}
 ceiling = shapes.ambiguity_ceiling(texts, ks)
 untrained = recipes.clip_recall(model, pictures, texts, tokenizer)
-similarity = cosine_similarity(recipes.embed_images(model, pictures), recipes.embed_texts(model, texts, tokenizer))
+similarity = cosine_similarity(
+    recipes.embed_images(model, pictures), recipes.embed_texts(model, texts, tokenizer)
+)
 
 print(f"{f'{len(texts):,} captions':<18}" + "".join(f"{f'R@{k}':>8}" for k in ks))
-for name, recalls in (("chance", chance), ("untrained, mine", {k: recall_at_k(similarity, k) for k in ks}),
-                      ("untrained", untrained["image_to_text"]), ("ceiling", ceiling)):
+for name, recalls in (
+    ("chance", chance),
+    ("untrained, mine", {k: recall_at_k(similarity, k) for k in ks}),
+    ("untrained", untrained["image_to_text"]),
+    ("ceiling", ceiling),
+):
     print(f"{name:<18}" + "".join(f"{recalls[k]:8.1%}" for k in ks))
 
 # %% [markdown]
@@ -407,12 +459,25 @@ my_guess = 0.50  # image-to-text R@5, from 0 to 1
 # its embeddings in fp32, with autocast off. It costs next to nothing: the matrix is small.
 
 # %%
-model = recipes.make_shapes_clip(tokenizer, seed=seed)  # from the start again, if you run this cell a second time
-history = recipes.train_clip(model, train_pictures, train_captions, tokenizer, steps=profile.clip_steps,
-                             batch_size=profile.clip_batch_size, lr=profile.clip_lr, loss=info_nce, seed=seed)
+model = recipes.make_shapes_clip(
+    tokenizer, seed=seed
+)  # from the start again, if you run this cell a second time
+history = recipes.train_clip(
+    model,
+    train_pictures,
+    train_captions,
+    tokenizer,
+    steps=profile.clip_steps,
+    batch_size=profile.clip_batch_size,
+    lr=profile.clip_lr,
+    loss=info_nce,
+    seed=seed,
+)
 model = model.cpu().eval()  # small enough to be tested on the CPU, wherever it was trained
-print(f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {history.seconds[-1]:.0f} s: "
-      f"loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
+print(
+    f"{profile.clip_steps:,} steps of {profile.clip_batch_size} pairs in {history.seconds[-1]:.0f} s: "
+    f"loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}"
+)
 
 # %% [markdown]
 # **Is my loss normal?** The band is a recorded study: the same training with several seeds. Your run has the first of
@@ -428,8 +493,13 @@ from vlm_lite.studies import load_study
 
 study = load_study("clip_infonce")
 print(f"recorded with `{study['command']}`: {len(study['seeds'])} seeds, {study['hardware']}")
-plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])},
-                 chance=math.log(profile.clip_batch_size), ylabel="InfoNCE loss (nats)", title="CLIP on Shapes")
+plots.loss_curve(
+    history,
+    band={**study["band"], "seeds": len(study["seeds"])},
+    chance=math.log(profile.clip_batch_size),
+    ylabel="InfoNCE loss (nats)",
+    title="CLIP on Shapes",
+)
 
 # %% [markdown]
 # ### The same curve as information
@@ -443,24 +513,48 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])},
 with torch.no_grad():
     image_embeds = recipes.embed_images(model, pictures)  # (1000, P)
     text_embeds = recipes.embed_texts(model, texts, tokenizer)  # (1000, P)
-    drawn = [five[k] for five, k in zip(captions, torch.randint(5, (len(captions),)).tolist(), strict=True)]
+    drawn = [
+        five[k]
+        for five, k in zip(captions, torch.randint(5, (len(captions),)).tolist(), strict=True)
+    ]
     drawn = recipes.embed_texts(model, drawn, tokenizer)  # (1000, P)
     size = profile.clip_batch_size
-    parts = [info_nce(u, v, model.logit_scale) for u, v in zip(image_embeds.split(size), drawn.split(size), strict=True)
-             if len(u) == size]  # a last batch that is smaller is left out
+    parts = [
+        info_nce(u, v, model.logit_scale)
+        for u, v in zip(image_embeds.split(size), drawn.split(size), strict=True)
+        if len(u) == size
+    ]  # a last batch that is smaller is left out
     test_bound = information_bound(torch.stack(parts).mean().item(), size)
-    wide_bound = information_bound(info_nce(image_embeds, drawn, model.logit_scale).item(), len(texts))
+    wide_bound = information_bound(
+        info_nce(image_embeds, drawn, model.logit_scale).item(), len(texts)
+    )
 
-figure = plots.loss_curve((history.steps, information_bound(torch.tensor(history.losses), size)),
-                          ylabel="log N − loss (nats)", title=f"Information, batches of {size}")
+figure = plots.loss_curve(
+    (history.steps, information_bound(torch.tensor(history.losses), size)),
+    ylabel="log N − loss (nats)",
+    title=f"Information, batches of {size}",
+)
 axes = figure.axes[0]
 figure.legends[0].remove()  # one legend, inside the axes, for all three
-axes.axhline(math.log(size), color="black", linestyle=":", label=f"the most that N = {size} can prove: {math.log(size):.2f}")
-axes.plot(history.steps[-1], test_bound, "D", color="#D55E00", label=f"test pairs, N = {size}: {test_bound:.2f}")
+axes.axhline(
+    math.log(size),
+    color="black",
+    linestyle=":",
+    label=f"the most that N = {size} can prove: {math.log(size):.2f}",
+)
+axes.plot(
+    history.steps[-1],
+    test_bound,
+    "D",
+    color="#D55E00",
+    label=f"test pairs, N = {size}: {test_bound:.2f}",
+)
 axes.set_ylim(top=1.1 * math.log(size))
 axes.legend(loc="lower right")
-print(f"test pairs: at least {test_bound:.2f} nats with N = {size} (limit {math.log(size):.2f}), "
-      f"at least {wide_bound:.2f} with N = {len(texts):,} (limit {math.log(len(texts)):.2f})")
+print(
+    f"test pairs: at least {test_bound:.2f} nats with N = {size} (limit {math.log(size):.2f}), "
+    f"at least {wide_bound:.2f} with N = {len(texts):,} (limit {math.log(len(texts)):.2f})"
+)
 figure
 
 # %% [markdown]
@@ -474,20 +568,33 @@ figure
 
 # %% tags=["thumbnail"]
 after = cosine_similarity(image_embeds[:8], text_embeds[:8])
-print(f"mean cosine of true pairs {before[is_pair].mean():+.2f} -> {after[is_pair].mean():+.2f}, "
-      f"of wrong ones {before[~is_pair].mean():+.2f} -> {after[~is_pair].mean():+.2f}")
-plots.similarity_matrix(before, after, texts[:8], pictures[:8], names=("before training", "after training"))
+print(
+    f"mean cosine of true pairs {before[is_pair].mean():+.2f} -> {after[is_pair].mean():+.2f}, "
+    f"of wrong ones {before[~is_pair].mean():+.2f} -> {after[~is_pair].mean():+.2f}"
+)
+plots.similarity_matrix(
+    before, after, texts[:8], pictures[:8], names=("before training", "after training")
+)
 
 # %%
 recall = recipes.clip_recall(model, pictures, texts, tokenizer)
 interval = study["summary"]["val image to text R@5"]
-print(f"HEADLINE: image-to-text R@5 {recall['image_to_text'][5]:.1%} among {len(texts):,} captions "
-      f"(chance {chance[5]:.1%}, ceiling {ceiling[5]:.1%})")
+print(
+    f"HEADLINE: image-to-text R@5 {recall['image_to_text'][5]:.1%} among {len(texts):,} captions "
+    f"(chance {chance[5]:.1%}, ceiling {ceiling[5]:.1%})"
+)
 inside = interval["low"] <= recall["image_to_text"][5] <= interval["high"]
-print(f"recorded over {len(study['seeds'])} seeds: {interval['low']:.1%} to {interval['high']:.1%}; this run is "
-      f"{'inside' if inside else 'outside'} (a further seed is outside {2 / (len(study['seeds']) + 1):.0%} of the time)")
-plots.recall_bars(recall, chance=chance, ceiling=ceiling, guess={5: my_guess},
-                  title=f"Retrieval among {len(texts):,} unseen pairs")
+print(
+    f"recorded over {len(study['seeds'])} seeds: {interval['low']:.1%} to {interval['high']:.1%}; this run is "
+    f"{'inside' if inside else 'outside'} (a further seed is outside {2 / (len(study['seeds']) + 1):.0%} of the time)"
+)
+plots.recall_bars(
+    recall,
+    chance=chance,
+    ceiling=ceiling,
+    guess={5: my_guess},
+    title=f"Retrieval among {len(texts):,} unseen pairs",
+)
 
 # %% [markdown]
 # ## 11. Does it come from the picture?
@@ -503,7 +610,10 @@ own = torch.arange(len(texts))
 shuffled = image_embeds[torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))]
 blank = recipes.embed_images(model, torch.full_like(pictures, 22))
 rows = {"the pictures": image_embeds, "shuffled pictures": shuffled, "blank pictures": blank}
-rows = {name: score(embeds, text_embeds, own, ks, texts=texts)["image_to_text"] for name, embeds in rows.items()}
+rows = {
+    name: score(embeds, text_embeds, own, ks, texts=texts)["image_to_text"]
+    for name, embeds in rows.items()
+}
 
 controls = rows["shuffled pictures"], rows["blank pictures"]
 print(f"{'image to text':<20}" + "".join(f"{f'R@{k}':>8}" for k in ks))
@@ -520,17 +630,25 @@ for name, recalls in {**rows, "chance": chance}.items():
 # answers are a little more alike.
 
 # %%
-novel_pictures, novel_captions, _ = recipes.load_pictures(shapes.load_shapes("novel", profile.val_images // 2)[0])
+novel_pictures, novel_captions, _ = recipes.load_pictures(
+    shapes.load_shapes("novel", profile.val_images // 2)[0]
+)
 novel_texts = [five[0] for five in novel_captions]
 count = len(novel_texts)
 print("held out:", ", ".join(sorted(f"{colour} {shape}" for colour, shape in scenes.HELD_OUT)))
-for name, some_pictures, some_texts in (("pairs seen in training", pictures[:count], texts[:count]),
-                                        ("pairs held out", novel_pictures, novel_texts)):
+for name, some_pictures, some_texts in (
+    ("pairs seen in training", pictures[:count], texts[:count]),
+    ("pairs held out", novel_pictures, novel_texts),
+):
     found = recipes.clip_recall(model, some_pictures, some_texts, tokenizer)["image_to_text"][5]
-    likely = (found * count + 2) / (count + 4)  # Agresti and Coull: so that the error is not 0 where every answer is right
+    likely = (found * count + 2) / (
+        count + 4
+    )  # Agresti and Coull: so that the error is not 0 where every answer is right
     error = math.sqrt(likely * (1 - likely) / count)
-    print(f"{name:<24} image-to-text R@5 {found:.1%} ± {error:.1%} (one standard error)   "
-          f"chance {chance_recall(count, 5):.1%}, ceiling {shapes.ambiguity_ceiling(some_texts)[5]:.1%}")
+    print(
+        f"{name:<24} image-to-text R@5 {found:.1%} ± {error:.1%} (one standard error)   "
+        f"chance {chance_recall(count, 5):.1%}, ceiling {shapes.ambiguity_ceiling(some_texts)[5]:.1%}"
+    )
 plots.show_images(novel_pictures[:4], titles=novel_texts[:4], columns=4, size=170)
 
 
@@ -555,6 +673,7 @@ plots.show_images(novel_pictures[:4], titles=novel_texts[:4], columns=4, size=17
 # `torch.stack` the means.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "class_embeddings", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def class_embeddings(encode_text, prompts):
     """prompts: C lists of strings -> (C, P), one vector of unit length for each class."""
@@ -574,20 +693,34 @@ single = [i for i, found in enumerate(pairs) if len(found) == 1]
 def zero_shot(model, kind, prompts):
     """The share of pictures with one shape whose colour or shape is found; prompts: {class: list of strings}."""
     truth = [pairs[i][0][0 if kind == "colour" else 1] for i in single]
-    classes = class_embeddings(lambda each: recipes.embed_texts(model, each, tokenizer), list(prompts.values()))  # (C, P)
-    nearest = cosine_similarity(recipes.embed_images(model, pictures[single]), classes).argmax(dim=1)  # (n,)
-    return sum(list(prompts)[k] == name for k, name in zip(nearest.tolist(), truth, strict=True)) / len(truth)
+    classes = class_embeddings(
+        lambda each: recipes.embed_texts(model, each, tokenizer), list(prompts.values())
+    )  # (C, P)
+    nearest = cosine_similarity(recipes.embed_images(model, pictures[single]), classes).argmax(
+        dim=1
+    )  # (n,)
+    return sum(
+        list(prompts)[k] == name for k, name in zip(nearest.tolist(), truth, strict=True)
+    ) / len(truth)
 
 
 ensembles = {
-    "colour": {c: [f"a {size} {c} {shape}." for size in scenes.SIZES for shape in scenes.SHAPES] for c in scenes.COLOURS},
-    "shape": {s: [f"a {size} {c} {s}." for size in scenes.SIZES for c in scenes.COLOURS] for s in scenes.SHAPES},
+    "colour": {
+        c: [f"a {size} {c} {shape}." for size in scenes.SIZES for shape in scenes.SHAPES]
+        for c in scenes.COLOURS
+    },
+    "shape": {
+        s: [f"a {size} {c} {s}." for size in scenes.SIZES for c in scenes.COLOURS]
+        for s in scenes.SHAPES
+    },
 }
 print(f"{len(single)} pictures    one prompt    ensemble      chance")
 for kind, ensemble in ensembles.items():
     one_prompt = {name: [f"{name}."] for name in ensemble}
-    print(f"{kind:<10}    {zero_shot(model, kind, one_prompt):10.1%}  {zero_shot(model, kind, ensemble):10.1%}  "
-          f"{1 / len(ensemble):10.1%}")
+    print(
+        f"{kind:<10}    {zero_shot(model, kind, one_prompt):10.1%}  {zero_shot(model, kind, ensemble):10.1%}  "
+        f"{1 / len(ensemble):10.1%}"
+    )
 
 # %% [markdown]
 # **Read it.** The colour is learnt. The shape hardly: it stays near chance, although the recall of section 10 is high.
@@ -610,19 +743,36 @@ for kind, ensemble in ensembles.items():
 from vlm_lite.figures import Figure
 
 fresh = recipes.make_shapes_clip(tokenizer, seed=seed).eval()
-clouds = {"before": [F.normalize(e, dim=-1) for e in (recipes.embed_images(fresh, pictures),
-                                                      recipes.embed_texts(fresh, texts, tokenizer))],
-          "after": [F.normalize(e, dim=-1) for e in (image_embeds, text_embeds)]}
-figure = Figure(width=680, height=330, label="pictures and captions in the joint space", layout="constrained")
+clouds = {
+    "before": [
+        F.normalize(e, dim=-1)
+        for e in (
+            recipes.embed_images(fresh, pictures),
+            recipes.embed_texts(fresh, texts, tokenizer),
+        )
+    ],
+    "after": [F.normalize(e, dim=-1) for e in (image_embeds, text_embeds)],
+}
+figure = Figure(
+    width=680, height=330, label="pictures and captions in the joint space", layout="constrained"
+)
 for axes, (name, (x, y)) in zip(figure.subplots(1, 2), clouds.items(), strict=True):
     gap = (x.mean(dim=0) - y.mean(dim=0)).norm()
     both = torch.cat([x, y])
-    flat = (both - both.mean(dim=0)) @ torch.linalg.svd(both - both.mean(dim=0), full_matrices=False).Vh[:2].T  # (2N, 2)
-    axes.plot(*flat[:len(x)].T, "o", markersize=2.5, color="#0072B2", label="pictures")
-    axes.plot(*flat[len(x):].T, "x", markersize=3.5, color="#E69F00", label="captions")
-    axes.set(title=f"{name} training: gap {gap:.2f}", xlabel="first principal axis", ylabel="second principal axis")
+    flat = (both - both.mean(dim=0)) @ torch.linalg.svd(
+        both - both.mean(dim=0), full_matrices=False
+    ).Vh[:2].T  # (2N, 2)
+    axes.plot(*flat[: len(x)].T, "o", markersize=2.5, color="#0072B2", label="pictures")
+    axes.plot(*flat[len(x) :].T, "x", markersize=3.5, color="#E69F00", label="captions")
+    axes.set(
+        title=f"{name} training: gap {gap:.2f}",
+        xlabel="first principal axis",
+        ylabel="second principal axis",
+    )
 figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-print(f"temperature: {(-fresh.logit_scale).exp().item():.3f} before, {(-model.logit_scale).exp().item():.3f} after training")
+print(
+    f"temperature: {(-fresh.logit_scale).exp().item():.3f} before, {(-model.logit_scale).exp().item():.3f} after training"
+)
 figure
 
 # %% [markdown]
@@ -635,10 +785,16 @@ model.save_pretrained(home() / "notebook-01")
 reference = CLIPModel.from_pretrained(home() / "notebook-01", dtype=torch.float32).eval()
 with torch.no_grad():
     theirs = reference(words["input_ids"], eight, words["attention_mask"])
-torch.testing.assert_close(theirs.image_embeds, F.normalize(image_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5)
-torch.testing.assert_close(theirs.text_embeds, F.normalize(text_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5)
-print("transformers.CLIPModel gives the same embeddings; largest difference "
-      f"{(theirs.image_embeds - F.normalize(image_embeds[:8], dim=-1)).abs().max():.1e}")
+torch.testing.assert_close(
+    theirs.image_embeds, F.normalize(image_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5
+)
+torch.testing.assert_close(
+    theirs.text_embeds, F.normalize(text_embeds[:8], dim=-1), atol=1e-5, rtol=1e-5
+)
+print(
+    "transformers.CLIPModel gives the same embeddings; largest difference "
+    f"{(theirs.image_embeds - F.normalize(image_embeds[:8], dim=-1)).abs().max():.1e}"
+)
 
 # %% [markdown]
 # ## 16. What, but not where
@@ -675,10 +831,26 @@ from vlm_lite.profiles import resolve_model
 
 folder = resolve_model(profile.vision_model)
 card, eye = read_json(Path(folder) / "card.json"), CLIP.from_pretrained(folder)
-names = dict(zip(KINDS, ("colours", "shapes", "sizes", "digits", "top and bottom", "left and right", "above and below"),
-                 strict=True))
+names = dict(
+    zip(
+        KINDS,
+        (
+            "colours",
+            "shapes",
+            "sizes",
+            "digits",
+            "top and bottom",
+            "left and right",
+            "above and below",
+        ),
+        strict=True,
+    )
+)
 rng = np.random.default_rng(0)
-almost, kinds = [hard_negative(text, rng) for text in texts], {}  # what `recipes.tells_apart` compares with
+almost, kinds = (
+    [hard_negative(text, rng) for text in texts],
+    {},
+)  # what `recipes.tells_apart` compares with
 for number, (text, other) in enumerate(zip(texts, almost, strict=True)):
     old, new = (re.findall(r"\w+", said) for said in (text, other))
     changed = [word for word, instead in zip(old, new, strict=True) if word != instead]
@@ -687,22 +859,41 @@ for number, (text, other) in enumerate(zip(texts, almost, strict=True)):
 for kind, rows in kinds.items():
     shortest = min(rows, key=lambda row: len(texts[row]))
     print(f"{kind}:\n   {texts[shortest]}\n   {almost[shortest]}")
-print(f"\nthe zoo's eye: made by `{card['command']}`, {card['settings']['steps']:,} steps in {card['seconds']} s on "
-      f"{card['hardware']}\n")
+print(
+    f"\nthe zoo's eye: made by `{card['command']}`, {card['settings']['steps']:,} steps in {card['seconds']} s on "
+    f"{card['hardware']}\n"
+)
 eyes = {"untrained": fresh, "my CLIP": model, "the zoo's eye": eye}
-near = {name: [torch.cosine_similarity(recipes.embed_images(each, pictures), recipes.embed_texts(each, said, tokenizer))
-               for said in (texts, almost)] for name, each in eyes.items()}  # (1000,) each
+near = {
+    name: [
+        torch.cosine_similarity(
+            recipes.embed_images(each, pictures), recipes.embed_texts(each, said, tokenizer)
+        )
+        for said in (texts, almost)
+    ]
+    for name, each in eyes.items()
+}  # (1000,) each
 print(f"{'':<46}" + "".join(f"{name:>15}" for name in eyes))
-print(f"{'image-to-text R@5':<46}" + "".join(
-    f"{recipes.clip_recall(each, pictures, texts, tokenizer)['image_to_text'][5]:15.1%}" for each in eyes.values()))
+print(
+    f"{'image-to-text R@5':<46}"
+    + "".join(
+        f"{recipes.clip_recall(each, pictures, texts, tokenizer)['image_to_text'][5]:15.1%}"
+        for each in eyes.values()
+    )
+)
 order = {name: (right > other).float().mean().item() for name, (right, other) in near.items()}
-print(f"{'true caption above an almost right one':<46}" + "".join(f"{value:15.1%}" for value in order.values()))
+print(
+    f"{'true caption above an almost right one':<46}"
+    + "".join(f"{value:15.1%}" for value in order.values())
+)
 for kind, rows in sorted(kinds.items(), key=lambda item: -len(item[1])):
     shares = [(right[rows] > other[rows]).float().mean() for right, other in near.values()]
     print(f"{f'   {kind} ({len(rows)})':<46}" + "".join(f"{share:15.1%}" for share in shares))
 for kind, ensemble in ensembles.items():
-    print(f"{f'zero-shot {kind}, ensemble':<46}" + "".join(f"{zero_shot(each, kind, ensemble):15.1%}"
-                                                         for each in eyes.values()))
+    print(
+        f"{f'zero-shot {kind}, ensemble':<46}"
+        + "".join(f"{zero_shot(each, kind, ensemble):15.1%}" for each in eyes.values())
+    )
 
 # %% [markdown]
 # **Read it** by the rows, since their mean hides them. *One word replaced* and an exchange of *colours*, *shapes* or *sizes*
@@ -735,9 +926,19 @@ for kind, ensemble in ensembles.items():
 from vlm_lite.clip_variants import BASE, VARIANTS
 
 variants = load_study("clip_variants")
-shown = [BASE, "temperature fixed at 0.01", "temperature fixed at 0.5", "batch size × 2", "batch size × 2, as many steps",
-         "pictures choose, texts do not", "50% of captions exchanged", "none exchanged, 1/4 of the pictures",
-         "almost right captions as well", "SigLIP's loss", "SigLIP's loss, bias −log(N − 1)"]
+shown = [
+    BASE,
+    "temperature fixed at 0.01",
+    "temperature fixed at 0.5",
+    "batch size × 2",
+    "batch size × 2, as many steps",
+    "pictures choose, texts do not",
+    "50% of captions exchanged",
+    "none exchanged, 1/4 of the pictures",
+    "almost right captions as well",
+    "SigLIP's loss",
+    "SigLIP's loss, bias −log(N − 1)",
+]
 assert set(shown) <= set(VARIANTS)
 
 
@@ -747,38 +948,90 @@ def recorded(name, figure):
 
 def against(name, other, figure="R@1"):
     one, two = recorded(name, figure), recorded(other, figure)
-    place = "above" if one["low"] > two["high"] else "below" if one["high"] < two["low"] else "not clearly apart from"
+    place = (
+        "above"
+        if one["low"] > two["high"]
+        else "below"
+        if one["high"] < two["low"]
+        else "not clearly apart from"
+    )
     return f"{name} ({one['mean']:.0%}) is {place} {other} ({two['mean']:.0%})"
 
 
-print(f"recorded: `{variants['command']}`, mean of {len(variants['seeds'])} seeds, {variants['hardware']}\n")
+print(
+    f"recorded: `{variants['command']}`, mean of {len(variants['seeds'])} seeds, {variants['hardware']}\n"
+)
 print(f"{'image to text':37}{'R@1':>6}{'R@5':>7}{'tells apart':>13}{'gap':>7}{'temperature':>13}")
 for name in shown:
-    r1, r5, apart, gap, temperature = (recorded(name, figure)["mean"] for figure in (
-        "R@1", "R@5", "tells apart", "modality gap", "temperature"))
+    r1, r5, apart, gap, temperature = (
+        recorded(name, figure)["mean"]
+        for figure in ("R@1", "R@5", "tells apart", "modality gap", "temperature")
+    )
     print(f"{name:37}{r1:6.0%}{r5:7.0%}{apart:13.0%}{gap:7.2f}{temperature:13.3f}")
-print("\nimage-to-text R@1:", *(against(*pair) for pair in (
-    ("batch size × 2", BASE), ("batch size × 2, as many steps", BASE), ("batch size × 2, as many steps", "twice the steps"),
-    ("none exchanged, 1/4 of the pictures", BASE), ("50% of captions exchanged", "none exchanged, 1/4 of the pictures"),
-    ("50% exchanged, twice the steps", BASE), ("pictures choose, texts do not", BASE),
-    ("SigLIP's loss, bias −log(N − 1)", "SigLIP's loss"), ("SigLIP's loss, bias −log(N − 1)", BASE),
-    ("SigLIP's loss, twice the steps", "twice the steps"),
-    ("the same, equal captions right", "half the captions name colours only"))), sep="\n  ")
+print(
+    "\nimage-to-text R@1:",
+    *(
+        against(*pair)
+        for pair in (
+            ("batch size × 2", BASE),
+            ("batch size × 2, as many steps", BASE),
+            ("batch size × 2, as many steps", "twice the steps"),
+            ("none exchanged, 1/4 of the pictures", BASE),
+            ("50% of captions exchanged", "none exchanged, 1/4 of the pictures"),
+            ("50% exchanged, twice the steps", BASE),
+            ("pictures choose, texts do not", BASE),
+            ("SigLIP's loss, bias −log(N − 1)", "SigLIP's loss"),
+            ("SigLIP's loss, bias −log(N − 1)", BASE),
+            ("SigLIP's loss, twice the steps", "twice the steps"),
+            ("the same, equal captions right", "half the captions name colours only"),
+        )
+    ),
+    sep="\n  ",
+)
 print(f"tells apart:\n  {against('almost right captions as well', BASE, 'tells apart')}")
 
 untouched = variants["summary"]["modality gap before"]["mean"]
-figure = Figure(width=680, height=90 + 21 * len(shown), label="one thing changed at a time", layout="constrained")
-for axes, (key, scale, label) in zip(figure.subplots(1, 2, sharey=True), (
-        ("R@1", 100, "image-to-text R@1 (%)"), ("modality gap", 1, "modality gap")), strict=True):
+figure = Figure(
+    width=680,
+    height=90 + 21 * len(shown),
+    label="one thing changed at a time",
+    layout="constrained",
+)
+for axes, (key, scale, label) in zip(
+    figure.subplots(1, 2, sharey=True),
+    (("R@1", 100, "image-to-text R@1 (%)"), ("modality gap", 1, "modality gap")),
+    strict=True,
+):
     for y, name in enumerate(shown):
         row_of = recorded(name, key)
-        axes.plot([scale * row_of["low"], scale * row_of["high"]], [y, y], color="#56B4E9", linewidth=5, solid_capstyle="round",
-                  label="lowest to highest seed" if y == 0 else None)
-        axes.plot(scale * row_of["mean"], y, "o", color="#0072B2", markersize=5, label="mean" if y == 0 else None)
-    axes.axvline(scale * recorded(BASE, key)["mean"], color="black", linestyle=":", linewidth=1, label="the first row")
+        axes.plot(
+            [scale * row_of["low"], scale * row_of["high"]],
+            [y, y],
+            color="#56B4E9",
+            linewidth=5,
+            solid_capstyle="round",
+            label="lowest to highest seed" if y == 0 else None,
+        )
+        axes.plot(
+            scale * row_of["mean"],
+            y,
+            "o",
+            color="#0072B2",
+            markersize=5,
+            label="mean" if y == 0 else None,
+        )
+    axes.axvline(
+        scale * recorded(BASE, key)["mean"],
+        color="black",
+        linestyle=":",
+        linewidth=1,
+        label="the first row",
+    )
     axes.set(yticks=range(len(shown)), yticklabels=list(shown), xlabel=label, xlim=(0, None))
     axes.grid(axis="y", visible=False)
-axes.axvline(untouched, color="#D55E00", linestyle=(0, (5, 3)), label=f"gap before training: {untouched:.2f}")
+axes.axvline(
+    untouched, color="#D55E00", linestyle=(0, (5, 3)), label=f"gap before training: {untouched:.2f}"
+)
 axes.set_xlim(0, 1.1 * max(untouched, *(recorded(name, "modality gap")["high"] for name in shown)))
 axes.invert_yaxis()
 figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -815,41 +1068,67 @@ figure
 # Five questions are an anecdote, so a larger sample follows, by type, beside a model that always gives the commonest
 # answer of the type.
 
+
 # %%
 def choose(model, question, kind, picture):
     candidates = shapes.ANSWERS[kind]
     sentences = [language.sentence(question, candidate, kind) for candidate in candidates]
-    nearness = cosine_similarity(recipes.embed_images(model, picture[None]),
-                                 recipes.embed_texts(model, sentences, tokenizer))  # (1, candidates)
+    nearness = cosine_similarity(
+        recipes.embed_images(model, picture[None]), recipes.embed_texts(model, sentences, tokenizer)
+    )  # (1, candidates)
     return candidates[nearness.argmax()]
 
 
 place = {image_id: i for i, image_id in enumerate(ids)}
 five = shapes.five_questions(val_questions)
-given = {name: [choose(each, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five]
-         for name, each in (("untrained", fresh), ("my CLIP", model), ("zoo's eye", eye))}
-print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5")
-plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], given)
+given = {
+    name: [
+        choose(each, q["question"], q["question_type"], pictures[place[q["image_id"]]])
+        for q in five
+    ]
+    for name, each in (("untrained", fresh), ("my CLIP", model), ("zoo's eye", eye))
+}
+print(
+    f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5"
+)
+plots.scoreboard(
+    [q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], given
+)
 
 # %%
 from collections import Counter
 
 sample = val_questions.remove_columns("image")[:300]
-asked = list(zip(sample["question"], sample["question_type"], sample["image_id"], sample["answer"], strict=True))
+asked = list(
+    zip(
+        sample["question"],
+        sample["question_type"],
+        sample["image_id"],
+        sample["answer"],
+        strict=True,
+    )
+)
 print(f"{'type':<12}{'questions':>10}{'my CLIP':>10}{'commonest':>11}")
 for kind in sorted({kind for _, kind, _, _ in asked}):
     rows = [row for row in asked if row[1] == kind]
-    right = sum(choose(model, question, kind, pictures[place[image]]) == answer for question, _, image, answer in rows)
+    right = sum(
+        choose(model, question, kind, pictures[place[image]]) == answer
+        for question, _, image, answer in rows
+    )
     commonest = Counter(answer for *_, answer in rows).most_common(1)[0][1]
     print(f"{kind:<12}{len(rows):>10}{right / len(rows):>10.0%}{commonest / len(rows):>11.0%}")
 
-check.progress({
-    "a picture finds its caption far above chance": recall["image_to_text"][5] > 10 * chance[5],
-    "and not far below the recorded seeds": recall["image_to_text"][5] > interval["low"] - 0.03,
-    "with shuffled or blank pictures it does not": max(recalls[5] for recalls in controls) < 3 * chance[5],
-    "unseen combinations are found above chance": found > 10 * chance_recall(count, 5),
-    "words exchanged: the zoo's eye is ahead of mine": order["the zoo's eye"] > order["my CLIP"],
-})
+check.progress(
+    {
+        "a picture finds its caption far above chance": recall["image_to_text"][5] > 10 * chance[5],
+        "and not far below the recorded seeds": recall["image_to_text"][5] > interval["low"] - 0.03,
+        "with shuffled or blank pictures it does not": max(recalls[5] for recalls in controls)
+        < 3 * chance[5],
+        "unseen combinations are found above chance": found > 10 * chance_recall(count, 5),
+        "words exchanged: the zoo's eye is ahead of mine": order["the zoo's eye"]
+        > order["my CLIP"],
+    }
+)
 
 # %% [markdown]
 # ## 19. On photographs, with OpenAI's weights (`t4`)
@@ -889,53 +1168,146 @@ if on_photographs:
     from vlm_lite.evals.zeroshot import zeroshot_scores
 
     source = resolve_model(MODELS["smaller eye"])
-    openai, spoken = CLIP.from_pretrained(source).to(compute.device), AutoTokenizer.from_pretrained(source)
+    openai, spoken = (
+        CLIP.from_pretrained(source).to(compute.device),
+        AutoTokenizer.from_pretrained(source),
+    )
     print(f"{openai.load_report}\n\n{'percent':34}{'here':>8}{'published':>11}")
 
     def beside(name, share, published=None, tolerance=1.0):
-        verdict = "" if published is None else "within" if abs(100 * share - published) <= tolerance else "NOT within"
-        print(f"{name:34}{100 * share:8.1f}" + (f"{published:11.1f}  {verdict} {tolerance:g} point" if verdict else ""))
+        verdict = (
+            ""
+            if published is None
+            else "within"
+            if abs(100 * share - published) <= tolerance
+            else "NOT within"
+        )
+        print(
+            f"{name:34}{100 * share:8.1f}"
+            + (f"{published:11.1f}  {verdict} {tolerance:g} point" if verdict else "")
+        )
 
     small, labels, names = vit_recipe.load_cifar10("test")
-    enlarged = (F.interpolate(part.float(), openai.config.image_size, mode="bicubic", antialias=True) for part in small.split(250))
-    photo_embeds = torch.cat([recipes.embed_images(openai, part.round().clamp(0, 255).byte()) for part in enlarged])  # (N, P)
+    enlarged = (
+        F.interpolate(part.float(), openai.config.image_size, mode="bicubic", antialias=True)
+        for part in small.split(250)
+    )
+    photo_embeds = torch.cat(
+        [recipes.embed_images(openai, part.round().clamp(0, 255).byte()) for part in enlarged]
+    )  # (N, P)
     kinds = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
-    prompts = [f"a {kind}photo of {article} {{}}." for article in ("a", "the") for kind in kinds] + [
-        f"a photo of {article} {size} {{}}." for article in ("a", "the") for size in ("small", "big")]  # CLIP's 18 for CIFAR-10
-    for name, chosen, published in (("one prompt", prompts[:1], None), (f"ensemble of {len(prompts)}", prompts, 89.8)):
-        classes = class_embeddings(lambda each: recipes.embed_texts(openai, each, spoken),
-                                   [[prompt.format(kind) for prompt in chosen] for kind in names])  # (10, P)
-        beside(f"CIFAR-10 zero-shot, {name}", zeroshot_scores(photo_embeds, classes, labels)["top1"], published)
+    prompts = [
+        f"a {kind}photo of {article} {{}}." for article in ("a", "the") for kind in kinds
+    ] + [
+        f"a photo of {article} {size} {{}}."
+        for article in ("a", "the")
+        for size in ("small", "big")
+    ]  # CLIP's 18 for CIFAR-10
+    for name, chosen, published in (
+        ("one prompt", prompts[:1], None),
+        (f"ensemble of {len(prompts)}", prompts, 89.8),
+    ):
+        classes = class_embeddings(
+            lambda each: recipes.embed_texts(openai, each, spoken),
+            [[prompt.format(kind) for prompt in chosen] for kind in names],
+        )  # (10, P)
+        beside(
+            f"CIFAR-10 zero-shot, {name}",
+            zeroshot_scores(photo_embeds, classes, labels)["top1"],
+            published,
+        )
 
-    table = load_dataset(DATASETS["imagenette"], split="train")  # the only split; its labels are WordNet's numbers
-    cells = make_dataset({"image_id": list(range(len(table))), "image": [
-        {"bytes": cell["bytes"], "path": None} for cell in table.cast_column("image", Image(decode=False))["image"]]})
-    names = ("tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck", "gas pump",
-             "golf ball", "parachute")
-    classes = class_embeddings(lambda each: recipes.embed_texts(openai, each, spoken), [[f"a photo of a {n}."] for n in names])
+    table = load_dataset(
+        DATASETS["imagenette"], split="train"
+    )  # the only split; its labels are WordNet's numbers
+    cells = make_dataset(
+        {
+            "image_id": list(range(len(table))),
+            "image": [
+                {"bytes": cell["bytes"], "path": None}
+                for cell in table.cast_column("image", Image(decode=False))["image"]
+            ],
+        }
+    )
+    names = (
+        "tench",
+        "English springer",
+        "cassette player",
+        "chain saw",
+        "church",
+        "French horn",
+        "garbage truck",
+        "gas pump",
+        "golf ball",
+        "parachute",
+    )
+    classes = class_embeddings(
+        lambda each: recipes.embed_texts(openai, each, spoken),
+        [[f"a photo of a {n}."] for n in names],
+    )
     photo_embeds = recipes.embed_images(openai, image_tensor(cells, openai.config.image_size)[0])
-    beside("Imagenette zero-shot, one prompt", zeroshot_scores(photo_embeds, classes, table["label"][:])["top1"])
+    beside(
+        "Imagenette zero-shot, one prompt",
+        zeroshot_scores(photo_embeds, classes, table["label"][:])["top1"],
+    )
 
     coco = load_coco_test()
     said, owner = recall_pairs(coco)
-    found = score(recipes.embed_images(openai, image_tensor(coco, openai.config.image_size)[0]),
-                  recipes.embed_texts(openai, said, spoken), owner, ks)
-    for way, expected in (("image_to_text", (50.1, 75.0, 83.5)), ("text_to_image", (30.4, 55.9, 66.9))):
+    found = score(
+        recipes.embed_images(openai, image_tensor(coco, openai.config.image_size)[0]),
+        recipes.embed_texts(openai, said, spoken),
+        owner,
+        ks,
+    )
+    for way, expected in (
+        ("image_to_text", (50.1, 75.0, 83.5)),
+        ("text_to_image", (30.4, 55.9, 66.9)),
+    ):
         for k, published in zip(ks, expected, strict=True):
             beside(f"COCO {way.replace('_', ' ')} R@{k}, {len(coco):,}", found[way][k], published)
 
-    train_table, held_out = (photographs.load_photographs(split).captions for split in ("train", "val"))
+    train_table, held_out = (
+        photographs.load_photographs(split).captions for split in ("train", "val")
+    )
     torch.manual_seed(seed)
-    scratch = CLIP(image_size=128, patch_size=16, vision_width=384, vision_layers=6, vision_heads=6, vocab_size=len(spoken),
-                   context_length=128, text_width=256, text_layers=4, text_heads=4, projection_dim=256,
-                   bos_token_id=spoken.bos_token_id, eos_token_id=spoken.eos_token_id, pad_token_id=spoken.pad_token_id)
-    said = [[spoken.bos_token + text for text in five] for five in train_table["captions"][:]]  # as embed_texts begins them
-    history = recipes.train_clip(scratch, image_tensor(train_table, 128)[0], said, spoken, steps=1500,
-                                 batch_size=min(256, len(said)), lr=5e-4, loss=info_nce, seed=seed)
-    print(f"\nfrom nothing: {len(said):,} photographs, {history.steps[-1]:,} steps in {history.seconds[-1] / 60:.0f} min")
+    scratch = CLIP(
+        image_size=128,
+        patch_size=16,
+        vision_width=384,
+        vision_layers=6,
+        vision_heads=6,
+        vocab_size=len(spoken),
+        context_length=128,
+        text_width=256,
+        text_layers=4,
+        text_heads=4,
+        projection_dim=256,
+        bos_token_id=spoken.bos_token_id,
+        eos_token_id=spoken.eos_token_id,
+        pad_token_id=spoken.pad_token_id,
+    )
+    said = [
+        [spoken.bos_token + text for text in five] for five in train_table["captions"][:]
+    ]  # as embed_texts begins them
+    history = recipes.train_clip(
+        scratch,
+        image_tensor(train_table, 128)[0],
+        said,
+        spoken,
+        steps=1500,
+        batch_size=min(256, len(said)),
+        lr=5e-4,
+        loss=info_nce,
+        seed=seed,
+    )
+    print(
+        f"\nfrom nothing: {len(said):,} photographs, {history.steps[-1]:,} steps in {history.seconds[-1] / 60:.0f} min"
+    )
     first = [five[0] for five in held_out["captions"][:]]
     for name, each in (("from nothing", scratch.eval()), ("OpenAI's", openai)):
-        found = recipes.clip_recall(each, image_tensor(held_out, each.config.image_size)[0], first, spoken)
+        found = recipes.clip_recall(
+            each, image_tensor(held_out, each.config.image_size)[0], first, spoken
+        )
         beside(f"{name}: R@5 among {len(first):,} held out", found["image_to_text"][5])
     beside("chance", chance_recall(len(first), 5))
 else:

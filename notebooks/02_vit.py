@@ -25,7 +25,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02_vit.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -34,8 +34,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -104,7 +107,9 @@ small = get_profile("tiny") if profile.name == "t4" else profile  # sizes of all
 def patchify(images, patch_size):
     """images (B, C, S, S) -> patches (B, N, C·p·p)."""
     ### BEGIN SOLUTION
-    return rearrange(images, "b c (rows p) (columns q) -> b (rows columns) (c p q)", p=patch_size, q=patch_size)
+    return rearrange(
+        images, "b c (rows p) (columns q) -> b (rows columns) (c p q)", p=patch_size, q=patch_size
+    )
     ### END SOLUTION
 
 
@@ -124,31 +129,56 @@ from sklearn.datasets import load_sample_image
 
 table = load_shapes("val", small.val_images, progress=False)[0]
 pictures, captions, ids = recipes.load_pictures(table)  # Shapes, (1000, 3, 64, 64) uint8
-photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[:, :420, 110:530]  # (3, 420, 420)
-photo = F.interpolate(photo[None].float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255).byte()[0]
+photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[
+    :, :420, 110:530
+]  # (3, 420, 420)
+photo = (
+    F.interpolate(photo[None].float(), (224, 224), mode="bicubic", antialias=True)
+    .clamp(0, 255)
+    .byte()[0]
+)
 
 
 def spread(image, patch_size, gap):
     """The picture with its patches drawn apart: (3, S, S) uint8 -> a larger picture."""
     side = image.shape[-1] // patch_size
     patches = patchify(image[None], patch_size)  # (1, N, 3·p·p)
-    patches = F.pad(patches.view(-1, 3, patch_size, patch_size), [0, gap, 0, gap], value=120)  # a grey edge for each
+    patches = F.pad(
+        patches.view(-1, 3, patch_size, patch_size), [0, gap, 0, gap], value=120
+    )  # a grey edge for each
     return rearrange(patches, "(rows columns) c p q -> c (rows p) (columns q)", rows=side)
 
 
 for name, image, p in (("photograph", photo, 32), ("Shapes", pictures[0], 16)):
-    print(f"{name:10} {tuple(image.shape)}, patches of {p}: {tuple(patchify(image[None], p).shape[1:])}")
+    print(
+        f"{name:10} {tuple(image.shape)}, patches of {p}: {tuple(patchify(image[None], p).shape[1:])}"
+    )
 
 torch.manual_seed(0)
 conv = nn.Conv2d(3, 192, kernel_size=32, stride=32)
 x = recipes.pixel_values(photo[None])  # (1, 3, 224, 224), normalised floats
 with torch.no_grad():
-    by_convolution = rearrange(conv(x), "b d rows columns -> b (rows columns) d")  # (1, 192, 7, 7) -> (1, 49, 192)
-    by_patches = F.linear(patchify(x, 32), conv.weight.flatten(1), conv.bias)  # (1, 49, 3072) -> (1, 49, 192)
+    by_convolution = rearrange(
+        conv(x), "b d rows columns -> b (rows columns) d"
+    )  # (1, 192, 7, 7) -> (1, 49, 192)
+    by_patches = F.linear(
+        patchify(x, 32), conv.weight.flatten(1), conv.bias
+    )  # (1, 49, 3072) -> (1, 49, 192)
 torch.testing.assert_close(by_patches, by_convolution, atol=1e-5, rtol=1e-5)
-print(f"convolution {tuple(by_patches.shape)}, largest difference {(by_patches - by_convolution).abs().max():.1e}")
-plots.show_images([photo, spread(photo, 32, 6), pictures[0], spread(pictures[0], 16, 3)], columns=4, size=190, titles=[
-    "a photograph, 224 pixels", "49 patches of 32 pixels", "a Shapes picture, 64 pixels", "16 patches of 16 pixels"])
+print(
+    f"convolution {tuple(by_patches.shape)}, largest difference {(by_patches - by_convolution).abs().max():.1e}"
+)
+plots.show_images(
+    [photo, spread(photo, 32, 6), pictures[0], spread(pictures[0], 16, 3)],
+    columns=4,
+    size=190,
+    titles=[
+        "a photograph, 224 pixels",
+        "49 patches of 32 pixels",
+        "a Shapes picture, 64 pixels",
+        "16 patches of 16 pixels",
+    ],
+)
 
 # %% [markdown]
 # ## 2. Where a patch stands
@@ -181,9 +211,13 @@ def sincos(width, grid):
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)  # (grid², D)
 
 
-torch.testing.assert_close(sincos(128, 4), sincos_positions(128, 4)[1:])  # vlm_lite's has the class token's row first
+torch.testing.assert_close(
+    sincos(128, 4), sincos_positions(128, 4)[1:]
+)  # vlm_lite's has the class token's row first
 eye = CLIP.from_pretrained(resolve_model(small.vision_model))
-learnt = eye.vision_model.embeddings.position_embedding.weight.detach()  # (1 + 16, D): class token, then the patches
+learnt = (
+    eye.vision_model.embeddings.position_embedding.weight.detach()
+)  # (1 + 16, D): class token, then the patches
 
 
 def cosines(table):
@@ -194,28 +228,45 @@ def cosines(table):
 
 def place_maps(tables):
     """One panel for each table of positions (grid², D); in it one small map for each place."""
-    figure = Figure(width=60 + 300 * len(tables), height=330, label="how alike positions are", layout="constrained")
+    figure = Figure(
+        width=60 + 300 * len(tables),
+        height=330,
+        label="how alike positions are",
+        layout="constrained",
+    )
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         grid = round(len(table) ** 0.5)
-        maps = F.pad(cosines(table).view(-1, grid, grid), [0, 1, 0, 1], value=torch.nan)  # a gap after each map
+        maps = F.pad(
+            cosines(table).view(-1, grid, grid), [0, 1, 0, 1], value=torch.nan
+        )  # a gap after each map
         maps = rearrange(maps, "(rows columns) y x -> (rows y) (columns x)", rows=grid)[:-1, :-1]
         shown = axes.imshow(maps, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
         centres = [(grid - 1) / 2 + (grid + 1) * k for k in range(grid)]
-        axes.set(title=name, xlabel="column of the place", xticks=centres, yticks=centres,
-                 xticklabels=range(1, grid + 1), yticklabels=range(1, grid + 1))
+        axes.set(
+            title=name,
+            xlabel="column of the place",
+            xticks=centres,
+            yticks=centres,
+            xticklabels=range(1, grid + 1),
+            yticklabels=range(1, grid + 1),
+        )
         axes.grid(False)
     panels[0].set_ylabel("row of the place")
     figure.colorbar(shown, ax=list(panels), label="cosine", shrink=0.8).outline.set_visible(False)
     return figure
 
 
-is_neighbour = torch.cdist(*[torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))] * 2) == 1  # (16, 16)
+is_neighbour = (
+    torch.cdist(*[torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))] * 2) == 1
+)  # (16, 16)
 far = ~is_neighbour & ~torch.eye(16, dtype=torch.bool)
 tables = {"fixed: sines and cosines": sincos(128, 4), "learnt by the zoo's eye": learnt[1:]}
 for name, table in tables.items():
     near = cosines(table)
-    print(f"{name:25} mean cosine of two neighbouring places {near[is_neighbour].mean():+.2f}, of all others {near[far].mean():+.2f}")
+    print(
+        f"{name:25} mean cosine of two neighbouring places {near[is_neighbour].mean():+.2f}, of all others {near[far].mean():+.2f}"
+    )
 place_maps(tables)
 
 
@@ -237,6 +288,7 @@ place_maps(tables)
 # `F.interpolate(..., size=(m, m), mode="bicubic", antialias=True)`, back again, and put row 0 in front.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "resize_positions", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def resize_positions(positions, grid_size):
     """positions (1 + n², D) -> (1 + grid_size², D)."""
@@ -257,7 +309,12 @@ for grid in (2, 6, 14):
     theirs = resample_abs_pos_embed(learnt[None], [grid, grid], num_prefix_tokens=1)[0]
     torch.testing.assert_close(resize_positions(learnt, grid), theirs, atol=1e-6, rtol=0)
 print("equal to timm's resample_abs_pos_embed for grids of 2, 6 and 14")
-place_maps({"learnt, a grid of 4": learnt[1:], "the same, resized to a grid of 8": resize_positions(learnt, 8)[1:]})
+place_maps(
+    {
+        "learnt, a grid of 4": learnt[1:],
+        "the same, resized to a grid of 8": resize_positions(learnt, 8)[1:],
+    }
+)
 
 
 # %% [markdown]
@@ -278,6 +335,7 @@ place_maps({"learnt, a grid of 4": learnt[1:], "the same, resized to a grid of 8
 #
 # `q @ k.transpose(-2, -1)` is $(B, H, N, N)$. The softmax runs over the last axis: over those who are asked.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "attention", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def attention(q, k, v):
@@ -304,34 +362,77 @@ torch.manual_seed(0)
 B, N, D, H = 2, 17, 128, 4
 tower = eye.vision_model
 net, split = tower.encoder.layers[0].self_attn, "b n (heads h) -> b heads n h"
-known = {"tower": tower, "net": net, "attention": attention, "rearrange": rearrange, "split": split, "H": H,
-         "pixels": recipes.pixel_values(pictures[:2])}
+known = {
+    "tower": tower,
+    "net": net,
+    "attention": attention,
+    "rearrange": rearrange,
+    "split": split,
+    "H": H,
+    "pixels": recipes.pixel_values(pictures[:2]),
+}
 rows = [
-    ("x, class token and 16 patches", "x", "tower.pre_layrnorm(tower.embeddings(pixels))", (B, N, D)),
-    ("q = x W_q + b_q, in heads", "q", "rearrange(net.q_proj(x), split, heads=H)", (B, H, N, D // H)),
-    ("k = x W_k + b_k, in heads", "k", "rearrange(net.k_proj(x), split, heads=H)", (B, H, N, D // H)),
-    ("v = x W_v + b_v, in heads", "v", "rearrange(net.v_proj(x), split, heads=H)", (B, H, N, D // H)),
+    (
+        "x, class token and 16 patches",
+        "x",
+        "tower.pre_layrnorm(tower.embeddings(pixels))",
+        (B, N, D),
+    ),
+    (
+        "q = x W_q + b_q, in heads",
+        "q",
+        "rearrange(net.q_proj(x), split, heads=H)",
+        (B, H, N, D // H),
+    ),
+    (
+        "k = x W_k + b_k, in heads",
+        "k",
+        "rearrange(net.k_proj(x), split, heads=H)",
+        (B, H, N, D // H),
+    ),
+    (
+        "v = x W_v + b_v, in heads",
+        "v",
+        "rearrange(net.v_proj(x), split, heads=H)",
+        (B, H, N, D // H),
+    ),
     ("A = softmax(q kᵀ / √h)", "A", "attention(q, k, v)[1]", (B, H, N, N)),
     ("A v", "mixed", "attention(q, k, v)[0]", (B, H, N, D // H)),
-    ("heads side by side, W_o + b_o", "out", "net.out_proj(rearrange(mixed, 'b heads n h -> b n (heads h)'))", (B, N, D)),
+    (
+        "heads side by side, W_o + b_o",
+        "out",
+        "net.out_proj(rearrange(mixed, 'b heads n h -> b n (heads h)'))",
+        (B, N, D),
+    ),
 ]
 with torch.no_grad():
     for formula, name, code, shape in rows:
         known[name] = eval(code, {}, known)
-        assert tuple(known[name].shape) == shape, f"{code} has shape {tuple(known[name].shape)}, expected {shape}"
+        assert tuple(known[name].shape) == shape, (
+            f"{code} has shape {tuple(known[name].shape)}, expected {shape}"
+        )
         print(f"{formula:31} {name + ' = ' + code:72} {shape}")
-    torch.testing.assert_close(known["A"].sum(dim=-1), torch.ones(B, H, N))  # each token shares out exactly 1
-    torch.testing.assert_close(known["out"], net(known["x"]), atol=1e-5, rtol=1e-5)  # the table is vlm_lite's attention
+    torch.testing.assert_close(
+        known["A"].sum(dim=-1), torch.ones(B, H, N)
+    )  # each token shares out exactly 1
+    torch.testing.assert_close(
+        known["out"], net(known["x"]), atol=1e-5, rtol=1e-5
+    )  # the table is vlm_lite's attention
 
 # The fused form, in value and in gradient
 q, k, v = (torch.randn(2, 4, 65, 24, requires_grad=True) for _ in range(3))
 mine, fused = attention(q, k, v)[0], F.scaled_dot_product_attention(q, k, v)
 torch.testing.assert_close(mine, fused, atol=1e-5, rtol=1e-5)
 weight = torch.randn_like(mine)
-for a, b in zip(torch.autograd.grad((mine * weight).sum(), (q, k, v)),
-                torch.autograd.grad((fused * weight).sum(), (q, k, v)), strict=True):
+for a, b in zip(
+    torch.autograd.grad((mine * weight).sum(), (q, k, v)),
+    torch.autograd.grad((fused * weight).sum(), (q, k, v)),
+    strict=True,
+):
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-print(f"fused: largest difference {(mine - fused).abs().max():.1e}; weights not kept: {2 * 4 * 65 * 65 * 4 / 1000:.0f} kB for these two")
+print(
+    f"fused: largest difference {(mine - fused).abs().max():.1e}; weights not kept: {2 * 4 * 65 * 65 * 4 / 1000:.0f} kB for these two"
+)
 
 
 # %% [markdown]
@@ -349,6 +450,7 @@ print(f"fused: largest difference {(mine - fused).abs().max():.1e}; weights not 
 #
 # Two lines. What is normalised is read, never stored back into `x`.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "pre_norm_block", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def pre_norm_block(x, attend, think, norm1, norm2):
@@ -375,21 +477,46 @@ for name, found in last_gradient.items():
     for depth in depths:
         norms = []
         for seed in range(3):
-            deep = vit_recipe.make_digits_vit(num_layers=depth, post_norm=name == "post-norm", seed=seed)
+            deep = vit_recipe.make_digits_vit(
+                num_layers=depth, post_norm=name == "post-norm", seed=seed
+            )
             for layer in deep.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_normal_(layer.weight)
             F.cross_entropy(deep(vit_recipe.digit_pixels(few)).logits, few_classes).backward()
-            norms.append(sum(p.grad.square().sum() for p in deep.encoder.layers[-1].mlp.parameters()).sqrt().item())
+            norms.append(
+                sum(p.grad.square().sum() for p in deep.encoder.layers[-1].mlp.parameters())
+                .sqrt()
+                .item()
+            )
         found.append(sum(norms) / len(norms))
-    print(f"{name:10} gradient of the last MLP: " + ", ".join(f"{g:.2f} ({d} blocks)" for g, d in zip(found, depths, strict=True)))
+    print(
+        f"{name:10} gradient of the last MLP: "
+        + ", ".join(f"{g:.2f} ({d} blocks)" for g, d in zip(found, depths, strict=True))
+    )
 
-figure = Figure(width=560, height=270, label="gradient of the last block against depth", layout="constrained")
+figure = Figure(
+    width=560, height=270, label="gradient of the last block against depth", layout="constrained"
+)
 axes = figure.subplots()
-for (name, found), colour, mark in zip(last_gradient.items(), (BLUE, VERMILLION), "os", strict=True):
+for (name, found), colour, mark in zip(
+    last_gradient.items(), (BLUE, VERMILLION), "os", strict=True
+):
     axes.plot(depths, found, mark + "-", color=colour, label=name)
-axes.plot(depths, [last_gradient["pre-norm"][0] * (depths[0] / d) ** 0.5 for d in depths], ":", color=GREY, label="1/√blocks")
-axes.set(xlabel="blocks", ylabel="norm of the gradient", xticks=depths, ylim=(0, None), title="The last MLP before training, mean of 3 seeds")
+axes.plot(
+    depths,
+    [last_gradient["pre-norm"][0] * (depths[0] / d) ** 0.5 for d in depths],
+    ":",
+    color=GREY,
+    label="1/√blocks",
+)
+axes.set(
+    xlabel="blocks",
+    ylabel="norm of the gradient",
+    xticks=depths,
+    ylim=(0, None),
+    title="The last MLP before training, mean of 3 seeds",
+)
 axes.minorticks_off()
 axes.yaxis.set_major_formatter("{x:g}")
 axes.legend()
@@ -413,13 +540,15 @@ class MyEmbeddings(nn.Module):
     def __init__(self, image_size, patch_size, width, patch_bias):
         super().__init__()
         self.patch_size = patch_size
-        self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.patch_embedding = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=patch_bias)
         self.position_embedding = nn.Embedding((image_size // patch_size) ** 2 + 1, width)
 
     def forward(self, pixels):
         conv = self.patch_embedding
-        x = F.linear(patchify(pixels, self.patch_size), conv.weight.flatten(1), conv.bias)  # (B, N, D)
+        x = F.linear(
+            patchify(pixels, self.patch_size), conv.weight.flatten(1), conv.bias
+        )  # (B, N, D)
         cls = self.class_embedding.expand(len(x), 1, -1).to(x.dtype)  # (B, 1, D)
         return torch.cat([cls, x], dim=1) + self.position_embedding.weight  # (B, 1+N, D)
 
@@ -428,11 +557,15 @@ class MyAttention(nn.Module):
     def __init__(self, width, num_heads):
         super().__init__()
         self.num_heads, self.weights, self.keep = num_heads, None, False
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(width, width) for _ in range(4)
+        )
 
     def forward(self, x):
-        q, k, v = (rearrange(f(x), "b n (heads h) -> b heads n h", heads=self.num_heads)
-                   for f in (self.q_proj, self.k_proj, self.v_proj))  # each (B, H, 1+N, h)
+        q, k, v = (
+            rearrange(f(x), "b n (heads h) -> b heads n h", heads=self.num_heads)
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )  # each (B, H, 1+N, h)
         if self.keep:
             mixed, self.weights = attention(q, k, v)  # written out, where the weights are wanted
         else:
@@ -444,8 +577,13 @@ class MyBlock(nn.Module):
     def __init__(self, width, num_heads, mlp_width, activation, eps):
         super().__init__()
         self.self_attn, self.activation = MyAttention(width, num_heads), activation
-        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, mlp_width), "fc2": nn.Linear(mlp_width, width)})
+        self.layer_norm1, self.layer_norm2 = (
+            nn.LayerNorm(width, eps=eps),
+            nn.LayerNorm(width, eps=eps),
+        )
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(width, mlp_width), "fc2": nn.Linear(mlp_width, width)}
+        )
 
     def think(self, x):
         return self.mlp["fc2"](self.activation(self.mlp["fc1"](x)))
@@ -455,15 +593,37 @@ class MyBlock(nn.Module):
 
 
 class MyViT(nn.Module):
-    def __init__(self, *, image_size, patch_size, width, num_layers, num_heads, mlp_width=None, hidden_act="quick_gelu",
-                 layer_norm_eps=1e-5, embedding_norm=True, patch_bias=False, pool="cls", num_classes=0):
+    def __init__(
+        self,
+        *,
+        image_size,
+        patch_size,
+        width,
+        num_layers,
+        num_heads,
+        mlp_width=None,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        embedding_norm=True,
+        patch_bias=False,
+        pool="cls",
+        num_classes=0,
+    ):
         super().__init__()
         activation = {"gelu": F.gelu, "quick_gelu": quick_gelu}[hidden_act]
         self.pool = pool
         self.embeddings = MyEmbeddings(image_size, patch_size, width, patch_bias)
-        self.pre_layrnorm = nn.LayerNorm(width, eps=layer_norm_eps) if embedding_norm else nn.Identity()
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(
-            MyBlock(width, num_heads, mlp_width or 4 * width, activation, layer_norm_eps) for _ in range(num_layers))})
+        self.pre_layrnorm = (
+            nn.LayerNorm(width, eps=layer_norm_eps) if embedding_norm else nn.Identity()
+        )
+        self.encoder = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList(
+                    MyBlock(width, num_heads, mlp_width or 4 * width, activation, layer_norm_eps)
+                    for _ in range(num_layers)
+                )
+            }
+        )
         self.post_layernorm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.head = nn.Linear(width, num_classes) if num_classes else None
 
@@ -472,7 +632,9 @@ class MyViT(nn.Module):
         for block in self.encoder["layers"]:
             block.self_attn.keep = attentions
             x = block(x)
-        pooled = self.post_layernorm(x[:, 0] if self.pool == "cls" else x[:, 1:].mean(dim=1))  # (B, D)
+        pooled = self.post_layernorm(
+            x[:, 0] if self.pool == "cls" else x[:, 1:].mean(dim=1)
+        )  # (B, D)
         kept = [block.self_attn.weights for block in self.encoder["layers"]] if attentions else None
         return VisionOutput(x, pooled, None, kept, self.head(pooled) if self.head else None)
 
@@ -487,27 +649,61 @@ import timm
 
 from vlm_lite.models.vit_weights import TIMM_MODELS, load_vit
 
-cases = [("vit_tiny_patch16_224", {}, dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_norm_eps=1e-6)),
-         ("deit_small_patch16_224", {}, dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_norm_eps=1e-6)),
-         ("vit_small_patch32_224", {"global_pool": "avg"},
-          dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_norm_eps=1e-6, pool="mean")),
-         ("vit_base_patch16_clip_quickgelu_224", {}, dict())]  # CLIP's form is the default
+cases = [
+    (
+        "vit_tiny_patch16_224",
+        {},
+        dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_norm_eps=1e-6),
+    ),
+    (
+        "deit_small_patch16_224",
+        {},
+        dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_norm_eps=1e-6),
+    ),
+    (
+        "vit_small_patch32_224",
+        {"global_pool": "avg"},
+        dict(
+            embedding_norm=False,
+            patch_bias=True,
+            hidden_act="gelu",
+            layer_norm_eps=1e-6,
+            pool="mean",
+        ),
+    ),
+    ("vit_base_patch16_clip_quickgelu_224", {}, dict()),
+]  # CLIP's form is the default
 for name, options, form in cases:
-    theirs = timm.create_model(name, pretrained=False, depth=2, img_size=64, num_classes=10, **options).eval()
-    nn.init.normal_(theirs.head.weight, std=0.02)  # timm starts it at zero, where every model says the same
+    theirs = timm.create_model(
+        name, pretrained=False, depth=2, img_size=64, num_classes=10, **options
+    ).eval()
+    nn.init.normal_(
+        theirs.head.weight, std=0.02
+    )  # timm starts it at zero, where every model says the same
     packaged = load_vit(name, theirs.state_dict())
     block = packaged.encoder.layers[0]
-    mine = MyViT(image_size=64, patch_size=packaged.patch_size, width=packaged.width, num_layers=2,
-                 num_heads=block.self_attn.num_heads, num_classes=10, **form).eval()
+    mine = MyViT(
+        image_size=64,
+        patch_size=packaged.patch_size,
+        width=packaged.width,
+        num_layers=2,
+        num_heads=block.self_attn.num_heads,
+        num_classes=10,
+        **form,
+    ).eval()
     mine.load_state_dict(packaged.state_dict())
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(packaged(x).logits, theirs(x), atol=1e-5, rtol=0)
         torch.testing.assert_close(mine(x).logits, theirs(x), atol=1e-5, rtol=0)
         torch.testing.assert_close(mine(x, attentions=True).logits, theirs(x), atol=1e-5, rtol=0)
-        print(f"{name:36} largest difference: mine {(mine(x).logits - theirs(x)).abs().max():.1e}, "
-              f"vlm_lite's {(packaged(x).logits - theirs(x)).abs().max():.1e}")
-print(f"load_vit knows {len(TIMM_MODELS)} of timm's models; any other is refused, with the key that has no place")
+        print(
+            f"{name:36} largest difference: mine {(mine(x).logits - theirs(x)).abs().max():.1e}, "
+            f"vlm_lite's {(packaged(x).logits - theirs(x)).abs().max():.1e}"
+        )
+print(
+    f"load_vit knows {len(TIMM_MODELS)} of timm's models; any other is refused, with the key that has no place"
+)
 
 # %% [markdown]
 # **Positions are all that tells places apart.** Shuffle the patches of each picture in the same way. A ViT with positions of
@@ -528,30 +724,59 @@ from vlm_lite.data.language import make_tokenizer
 def shuffle_patches(pixels, patch_size):
     """(B, 3, S, S) -> the same patches in another order, one order for all."""
     patches = patchify(pixels, patch_size)
-    patches = patches[:, torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(1))]
-    return rearrange(patches, "b (rows columns) (c p q) -> b c (rows p) (columns q)", p=patch_size, q=patch_size,
-                     rows=pixels.shape[-1] // patch_size)
+    patches = patches[
+        :, torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(1))
+    ]
+    return rearrange(
+        patches,
+        "b (rows columns) (c p q) -> b c (rows p) (columns q)",
+        p=patch_size,
+        q=patch_size,
+        rows=pixels.shape[-1] // patch_size,
+    )
 
 
 @torch.no_grad()
 def notices_shuffling(model, x):
     """(the share defined above, the length of a patch's vector, the length of a position's) over pixels (B, 3, S, S)."""
-    own, other = model(x).pooled, model(shuffle_patches(x, model.embeddings.patch_size)).pooled  # (B, D)
-    moved, replaced = (1 - F.cosine_similarity(own, vectors).mean() for vectors in (other, own.roll(1, dims=0)))
+    own, other = (
+        model(x).pooled,
+        model(shuffle_patches(x, model.embeddings.patch_size)).pooled,
+    )  # (B, D)
+    moved, replaced = (
+        1 - F.cosine_similarity(own, vectors).mean() for vectors in (other, own.roll(1, dims=0))
+    )
     places = model.embeddings.position_embedding.weight[1:]
     patches = model.embeddings(x)[:, 1:] - places
-    return [value.item() for value in (moved / replaced, patches.norm(dim=-1).mean(), places.norm(dim=-1).mean())]
+    return [
+        value.item()
+        for value in (moved / replaced, patches.norm(dim=-1).mean(), places.norm(dim=-1).mean())
+    ]
 
 
-settings = dict(image_size=64, patch_size=16, width=tower.width, num_layers=tower.num_layers,
-                num_heads=tower.encoder.layers[0].self_attn.num_heads, hidden_act=eye.config.hidden_act)
+settings = dict(
+    image_size=64,
+    patch_size=16,
+    width=tower.width,
+    num_layers=tower.num_layers,
+    num_heads=tower.encoder.layers[0].self_attn.num_heads,
+    hidden_act=eye.config.hidden_act,
+)
 seeing = MyViT(**settings)
 seeing.load_state_dict(tower.state_dict())
 tokenizer, born = make_tokenizer(), MyViT(**settings)
-born.load_state_dict(recipes.make_shapes_clip(tokenizer).vision_model.state_dict())  # as its training began
-asked = {name: (each, recipes.pixel_values(pictures[:100])) for name, each in (
-    ("the zoo's eye", seeing), ("the same, before training", born))}
-for name, scale in (("canvases, untrained", 1.0), ("  no positions", 0.0), ("  positions x 100", 100.0)):
+born.load_state_dict(
+    recipes.make_shapes_clip(tokenizer).vision_model.state_dict()
+)  # as its training began
+asked = {
+    name: (each, recipes.pixel_values(pictures[:100]))
+    for name, each in (("the zoo's eye", seeing), ("the same, before training", born))
+}
+for name, scale in (
+    ("canvases, untrained", 1.0),
+    ("  no positions", 0.0),
+    ("  positions x 100", 100.0),
+):
     fresh = MyViT(**vit_recipe.DIGITS_VIT)
     fresh.load_state_dict(vit_recipe.make_digits_vit().state_dict())
     fresh.embeddings.position_embedding.weight.data *= scale
@@ -562,9 +787,16 @@ for name, (share, patch_length, place_length) in found.items():
     print(f"{name:28} {share:7.1%}   {patch_length:26.2f} {place_length:17.2f}")
 assert found["  no positions"][0] < 1e-3 < found["canvases, untrained"][0]
 trained, untrained = (found[name][0] for name in ("the zoo's eye", "the same, before training"))
-print(f"training took the zoo's eye from {untrained:.0%} to {trained:.0%}: " + (
-    "it notices, but what is there has come to count far more than where" if trained < untrained / 2 else
-    "where has come to count as much as what" if trained > 2 * untrained else "no clear change"))
+print(
+    f"training took the zoo's eye from {untrained:.0%} to {trained:.0%}: "
+    + (
+        "it notices, but what is there has come to count far more than where"
+        if trained < untrained / 2
+        else "where has come to count as much as what"
+        if trained > 2 * untrained
+        else "no clear change"
+    )
+)
 
 # %% [markdown]
 # Two things decide such a row. One is the *task*. Captions of random scenes can mostly be told apart by what is in them, so
@@ -593,15 +825,21 @@ with torch.no_grad():
     x = recipes.pixel_values(pictures[:100])
     torch.testing.assert_close(mine(x).pooled, given(x).pooled, atol=1e-5, rtol=1e-5)
 after = recipes.clip_recall(eye, pictures, texts, tokenizer)["image_to_text"]
-muddled = recipes.clip_recall(eye, shuffle_patches(pictures, mine.embeddings.patch_size), texts, tokenizer)["image_to_text"]
+muddled = recipes.clip_recall(
+    eye, shuffle_patches(pictures, mine.embeddings.patch_size), texts, tokenizer
+)["image_to_text"]
 eye.vision_model = bare
 without = recipes.clip_recall(eye, pictures, texts, tokenizer)["image_to_text"]
 eye.vision_model = mine
 
 print(f"image to text, {len(texts):,} captions" + "".join(f"{f'R@{k}':>8}" for k in after))
-for name, recall in (("the zoo's own tower", before), ("your tower, its weights", after), ("the same, patches shuffled", muddled),
-                     ("your tower, no weights", without),
-                     ("chance", {k: chance_recall(len(texts), k) for k in after})):
+for name, recall in (
+    ("the zoo's own tower", before),
+    ("your tower, its weights", after),
+    ("the same, patches shuffled", muddled),
+    ("your tower, no weights", without),
+    ("chance", {k: chance_recall(len(texts), k) for k in after}),
+):
     print(f"{name:30}" + "".join(f"{value:8.1%}" for value in recall.values()))
 assert after[5] == before[5]
 
@@ -627,23 +865,38 @@ from sklearn.neighbors import KNeighborsClassifier
 def canvases(**options):
     """The training and the test canvases: each pictures, classes, places."""
     options = {"size": vit_recipe.CANVAS, **options}
-    return make_canvases("train", small.train_images, **options), make_canvases("val", small.val_images, **options)
+    return make_canvases("train", small.train_images, **options), make_canvases(
+        "val", small.val_images, **options
+    )
 
 
 bare_digits, bare_val = load_glyphs("train"), load_glyphs("val")
 train_set, val_set = canvases()
-sets = {"bare digits": (bare_digits, bare_val), "light, 8 pixels": canvases(size=8), "place, no light": canvases(shade=0),
-        "place and light": (train_set, val_set)}
-read = {name: vit_recipe.pixel_methods(*train[:2], *val[:2], svc_pictures=3000) for name, (train, val) in sets.items()}
+sets = {
+    "bare digits": (bare_digits, bare_val),
+    "light, 8 pixels": canvases(size=8),
+    "place, no light": canvases(shade=0),
+    "place and light": (train_set, val_set),
+}
+read = {
+    name: vit_recipe.pixel_methods(*train[:2], *val[:2], svc_pictures=3000)
+    for name, (train, val) in sets.items()
+}
 plain, wide = read["bare digits"], read["place and light"]
 print(f"{'accuracy':22}" + "".join(f"{name:>17}" for name in read))
 for method in plain:
     print(f"{method:22}" + "".join(f"{scores[method]:17.1%}" for scores in read.values()))
-print(f"chance 10%; {len(bare_digits[0]):,} bare digits, {len(train_set[0]):,} canvases (the SVC, whose time grows with the "
-      "square, has the first 3,000)")
+print(
+    f"chance 10%; {len(bare_digits[0]):,} bare digits, {len(train_set[0]):,} canvases (the SVC, whose time grows with the "
+    "square, has the first 3,000)"
+)
 pad = bare_val[0][:5, None].expand(-1, 3, -1, -1)  # grey to RGB
-plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
-                  titles=[f"bare: {c}" for c in bare_val[1][:5]] + [f"canvas: {c}" for c in val_set[1][:5]])
+plots.show_images(
+    [*pad, *val_set[0][:5]],
+    columns=5,
+    size=130,
+    titles=[f"bare: {c}" for c in bare_val[1][:5]] + [f"canvas: {c}" for c in val_set[1][:5]],
+)
 
 
 # %% [markdown]
@@ -655,10 +908,14 @@ plots.show_images([*pad, *val_set[0][:5]], columns=5, size=130,
 # Now use what you know. Light goes over evenly from corner to corner, so $a + b\,x + c\,y + d\,xy$ describes it. Find
 # those four numbers for each canvas, and take the light off.
 
+
 # %%
 def light_of(pictures):
     """Grey uint8 (N, 3, S, S) -> the light (N, S·S): the best fit a + b x + c y + d xy to each canvas."""
-    pixels, place = pictures[:, 0].flatten(1).double(), torch.linspace(-1, 1, pictures.shape[-1], dtype=torch.float64)
+    pixels, place = (
+        pictures[:, 0].flatten(1).double(),
+        torch.linspace(-1, 1, pictures.shape[-1], dtype=torch.float64),
+    )
     y, x = (axis.flatten() for axis in torch.meshgrid(place, place, indexing="ij"))
     shades = torch.stack([torch.ones_like(x), x, y, x * y], dim=1)  # (S·S, 4)
     return (shades @ torch.linalg.lstsq(shades, pixels.T).solution).T
@@ -670,8 +927,12 @@ def without_light(pictures):
 
 
 known, unseen = without_light(train_set[0]), without_light(val_set[0])
-np.testing.assert_allclose(unseen, vit_recipe.without_light(val_set[0]), atol=1e-5)  # the package's, by another way
-unlit = vit_recipe.pixel_methods(*train_set[:2], *val_set[:2], svc_pictures=3000, prepare=without_light)
+np.testing.assert_allclose(
+    unseen, vit_recipe.without_light(val_set[0]), atol=1e-5
+)  # the package's, by another way
+unlit = vit_recipe.pixel_methods(
+    *train_set[:2], *val_set[:2], svc_pictures=3000, prepare=without_light
+)
 print(f"{'accuracy':22}{'raw canvases':>14}{'light taken off':>18}")
 for method in wide:
     print(f"{method:22}{wide[method]:14.1%}{unlit[method]:18.1%}")
@@ -683,16 +944,33 @@ for name, prepare in (("raw", vit_recipe.flat_pixels), ("light taken off", witho
     nearest = index.kneighbors(prepare(val_set[0]), return_distance=False)[:, 0]
     in_place = (train_set[2][nearest] == val_set[2]).all(dim=1).float().mean()
     apart = (light_of(train_set[0][nearest]) - lights).norm(dim=1).mean() / usual
-    print(f"the nearest canvas, {name + ':':17} the digit in the same place in {in_place:.0%}; "
-          f"as far off in light as {apart:.0%} of two at random")
-print(f"nearest neighbour, light taken off; the digit has {(vit_recipe.CANVAS - 7) ** 2} places to stand:")
+    print(
+        f"the nearest canvas, {name + ':':17} the digit in the same place in {in_place:.0%}; "
+        f"as far off in light as {apart:.0%} of two at random"
+    )
+print(
+    f"nearest neighbour, light taken off; the digit has {(vit_recipe.CANVAS - 7) ** 2} places to stand:"
+)
 for count in sorted({min(count, len(known)) for count in (len(bare_digits[0]), 4_000, len(known))}):
-    score = KNeighborsClassifier(1).fit(known[:count], train_set[1][:count].numpy()).score(unseen, val_set[1].numpy())
-    print(f"{count:8,} canvases, {count / (vit_recipe.CANVAS - 7) ** 2:3.0f} a place: {score:6.1%}; keeps {known[:count].size:9,} numbers")
+    score = (
+        KNeighborsClassifier(1)
+        .fit(known[:count], train_set[1][:count].numpy())
+        .score(unseen, val_set[1].numpy())
+    )
+    print(
+        f"{count:8,} canvases, {count / (vit_recipe.CANVAS - 7) ** 2:3.0f} a place: {score:6.1%}; keeps {known[:count].size:9,} numbers"
+    )
 as_pictures = [lights[:5], 110 + 500 * torch.from_numpy(unseen[:5])]
-as_pictures = [each.clamp(0, 255).byte().view(5, 1, *val_set[0].shape[2:]).expand(-1, 3, -1, -1) for each in as_pictures]
-plots.show_images([*val_set[0][:5], *as_pictures[0], *as_pictures[1]], columns=5, size=110,
-                  titles=[f"canvas: {c}" for c in val_set[1][:5]] + ["its light"] * 5 + ["light taken off"] * 5)
+as_pictures = [
+    each.clamp(0, 255).byte().view(5, 1, *val_set[0].shape[2:]).expand(-1, 3, -1, -1)
+    for each in as_pictures
+]
+plots.show_images(
+    [*val_set[0][:5], *as_pictures[0], *as_pictures[1]],
+    columns=5,
+    size=110,
+    titles=[f"canvas: {c}" for c in val_set[1][:5]] + ["its light"] * 5 + ["light taken off"] * 5,
+)
 
 # %% [markdown]
 # Four numbers a canvas, and the plainest method of all reads most of them. Two things had to be there. Somebody had to *know* what
@@ -712,16 +990,28 @@ plots.show_images([*val_set[0][:5], *as_pictures[0], *as_pictures[1]], columns=5
 my_guess = 50  # percent
 
 mine = MyViT(**vit_recipe.DIGITS_VIT)
-mine.load_state_dict(vit_recipe.make_digits_vit(seed=0).state_dict())  # to start where the recorded seed 0 started
-history = vit_recipe.train_classifier(mine, *train_set[:2], steps=small.vit_steps, batch_size=small.vit_batch_size,
-                                      lr=small.vit_lr, seed=0)
+mine.load_state_dict(
+    vit_recipe.make_digits_vit(seed=0).state_dict()
+)  # to start where the recorded seed 0 started
+history = vit_recipe.train_classifier(
+    mine,
+    *train_set[:2],
+    steps=small.vit_steps,
+    batch_size=small.vit_batch_size,
+    lr=small.vit_lr,
+    seed=0,
+)
 mine = mine.cpu().eval()
 reached = vit_recipe.accuracy(mine, *val_set[:2])
-print(f"{sum(p.numel() for p in mine.parameters()):,} parameters, {small.vit_steps} steps of {small.vit_batch_size} "
-      f"in {history.seconds[-1]:.0f} s: loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}")
+print(
+    f"{sum(p.numel() for p in mine.parameters()):,} parameters, {small.vit_steps} steps of {small.vit_batch_size} "
+    f"in {history.seconds[-1]:.0f} s: loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f}"
+)
 best, told = max(wide, key=wide.get), max(unlit, key=unlit.get)
-print(f"HEADLINE: handwriting anywhere, in uneven light: a ViT that is told nothing {reached:.1%}, {best} {wide[best]:.1%}, "
-      f"{told} with the light taken off {unlit[told]:.1%}, chance 10%; your tower in CLIP leaves R@5 unchanged")
+print(
+    f"HEADLINE: handwriting anywhere, in uneven light: a ViT that is told nothing {reached:.1%}, {best} {wide[best]:.1%}, "
+    f"{told} with the light taken off {unlit[told]:.1%}, chance 10%; your tower in CLIP leaves R@5 unchanged"
+)
 
 # %% [markdown]
 # **Is my loss normal?** Your run over the recorded band of several seeds. It has the seed of *one of them*: the same first
@@ -736,32 +1026,75 @@ import math
 from vlm_lite.studies import load_study
 
 study = load_study("vit_digits")
-print(f"the band is recorded: `{study['command']}`, {len(study['seeds'])} seeds, {study['seconds']} s on {study['hardware']}")
-plots.loss_curve(history, band=study["band"], chance=math.log(10), ylabel="cross-entropy (nats)", title="A ViT from scratch")
+print(
+    f"the band is recorded: `{study['command']}`, {len(study['seeds'])} seeds, {study['seconds']} s on {study['hardware']}"
+)
+plots.loss_curve(
+    history,
+    band=study["band"],
+    chance=math.log(10),
+    ylabel="cross-entropy (nats)",
+    title="A ViT from scratch",
+)
 
 # %% tags=["thumbnail"]
 mlp = study["summary"]["accuracy, no attention: an MLP"]
-kinds = {"bare digits of 8x8": (plain, SKY, "////"), "raw canvases": (wide, BLUE, ""), "light taken off": (unlit, ORANGE, "...")}
+kinds = {
+    "bare digits of 8x8": (plain, SKY, "////"),
+    "raw canvases": (wide, BLUE, ""),
+    "light taken off": (unlit, ORANGE, "..."),
+}
 figure = Figure(width=700, height=430, label="who can read", layout="constrained")
 axes = figure.subplots()
 places = {}  # the name of a row -> where it stands
 for number, method in enumerate(wide):
     for offset, (kind, (scores, colour, hatch)) in enumerate(kinds.items()):
         row = 3.6 * number + offset
-        axes.barh(row, 100 * scores[method], 0.9, color=colour, hatch=hatch, edgecolor="white", label=kind if number == 0 else None)
+        axes.barh(
+            row,
+            100 * scores[method],
+            0.9,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=kind if number == 0 else None,
+        )
         axes.text(100 * scores[method] + 1, row, f"{100 * scores[method]:.1f}", va="center")
     places[method] = 3.6 * number + 1
-for row, name, score, note in ((11.1, "an MLP, recorded\n(raw canvases only)", mlp["mean"], f"  ({100 * mlp['low']:.1f} to {100 * mlp['high']:.1f})"),
-                               (13, "your ViT, this run\n(raw canvases only)", reached, "")):
+for row, name, score, note in (
+    (
+        11.1,
+        "an MLP, recorded\n(raw canvases only)",
+        mlp["mean"],
+        f"  ({100 * mlp['low']:.1f} to {100 * mlp['high']:.1f})",
+    ),
+    (13, "your ViT, this run\n(raw canvases only)", reached, ""),
+):
     axes.barh(row, 100 * score, 0.9, color=BLUE)
-    axes.text(100 * (mlp["high"] if note else score) + 1.5, row, f"{100 * score:.1f}{note}", va="center")
+    axes.text(
+        100 * (mlp["high"] if note else score) + 1.5, row, f"{100 * score:.1f}{note}", va="center"
+    )
     places[name] = row
-axes.errorbar(100 * mlp["mean"], 11.1, xerr=[[100 * (mlp["mean"] - mlp["low"])], [100 * (mlp["high"] - mlp["mean"])]], fmt="none",
-              color=INK, capsize=5, label=f"range of {len(study['seeds'])} seeds")
+axes.errorbar(
+    100 * mlp["mean"],
+    11.1,
+    xerr=[[100 * (mlp["mean"] - mlp["low"])], [100 * (mlp["high"] - mlp["mean"])]],
+    fmt="none",
+    color=INK,
+    capsize=5,
+    label=f"range of {len(study['seeds'])} seeds",
+)
 axes.axvline(10, color=GREY, linestyle=":", label="chance")
-axes.axvline(my_guess, color=VERMILLION, linestyle=(0, (5, 3)), label=f"my guess for the ViT: {my_guess:g}")
-axes.set(yticks=list(places.values()), yticklabels=list(places), xlim=(0, 108), xlabel="test pictures read rightly (%)",
-         title="Who can read a digit anywhere, in uneven light?")
+axes.axvline(
+    my_guess, color=VERMILLION, linestyle=(0, (5, 3)), label=f"my guess for the ViT: {my_guess:g}"
+)
+axes.set(
+    yticks=list(places.values()),
+    yticklabels=list(places),
+    xlim=(0, 108),
+    xlabel="test pictures read rightly (%)",
+    title="Who can read a digit anywhere, in uneven light?",
+)
 axes.invert_yaxis()
 figure.legend(loc="outside lower center", ncols=3)
 figure
@@ -784,12 +1117,23 @@ for name in vit_recipe.VARIANTS:
     row = study["summary"][f"accuracy, {name}"]
     print(f"{name:24}{row['mean']:8.1%} {row['low']:8.1%} {row['high']:8.1%}")
 print(f"{'this run, seed 0':24}{reached:8.1%}")
-ladder = {"the ViT, recorded": study["summary"]["accuracy, the ViT"]["mean"], "an MLP, recorded": mlp["mean"], **wide}
-print("told nothing of light: " + ", ".join(f"{name} {ladder[name]:.0%}" for name in sorted(ladder, key=ladder.get, reverse=True)))
+ladder = {
+    "the ViT, recorded": study["summary"]["accuracy, the ViT"]["mean"],
+    "an MLP, recorded": mlp["mean"],
+    **wide,
+}
+print(
+    "told nothing of light: "
+    + ", ".join(
+        f"{name} {ladder[name]:.0%}" for name in sorted(ladder, key=ladder.get, reverse=True)
+    )
+)
 ours, *others = (study["summary"][f"accuracy, {name}"] for name in vit_recipe.VARIANTS)
 for name, other in zip(list(vit_recipe.VARIANTS)[1:], others, strict=True):
     apart = max(ours["low"], other["low"]) > min(ours["high"], other["high"])
-    print(f"{name}: {100 * (other['mean'] - ours['mean']):+.0f} points on the mean; the ranges {'do not' if apart else 'do'} overlap")
+    print(
+        f"{name}: {100 * (other['mean'] - ours['mean']):+.0f} points on the mean; the ranges {'do not' if apart else 'do'} overlap"
+    )
 
 
 # %% [markdown]
@@ -808,6 +1152,7 @@ for name, other in zip(list(vit_recipe.VARIANTS)[1:], others, strict=True):
 # Start from the first block. With each further one, multiply *from the left*. The rows of the result sum to 1.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "attention_rollout", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def attention_rollout(attentions):
     """A list of weights (B, H, N, N), first block first -> (B, N, N)."""
@@ -822,7 +1167,10 @@ def attention_rollout(attentions):
 # %% nbgrader={"grade": true, "grade_id": "attention_rollout-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 attention_rollout = check.attention_rollout(attention_rollout)
 
-patch, side = vit_recipe.DIGITS_VIT["patch_size"], vit_recipe.CANVAS // vit_recipe.DIGITS_VIT["patch_size"]
+patch, side = (
+    vit_recipe.DIGITS_VIT["patch_size"],
+    vit_recipe.CANVAS // vit_recipe.DIGITS_VIT["patch_size"],
+)
 some, truth, places = (each[:500] for each in val_set)
 with torch.no_grad():
     out = mine(vit_recipe.digit_pixels(some), attentions=True)
@@ -831,7 +1179,10 @@ last = out.attentions[-1][:, :, 0, 1:]  # (n, H, patches)
 
 # Which patches the digit touches: those whose square overlaps its 8x8 pixels.
 start = patch * torch.arange(side)
-touch = [(start[None] < places[:, axis, None] + 8) & (start[None] + patch > places[:, axis, None]) for axis in (0, 1)]
+touch = [
+    (start[None] < places[:, axis, None] + 8) & (start[None] + patch > places[:, axis, None])
+    for axis in (0, 1)
+]
 on_digit = (touch[0][:, :, None] & touch[1][:, None, :]).flatten(1)  # (n, patches)
 
 
@@ -840,12 +1191,18 @@ def share(maps):
     return ((maps * on_digit).sum(dim=1) / maps.sum(dim=1)).mean().item()
 
 
-print(f"the digit touches {on_digit.float().mean():.0%} of the patches; on them falls, of the class token's")
-print(f"   rollout {share(rolled):.0%}, attention in the last block {share(last.mean(dim=1)):.0%}, "
-      "head by head " + " ".join(f"{share(last[:, h]):.0%}" for h in range(last.shape[1])))
+print(
+    f"the digit touches {on_digit.float().mean():.0%} of the patches; on them falls, of the class token's"
+)
+print(
+    f"   rollout {share(rolled):.0%}, attention in the last block {share(last.mean(dim=1)):.0%}, "
+    "head by head " + " ".join(f"{share(last[:, h]):.0%}" for h in range(last.shape[1]))
+)
 k = int((out.logits.argmax(dim=1) == truth).int().argmax())  # the first that it reads rightly
 maps = torch.cat([rolled[k][None], last[k]]).view(-1, side, side)
-plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"head {h + 1}" for h in range(len(last[k]))])
+plots.attention_over_image(
+    some[k], maps, columns=6, titles=["rollout"] + [f"head {h + 1}" for h in range(len(last[k]))]
+)
 
 # %% [markdown]
 # **How far do heads look?** Weigh the distance between two patches by the attention that one pays to the other. The
@@ -856,34 +1213,57 @@ plots.attention_over_image(some[k], maps, columns=6, titles=["rollout"] + [f"hea
 # many at random. (It can fall below chance: a digit without one of its strokes may look like another.)
 
 # %%
-where = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch  # (patches, 2) pixels
+where = (
+    torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * patch
+)  # (patches, 2) pixels
 distance = torch.cdist(where, where)  # (patches, patches)
 reaches = []
 for number, weights in enumerate(out.attentions, start=1):
     between = weights[:, :, 1:, 1:] / weights[:, :, 1:, 1:].sum(dim=-1, keepdim=True)
     reaches += (between * distance).sum(dim=-1).mean(dim=(0, 2)).tolist()  # of H heads
-    print(f"block {number}: heads look {min(reaches[-weights.shape[1]:]):.1f} to {max(reaches[-weights.shape[1]:]):.1f} pixels far")
+    print(
+        f"block {number}: heads look {min(reaches[-weights.shape[1] :]):.1f} to {max(reaches[-weights.shape[1] :]):.1f} pixels far"
+    )
 random_reach = distance.mean().item()
 least, most = min(reaches) / random_reach, max(reaches) / random_reach
-print(f"at random {random_reach:.1f}: the heads look {least:.0%} to {most:.0%} as far, so " + (
-    "none of them prefers near or far by much" if 0.85 < least and most < 1.15 else
-    "some prefer what is near" if most < 1.15 else "some prefer what is far" if 0.85 < least else "some prefer near, some far"))
+print(
+    f"at random {random_reach:.1f}: the heads look {least:.0%} to {most:.0%} as far, so "
+    + (
+        "none of them prefers near or far by much"
+        if 0.85 < least and most < 1.15
+        else "some prefer what is near"
+        if most < 1.15
+        else "some prefer what is far"
+        if 0.85 < least
+        else "some prefer near, some far"
+    )
+)
 
 generator = torch.Generator().manual_seed(0)
-grey = some.flatten(2).median(dim=2).values[:, :, None, None]  # (n, 3, 1, 1): the paper, since most pixels are paper
+grey = (
+    some.flatten(2).median(dim=2).values[:, :, None, None]
+)  # (n, 3, 1, 1): the paper, since most pixels are paper
 
 
 def hidden(maps, count=4):
     """The accuracy after the `count` patches where each map (n, patches) is largest are painted over."""
-    mask = torch.zeros(len(some), side * side).scatter(1, maps.topk(count).indices, 1.0).view(-1, 1, side, side)
+    mask = (
+        torch.zeros(len(some), side * side)
+        .scatter(1, maps.topk(count).indices, 1.0)
+        .view(-1, 1, side, side)
+    )
     mask = F.interpolate(mask, scale_factor=patch, mode="nearest").bool()  # (n, 1, S, S)
     return vit_recipe.accuracy(mine, torch.where(mask, grey, some), truth)
 
 
 chosen = torch.rand(on_digit.shape, generator=generator)
 print(f"nothing hidden                     {vit_recipe.accuracy(mine, some, truth):.1%}")
-for name, maps in (("4 patches at random", chosen), ("4 by attention, last block", last.mean(dim=1)), ("4 by rollout", rolled),
-                   ("4 that the digit touches", chosen + on_digit)):
+for name, maps in (
+    ("4 patches at random", chosen),
+    ("4 by attention, last block", last.mean(dim=1)),
+    ("4 by rollout", rolled),
+    ("4 that the digit touches", chosen + on_digit),
+):
     print(f"{name:35}{hidden(maps):.1%}")
 
 
@@ -900,6 +1280,7 @@ for name, maps in (("4 patches at random", chosen), ("4 by attention, last block
 #
 # Four projections $D \to D$. Two products of attention over all heads together, $q k^\top$ and $A v$. Two layers of the MLP.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "block_flops", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def block_flops(tokens, width, mlp_width):
@@ -931,7 +1312,9 @@ for size, p in ((64, 32), (64, 16), (128, 16), (64, 8), (128, 8)):
     x, tokens = torch.randn(4, 3, size, size), (size // p) ** 2 + 1
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x[:1], attentions=True)
-    formula = 4 * block_flops(tokens, 192, 768) + 2 * (tokens - 1) * 3 * p * p * 192  # blocks, and the first linear map
+    formula = (
+        4 * block_flops(tokens, 192, 768) + 2 * (tokens - 1) * 3 * p * p * 192
+    )  # blocks, and the first linear map
     assert counter.get_total_flops() == formula, (counter.get_total_flops(), formula)
     seconds = []
     with torch.no_grad():
@@ -939,25 +1322,45 @@ for size, p in ((64, 32), (64, 16), (128, 16), (64, 8), (128, 8)):
             begun = time.perf_counter()
             net(x)
             seconds.append((time.perf_counter() - begun) / len(x))
-    costs.append((size, p, tokens, formula / 1e9, 4 * 4 * tokens ** 2 * 192 / formula, 1000 * sorted(seconds)[2]))
+    costs.append(
+        (
+            size,
+            p,
+            tokens,
+            formula / 1e9,
+            4 * 4 * tokens**2 * 192 / formula,
+            1000 * sorted(seconds)[2],
+        )
+    )
 print("picture  patch  tokens   GFLOPs  of it N² part   ms a picture   GFLOPs a second")
 for size, p, tokens, gflops, squared, ms in costs:
-    print(f"{size:7} {p:6} {tokens:7} {gflops:8.3f} {squared:14.0%} {ms:14.2f} {1000 * gflops / ms:17.0f}")
+    print(
+        f"{size:7} {p:6} {tokens:7} {gflops:8.3f} {squared:14.0%} {ms:14.2f} {1000 * gflops / ms:17.0f}"
+    )
 
 print("\n224 pixels, the blocks by the formula: patch, tokens, GFLOPs, times the row before")
 last_cost = None
 for p in (32, 16, 8, 4, 2):
     tokens = (224 // p) ** 2 + 1
     cost = 4 * block_flops(tokens, 192, 768)
-    print(f"{p:7} {tokens:7,} {cost / 1e9:10.2f}" + (f"{cost / last_cost:9.1f}" if last_cost else ""))
+    print(
+        f"{p:7} {tokens:7,} {cost / 1e9:10.2f}" + (f"{cost / last_cost:9.1f}" if last_cost else "")
+    )
     last_cost = cost
 
 figure = Figure(width=640, height=320, label="cost against tokens", layout="constrained")
 axes = figure.subplots()
 names = [f"{tokens} tokens\n{size} px\npatch {p}" for size, p, tokens, *_ in costs]
-axes.semilogy(names, [row[3] / costs[0][3] for row in costs], "o-", color=BLUE, label="FLOPs, by the formula")
-axes.semilogy(names, [row[5] / costs[0][5] for row in costs], "s--", color=ORANGE, label="time, measured")
-axes.set(ylabel=f"times the cost of {costs[0][2]} tokens", title="More tokens cost more, however they come about")
+axes.semilogy(
+    names, [row[3] / costs[0][3] for row in costs], "o-", color=BLUE, label="FLOPs, by the formula"
+)
+axes.semilogy(
+    names, [row[5] / costs[0][5] for row in costs], "s--", color=ORANGE, label="time, measured"
+)
+axes.set(
+    ylabel=f"times the cost of {costs[0][2]} tokens",
+    title="More tokens cost more, however they come about",
+)
 axes.set_yticks([1, 2, 5, 10, 20, 50], [1, 2, 5, 10, 20, 50])
 axes.minorticks_off()
 axes.legend()
@@ -973,16 +1376,27 @@ figure
 # The same for an eye that does mind: section 6 printed what shuffled patches cost the zoo's eye. Its pictures are
 # enlarged to 96 pixels, so that a patch of 16 shows only part of a cell: expect its recall to fall far whatever the positions.
 
+
 # %%
 def controls(table):
     """Positions (1 + N, D) as they are, in another order, and all at their mean; the class token keeps its own."""
-    order = 1 + torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(1)).argsort()  # undoes shuffle_patches
-    return table, torch.cat([table[:1], table[order]]), torch.cat([table[:1], table[1:].mean(0).expand(len(table) - 1, -1)])
+    order = (
+        1 + torch.randperm(len(table) - 1, generator=torch.Generator().manual_seed(1)).argsort()
+    )  # undoes shuffle_patches
+    return (
+        table,
+        torch.cat([table[:1], table[order]]),
+        torch.cat([table[:1], table[1:].mean(0).expand(len(table) - 1, -1)]),
+    )
 
 
 def under_controls(settings, state, size, score):
     """The scores of a MyViT for `size` pixels, with the weights `state` and its positions resized, as `controls` has them."""
-    name, wider, scores = "embeddings.position_embedding.weight", MyViT(**{**settings, "image_size": size}).eval(), []
+    name, wider, scores = (
+        "embeddings.position_embedding.weight",
+        MyViT(**{**settings, "image_size": size}).eval(),
+        [],
+    )
     for table in controls(resize_positions(state[name], size // settings["patch_size"])):
         wider.load_state_dict({**state, name: table})
         scores.append(score(wider))
@@ -992,7 +1406,9 @@ def under_controls(settings, state, size, score):
 def found_first(tower, images):
     """R@1, picture to text, of the zoo's CLIP looking through `tower`."""
     eye.vision_model = tower
-    return recall_at_k(recipes.embed_images(eye, images), said, torch.arange(len(texts)), (1,), texts=texts)["image_to_text"][1]
+    return recall_at_k(
+        recipes.embed_images(eye, images), said, torch.arange(len(texts)), (1,), texts=texts
+    )["image_to_text"][1]
 
 
 own_tower, survives = eye.vision_model, {}
@@ -1000,22 +1416,39 @@ said = recipes.embed_texts(eye, texts, tokenizer)  # (1000, P)
 for size in (vit_recipe.CANVAS, vit_recipe.CANVAS + 2 * patch):
     field = make_canvases("val", small.val_images, size=size)[:2]
     survives[f"your ViT, {size} pixels"] = under_controls(
-        vit_recipe.DIGITS_VIT, mine.state_dict(), size, lambda model, field=field: vit_recipe.accuracy(model, *field))
+        vit_recipe.DIGITS_VIT,
+        mine.state_dict(),
+        size,
+        lambda model, field=field: vit_recipe.accuracy(model, *field),
+    )
 for size in (64, 96):
-    large = F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True).round().clamp(0, 255).byte()
+    large = (
+        F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .byte()
+    )
     survives[f"the zoo's eye, {size} pixels, R@1"] = under_controls(
-        settings, own_tower.state_dict(), size, lambda model, large=large: found_first(model, large))
+        settings, own_tower.state_dict(), size, lambda model, large=large: found_first(model, large)
+    )
 eye.vision_model = own_tower
-assert abs(survives["the zoo's eye, 64 pixels, R@1"][1] - muddled[1]) < 0.005  # section 6: its patches shuffled
+assert (
+    abs(survives["the zoo's eye, 64 pixels, R@1"][1] - muddled[1]) < 0.005
+)  # section 6: its patches shuffled
 
 print(f"{'positions':32}{'own or resized':>16}{'other order':>14}{'their mean':>13}")
 for name, scores in survives.items():
     print(f"{name:32}{scores[0]:16.1%}{scores[1]:14.1%}{scores[2]:13.1%}")
 for name in list(survives)[1::2]:
     resized, *others = survives[name]
-    print(f"{name.split(',')[0]}: resized positions are worth {100 * (resized - max(others)):+.1f} points over the better control: "
-          + ("it does about as well without, so this proves little for resizing" if resized - max(others) < 0.05 else
-             "resizing kept something of what they say"))
+    print(
+        f"{name.split(',')[0]}: resized positions are worth {100 * (resized - max(others)):+.1f} points over the better control: "
+        + (
+            "it does about as well without, so this proves little for resizing"
+            if resized - max(others) < 0.05
+            else "resizing kept something of what they say"
+        )
+    )
 
 # %% [markdown]
 # ## 11. Can it see yet?
@@ -1042,16 +1475,28 @@ five = shapes.five_questions(val_questions)
 mine_in_clip, answers = eye.vision_model, {}
 for name, tower in (("control", bare), ("my tower", mine_in_clip)):
     eye.vision_model = tower
-    answers[name] = [choose(eye, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five]
-print(f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5")
-check.progress({
-    "my tower in CLIP leaves R@5 unchanged": after[5] == before[5],
-    "handwriting on raw canvases: ahead of the best that compares pixels": reached > 2 * wide[best],
-    "told what light is, nearest neighbour reads what it could not": unlit["nearest neighbour"] > 2 * wide["nearest neighbour"],
-    "without positions, shuffled patches go unnoticed": found["  no positions"][0] < 1e-3,
-    "with its patches shuffled, the zoo's eye loses captions": muddled[1] < before[1] - 0.05,
-    "the tower without its weights finds no captions": without[5] < 3 * chance_recall(len(texts), 5)})
-plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], answers)
+    answers[name] = [
+        choose(eye, q["question"], q["question_type"], pictures[place[q["image_id"]]]) for q in five
+    ]
+print(
+    f"by guessing one expects {sum(1 / len(shapes.ANSWERS[q['question_type']]) for q in five):.1f} of 5"
+)
+check.progress(
+    {
+        "my tower in CLIP leaves R@5 unchanged": after[5] == before[5],
+        "handwriting on raw canvases: ahead of the best that compares pixels": reached
+        > 2 * wide[best],
+        "told what light is, nearest neighbour reads what it could not": unlit["nearest neighbour"]
+        > 2 * wide["nearest neighbour"],
+        "without positions, shuffled patches go unnoticed": found["  no positions"][0] < 1e-3,
+        "with its patches shuffled, the zoo's eye loses captions": muddled[1] < before[1] - 0.05,
+        "the tower without its weights finds no captions": without[5]
+        < 3 * chance_recall(len(texts), 5),
+    }
+)
+plots.scoreboard(
+    [q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], answers
+)
 
 
 # %% [markdown]
@@ -1067,32 +1512,53 @@ plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["
 # the weights go through `load_vit` into *your* class, photographs are enlarged to the 224 pixels that those weights know,
 # and one round is enough. The accuracy before it should be at chance, since the head is new.
 
+
 # %% tags=["t4"]
 def fit_photographs(model, *, epochs, batch_size, lr, size=None):
     """Train a ViT on CIFAR-10 with augmentation -> (accuracy on the test photographs before, after, seconds)."""
+
     def prepare(pictures):
         return vit_recipe.photo_pixels(pictures, size)
 
     test = cifar["test"][:2]
     before = vit_recipe.accuracy(model.to(compute.device), *test, prepare=prepare)
     history = vit_recipe.train_classifier(
-        model, *cifar["train"][:2], steps=max(1, epochs * len(cifar["train"][0]) // batch_size), batch_size=batch_size, lr=lr,
-        prepare=prepare, augment=vit_recipe.crop_and_flip, label_smoothing=0.1, log_every=50)
+        model,
+        *cifar["train"][:2],
+        steps=max(1, epochs * len(cifar["train"][0]) // batch_size),
+        batch_size=batch_size,
+        lr=lr,
+        prepare=prepare,
+        augment=vit_recipe.crop_and_flip,
+        label_smoothing=0.1,
+        log_every=50,
+    )
     return before, vit_recipe.accuracy(model, *test, prepare=prepare), history.seconds[-1]
 
 
 if profile.name == "t4":
     cifar = {split: vit_recipe.load_cifar10(split) for split in ("train", "test")}
     torch.manual_seed(0)
-    form = dict(hidden_act="gelu", layer_norm_eps=1e-6, embedding_norm=False, patch_bias=True, num_classes=10)
-    scratch = MyViT(image_size=32, patch_size=4, width=192, num_layers=6, num_heads=3, pool="mean", **form)
+    form = dict(
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        embedding_norm=False,
+        patch_bias=True,
+        num_classes=10,
+    )
+    scratch = MyViT(
+        image_size=32, patch_size=4, width=192, num_layers=6, num_heads=3, pool="mean", **form
+    )
     name = "vit_small_patch16_224"
     loaded = load_vit(name, timm.create_model(name, pretrained=True, num_classes=10).state_dict())
-    pretrained = MyViT(image_size=224, patch_size=16, width=384, num_layers=loaded.num_layers, num_heads=6, **form)
+    pretrained = MyViT(
+        image_size=224, patch_size=16, width=384, num_layers=loaded.num_layers, num_heads=6, **form
+    )
     pretrained.load_state_dict(loaded.state_dict())
     for what, (before, after, seconds) in (
-            ("from nothing", fit_photographs(scratch, epochs=30, batch_size=256, lr=1e-3)),
-            ("pretrained", fit_photographs(pretrained, epochs=1, batch_size=64, lr=1e-4, size=224))):
+        ("from nothing", fit_photographs(scratch, epochs=30, batch_size=256, lr=1e-3)),
+        ("pretrained", fit_photographs(pretrained, epochs=1, batch_size=64, lr=1e-4, size=224)),
+    ):
         print(f"{what:13} {before:6.1%} -> {after:6.1%} in {seconds / 60:.1f} min")
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')

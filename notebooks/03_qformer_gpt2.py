@@ -26,7 +26,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/03_qformer_gpt2.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -35,8 +35,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -96,13 +99,19 @@ from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import resolve_model
 
-on_photographs = profile if profile.name == "t4" else None  # section 13; all that comes before it is the small world
+on_photographs = (
+    profile if profile.name == "t4" else None
+)  # section 13; all that comes before it is the small world
 profile = get_profile("tiny") if on_photographs else profile
 plots.style()
 eye = CLIP.from_pretrained(resolve_model(profile.vision_model))
 brain, tokenizer = load_language_model(resolve_model(profile.language_model))
-captions, questions = load_shapes("val", profile.val_images, progress=False)  # the nerve will never train on these
-images, references, ids = recipes.load_pictures(captions)  # pictures (N, 3, H, W), five captions each, their ids
+captions, questions = load_shapes(
+    "val", profile.val_images, progress=False
+)  # the nerve will never train on these
+images, references, ids = recipes.load_pictures(
+    captions
+)  # pictures (N, 3, H, W), five captions each, their ids
 
 print(f"{len(images)} pictures and {len(questions)} questions, held out")
 plots.show_images(images[:5], [texts[0] for texts in references[:5]])
@@ -127,9 +136,13 @@ from vlm_lite.evals.vqa import score_vqa
 def ask_brain(prompts, max_new_tokens=4):
     """The bare language model's greedy answers to a list of prompts, padded on the left."""
     batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
-    row = brain.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False,
-                         max_new_tokens=max_new_tokens)
-    new = row[:, batch["input_ids"].shape[1]:]
+    row = brain.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+    )
+    new = row[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -139,9 +152,13 @@ told = [f"{scene} {prompt}" for scene, prompt in zip(few["description"][:], prom
 blind, oracle = ask_brain(prompts), ask_brain(told)
 
 print("the scene in words:", few[0]["description"])
-print(f"{few[0]['question']}   blind: {blind[0]!r}   oracle: {oracle[0]!r}   right: {few[0]['answer']!r}\n")
-print(f"VQA accuracy over {len(few)} questions: blind {score_vqa(blind, few)['overall']:.1f}%, "
-      f"oracle {score_vqa(oracle, few)['overall']:.1f}%")
+print(
+    f"{few[0]['question']}   blind: {blind[0]!r}   oracle: {oracle[0]!r}   right: {few[0]['answer']!r}\n"
+)
+print(
+    f"VQA accuracy over {len(few)} questions: blind {score_vqa(blind, few)['overall']:.1f}%, "
+    f"oracle {score_vqa(oracle, few)['overall']:.1f}%"
+)
 
 # %% [markdown]
 # ## 3. The eye offers patches
@@ -165,20 +182,37 @@ def cells(description):
     return [(ROWS.index(row), COLUMNS.index(column)) for row, column in found]
 
 
-features = recipes.picture_features(eye, images, progress=False)  # (N, 16, Dv), fp16, from disk when they are there
-print("features", tuple(features.shape), features.dtype, f"{features[0].numel() * 2 / 1000:.0f} kB a picture")
+features = recipes.picture_features(
+    eye, images, progress=False
+)  # (N, 16, Dv), fp16, from disk when they are there
+print(
+    "features",
+    tuple(features.shape),
+    features.dtype,
+    f"{features[0].numel() * 2 / 1000:.0f} kB a picture",
+)
 
 scenes = captions["description"][:]
-shown = max(range(min(50, len(images))), key=lambda k: len(cells(scenes[k])))  # a picture with many things in it
-unit = F.normalize(features[shown].float() - features[:500].float().mean(dim=(0, 1)), dim=-1)  # (16, Dv)
+shown = max(
+    range(min(50, len(images))), key=lambda k: len(cells(scenes[k]))
+)  # a picture with many things in it
+unit = F.normalize(
+    features[shown].float() - features[:500].float().mean(dim=(0, 1)), dim=-1
+)  # (16, Dv)
 similar = unit @ unit.T  # (16, 16)
 full = [4 * row + column for row, column in cells(scenes[shown])]
 empty = [k for k in range(16) if k not in full]
-print(f"mean cosine of two empty cells {similar[empty][:, empty].mean():.2f}, of an empty cell and one with something "
-      f"in it {similar[empty][:, full].mean():.2f}")
+print(
+    f"mean cosine of two empty cells {similar[empty][:, empty].mean():.2f}, of an empty cell and one with something "
+    f"in it {similar[empty][:, full].mean():.2f}"
+)
 things = scenes[shown].removesuffix(".").split(". ")
-plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4, 4),
-                           titles=[" ".join(thing.split(" in ")[0].split()[-2:]) for thing in things], size=156)
+plots.attention_over_image(
+    images[shown],
+    similar[full].clamp(min=0).view(-1, 4, 4),
+    titles=[" ".join(thing.split(" in ")[0].split()[-2:]) for thing in things],
+    size=156,
+)
 
 
 # %% [markdown]
@@ -201,6 +235,7 @@ plots.attention_over_image(images[shown], similar[full].clamp(min=0).view(-1, 4,
 #
 # `nn.Parameter` marks a tensor as trainable; `torch.randn` draws from $\mathcal{N}(0, 1)$.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "make_queries", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def make_queries(num_query_tokens, width):
@@ -234,6 +269,7 @@ print(f"std of {len(fresh)} fresh queries: {fresh.std().item():.4f}")
 # with a softmax over the last axis between them, and `"b heads n h -> b n (heads h)"` to put the heads side by side.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "multihead_attention", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def multihead_attention(q, k, v, num_heads):
     """q (B, Q, D), k and v (B, N, D) -> mixed values (B, Q, D), weights (B, H, Q, N)."""
@@ -248,7 +284,9 @@ def multihead_attention(q, k, v, num_heads):
 multihead_attention = check.multihead_attention(multihead_attention)
 some = torch.randn(1, profile.num_query_tokens, 192)
 weights = multihead_attention(some, torch.randn(1, 16, 192), torch.randn(1, 16, 192), 6)[1]
-print("weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-1).mean().item(), 4))
+print(
+    "weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-1).mean().item(), 4)
+)
 
 
 # %% [markdown]
@@ -265,6 +303,7 @@ print("weights", tuple(weights.shape), "  each row sums to", round(weights.sum(-
 #
 # Three lines, each `queries = norms[i](queries + ...)`. Who is looked at when the queries talk? The queries.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "qformer_layer", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def qformer_layer(queries, patches, talk, look, think, norms):
@@ -285,26 +324,37 @@ qformer_layer = check.qformer_layer(qformer_layer)
 # line of the course is needed. The parameters bear the same names as `vlm_lite`'s, so that weights can be copied without
 # a table of names. With `cross_attention_frequency=2`, BLIP-2's choice, only every second layer looks at the picture.
 
+
 # %%
 def linear_maps(width, source_width):
     """What x asks for, what the source offers, what it gives, and the way out."""
-    return nn.ModuleDict({"query": nn.Linear(width, width), "key": nn.Linear(source_width, width),
-                          "value": nn.Linear(source_width, width), "output": nn.Linear(width, width)})
+    return nn.ModuleDict(
+        {
+            "query": nn.Linear(width, width),
+            "key": nn.Linear(source_width, width),
+            "value": nn.Linear(source_width, width),
+            "output": nn.Linear(width, width),
+        }
+    )
 
 
 class MyLayer(nn.Module):
     def __init__(self, width, num_heads, mlp_width, vision_width, looks):
         super().__init__()
         self.num_heads, self.looks, self.weights = num_heads, looks, None
-        self.self_attention, self.self_norm = linear_maps(width, width), nn.LayerNorm(width, eps=1e-12)
+        self.self_attention, self.self_norm = (
+            linear_maps(width, width),
+            nn.LayerNorm(width, eps=1e-12),
+        )
         self.cross_attention = linear_maps(width, vision_width) if looks else None
         self.cross_norm = nn.LayerNorm(width, eps=1e-12) if looks else nn.Identity()
         self.mlp_in, self.mlp_out = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-12)
 
     def attend(self, maps, x, source):
-        mixed, weights = multihead_attention(maps["query"](x), maps["key"](source), maps["value"](source),
-                                             self.num_heads)
+        mixed, weights = multihead_attention(
+            maps["query"](x), maps["key"](source), maps["value"](source), self.num_heads
+        )
         self.weights = weights.detach()  # kept for the pictures
         return maps["output"](mixed)
 
@@ -323,18 +373,32 @@ class MyLayer(nn.Module):
 
 
 class MyQFormer(nn.Module):
-    def __init__(self, *, num_query_tokens, width, num_layers, num_heads, mlp_width, vision_width,
-                 cross_attention_frequency=2):
+    def __init__(
+        self,
+        *,
+        num_query_tokens,
+        width,
+        num_layers,
+        num_heads,
+        mlp_width,
+        vision_width,
+        cross_attention_frequency=2,
+    ):
         super().__init__()
         self.query_tokens = make_queries(num_query_tokens, width)
         self.input_norm = nn.LayerNorm(width, eps=1e-12)
         self.layers = nn.ModuleList(
-            MyLayer(width, num_heads, mlp_width, vision_width, looks=i % cross_attention_frequency == 0)
-            for i in range(num_layers))
+            MyLayer(
+                width, num_heads, mlp_width, vision_width, looks=i % cross_attention_frequency == 0
+            )
+            for i in range(num_layers)
+        )
 
     def forward(self, patches, *, return_attention=False):
         """patches (B, N, Dv) -> (B, Q, D); with return_attention also who looked where, (B, H, Q, N)."""
-        queries = self.input_norm(repeat(self.query_tokens, "q d -> b q d", b=len(patches)))  # (B, Q, D)
+        queries = self.input_norm(
+            repeat(self.query_tokens, "q d -> b q d", b=len(patches))
+        )  # (B, Q, D)
         for layer in self.layers:
             queries = layer(queries, patches)
         attention = [layer.weights for layer in self.layers if layer.looks][-1]
@@ -352,16 +416,34 @@ from vlm_lite.models.qformer import QFormer
 
 torch.manual_seed(0)
 small = dict(num_query_tokens=8, width=32, num_layers=3, num_heads=4, mlp_width=64, vision_width=24)
-theirs = Blip2QFormerModel(Blip2QFormerConfig(
-    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, encoder_hidden_size=24,
-    cross_attention_frequency=2, attn_implementation="eager")).eval()
-nn.init.normal_(theirs.encoder.layer[0].crossattention.output.dense.bias)  # so that not every bias is 0
+theirs = Blip2QFormerModel(
+    Blip2QFormerConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        encoder_hidden_size=24,
+        cross_attention_frequency=2,
+        attn_implementation="eager",
+    )
+).eval()
+nn.init.normal_(
+    theirs.encoder.layer[0].crossattention.output.dense.bias
+)  # so that not every bias is 0
 
-renamed = [("encoder.layer.", "layers."), ("crossattention.attention", "cross_attention"),
-           ("attention.attention", "self_attention"), ("crossattention.output.dense", "cross_attention.output"),
-           ("crossattention.output.LayerNorm", "cross_norm"), (".attention.output.dense", ".self_attention.output"),
-           (".attention.output.LayerNorm", ".self_norm"), ("intermediate_query.dense", "mlp_in"),
-           ("output_query.dense", "mlp_out"), ("output_query.LayerNorm", "mlp_norm"), ("layernorm.", "input_norm.")]
+renamed = [
+    ("encoder.layer.", "layers."),
+    ("crossattention.attention", "cross_attention"),
+    ("attention.attention", "self_attention"),
+    ("crossattention.output.dense", "cross_attention.output"),
+    ("crossattention.output.LayerNorm", "cross_norm"),
+    (".attention.output.dense", ".self_attention.output"),
+    (".attention.output.LayerNorm", ".self_norm"),
+    ("intermediate_query.dense", "mlp_in"),
+    ("output_query.dense", "mlp_out"),
+    ("output_query.LayerNorm", "mlp_norm"),
+    ("layernorm.", "input_norm."),
+]
 copied = {"query_tokens": torch.randn(8, 32)}
 for name, value in theirs.state_dict().items():
     for old, new in renamed:
@@ -373,11 +455,15 @@ print("mine:", mine.load_state_dict(copied), "  vlm_lite's:", packaged.load_stat
 
 patches = torch.randn(2, 16, 24)
 with torch.no_grad():
-    expected = theirs(query_embeds=copied["query_tokens"].expand(2, -1, -1), encoder_hidden_states=patches)
+    expected = theirs(
+        query_embeds=copied["query_tokens"].expand(2, -1, -1), encoder_hidden_states=patches
+    )
     torch.testing.assert_close(packaged(patches), expected.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(mine(patches), packaged(patches), atol=1e-5, rtol=0)
-    print(f"largest difference: mine to vlm_lite's {(mine(patches) - packaged(patches)).abs().max():.1e}, "
-          f"vlm_lite's to transformers' {(packaged(patches) - expected.last_hidden_state).abs().max():.1e}")
+    print(
+        f"largest difference: mine to vlm_lite's {(mine(patches) - packaged(patches)).abs().max():.1e}, "
+        f"vlm_lite's to transformers' {(packaged(patches) - expected.last_hidden_state).abs().max():.1e}"
+    )
 
 # %% [markdown]
 # **Formula, code, shape.** One layer by hand, on two pictures. Each row below is *run* from the code it shows; its shape
@@ -385,13 +471,31 @@ with torch.no_grad():
 
 # %%
 torch.manual_seed(0)
-net = MyQFormer(num_query_tokens=8, width=32, num_layers=1, num_heads=4, mlp_width=64, vision_width=eye.feature_width)
+net = MyQFormer(
+    num_query_tokens=8,
+    width=32,
+    num_layers=1,
+    num_heads=4,
+    mlp_width=64,
+    vision_width=eye.feature_width,
+)
 B, N, Dv, Q, D, H = 2, features.shape[1], eye.feature_width, 8, 32, 4
-known = {"features": features, "net": net, "layer": net.layers[0], "look": net.layers[0].cross_attention,
-         "attend": multihead_attention, "F": F}
+known = {
+    "features": features,
+    "net": net,
+    "layer": net.layers[0],
+    "look": net.layers[0].cross_attention,
+    "attend": multihead_attention,
+    "F": F,
+}
 table = [
     ("V, the patches of two pictures", "V", "features[:2].float()", (B, N, Dv)),
-    ("Z = LN(Z₀), for every picture alike", "Z", "net.input_norm(net.query_tokens.expand(2, -1, -1))", (B, Q, D)),
+    (
+        "Z = LN(Z₀), for every picture alike",
+        "Z",
+        "net.input_norm(net.query_tokens.expand(2, -1, -1))",
+        (B, Q, D),
+    ),
     ("Z ← LN₁(Z + talk(Z, Z))", "Z", "layer.self_norm(Z + layer.talk(Z, Z))", (B, Q, D)),
     ("q = Z W_q + b_q", "q", "look['query'](Z)", (B, Q, D)),
     ("k = V W_k + b_k", "k", "look['key'](V)", (B, N, D)),
@@ -399,15 +503,23 @@ table = [
     ("A = softmax(q kᵀ / √h)", "A", "attend(q, k, v, 4)[1]", (B, H, Q, N)),
     ("A v, heads side by side", "mixed", "attend(q, k, v, 4)[0]", (B, Q, D)),
     ("Z ← LN₂(Z + A v W_o + b_o)", "Z", "layer.cross_norm(Z + look['output'](mixed))", (B, Q, D)),
-    ("Z ← LN₃(Z + GELU(Z W₁ + b₁) W₂ + b₂)", "Z", "layer.mlp_norm(Z + layer.mlp_out(F.gelu(layer.mlp_in(Z))))",
-     (B, Q, D)),
+    (
+        "Z ← LN₃(Z + GELU(Z W₁ + b₁) W₂ + b₂)",
+        "Z",
+        "layer.mlp_norm(Z + layer.mlp_out(F.gelu(layer.mlp_in(Z))))",
+        (B, Q, D),
+    ),
 ]
 with torch.no_grad():
     for formula, name, code, shape in table:
         known[name] = eval(code, {}, known)
-        assert tuple(known[name].shape) == shape, f"{code} has shape {tuple(known[name].shape)}, expected {shape}"
+        assert tuple(known[name].shape) == shape, (
+            f"{code} has shape {tuple(known[name].shape)}, expected {shape}"
+        )
         print(f"{formula:37} {name + ' = ' + code:68} {shape}")
-    torch.testing.assert_close(known["A"].sum(dim=-1), torch.ones(B, H, Q))  # each query shares out exactly 1
+    torch.testing.assert_close(
+        known["A"].sum(dim=-1), torch.ones(B, H, Q)
+    )  # each query shares out exactly 1
     torch.testing.assert_close(known["Z"], net(features[:2].float()))  # the table is the model
 print("\nall shapes hold, and the last row equals the model")
 
@@ -430,33 +542,65 @@ def influence(model, vectors):
     before, columns = model(vectors), []
     for j in range(vectors.shape[1]):
         disturbed = vectors.clone()
-        disturbed[0, j] += torch.randn(vectors.shape[2])  # noise: a constant shift would vanish in LayerNorm
+        disturbed[0, j] += torch.randn(
+            vectors.shape[2]
+        )  # noise: a constant shift would vanish in LayerNorm
         columns.append((model(disturbed) - before).abs().amax(dim=(0, 2)) > 1e-6)
     return torch.stack(columns, dim=1)
 
 
 torch.manual_seed(0)
-bert = BertModel(BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                            intermediate_size=64, is_decoder=True, add_cross_attention=True)).eval()
-queries, patches, net = torch.randn(1, 8, 32), torch.randn(1, 16, 32), MyQFormer(**{**small, "vision_width": 32})
-both_ways = influence(lambda z: torch.func.functional_call(net, {"query_tokens": z[0]}, (patches,)), queries)
-one_way = influence(lambda z: bert(inputs_embeds=z, encoder_hidden_states=patches).last_hidden_state, queries)
-print(f"pairs of queries that see each other both ways: yours {(both_ways & both_ways.T).triu(1).sum()} of 28, "
-      f"the decoder's {(one_way & one_way.T).triu(1).sum()} of 28")
+bert = BertModel(
+    BertConfig(
+        vocab_size=9,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+).eval()
+queries, patches, net = (
+    torch.randn(1, 8, 32),
+    torch.randn(1, 16, 32),
+    MyQFormer(**{**small, "vision_width": 32}),
+)
+both_ways = influence(
+    lambda z: torch.func.functional_call(net, {"query_tokens": z[0]}, (patches,)), queries
+)
+one_way = influence(
+    lambda z: bert(inputs_embeds=z, encoder_hidden_states=patches).last_hidden_state, queries
+)
+print(
+    f"pairs of queries that see each other both ways: yours {(both_ways & both_ways.T).triu(1).sum()} of 28, "
+    f"the decoder's {(one_way & one_way.T).triu(1).sum()} of 28"
+)
 
 for name, std in (("N(0, 0.02)", 0.02), ("zeros", 0.0)):
     nn.init.normal_(net.query_tokens, std=std)
     net.zero_grad()
     out = net(patches)  # (1, 8, 32)
     (out * torch.randn_like(out)).sum().backward()
-    print(f"queries from {name:10}: their outputs differ by up to {(out - out[:, :1]).abs().max():.4f}, "
-          f"largest gradient of a query {net.query_tokens.grad.abs().max():.0e}")
+    print(
+        f"queries from {name:10}: their outputs differ by up to {(out - out[:, :1]).abs().max():.4f}, "
+        f"largest gradient of a query {net.query_tokens.grad.abs().max():.0e}"
+    )
 
 figure, panels = plt.subplots(1, 2, figsize=(6.4, 2.9), layout="constrained")
-for axes, seen, title in zip(panels, (both_ways, one_way), ("your Q-Former", "BERT as a decoder"), strict=True):
+for axes, seen, title in zip(
+    panels, (both_ways, one_way), ("your Q-Former", "BERT as a decoder"), strict=True
+):
     axes.imshow(seen, cmap="cividis", vmin=0, vmax=1)
-    axes.set(title=title, xlabel="query disturbed", ylabel="output that moves" if axes is panels[0] else "",
-             xticks=range(8), yticks=range(8), xticklabels=range(1, 9), yticklabels=range(1, 9))
+    axes.set(
+        title=title,
+        xlabel="query disturbed",
+        ylabel="output that moves" if axes is panels[0] else "",
+        xticks=range(8),
+        yticks=range(8),
+        xticklabels=range(1, 9),
+        yticklabels=range(1, 9),
+    )
     axes.grid(False)
 plt.show()
 
@@ -492,6 +636,7 @@ plt.show()
 # is `.tril()`. At the end hide the columns of padding, row by row of the batch: `sees & real[:, None, :]`.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "stage1_mask", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def stage1_mask(task, num_queries, text_mask):
     """task "itc", "itm" or "itg", text_mask (B, L), 1 for words -> bools (B, Q+L, Q+L), True: row may read column."""
@@ -503,8 +648,12 @@ def stage1_mask(task, num_queries, text_mask):
     if task == "itc":
         sees[num_queries:, :num_queries] = False  # what the text reads of the queries
     if task == "itg":
-        sees[num_queries:, num_queries:] = torch.ones(length, length, dtype=torch.bool).tril()  # the past alone
-    real = F.pad(text_mask.bool(), (num_queries, 0), value=True)  # (B, Q+L): queries are never padding
+        sees[num_queries:, num_queries:] = torch.ones(
+            length, length, dtype=torch.bool
+        ).tril()  # the past alone
+    real = F.pad(
+        text_mask.bool(), (num_queries, 0), value=True
+    )  # (B, Q+L): queries are never padding
     return sees & real[:, None, :]
     ### END SOLUTION
 
@@ -515,30 +664,46 @@ stage1_mask = check.stage1_mask(stage1_mask)
 words = ["[start]", "a", "small", "red", "star", ".", "<pad>"]
 text_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]])
 figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.5), layout="constrained")
-for axes, (task, title) in zip(panels, {"itc": "ITC: apart", "itm": "ITM: all see all", "itg": "ITG: text sees its past"
-                                        }.items(), strict=True):
+for axes, (task, title) in zip(
+    panels,
+    {"itc": "ITC: apart", "itm": "ITM: all see all", "itg": "ITG: text sees its past"}.items(),
+    strict=True,
+):
     sees = stage1_mask(task, 4, text_mask)[0]  # (4 + 7, 4 + 7)
     axes.imshow(sees, cmap="cividis", vmin=0, vmax=1)
     axes.axhline(3.5, color="white", linewidth=1)
     axes.axvline(3.5, color="white", linewidth=1)
     names = [f"q{i + 1}" for i in range(4)] + words
-    axes.set(title=title, xlabel="what is read", ylabel="who reads" if task == "itc" else "", xticks=range(len(names)),
-             yticks=range(len(names)), yticklabels=names if task == "itc" else [])
+    axes.set(
+        title=title,
+        xlabel="what is read",
+        ylabel="who reads" if task == "itc" else "",
+        xticks=range(len(names)),
+        yticks=range(len(names)),
+        yticklabels=names if task == "itc" else [],
+    )
     axes.set_xticklabels(names, rotation=90)
     axes.grid(False)
 plt.show()
 
 settings = {**recipes.SHAPES_QFORMER, "num_query_tokens": profile.num_query_tokens}
 torch.manual_seed(0)
-stage1 = QFormerStage1(make_connector("qformer", eye.feature_width, brain.config.hidden_size, **settings),
-                       vocab_size=len(tokenizer)).eval()
+stage1 = QFormerStage1(
+    make_connector("qformer", eye.feature_width, brain.config.hidden_size, **settings),
+    vocab_size=len(tokenizer),
+).eval()
 batch = recipes.caption_batches(features, references, tokenizer, min(50, len(features)))
 with torch.no_grad():
     start = stage1(*batch(0, torch.Generator().manual_seed(0)))
-knows_nothing = {"itc": ("log B", min(50, len(features))), "itm": ("log 2", 2),
-                 "itg": ("log V", len(tokenizer) + 2)}
+knows_nothing = {
+    "itc": ("log B", min(50, len(features))),
+    "itm": ("log 2", 2),
+    "itg": ("log V", len(tokenizer) + 2),
+}
 for name, (formula, count) in knows_nothing.items():
-    print(f"{name.upper()} before training {start[name]:.2f}; a model that knows nothing: {formula} = {math.log(count):.2f}")
+    print(
+        f"{name.upper()} before training {start[name]:.2f}; a model that knows nothing: {formula} = {math.log(count):.2f}"
+    )
 
 
 # %% [markdown]
@@ -561,6 +726,7 @@ for name, (formula, count) in knows_nothing.items():
 # A list: `-100` as many times as there are prefix and prompt positions, then the answer, then EOS. How long is it?
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "make_labels", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def make_labels(num_prefix, prompt_ids, answer_ids, eos):
     """Labels of prefix, prompt, answer and EOS, not shifted: a list of ids, -100 where there is no loss."""
@@ -571,8 +737,10 @@ def make_labels(num_prefix, prompt_ids, answer_ids, eos):
 
 # %% nbgrader={"grade": true, "grade_id": "make_labels-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 make_labels = check.make_labels(make_labels)
-prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"]
-                          for text in (short_prompt("what colour is the circle?"), " red"))
+prompt_ids, answer_ids = (
+    tokenizer(text, add_special_tokens=False)["input_ids"]
+    for text in (short_prompt("what colour is the circle?"), " red")
+)
 print(make_labels(profile.num_query_tokens, prompt_ids, answer_ids, tokenizer.eos_token_id))
 
 
@@ -587,6 +755,7 @@ print(make_labels(profile.num_query_tokens, prompt_ids, answer_ids, tokenizer.eo
 # `length = max(len(row) for row in rows)`. For each row, `missing = length - len(row)`: `row + [pad] * missing`, and
 # `[1] * len(row) + [0] * missing` for the mask.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "pad_batch", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def pad_batch(rows, labels, pad):
@@ -635,20 +804,37 @@ for part, module in (("eye", eye.vision_model), ("nerve", nerve), ("brain", brai
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     print(f"{part:6} {total:>10,} parameters, {trained:>9,} trained")
 
-pairs = [("what colour is the circle?", "red"), ("how many shapes are there?", "3"), ("is there a star?", "yes")]
-rows = [tokenizer([short_prompt(q), f" {a}"], add_special_tokens=False)["input_ids"] for q, a in pairs]
+pairs = [
+    ("what colour is the circle?", "red"),
+    ("how many shapes are there?", "3"),
+    ("is there a star?", "yes"),
+]
+rows = [
+    tokenizer([short_prompt(q), f" {a}"], add_special_tokens=False)["input_ids"] for q, a in pairs
+]
 eos, Q = tokenizer.eos_token_id, profile.num_query_tokens
 ids_of = [prompt + answer + [eos] for prompt, answer in rows]
 with torch.no_grad():
     input_ids, mask, labels = pad_batch(ids_of, [make_labels(0, p, a, eos) for p, a in rows], eos)
-    ours = vlm(features[:3], input_ids, mask, labels).loss  # vlm_lite leaves out the prefix by itself
-    input_ids, mask, labels = pad_batch([[eos] * Q + row for row in ids_of],  # Q places for the prefix
-                                        [make_labels(Q, p, a, eos) for p, a in rows], eos)
-    row = torch.cat([vlm.prefix(features[:3]), vlm.embed(input_ids[:, Q:])], dim=1)  # (3, Q + T, D_lm)
-    brain.loss_type = "ForCausalLM"  # what it takes anyhow; named, so that transformers does not remark on it
+    ours = vlm(
+        features[:3], input_ids, mask, labels
+    ).loss  # vlm_lite leaves out the prefix by itself
+    input_ids, mask, labels = pad_batch(
+        [[eos] * Q + row for row in ids_of],  # Q places for the prefix
+        [make_labels(Q, p, a, eos) for p, a in rows],
+        eos,
+    )
+    row = torch.cat(
+        [vlm.prefix(features[:3]), vlm.embed(input_ids[:, Q:])], dim=1
+    )  # (3, Q + T, D_lm)
+    brain.loss_type = (
+        "ForCausalLM"  # what it takes anyhow; named, so that transformers does not remark on it
+    )
     theirs = brain(inputs_embeds=row, attention_mask=mask, labels=labels).loss
 torch.testing.assert_close(ours, theirs)
-print(f"\nloss of three answers: {ours:.4f} by vlm_lite, {theirs:.4f} by transformers with your labels")
+print(
+    f"\nloss of three answers: {ours:.4f} by vlm_lite, {theirs:.4f} by transformers with your labels"
+)
 
 # %% [markdown]
 # **Who sees whom.** The same measurement as before, now on GPT-2 with a prefix: row $i$ is lit at $j$ if what GPT-2
@@ -672,15 +858,28 @@ labels = make_labels(Q, prompt, answer, eos)
 
 figure, axes = plt.subplots(figsize=(6.6, 5.2), layout="constrained")
 axes.imshow(seen * kind, cmap=ListedColormap([PALE, BLUE, SKY, ORANGE]), vmin=0, vmax=3)
-axes.set(xlabel="vector that is read", ylabel="position that reads", xticks=range(len(names)), yticks=range(len(names)),
-         yticklabels=names, title="Who sees whom: blue prefix, light prompt, orange answer")
+axes.set(
+    xlabel="vector that is read",
+    ylabel="position that reads",
+    xticks=range(len(names)),
+    yticks=range(len(names)),
+    yticklabels=names,
+    title="Who sees whom: blue prefix, light prompt, orange answer",
+)
 axes.set_xticklabels(names, rotation=90)
 axes.grid(False)
 for i, label in enumerate(labels[1:]):  # position i predicts position i + 1
     if label != -100:
-        axes.annotate(f"must predict {tokenizer.convert_ids_to_tokens(label)!r}", (len(names) - 0.5, i), (8, 0),
-                      textcoords="offset points", va="center", color=VERMILLION, fontweight="bold",
-                      annotation_clip=False)
+        axes.annotate(
+            f"must predict {tokenizer.convert_ids_to_tokens(label)!r}",
+            (len(names) - 0.5, i),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=VERMILLION,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 plt.show()
 print(f"{len(labels)} positions, {sum(label != -100 for label in labels)} with a loss")
 
@@ -705,8 +904,10 @@ def ask_vlm(rows, seeing=True):
 
 count = min(150, len(images))
 five = five_questions(questions)
-before = {"captions": vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48),
-          "answers": ask_vlm(five)}
+before = {
+    "captions": vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48),
+    "answers": ask_vlm(five),
+}
 for row, said in zip(five, before["answers"], strict=True):
     print(f"{row['question']:44} {said!r:12} right: {row['answer']!r}")
 print("\ncaption of the first picture:", before["captions"][0])
@@ -753,12 +954,21 @@ for prompt, reply in exchanges[0]:
     print(f"   {prompt}  →  {reply}")
 
 nerve.load_state_dict(untrained)  # from the start again, if you run this cell a second time
-history = recipes.train_connector(vlm, train_features, exchanges, steps=profile.connector_steps,
-                                  batch_size=profile.connector_batch_size, lr=profile.connector_lr, seed=0)
+history = recipes.train_connector(
+    vlm,
+    train_features,
+    exchanges,
+    steps=profile.connector_steps,
+    batch_size=profile.connector_batch_size,
+    lr=profile.connector_lr,
+    seed=0,
+)
 assert frozen == (weights_hash(eye), weights_hash(brain))
 print("eye and brain are what they were, bit for bit")
-print(f"{profile.connector_steps} steps in {history.seconds[-1]:.0f} s, "
-      f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}")
+print(
+    f"{profile.connector_steps} steps in {history.seconds[-1]:.0f} s, "
+    f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}"
+)
 
 from vlm_lite.studies import load_study
 
@@ -768,8 +978,13 @@ _, input_ids, mask, labels = batch(0, torch.Generator().manual_seed(0))
 with torch.no_grad():
     blind_loss = vlm(None, input_ids, mask, labels).loss.item()
 print(f"the band is recorded: `{study['command']}`, {study['seconds']} s on {study['hardware']}")
-plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, chance=blind_loss,
-                 ylabel="loss on answer tokens (nats)", title="Training the nerve")
+plots.loss_curve(
+    history,
+    band={**study["band"], "seeds": len(study["seeds"])},
+    chance=blind_loss,
+    ylabel="loss on answer tokens (nats)",
+    title="Training the nerve",
+)
 
 # %% [markdown]
 # ## 10. Does it look?
@@ -794,21 +1009,39 @@ plots.loss_curve(history, band={**study["band"], "seeds": len(study["seeds"])}, 
 result = recipes.probe(vlm, captions, questions)
 print(result.table())
 
-percent = {name: (100 * score.value, 100 * score.low, 100 * score.high) for name, score in result.accuracy.items()}
+percent = {
+    name: (100 * score.value, 100 * score.low, 100 * score.high)
+    for name, score in result.accuracy.items()
+}
 bridge = result.bridge
-display(plots.gain_bars(**percent, guess=my_guess, title="Does it look?",
-                        bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high)))
-scores = {**{f"VQA {name}": score for name, score in result.accuracy.items()},
-          "multimodal gain": result.gain, "bridge score": result.bridge}
+display(
+    plots.gain_bars(
+        **percent,
+        guess=my_guess,
+        title="Does it look?",
+        bridge="undefined" if bridge.value is None else (bridge.value, bridge.low, bridge.high),
+    )
+)
+scores = {
+    **{f"VQA {name}": score for name, score in result.accuracy.items()},
+    "multimodal gain": result.gain,
+    "bridge score": result.bridge,
+}
 print(f"{'':16} {'this run':>26}   recorded: {'the same seed':>14}   {len(study['seeds'])} seeds")
 for name, recorded in study["summary"].items():
     run = scores.get(name)
     if run is not None and run.value is not None:
         agrees = run.low <= recorded["high"] and recorded["low"] <= run.high
-        print(f"{name:16} {str(run):>26}   {study['runs'][0]['figures'][name]:24.3f}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
-              f"{'agrees' if agrees else 'apart: see the notes on the loss above'}")
-plots.by_type_bars({kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
-                    for kind, part in result.by_type.items()})
+        print(
+            f"{name:16} {str(run):>26}   {study['runs'][0]['figures'][name]:24.3f}   {recorded['low']:.3f} to {recorded['high']:.3f}   "
+            f"{'agrees' if agrees else 'apart: see the notes on the loss above'}"
+        )
+plots.by_type_bars(
+    {
+        kind: {name: 100 * part.accuracy[name].value for name in ("vlm", "blind", "oracle")}
+        for kind, part in result.by_type.items()
+    }
+)
 
 # %% [markdown]
 # **Complementary pairs.** One question, two pictures, two different answers, as VQA v2 is made. A pair counts only if
@@ -831,31 +1064,52 @@ for k, (text, picture, right) in enumerate(zip(*columns, strict=True)):
         waiting[text].remove(partner)
         found.append((partner[0], k))
 
-pair_score = {name: sum(min(scored[i], scored[j]) > 0.5 for i, j in found) / len(found)
-              for name, scored in result.scores.items()}
+pair_score = {
+    name: sum(min(scored[i], scored[j]) > 0.5 for i, j in found) / len(found)
+    for name, scored in result.scores.items()
+}
 assert pair_score["blind"] == pair_score["blank"] == 0
-print(f"{len(found)} pairs, both right: "
-      + ", ".join(f"{name} {100 * value:.1f}%" for name, value in pair_score.items()))
+print(
+    f"{len(found)} pairs, both right: "
+    + ", ".join(f"{name} {100 * value:.1f}%" for name, value in pair_score.items())
+)
 
 is_right = [min(result.scores["vlm"][i], result.scores["vlm"][j]) > 0.5 for i, j in found]
-examples = [k for wanted in (True, False) if wanted in is_right for k in found[is_right.index(wanted)]]
-plots.show_images([asked[k]["image"] for k in examples], columns=4, titles=[
-    f"{asked[k]['question']} says {result.answers['vlm'][k]}, right {asked[k]['answer']}" for k in examples])
+examples = [
+    k for wanted in (True, False) if wanted in is_right for k in found[is_right.index(wanted)]
+]
+plots.show_images(
+    [asked[k]["image"] for k in examples],
+    columns=4,
+    titles=[
+        f"{asked[k]['question']} says {result.answers['vlm'][k]}, right {asked[k]['answer']}"
+        for k in examples
+    ],
+)
 
 # %%
 long_study = load_study("shapes_vlm")
 long_run = recipes.probe(VLM.from_pretrained(resolve_model("shapes-vlm")), captions, questions)
 bands = long_study["summary"]
-print(f"recorded: `{long_study['command']}`, {long_study['seconds'] // 60} min on {long_study['hardware']}\n")
+print(
+    f"recorded: `{long_study['command']}`, {long_study['seconds'] // 60} min on {long_study['hardware']}\n"
+)
 print(f"{'':12} {'this run':>8} {'shapes-vlm':>11}   recorded, {len(long_study['seeds'])} seeds")
 for kind in ("all", *result.by_type):
-    short, long = ((each.overall if kind == "all" else each.by_type[kind]).accuracy["vlm"].value
-                   for each in (result, long_run))
+    short, long = (
+        (each.overall if kind == "all" else each.by_type[kind]).accuracy["vlm"].value
+        for each in (result, long_run)
+    )
     recorded = bands["VQA vlm" if kind == "all" else f"VQA vlm, {kind}"]
     print(f"{kind:12} {short:8.1%} {long:11.1%}   {recorded['low']:.1%} to {recorded['high']:.1%}")
-inside = long_run.bridge.low <= bands["bridge score"]["high"] and bands["bridge score"]["low"] <= long_run.bridge.high
-print(f"\nbridge score of shapes-vlm {long_run.bridge}; recorded {bands['bridge score']['low']:.3f} to "
-      f"{bands['bridge score']['high']:.3f}: {'agrees' if inside else 'apart'}")
+inside = (
+    long_run.bridge.low <= bands["bridge score"]["high"]
+    and bands["bridge score"]["low"] <= long_run.bridge.high
+)
+print(
+    f"\nbridge score of shapes-vlm {long_run.bridge}; recorded {bands['bridge score']['low']:.3f} to "
+    f"{bands['bridge score']['high']:.3f}: {'agrees' if inside else 'apart'}"
+)
 
 # %% [markdown]
 # ## 11. What it says, and where it looks
@@ -869,15 +1123,29 @@ from vlm_lite.evals.captions import caption_scores
 
 after = vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48)
 blind_caption = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=48)
-said = {"before training": before["captions"], "blind": blind_caption * count, "shuffled": after[1:] + after[:1],
-        "after training": after}
+said = {
+    "before training": before["captions"],
+    "blind": blind_caption * count,
+    "shuffled": after[1:] + after[:1],
+    "after training": after,
+}
 five_each = {k: references[k] for k in range(count)}
-cider = {name: caption_scores(five_each, dict(enumerate(texts)), metrics=("CIDEr",))["CIDEr"]
-         for name, texts in said.items()}
-print(f"CIDEr over {count} pictures: " + ", ".join(f"{name} {value:.2f}" for name, value in cider.items()))
+cider = {
+    name: caption_scores(five_each, dict(enumerate(texts)), metrics=("CIDEr",))["CIDEr"]
+    for name, texts in said.items()
+}
+print(
+    f"CIDEr over {count} pictures: "
+    + ", ".join(f"{name} {value:.2f}" for name, value in cider.items())
+)
 some = range(5, 9)
-plots.caption_table([images[k] for k in some], [before["captions"][k] for k in some], [after[k] for k in some],
-                    [references[k][0] for k in some], names=("before training", "after training", "the file's caption"))
+plots.caption_table(
+    [images[k] for k in some],
+    [before["captions"][k] for k in some],
+    [after[k] for k in some],
+    [references[k][0] for k in some],
+    names=("before training", "after training", "the file's caption"),
+)
 
 # %% [markdown]
 # **Swap the picture, empty it, take it away.** One question, to which two pictures have different answers. The bars are
@@ -902,24 +1170,49 @@ def probabilities(features, question, answers):
 
 
 both_right = [pair for pair, good in zip(found, is_right, strict=True) if good]
-first, second = next((pair for part in (both_right, found) for pair in part
-                      if asked[pair[0]]["question_type"] == "colour"), found[0])
+first, second = next(
+    (
+        pair
+        for part in (both_right, found)
+        for pair in part
+        if asked[pair[0]]["question_type"] == "colour"
+    ),
+    found[0],
+)
 question, two_answers = asked[first]["question"], [asked[k]["answer"] for k in (first, second)]
 colours = two_answers + [colour for colour in ANSWERS["colour"] if colour not in two_answers]
 blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
 one, other = (images[[place_of[asked[k]["image_id"]]]] for k in (first, second))
-shows = {f"its picture ({two_answers[0]})": one, f"another picture ({two_answers[1]})": other, "an empty picture": blank,
-         "no picture (blind)": None}
+shows = {
+    f"its picture ({two_answers[0]})": one,
+    f"another picture ({two_answers[1]})": other,
+    "an empty picture": blank,
+    "no picture (blind)": None,
+}
 
-chances = {title: probabilities(None if picture is None else vlm.encode(recipes.pixel_values(picture)), question, colours)
-           [0].tolist() for title, picture in shows.items()}
+chances = {
+    title: probabilities(
+        None if picture is None else vlm.encode(recipes.pixel_values(picture)), question, colours
+    )[0].tolist()
+    for title, picture in shows.items()
+}
 for title, row in chances.items():
     best, answer = max(zip(row, colours, strict=True))
-    print(f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}   "
-          f"most probable: {answer}, {best:.2f}")
+    print(
+        f"{title:26} P({two_answers[0]}) = {row[0]:.2f}   P({two_answers[1]}) = {row[1]:.2f}   "
+        f"most probable: {answer}, {best:.2f}"
+    )
 for title, row in chances.items():
-    display(plots.ask_panel(None if shows[title] is None else shows[title][0], question, title=title, answers=colours,
-                            blind=chances["no picture (blind)"][0], probabilities=dict(zip(colours, row, strict=True))))
+    display(
+        plots.ask_panel(
+            None if shows[title] is None else shows[title][0],
+            question,
+            title=title,
+            answers=colours,
+            blind=chances["no picture (blind)"][0],
+            probabilities=dict(zip(colours, row, strict=True)),
+        )
+    )
 
 
 # %% [markdown]
@@ -933,13 +1226,16 @@ for title, row in chances.items():
 # once for each cell. Where does the probability of the right answer fall most? Unlike attention, this is a *cause*:
 # something was changed, and the answer followed.
 
+
 # %%
 def hide_each_cell(image):
     """One picture uint8 (3, 64, 64) -> sixteen copies, each with another cell painted over."""
     copies = image.repeat(16, 1, 1, 1)
     for k in range(16):
         row, column = divmod(k, 4)
-        copies[k, :, 16 * row:16 * row + 16, 16 * column:16 * column + 16] = torch.tensor(BACKGROUND).view(3, 1, 1)
+        copies[k, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = torch.tensor(
+            BACKGROUND
+        ).view(3, 1, 1)
     return copies
 
 
@@ -947,16 +1243,22 @@ def fall(row):
     """By how much the probability of the right colour falls when each cell is hidden: (4, 4)."""
     image = images[place_of[row["image_id"]]]
     batch = torch.cat([image[None], hide_each_cell(image)])  # (17, 3, 64, 64)
-    right = probabilities(vlm.encode(recipes.pixel_values(batch)), row["question"], [row["answer"]])[:, 0]  # (17,)
+    right = probabilities(
+        vlm.encode(recipes.pixel_values(batch)), row["question"], [row["answer"]]
+    )[:, 0]  # (17,)
     return (right[0] - right[1:]).clamp(min=0).view(4, 4)
 
 
-maps = torch.cat([vlm.attention_maps(part).mean(dim=1).cpu() for part in features.split(250)])  # (N, Q, 16)
+maps = torch.cat(
+    [vlm.attention_maps(part).mean(dim=1).cpu() for part in features.split(250)]
+)  # (N, Q, 16)
 occupied = torch.zeros(len(images), 16)
 for k, scene in enumerate(scenes):
     occupied[k, [4 * r + c for r, c in cells(scene)]] = 1
 on_things = (maps * occupied[:, None]).sum(dim=-1).mean(dim=0)  # (Q,)
-print(f"attention on cells with something in them: {on_things.mean():.2f}; share of such cells: {occupied.mean():.2f}")
+print(
+    f"attention on cells with something in them: {on_things.mean():.2f}; share of such cells: {occupied.mean():.2f}"
+)
 print("query by query:", " ".join(f"{share:.2f}" for share in on_things))
 display(plots.attention_over_image(images[shown], maps[shown].view(-1, 4, 4)))
 
@@ -971,8 +1273,10 @@ for k in (k for k, kind in enumerate(asked["question_type"][:]) if kind == "colo
         tried.append((row, drop))
         hits += divmod(drop.argmax().item(), 4) == own[0]
 tried = tried or [(asked[first], fall(asked[first]))]
-print(f"\nthe cell whose hiding hurts most is that of the thing asked about: {hits} of {len(tried)} questions "
-      f"(by chance 1 in 16)")
+print(
+    f"\nthe cell whose hiding hurts most is that of the thing asked about: {hits} of {len(tried)} questions "
+    f"(by chance 1 in 16)"
+)
 row, drop = tried[0]
 print(f"{row['question']}  right: {row['answer']}")
 plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"], size=190)
@@ -1000,12 +1304,16 @@ from vlm_lite import connector_variants
 my_pick = "Q-Former 16"  # or "linear 4", "MLP 1", ...; change it before you run this
 
 compared = load_study("connector_variants")
-print(f"recorded: `{compared['command']}`, {compared['seconds'] / 60:.0f} minutes on {compared['hardware']}\n")
+print(
+    f"recorded: `{compared['command']}`, {compared['seconds'] / 60:.0f} minutes on {compared['hardware']}\n"
+)
 
 
 def recorded(row, figure="VQA vlm", scale=100):
     """(mean, low, high) over the seeds."""
-    return tuple(scale * compared["summary"][f"{row}: {figure}"][key] for key in ("mean", "low", "high"))
+    return tuple(
+        scale * compared["summary"][f"{row}: {figure}"][key] for key in ("mean", "low", "high")
+    )
 
 
 wide = max(map(len, connector_variants.VARIANTS))
@@ -1013,14 +1321,27 @@ wide = max(map(len, connector_variants.VARIANTS))
 
 def line_of(row):
     vqa, low, high = recorded(row)
-    own_bridge = f"{recorded(row, 'bridge score', 1)[0]:.2f}" if f"{row}: bridge score" in compared["summary"] else "-"
-    own_cider, perplexity, trained = (recorded(row, figure, 1)[0] for figure in ("CIDEr", "perplexity", "parameters"))
-    return (f"{row:{wide}} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} "
-            f"{own_bridge:>6} {own_cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k")
+    own_bridge = (
+        f"{recorded(row, 'bridge score', 1)[0]:.2f}"
+        if f"{row}: bridge score" in compared["summary"]
+        else "-"
+    )
+    own_cider, perplexity, trained = (
+        recorded(row, figure, 1)[0] for figure in ("CIDEr", "perplexity", "parameters")
+    )
+    return (
+        f"{row:{wide}} {vqa:5.1f} {f'{low:.1f} to {high:.1f}':>12} {recorded(row, 'VQA shuffled')[0]:8.1f} "
+        f"{own_bridge:>6} {own_cider:5.2f} {perplexity:10.3f} {trained / 1000:6,.0f}k"
+    )
 
 
-print(f"{'VQA in %, the rest as named':{wide}} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
-      f"{'perplexity':>10} {'trained':>7}", *map(line_of, connector_variants.VARIANTS), "", sep="\n")
+print(
+    f"{'VQA in %, the rest as named':{wide}} {'VQA':>5} {'seeds':>12} {'shuffled':>8} {'bridge':>6} {'CIDEr':>5} "
+    f"{'perplexity':>10} {'trained':>7}",
+    *map(line_of, connector_variants.VARIANTS),
+    "",
+    sep="\n",
+)
 
 
 def versus(row, other):
@@ -1030,14 +1351,33 @@ def versus(row, other):
     return f"{winner} {better[0]:.1f}, {loser} {worse[0]:.1f}: {apart}"
 
 
-families = {name: {n: recorded(f"{name} {n}") for n in counts} for name, counts in (
-    ("Q-Former", (1, 4, 8, 16, 32)), ("linear", (1, 4, 16)), ("MLP", (1, 4, 16)))}
+families = {
+    name: {n: recorded(f"{name} {n}") for n in counts}
+    for name, counts in (
+        ("Q-Former", (1, 4, 8, 16, 32)),
+        ("linear", (1, 4, 16)),
+        ("MLP", (1, 4, 16)),
+    )
+}
 base = connector_variants.BASE
 adamw = f"{base}, AdamW"
-brains = {name: (*recorded(row), recorded(row, "VQA blind")[0]) for name, row in (
-    ("frozen", adamw), ("LoRA", f"{adamw}, LoRA"), ("full tuning", f"{adamw}, full tuning"))}
-display(plots.connector_lines(families, brains, blind=recorded(base, "VQA blind")[0],
-                              oracle=recorded(base, "VQA oracle")[0], live=(Q, percent["vlm"][0])))
+brains = {
+    name: (*recorded(row), recorded(row, "VQA blind")[0])
+    for name, row in (
+        ("frozen", adamw),
+        ("LoRA", f"{adamw}, LoRA"),
+        ("full tuning", f"{adamw}, full tuning"),
+    )
+}
+display(
+    plots.connector_lines(
+        families,
+        brains,
+        blind=recorded(base, "VQA blind")[0],
+        oracle=recorded(base, "VQA oracle")[0],
+        live=(Q, percent["vlm"][0]),
+    )
+)
 
 needed = {}  # vectors -> whether the Q-Former's worst seed beats every seed of both plain connectors
 for n in (1, 4, 16):
@@ -1046,18 +1386,28 @@ for n in (1, 4, 16):
     print(f"{n:2} vector{'s' * (n > 1)}: {versus(f'Q-Former {n}', plain)}")
 many, few = (recorded(row, "parameters", 1)[0] for row in ("Q-Former 16", "linear 16"))
 worth = " and ".join(str(n) for n, better in needed.items() if better)
-print(f"In this world, after this short training, a Q-Former is worth its {many / few:.0f} times as many parameters "
-      + (f"with {worth} vectors." if worth else "nowhere: a plain connector does as well or better."))
+print(
+    f"In this world, after this short training, a Q-Former is worth its {many / few:.0f} times as many parameters "
+    + (f"with {worth} vectors." if worth else "nowhere: a plain connector does as well or better.")
+)
 print(f"Expanding: {versus('Q-Former 32', 'Q-Former 16')}.")
 print(f"Stage 1 first: {versus(f'{base}, stage 1 first', base)}; it takes three times the steps.")
 print(f"A VQA loss added to captions: {versus(base, f'{base}, captions only')}.")
 print(f"Muon for AdamW: {versus(base, adamw)}.")
 for row in (f"{adamw}, LoRA", f"{adamw}, full tuning"):
-    print(f"Tuned: {versus(row, adamw)}; perplexity {recorded(base, 'perplexity', 1)[0]:.3f} → "
-          f"{recorded(row, 'perplexity', 1)[0]:.3f}.")
+    print(
+        f"Tuned: {versus(row, adamw)}; perplexity {recorded(base, 'perplexity', 1)[0]:.3f} → "
+        f"{recorded(row, 'perplexity', 1)[0]:.3f}."
+    )
 ranked = sorted((f"{name} {n}" for name in families for n in needed), key=recorded, reverse=True)
-print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(ranked)}; the best is {ranked[0]}."
-                                   if my_pick in ranked else f"not one of {', '.join(ranked)}."))
+print(
+    f"Your pick, {my_pick}: "
+    + (
+        f"number {ranked.index(my_pick) + 1} of {len(ranked)}; the best is {ranked[0]}."
+        if my_pick in ranked
+        else f"not one of {', '.join(ranked)}."
+    )
+)
 
 # %% [markdown]
 # **When is which worth it?** A linear layer hands on every patch as it is, and leaves all selecting and combining to the
@@ -1085,7 +1435,7 @@ print(f"Your pick, {my_pick}: " + (f"number {ranked.index(my_pick) + 1} of {len(
 # of the sites. It fetches about 3 GB, says so before it starts, and goes on where it was cut.
 
 # %% tags=["t4"]
-reader = "brain"  #@param ["brain", "larger brain"]
+reader = "brain"  # @param ["brain", "larger brain"]
 
 if on_photographs:
     from vlm_lite import photo_stages
@@ -1094,24 +1444,48 @@ if on_photographs:
     from vlm_lite.files import home
     from vlm_lite.stages import shard
 
-    big = recipes.new_vlm("qformer", vision_model=MODELS["eye"], language_model=MODELS[reader],
-                          **photo_stages.QFORMER).to(compute.device)
-    train_photos, test_photos = (photo_stages.load_photos(big.vision, split, FULL) for split in ("train", "val"))
+    big = recipes.new_vlm(
+        "qformer", vision_model=MODELS["eye"], language_model=MODELS[reader], **photo_stages.QFORMER
+    ).to(compute.device)
+    train_photos, test_photos = (
+        photo_stages.load_photos(big.vision, split, FULL) for split in ("train", "val")
+    )
     said = photo_stages.photo_texts(train_photos, short_prompt)
     said = [some + asked for some, asked in zip(said["captions"], said["vqa"], strict=True)]
     rounds = {"before training": photo_stages.evaluate_photos(big, test_photos, short_prompt)}
-    recipes.train_connector(big, train_photos.features, said, steps=on_photographs.connector_steps, shard=shard,
-                            batch_size=on_photographs.connector_batch_size, lr=on_photographs.connector_lr,
-                            optimizer="adamw", compute=compute, checkpoint=home() / f"photographs-{MODELS[reader].split('/')[1]}")
+    recipes.train_connector(
+        big,
+        train_photos.features,
+        said,
+        steps=on_photographs.connector_steps,
+        shard=shard,
+        batch_size=on_photographs.connector_batch_size,
+        lr=on_photographs.connector_lr,
+        optimizer="adamw",
+        compute=compute,
+        checkpoint=home() / f"photographs-{MODELS[reader].split('/')[1]}",
+    )
     rounds["after training"] = photo_stages.evaluate_photos(big, test_photos, short_prompt)
     print(f"{'':24}" + "".join(f"{name:>26}" for name in rounds))
     for name in rounds["after training"]:
-        print(f"{name:24}" + "".join(f"{value:10.3f} [{low:.3f}, {high:.3f}]" for value, low, high in (
-            scores[name] for scores in rounds.values())))
+        print(
+            f"{name:24}"
+            + "".join(
+                f"{value:10.3f} [{low:.3f}, {high:.3f}]"
+                for value, low, high in (scores[name] for scores in rounds.values())
+            )
+        )
     first_four = big.generate(test_photos.features[:4], [CAPTION_PROMPT] * 4, max_new_tokens=32)
-    display(plots.answer_table([row["image"] for row in test_photos.captions.select(range(4))], {
-        "a person's words": [texts[0] for texts in test_photos.captions["captions"][:4]], "the model's": first_four},
-        widths=(260, 260)))
+    display(
+        plots.answer_table(
+            [row["image"] for row in test_photos.captions.select(range(4))],
+            {
+                "a person's words": [texts[0] for texts in test_photos.captions["captions"][:4]],
+                "the model's": first_four,
+            },
+            widths=(260, 260),
+        )
+    )
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')
 
@@ -1122,6 +1496,7 @@ else:
 # The figures are those of this run. Under them the scoreboard of the course, five fixed questions about five fixed
 # pictures: **can it see yet?**
 
+
 # %%
 def score(name):
     return f"{100 * result.accuracy[name].value:.1f}%"
@@ -1129,23 +1504,34 @@ def score(name):
 
 print(f"""- your Q-Former equals vlm_lite's and transformers' Blip2QFormerModel
 - {sum(p.numel() for p in nerve.parameters()):,} trained parameters: {features.shape[1]} patches in, {Q} vectors out
-- with the picture {score('vlm')}, without it {score('blind')}, with another one {score('shuffled')}
-- complementary pairs: {100 * pair_score['vlm']:.1f}%, where a blind model has none
-- captions: CIDEr {cider['after training']:.2f}, and {cider['shuffled']:.2f} when the pictures are exchanged
+- with the picture {score("vlm")}, without it {score("blind")}, with another one {score("shuffled")}
+- complementary pairs: {100 * pair_score["vlm"]:.1f}%, where a blind model has none
+- captions: CIDEr {cider["after training"]:.2f}, and {cider["shuffled"]:.2f} when the pictures are exchanged
 - hiding the thing asked about hurts most in {hits} of {len(tried)} questions
 """)
-print(f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score('blind')}, "
-      f"shuffled {score('shuffled')}, oracle {score('oracle')}")
-check.progress({
-    "the picture is worth something": result.gain.low > 0,
-    "another picture is worth no more than none": result.accuracy["shuffled"].low <= result.accuracy["blind"].high,
-    "pairs are answered that no blind model can answer": pair_score["vlm"] > pair_score["blind"],
-    "captions are about their own pictures": cider["after training"] > cider["shuffled"],
-    "the bridge meets the recorded range": result.bridge.high >= study["summary"]["bridge score"]["low"],
-    "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
-})
-plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
-                 {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)})
+print(
+    f"HEADLINE: bridge score {bridge}; VQA {score('vlm')} against blind {score('blind')}, "
+    f"shuffled {score('shuffled')}, oracle {score('oracle')}"
+)
+check.progress(
+    {
+        "the picture is worth something": result.gain.low > 0,
+        "another picture is worth no more than none": result.accuracy["shuffled"].low
+        <= result.accuracy["blind"].high,
+        "pairs are answered that no blind model can answer": pair_score["vlm"]
+        > pair_score["blind"],
+        "captions are about their own pictures": cider["after training"] > cider["shuffled"],
+        "the bridge meets the recorded range": result.bridge.high
+        >= study["summary"]["bridge score"]["low"],
+        "eye and brain are unchanged": frozen == (weights_hash(eye), weights_hash(brain)),
+    }
+)
+plots.scoreboard(
+    [row["image"] for row in five],
+    [row["question"] for row in five],
+    [row["answer"] for row in five],
+    {"blind": ask_vlm(five, seeing=False), "before": before["answers"], "after": ask_vlm(five)},
+)
 
 # %% [markdown]
 # **What this does not show**

@@ -25,7 +25,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -34,8 +34,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -94,14 +97,22 @@ from vlm_lite.labs import check
 from vlm_lite.models.projectors import LinearProjector, MLPProjector
 from vlm_lite.models.text import build_text_batch
 
-on_photographs = profile if profile.name == "t4" else None  # section 12; all that comes before it is the small world
+on_photographs = (
+    profile if profile.name == "t4" else None
+)  # section 12; all that comes before it is the small world
 profile = get_profile("tiny") if on_photographs else profile
 plots.style()
-vlm = recipes.new_vlm("mlp", vision_model=profile.vision_model, language_model=profile.language_model)
+vlm = recipes.new_vlm(
+    "mlp", vision_model=profile.vision_model, language_model=profile.language_model
+)
 tokenizer, brain = vlm.tokenizer, vlm.language_model
-held_out = stages.load_pictures(vlm.vision, "val", profile.val_images, progress=False)  # never trained on
+held_out = stages.load_pictures(
+    vlm.vision, "val", profile.val_images, progress=False
+)  # never trained on
 images, references, _ = recipes.load_pictures(held_out.captions)
-print(f"{len(images)} pictures, {len(held_out.questions)} questions, held out; features {tuple(held_out.features.shape)}")
+print(
+    f"{len(images)} pictures, {len(held_out.questions)} questions, held out; features {tuple(held_out.features.shape)}"
+)
 for part, module in (("eye", vlm.vision.vision_model), ("nerve", vlm.connector), ("brain", brain)):
     print(f"{part:6} {sum(p.numel() for p in module.parameters()):>10,} parameters")
 
@@ -117,6 +128,7 @@ for part, module in (("eye", vlm.vision.vision_model), ("nerve", vlm.connector),
 #
 # Lists count from the end with negative numbers. The second axis holds the tokens.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "select_features", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def select_features(hidden_states):
@@ -140,12 +152,18 @@ from transformers import CLIPModel
 
 with tempfile.TemporaryDirectory() as folder, torch.no_grad():
     vlm.vision.save_pretrained(folder)
-    theirs = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().vision_model(
-        recipes.pixel_values(images[:4]), output_hidden_states=True).hidden_states
+    theirs = (
+        CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        .eval()
+        .vision_model(recipes.pixel_values(images[:4]), output_hidden_states=True)
+        .hidden_states
+    )
     mine, ours = select_features(theirs), vlm.encode(recipes.pixel_values(images[:4]))
 torch.testing.assert_close(mine, ours, atol=1e-4, rtol=1e-4)
-print(f"{len(theirs)} hidden states {tuple(theirs[0].shape)}; yours {tuple(mine.shape)}, "
-      f"largest difference from vlm_lite's {(mine - ours).abs().max():.1e}")
+print(
+    f"{len(theirs)} hidden states {tuple(theirs[0].shape)}; yours {tuple(mine.shape)}, "
+    f"largest difference from vlm_lite's {(mine - ours).abs().max():.1e}"
+)
 
 
 # %% [markdown]
@@ -163,6 +181,7 @@ print(f"{len(theirs)} hidden states {tuple(theirs[0].shape)}; yours {tuple(mine.
 # `F.linear(x, w, b)` computes $x w^\top + b$; `F.gelu` is exact unless told otherwise.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "mlp_projector", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def mlp_projector(features, w1, b1, w2, b2):
     """features (B, N, Dv); w1 (D, Dv), b1 (D,), w2 (D, D), b2 (D,), as nn.Linear keeps them -> (B, N, D)."""
@@ -175,11 +194,15 @@ def mlp_projector(features, w1, b1, w2, b2):
 mlp_projector = check.mlp_projector(mlp_projector)
 features = held_out.features[:4].float()
 with torch.no_grad():
-    torch.testing.assert_close(mlp_projector(features, *vlm.connector.parameters()), vlm.connector(features))
+    torch.testing.assert_close(
+        mlp_projector(features, *vlm.connector.parameters()), vlm.connector(features)
+    )
 for kind in (LinearProjector, MLPProjector):
     nerve = kind(vision_width=128, language_width=256)
-    print(f"{kind.__name__:16} {tuple(features.shape)} -> {tuple(nerve(features).shape)}, "
-          f"{sum(p.numel() for p in nerve.parameters()):,} parameters")
+    print(
+        f"{kind.__name__:16} {tuple(features.shape)} -> {tuple(nerve(features).shape)}, "
+        f"{sum(p.numel() for p in nerve.parameters()):,} parameters"
+    )
 
 
 # %% [markdown]
@@ -198,12 +221,13 @@ for kind in (LinearProjector, MLPProjector):
 # Find the place with `(input_ids == image_id).nonzero()`; then `torch.cat` of three pieces.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "insert_image", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def insert_image(token_embeds, input_ids, image_embeds, image_id):
     """token_embeds (T, D) of input_ids (T,), image_embeds (N, D) -> (T-1+N, D): the vectors where `image_id` stood."""
     ### BEGIN SOLUTION
     place = int((input_ids == image_id).nonzero()[0, 0])
-    return torch.cat([token_embeds[:place], image_embeds, token_embeds[place + 1:]])
+    return torch.cat([token_embeds[:place], image_embeds, token_embeds[place + 1 :]])
     ### END SOLUTION
 
 
@@ -215,14 +239,23 @@ insert_image = check.insert_image(insert_image)
 # head. That is your function on a text that begins with `<image>`; the proof is that the brain gives the same answer.
 
 # %%
-text = tokenizer(f"<image> {short_prompt('how many shapes are there?')}", return_tensors="pt")["input_ids"]
+text = tokenizer(f"<image> {short_prompt('how many shapes are there?')}", return_tensors="pt")[
+    "input_ids"
+]
 with torch.no_grad():
-    row = insert_image(vlm.embed(text[0]), text[0], vlm.prefix(features[:1])[0], tokenizer.convert_tokens_to_ids("<image>"))
+    row = insert_image(
+        vlm.embed(text[0]),
+        text[0],
+        vlm.prefix(features[:1])[0],
+        tokenizer.convert_tokens_to_ids("<image>"),
+    )
     mine = brain(inputs_embeds=row[None]).logits[0, -1]
     ours = vlm(features[:1], text[:, 1:]).logits[0, -1]
 torch.testing.assert_close(mine, ours, atol=1e-4, rtol=1e-4)
-print(f"{text.shape[1]} words, of which one is <image>  ->  {len(row)} vectors; "
-      f"largest difference of the logits {(mine - ours).abs().max():.1e}")
+print(
+    f"{text.shape[1]} words, of which one is <image>  ->  {len(row)} vectors; "
+    f"largest difference of the logits {(mine - ours).abs().max():.1e}"
+)
 
 
 # %% [markdown]
@@ -244,6 +277,7 @@ print(f"{text.shape[1]} words, of which one is <image>  ->  {len(row)} vectors; 
 #
 # Collect the parts in a list and join them with a space; look at the last message's role at the end.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "chat_text", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def chat_text(messages, eos):
@@ -275,6 +309,7 @@ chat_text = check.chat_text(chat_text)
 #
 # Go through the turns and extend two lists. Where does EOS belong?
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "conversation_labels", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def conversation_labels(turns, eos):
@@ -311,7 +346,10 @@ for ask, reply, form in instructions.turns(instructions.read_boxes(description),
     print(f"{form:9} {ask}  →  {reply}")
 
 talk = instructions.as_pairs(instructions.conversation(description, np.random.default_rng(1)))
-words = [tokenizer([prompt, f" {reply}"], add_special_tokens=False)["input_ids"] for prompt, reply in talk]
+words = [
+    tokenizer([prompt, f" {reply}"], add_special_tokens=False)["input_ids"]
+    for prompt, reply in talk
+]
 ids, labels = conversation_labels(words, tokenizer.eos_token_id)
 theirs = build_text_batch(tokenizer, [talk])  # the package's row for the same conversation
 assert ids == theirs["input_ids"][0].tolist() and labels == theirs["labels"][0].tolist()
@@ -320,14 +358,20 @@ print(f"\nYour row: {len(ids)} tokens, of which {sum(label != -100 for label in 
 
 def draw_row(names, counts, prefix=16, wide=13):
     """A row of tokens as boxes: the picture in blue, what counts in orange, what is only read in grey."""
-    cells = [("", BLUE)] * prefix + [(name, ORANGE if count else PALE) for name, count in zip(names, counts, strict=True)]
+    cells = [("", BLUE)] * prefix + [
+        (name, ORANGE if count else PALE) for name, count in zip(names, counts, strict=True)
+    ]
     lines = -(-len(cells) // wide)
     figure, axes = plt.subplots(figsize=(8.6, 0.36 * lines + 0.3), layout="constrained")
     for k, (name, colour) in enumerate(cells):
         line, column = divmod(k, wide)
         axes.add_patch(plt.Rectangle((column, -line), 0.94, 0.8, color=colour))
         axes.text(column + 0.47, -line + 0.4, name, ha="center", va="center", fontsize=7.5)
-    axes.set(xlim=(0, wide), ylim=(-lines + 0.9, 1), title="blue: the picture; grey: read; orange: read, and in the loss")
+    axes.set(
+        xlim=(0, wide),
+        ylim=(-lines + 0.9, 1),
+        title="blue: the picture; grey: read; orange: read, and in the loss",
+    )
     axes.axis("off")
     plt.show()
 
@@ -352,6 +396,7 @@ draw_row(tokenizer.convert_ids_to_tokens(ids), [label != -100 for label in label
 # `x @ weight + bias` is the frozen part. The rank is the number of rows of `a`.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "lora_linear", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def lora_linear(x, weight, bias, a, b, alpha):
     """x (B, T, D_in), Conv1D's weight (D_in, D_out) and bias (D_out,), a (r, D_in), b (D_out, r) -> (B, T, D_out)."""
@@ -373,15 +418,27 @@ with_lora = copy.deepcopy(brain)
 stages.add_lora(with_lora, rank=16)
 layer = with_lora.transformer.h[0].attn.c_attn
 with torch.no_grad():
-    layer.lora_B["default"].weight.normal_()  # at the start it is 0, and there would be nothing to compare
+    layer.lora_B[
+        "default"
+    ].weight.normal_()  # at the start it is 0, and there would be nothing to compare
     x = torch.randn(2, 5, 256)
-    mine = lora_linear(x, layer.base_layer.weight, layer.base_layer.bias, layer.lora_A["default"].weight,
-                       layer.lora_B["default"].weight, alpha=32)
+    mine = lora_linear(
+        x,
+        layer.base_layer.weight,
+        layer.base_layer.bias,
+        layer.lora_A["default"].weight,
+        layer.lora_B["default"].weight,
+        alpha=32,
+    )
     torch.testing.assert_close(mine, layer(x), atol=1e-4, rtol=1e-4)
 small = sum(p.numel() for name, p in with_lora.named_parameters() if "lora_" in name)
 whole = sum(p.numel() for p in brain.parameters())
-print(f"your LoRA equals peft's; {small:,} numbers learn beside {whole:,} that do not ({100 * small / whole:.0f}%)")
-print("(a 7-billion model with rank 128, as LLaVA-1.5's, has about 5%; ours is small, so its share is large)")
+print(
+    f"your LoRA equals peft's; {small:,} numbers learn beside {whole:,} that do not ({100 * small / whole:.0f}%)"
+)
+print(
+    "(a 7-billion model with rank 128, as LLaVA-1.5's, has about 5%; ours is small, so its share is large)"
+)
 
 # %% [markdown]
 # ## 6. One evaluation for every stage
@@ -448,8 +505,10 @@ my_guess = 0  # 1, 0 or -1; change it before you go on
 pictures = stages.load_pictures(vlm.vision, "train", profile.stage_images, progress=False)
 texts = stages.stage_texts(pictures)
 for name, said in texts.items():
-    print(f"{name:13} {sum(map(len, said)):>6,} exchanges, for example "
-          f"{str(next(filter(None, said))[0])[:100]}")
+    print(
+        f"{name:13} {sum(map(len, said)):>6,} exchanges, for example "
+        f"{str(next(filter(None, said))[0])[:100]}"
+    )
 
 histories, kept = {}, {}
 vlm = copy.deepcopy(untrained)  # from the start again, if you run this cell a second time
@@ -460,19 +519,25 @@ def after_stage(name, scores, history):
         kept[name] = copy.deepcopy(vlm)  # sections 9 and 10 come back to the model of this moment
     if history is not None:
         histories[name], spoken[name] = history, ask_fixed()
-        print(f"stage {len(histories)}, {name}: {history.steps[-1]} steps in {history.seconds[-1]:.0f} s, "
-              f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}")
+        print(
+            f"stage {len(histories)}, {name}: {history.steps[-1]} steps in {history.seconds[-1]:.0f} s, "
+            f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}"
+        )
 
 
 plan = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
-found = stages.run_stages(vlm, pictures, held_out, plan, texts=texts, measure=measure, on_stage=after_stage)
+found = stages.run_stages(
+    vlm, pictures, held_out, plan, texts=texts, measure=measure, on_stage=after_stage
+)
 print(matrix(found))
 print("* its interval lies wholly above that of the stage before")
 
 sees = dict(found)["captions"]["sees"]
 truth = 1 if sees[1] > 0 else -1 if sees[2] < 0 else 0
-print(f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]:.2f}]; "
-      f"your guess {my_guess:+d}, it is {truth:+d}")
+print(
+    f"\nafter captions: VQA less blind {sees[0]:+.2f} [{sees[1]:.2f}, {sees[2]:.2f}]; "
+    f"your guess {my_guess:+d}, it is {truth:+d}"
+)
 
 # %% [markdown]
 # **Is my loss normal?** Your three trainings end to end over the band of the recorded seeds. The loss
@@ -491,8 +556,12 @@ for history in histories.values():
     whole.steps += [start + step for step in history.steps]
     whole.losses += history.losses
 print(f"the band is recorded: `{study['command']}`, {study['seconds']} s on {study['hardware']}")
-plots.loss_curve(whole, band={**study["band"], "seeds": len(study["seeds"])},
-                 ylabel="loss on the assistant's words (nats)", title="Captions, instructions, VQA")
+plots.loss_curve(
+    whole,
+    band={**study["band"], "seeds": len(study["seeds"])},
+    ylabel="loss on the assistant's words (nats)",
+    title="Captions, instructions, VQA",
+)
 
 # %% [markdown]
 # ## 8. What each stage buys
@@ -503,17 +572,43 @@ plots.loss_curve(whole, band={**study["band"], "seeds": len(study["seeds"])},
 # %% tags=["thumbnail"]
 from vlm_lite.figures import Figure
 
-names = {"CIDEr": "captions: CIDEr", "VQA": "VQA accuracy", "form": "form asked for", "following": "form and facts",
-         "swap": "check: swap", "hide": "check: hide", "concrete": "check: concrete", "sees": "check: sees"}
-figure = Figure(width=860, height=400, label="what each stage buys, metric by metric", layout="constrained")
-for axes, (metric, title) in zip(figure.subplots(2, 4, sharex=True).flat, names.items(), strict=True):
+names = {
+    "CIDEr": "captions: CIDEr",
+    "VQA": "VQA accuracy",
+    "form": "form asked for",
+    "following": "form and facts",
+    "swap": "check: swap",
+    "hide": "check: hide",
+    "concrete": "check: concrete",
+    "sees": "check: sees",
+}
+figure = Figure(
+    width=860, height=400, label="what each stage buys, metric by metric", layout="constrained"
+)
+for axes, (metric, title) in zip(
+    figure.subplots(2, 4, sharex=True).flat, names.items(), strict=True
+):
     values, low, high = np.array([scores[metric] for _, scores in found]).T
     recorded = [study["summary"][f"{stage}: {metric}"] for stage, _ in found]
-    axes.fill_between(range(4), *([each[key] for each in recorded] for key in ("low", "high")), color=PALE)
+    axes.fill_between(
+        range(4), *([each[key] for each in recorded] for key in ("low", "high")), color=PALE
+    )
     axes.plot(range(4), [each["mean"] for each in recorded], color=GREY, linewidth=1)
-    axes.errorbar(range(4), values, yerr=[values - low, high - values], color=BLUE, marker="o", capsize=4)
-    axes.axhline(dict(found)["VQA"]["blind"][0] if metric == "VQA" else 0, color=VERMILLION, linestyle="--", linewidth=1)
-    axes.set(title=title, xticks=range(4), xticklabels=["none", "captions", "instr.", "VQA"], xlim=(-0.3, 3.3))
+    axes.errorbar(
+        range(4), values, yerr=[values - low, high - values], color=BLUE, marker="o", capsize=4
+    )
+    axes.axhline(
+        dict(found)["VQA"]["blind"][0] if metric == "VQA" else 0,
+        color=VERMILLION,
+        linestyle="--",
+        linewidth=1,
+    )
+    axes.set(
+        title=title,
+        xticks=range(4),
+        xticklabels=["none", "captions", "instr.", "VQA"],
+        xlim=(-0.3, 3.3),
+    )
 print("dashed: 0, and for VQA the blind model")
 figure
 
@@ -544,9 +639,17 @@ for stage, scores in found:
 # **The fixed prompts**, before and after. Read the last column from the top: what has each prompt won and lost?
 
 # %%
-plots.answer_table([images[row["picture"]] for row in prompts], {
-    "asked": [row["prompt"].replace("<user> ", "").replace(" <assistant>", "") for row in prompts], **spoken},
-    widths=(150, 150, 170, 170, 170), label="what it says before and after each stage")
+plots.answer_table(
+    [images[row["picture"]] for row in prompts],
+    {
+        "asked": [
+            row["prompt"].replace("<user> ", "").replace(" <assistant>", "") for row in prompts
+        ],
+        **spoken,
+    },
+    widths=(150, 150, 170, 170, 170),
+    label="what it says before and after each stage",
+)
 
 # %% [markdown]
 # ## 9. What goes wrong
@@ -561,13 +664,36 @@ plots.answer_table([images[row["picture"]] for row in prompts], {
 
 # %%
 failures = load_study("llava_failures")
-rows = ["captions", "captions, 50% exchanged", "captions, 100% exchanged", "instructions alone", "captions, instructions",
-        "captions, instructions, full tuning", "captions, instructions, VQA as chat"]
-columns = ("CIDEr", "concrete", "VQA", "sees", "form", "form word", "form sentence", "form detail", "following")
+rows = [
+    "captions",
+    "captions, 50% exchanged",
+    "captions, 100% exchanged",
+    "instructions alone",
+    "captions, instructions",
+    "captions, instructions, full tuning",
+    "captions, instructions, VQA as chat",
+]
+columns = (
+    "CIDEr",
+    "concrete",
+    "VQA",
+    "sees",
+    "form",
+    "form word",
+    "form sentence",
+    "form detail",
+    "following",
+)
 print(f"recorded: `{failures['command']}`, mean of {len(failures['seeds'])} seeds\n")
-print(f"{'':38}" + "".join(f"{name.removeprefix('form ') if ' ' in name else name:>10}" for name in columns))
+print(
+    f"{'':38}"
+    + "".join(f"{name.removeprefix('form ') if ' ' in name else name:>10}" for name in columns)
+)
 for row in rows:
-    print(f"{row:38}" + "".join(f"{failures['summary'][f'{row}: {name}']['mean']:>10.2f}" for name in columns))
+    print(
+        f"{row:38}"
+        + "".join(f"{failures['summary'][f'{row}: {name}']['mean']:>10.2f}" for name in columns)
+    )
 
 # %% [markdown]
 # **One of them live**: VQA as chat, on a copy of your model as it was after the instructions, which is where the recorded
@@ -577,21 +703,48 @@ for row in rows:
 talker = kept["instructions"]
 spoilt = copy.deepcopy(talker)
 as_chat = stages.stage_texts(pictures, ask=chat_prompt)["vqa"]
-history = stages.train_stage(spoilt, pictures.features, as_chat, stages.Stage(
-    "VQA as chat", "vqa", max(1, profile.stage_steps[2] // 3), 1e-3, "lora", profile.connector_batch_size // 2))
+history = stages.train_stage(
+    spoilt,
+    pictures.features,
+    as_chat,
+    stages.Stage(
+        "VQA as chat",
+        "vqa",
+        max(1, profile.stage_steps[2] // 3),
+        1e-3,
+        "lora",
+        profile.connector_batch_size // 2,
+    ),
+)
 orders = instructions.instruction_set(held_out.captions, 60)
 own = held_out.features[[row for row, *_ in orders]].float()
 asked = [chat_prompt(text) for _, text, *_ in orders]
-share = {name: np.mean([instructions.has_form(reply, form) for reply, (*_, form) in zip(
-    model.generate(own, asked, max_new_tokens=48), orders, strict=True)])
-    for name, model in (("before", talker), ("after", spoilt))}
-print(f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}; form asked for {share['before']:.2f} → {share['after']:.2f}")
+share = {
+    name: np.mean(
+        [
+            instructions.has_form(reply, form)
+            for reply, (*_, form) in zip(
+                model.generate(own, asked, max_new_tokens=48), orders, strict=True
+            )
+        ]
+    )
+    for name, model in (("before", talker), ("after", spoilt))
+}
+print(
+    f"loss {history.losses[0]:.2f} → {history.losses[-1]:.2f}; form asked for {share['before']:.2f} → {share['after']:.2f}"
+)
 two = [k for k, (*_, form) in enumerate(orders) if form in ("detail", "sentence")][:3]
-plots.answer_table([images[orders[k][0]] for k in two], {
-    "asked": [orders[k][1] for k in two],
-    **{name: model.generate(own[two], [asked[k] for k in two], max_new_tokens=48)
-       for name, model in (("after instructions", talker), ("after VQA as chat", spoilt))}},
-    label="conversation, before and after VQA as chat")
+plots.answer_table(
+    [images[orders[k][0]] for k in two],
+    {
+        "asked": [orders[k][1] for k in two],
+        **{
+            name: model.generate(own[two], [asked[k] for k in two], max_new_tokens=48)
+            for name, model in (("after instructions", talker), ("after VQA as chat", spoilt))
+        },
+    },
+    label="conversation, before and after VQA as chat",
+)
 
 # %% [markdown]
 # **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
@@ -601,16 +754,26 @@ plots.answer_table([images[orders[k][0]] for k in two], {
 # line use different texts: compare within a line only.
 
 # %%
-frozen, lora, full = (failures["summary"][f"{row}: perplexity"]["mean"] for row in (
-    "captions", "captions, instructions", "captions, instructions, full tuning"))
+frozen, lora, full = (
+    failures["summary"][f"{row}: perplexity"]["mean"]
+    for row in ("captions", "captions, instructions", "captions, instructions, full tuning")
+)
 print(f"recorded, perplexity on text: frozen {frozen:.2f}, LoRA {lora:.2f}, full tuning {full:.2f}")
 
 from vlm_lite.zoo import any_scene
 
-texts_only = [language.document(any_scene, np.random.default_rng([7, 9, k]), exchanges=5) for k in range(40)]
-live = {name: stages.perplexity(model, texts_only) for name, model in (
-    ("the brain as it came", recipes.new_vlm("mlp")), ("yours, after instructions", talker),
-    ("after all three stages", vlm), ("after VQA as chat", spoilt))}
+texts_only = [
+    language.document(any_scene, np.random.default_rng([7, 9, k]), exchanges=5) for k in range(40)
+]
+live = {
+    name: stages.perplexity(model, texts_only)
+    for name, model in (
+        ("the brain as it came", recipes.new_vlm("mlp")),
+        ("yours, after instructions", talker),
+        ("after all three stages", vlm),
+        ("after VQA as chat", spoilt),
+    )
+}
 print("live: " + ", ".join(f"{name} {value:.2f}" for name, value in live.items()))
 
 
@@ -627,6 +790,7 @@ print("live: " + ", ".join(f"{name} {value:.2f}" for name, value in live.items()
 # The maps show where each looked, by a cause and not by attention: each patch in turn is replaced by the mean patch, and
 # lit where the answer becomes less likely.
 
+
 # %%
 def talk_about(image_index, text, chat=True):
     """Two models' answers about a held-out picture, and the patches that each answer hangs on."""
@@ -640,17 +804,24 @@ def talk_about(image_index, text, chat=True):
         reply = model.generate(own[None], [prompt], max_new_tokens=48)[0]
         batch = build_text_batch(tokenizer, [[(prompt, reply or "no")]])
         with torch.no_grad():
-            loss = torch.stack([model(each[None], batch["input_ids"], labels=batch["labels"]).loss for each in hidden])
+            loss = torch.stack(
+                [
+                    model(each[None], batch["input_ids"], labels=batch["labels"]).loss
+                    for each in hidden
+                ]
+            )
         lit[name] = (loss[1:] - loss[0]).clamp(min=0).view(4, 4)
         print(f"  {name}: {reply}")
-    return plots.attention_over_image(images[image_index], torch.stack(list(lit.values())), titles=list(lit), size=170)
+    return plots.attention_over_image(
+        images[image_index], torch.stack(list(lit.values())), titles=list(lit), size=170
+    )
 
 
 talk_about(shown, "describe the picture in detail.")
 
 # %%
-question = "how many shapes are there?"  #@param {type: "string"}
-picture = 3  #@param {type: "integer"}
+question = "how many shapes are there?"  # @param {type: "string"}
+picture = 3  # @param {type: "integer"}
 talk_about(picture, question)
 
 # %% [markdown]
@@ -667,26 +838,36 @@ own = held_out.features[[place[row["image_id"]] for row in five]].float()
 five_prompts = [short_prompt(row["question"]) for row in five]
 scores = {name: dict(found)[name] for name, _ in found}
 last = scores["VQA"]
-print(f"HEADLINE: CIDEr {scores['nothing trained']['CIDEr'][0]:.2f} → {scores['captions']['CIDEr'][0]:.2f} by captions; "
-      f"following {scores['captions']['following'][0]:.2f} → {scores['instructions']['following'][0]:.2f} by instructions; "
-      f"VQA {scores['instructions']['VQA'][0]:.2f} → {last['VQA'][0]:.2f} by VQA (blind {last['blind'][0]:.2f})")
+print(
+    f"HEADLINE: CIDEr {scores['nothing trained']['CIDEr'][0]:.2f} → {scores['captions']['CIDEr'][0]:.2f} by captions; "
+    f"following {scores['captions']['following'][0]:.2f} → {scores['instructions']['following'][0]:.2f} by instructions; "
+    f"VQA {scores['instructions']['VQA'][0]:.2f} → {last['VQA'][0]:.2f} by VQA (blind {last['blind'][0]:.2f})"
+)
 
 
 def above(metric, stage, before):
     return scores[stage][metric][1] > scores[before][metric][2]
 
 
-check.progress({
-    "captions make captions concrete": above("concrete", "captions", "nothing trained"),
-    "instructions bring the form asked for": above("form", "instructions", "captions"),
-    "VQA training brings VQA": above("VQA", "VQA", "instructions"),
-    "it sees: above the blind model": last["sees"][1] > 0,
-    "another picture, another answer": last["swap"][1] > 0,
-    "hiding the picture hurts": last["hide"][1] > 0,
-})
-plots.scoreboard([row["image"] for row in five], [row["question"] for row in five], [row["answer"] for row in five],
-                 {"blind": vlm.generate(None, five_prompts, max_new_tokens=4),
-                  "after": vlm.generate(own, five_prompts, max_new_tokens=4)})
+check.progress(
+    {
+        "captions make captions concrete": above("concrete", "captions", "nothing trained"),
+        "instructions bring the form asked for": above("form", "instructions", "captions"),
+        "VQA training brings VQA": above("VQA", "VQA", "instructions"),
+        "it sees: above the blind model": last["sees"][1] > 0,
+        "another picture, another answer": last["swap"][1] > 0,
+        "hiding the picture hurts": last["hide"][1] > 0,
+    }
+)
+plots.scoreboard(
+    [row["image"] for row in five],
+    [row["question"] for row in five],
+    [row["answer"] for row in five],
+    {
+        "blind": vlm.generate(None, five_prompts, max_new_tokens=4),
+        "after": vlm.generate(own, five_prompts, max_new_tokens=4),
+    },
+)
 
 # %% [markdown]
 # **What this does not show**
@@ -720,8 +901,8 @@ plots.scoreboard([row["image"] for row in five], [row["question"] for row in fiv
 # **This part has not been run on a GPU**, nor with the real files: a test runs its code at small sizes, on a made mirror.
 
 # %% tags=["t4"]
-minimal = False  #@param {type: "boolean"}
-language_model = ""  #@param {type: "string"}
+minimal = False  # @param {type: "boolean"}
+language_model = ""  # @param {type: "string"}
 
 if on_photographs:
     from vlm_lite import photo_stages
@@ -731,25 +912,53 @@ if on_photographs:
 
     name = language_model or MODELS["instruct brain"]
     big = recipes.new_vlm("mlp", vision_model=MODELS["eye"], language_model=name).to(compute.device)
-    train_photos, test_photos = (photo_stages.load_photos(big.vision, split, MINIMAL if minimal else FULL)
-                                 for split in ("train", "val"))
+    train_photos, test_photos = (
+        photo_stages.load_photos(big.vision, split, MINIMAL if minimal else FULL)
+        for split in ("train", "val")
+    )
     prompt = photo_stages.user_prompt(big.tokenizer)
-    photo_said, fixed = {}, ["Describe the picture.", "What stands in the middle?", "Is there a person? Answer yes or no."]
+    photo_said, fixed = (
+        {},
+        [
+            "Describe the picture.",
+            "What stands in the middle?",
+            "Is there a person? Answer yes or no.",
+        ],
+    )
 
     def keep(stage, scores, history):
-        photo_said[stage] = big.generate(test_photos.features[:3], [prompt(text) for text in fixed], max_new_tokens=48)
+        photo_said[stage] = big.generate(
+            test_photos.features[:3], [prompt(text) for text in fixed], max_new_tokens=48
+        )
 
     table = stages.run_stages(
-        big, train_photos, test_photos, photo_stages.photo_plan(on_photographs.stage_steps),
-        texts=photo_stages.photo_texts(train_photos, prompt), on_stage=keep, compute=compute,
+        big,
+        train_photos,
+        test_photos,
+        photo_stages.photo_plan(on_photographs.stage_steps),
+        texts=photo_stages.photo_texts(train_photos, prompt),
+        on_stage=keep,
+        compute=compute,
         measure=lambda vlm: photo_stages.evaluate_photos(vlm, test_photos, prompt),
-        folder=home() / f"llava-{name.replace('/', '--')}{'-minimal' if minimal else ''}")
+        folder=home() / f"llava-{name.replace('/', '--')}{'-minimal' if minimal else ''}",
+    )
     print(matrix(table))
     for stage, scores in table:
-        print(f"{stage:16}" + ", ".join(f"{key} {value:.2f} [{low:.2f}, {high:.2f}]" for key, (value, low, high) in
-                                        scores.items() if key in ("CIDEr", "CIDEr blind", "VQA", "blind", "oracle")))
-    display(plots.answer_table([row["image"] for row in test_photos.captions.select(range(3))],
-                               {"asked": fixed, **photo_said}, widths=(150, 150, 170, 170, 170)))
+        print(
+            f"{stage:16}"
+            + ", ".join(
+                f"{key} {value:.2f} [{low:.2f}, {high:.2f}]"
+                for key, (value, low, high) in scores.items()
+                if key in ("CIDEr", "CIDEr blind", "VQA", "blind", "oracle")
+            )
+        )
+    display(
+        plots.answer_table(
+            [row["image"] for row in test_photos.captions.select(range(3))],
+            {"asked": fixed, **photo_said},
+            widths=(150, 150, 170, 170, 170),
+        )
+    )
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')
 

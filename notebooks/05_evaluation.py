@@ -25,7 +25,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/05_evaluation.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -34,8 +34,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -88,8 +91,12 @@ from vlm_lite.profiles import resolve_model
 
 plots.style()
 vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
-captions, questions = load_shapes("val", profile.val_images, progress=False)  # no part of the model was trained on these
-images, references, ids = recipes.load_pictures(captions)  # (N, 3, 64, 64), five captions each, their ids
+captions, questions = load_shapes(
+    "val", profile.val_images, progress=False
+)  # no part of the model was trained on these
+images, references, ids = recipes.load_pictures(
+    captions
+)  # (N, 3, 64, 64), five captions each, their ids
 features = recipes.picture_features(vlm.vision, images, progress=False)  # (N, 16, Dv)
 place_of = {image_id: k for k, image_id in enumerate(ids)}
 
@@ -97,14 +104,18 @@ place_of = {image_id: k for k, image_id in enumerate(ids)}
 def ask(rows, seen=features, suffix="", words=4, model=vlm):
     """The VLM's answers to rows of questions about their own pictures; `seen` None asks blind."""
     own = None if seen is None else seen[[place_of[row["image_id"]] for row in rows]].float()
-    return model.generate(own, [short_prompt(row["question"] + suffix) for row in rows], max_new_tokens=words)
+    return model.generate(
+        own, [short_prompt(row["question"] + suffix) for row in rows], max_new_tokens=words
+    )
 
 
 asked = questions.select(range(min(500, len(questions))))
 rows = [dict(row) for row in asked.remove_columns("image")]
 answers = ask(rows)
-print(f"{len(images)} pictures, {len(rows)} questions asked; the first: {rows[0]['question']} {answers[0]!r}, "
-      f"the ten answers in the file: {dict(Counter(rows[0]['answers']))}")
+print(
+    f"{len(images)} pictures, {len(rows)} questions asked; the first: {rows[0]['question']} {answers[0]!r}, "
+    f"the ten answers in the file: {dict(Counter(rows[0]['answers']))}"
+)
 
 
 # %% [markdown]
@@ -122,18 +133,22 @@ print(f"{len(images)} pictures, {len(rows)} questions asked; the first: {rows[0]
 # `others = answers[:k] + answers[k + 1:]`, and a list has `.count(value)`. What do two matches give?
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "vqa_accuracy", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def vqa_accuracy(prediction, answers):
     """A text and the ten people's -> accuracy in [0, 1]."""
     ### BEGIN SOLUTION
-    left_out = [answers[:k] + answers[k + 1:] for k in range(len(answers))]
+    left_out = [answers[:k] + answers[k + 1 :] for k in range(len(answers))]
     return sum(min(1, others.count(prediction) / 3) for others in left_out) / len(answers)
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "vqa_accuracy-check", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 vqa_accuracy = check.vqa_accuracy(vqa_accuracy)
-print("0 to 5 matches:", [round(vqa_accuracy("red", ["red"] * n + ["pink"] * (10 - n)), 2) for n in range(6)])
+print(
+    "0 to 5 matches:",
+    [round(vqa_accuracy("red", ["red"] * n + ["pink"] * (10 - n)), 2) for n in range(6)],
+)
 
 # %% [markdown]
 # **The quirk that moves scores.** Before comparing, the official code makes texts alike: lower case, no punctuation, no
@@ -154,20 +169,33 @@ def by_hand(prediction, people):
     return vqa_accuracy(prediction, people)
 
 
-examples = [("2", ["two"] * 6 + ["2"] * 2 + ["3"] * 2), ("a red one", ["red"] * 7 + ["orange"] * 3), ("Yes", ["yes"] * 10)]
+examples = [
+    ("2", ["two"] * 6 + ["2"] * 2 + ["3"] * 2),
+    ("a red one", ["red"] * 7 + ["orange"] * 3),
+    ("Yes", ["yes"] * 10),
+]
 print(f"{'model':10} {'ten people':28} {'by hand':>8} {'official':>9} {'always':>7}")
 for said, people in examples:
-    scores = [by_hand(said, people), vqa.vqa_accuracy(said, people), vqa.vqa_accuracy(said, people, "always")]
+    scores = [
+        by_hand(said, people),
+        vqa.vqa_accuracy(said, people),
+        vqa.vqa_accuracy(said, people, "always"),
+    ]
     assert math.isclose(scores[0], scores[1])
     shown = ", ".join(f"{n} {word}" for word, n in Counter(people).items())
     print(f"{said:10} {shown:28} {scores[0]:8.2f} {scores[1]:9.2f} {scores[2]:7.2f}")
 mine = [by_hand(said, row["answers"]) for said, row in zip(answers, rows, strict=True)]
-vqa_agrees = all(math.isclose(*pair, abs_tol=1e-9) for pair in zip(mine, vqa.vqa_scores(answers, rows), strict=True))
+vqa_agrees = all(
+    math.isclose(*pair, abs_tol=1e-9)
+    for pair in zip(mine, vqa.vqa_scores(answers, rows), strict=True)
+)
 assert vqa_agrees
 shouted = [said.capitalize() for said in answers]
 print(f"\nyou guessed {my_guess}%, it is {100 * vqa.vqa_accuracy('Yes', ['yes'] * 10):.0f}%")
-print(f"the VLM's {len(rows)} answers: {100 * sum(mine) / len(mine):.1f}% by hand and by the library; with a capital letter "
-      f"{vqa.score_vqa(shouted, rows)['overall']:.1f}% (official), {vqa.score_vqa(shouted, rows, 'always')['overall']:.1f}% (always)")
+print(
+    f"the VLM's {len(rows)} answers: {100 * sum(mine) / len(mine):.1f}% by hand and by the library; with a capital letter "
+    f"{vqa.score_vqa(shouted, rows)['overall']:.1f}% (official), {vqa.score_vqa(shouted, rows, 'always')['overall']:.1f}% (always)"
+)
 
 # %% [markdown]
 # **Where it is fooled.** By form: "a red one" is right and earns nothing, and so is every answer in a sentence. A chat
@@ -194,7 +222,7 @@ from collections import Counter
 
 
 def ngrams(words, n):
-    return [tuple(words[k:k + n]) for k in range(len(words) - n + 1)]
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
 
 
 def clipped_matches(candidate, references, n):
@@ -209,7 +237,10 @@ def clipped_matches(candidate, references, n):
 
 # %% nbgrader={"grade": true, "grade_id": "clipped_matches-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 clipped_matches = check.clipped_matches(clipped_matches)
-print("the the the the, against: the cat on the mat:", clipped_matches(["the"] * 4, ["the cat on the mat".split()], 1))
+print(
+    "the the the the, against: the cat on the mat:",
+    clipped_matches(["the"] * 4, ["the cat on the mat".split()], 1),
+)
 
 # %% [markdown]
 # Precision alone would reward a single sure word, so short candidates pay a **brevity penalty**. With $c$ words said and
@@ -231,12 +262,16 @@ def words_of(text):
 def bleu(candidates, references):
     """Lists of N captions and N lists of captions, as words -> BLEU-1 to 4, and the brevity penalty."""
     said = sum(map(len, candidates))
-    wanted = sum(min((abs(len(r) - len(c)), len(r)) for r in refs)[1]  # the reference nearest in length
-                 for c, refs in zip(candidates, references, strict=True))
+    wanted = sum(
+        min((abs(len(r) - len(c)), len(r)) for r in refs)[1]  # the reference nearest in length
+        for c, refs in zip(candidates, references, strict=True)
+    )
     penalty = 1.0 if said >= wanted else math.exp(1 - wanted / said)
     scores, product = [], 1.0
     for n in range(1, 5):
-        counts = [clipped_matches(c, refs, n) for c, refs in zip(candidates, references, strict=True)]
+        counts = [
+            clipped_matches(c, refs, n) for c, refs in zip(candidates, references, strict=True)
+        ]
         product *= sum(matched for matched, _ in counts) / sum(total for _, total in counts)
         scores.append(penalty * product ** (1 / n))
     return scores, penalty
@@ -247,11 +282,17 @@ own = vlm.generate(features[:count].float(), [CAPTION_PROMPT] * count, max_new_t
 three = [words_of(text) for text in own[:3]]
 five_each = [[words_of(text) for text in texts] for texts in references[:3]]
 mine, penalty = bleu(three, five_each)
-library = caption_scores(dict(enumerate(references[:3])), dict(enumerate(own[:3])), ("BLEU", "CIDEr"), "whitespace")
+library = caption_scores(
+    dict(enumerate(references[:3])), dict(enumerate(own[:3])), ("BLEU", "CIDEr"), "whitespace"
+)
 for n, value in enumerate(mine, 1):
-    print(f"BLEU-{n} of three captions: by hand {value:.4f}, pycocoevalcap {library[f'Bleu_{n}']:.4f}")
+    print(
+        f"BLEU-{n} of three captions: by hand {value:.4f}, pycocoevalcap {library[f'Bleu_{n}']:.4f}"
+    )
     assert abs(value - library[f"Bleu_{n}"]) < 1e-4
-print(f"brevity penalty {penalty:.3f}; of the same captions cut to five words {bleu([c[:5] for c in three], five_each)[1]:.3f}")
+print(
+    f"brevity penalty {penalty:.3f}; of the same captions cut to five words {bleu([c[:5] for c in three], five_each)[1]:.3f}"
+)
 
 
 # %% [markdown]
@@ -268,6 +309,7 @@ print(f"brevity penalty {penalty:.3f}; of the same captions cut to five words {b
 #
 # A set of the $n$-grams of one picture, over all its captions; then count in how many of these sets each one is.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "rarity", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def rarity(pictures):
@@ -298,19 +340,31 @@ def cider(candidates, references):
 
         def vector(words, n=n, weights=weights):
             new = math.log(len(references))  # the weight of what no reference has
-            return {g: times * weights.get(g, new) for g, times in Counter(ngrams(words, n)).items()}
+            return {
+                g: times * weights.get(g, new) for g, times in Counter(ngrams(words, n)).items()
+            }
 
         for said, refs in zip(candidates, references, strict=True):
             for reference in refs:
                 a, b = vector(said), vector(reference)
-                dot = sum(min(weight, b[g]) * b[g] for g, weight in a.items() if g in b)  # clipped, as in BLEU
+                dot = sum(
+                    min(weight, b[g]) * b[g] for g, weight in a.items() if g in b
+                )  # clipped, as in BLEU
                 lengths = math.hypot(*a.values()) * math.hypot(*b.values())
                 apart = len(said) - len(reference)  # CIDEr-D lets a caption of another length pay
-                total += 10 / 4 / len(refs) * (dot / lengths if lengths else 0) * math.exp(-apart**2 / 72)
+                total += (
+                    10
+                    / 4
+                    / len(refs)
+                    * (dot / lengths if lengths else 0)
+                    * math.exp(-(apart**2) / 72)
+                )
     return total / len(candidates)
 
 
-print(f"CIDEr of three captions: by hand {cider(three, five_each):.4f}, pycocoevalcap {library['CIDEr']:.4f}")
+print(
+    f"CIDEr of three captions: by hand {cider(three, five_each):.4f}, pycocoevalcap {library['CIDEr']:.4f}"
+)
 assert abs(cider(three, five_each) - library["CIDEr"]) < 1e-4
 
 # %% [markdown]
@@ -332,18 +386,33 @@ def other_colour(text):
 
 
 first = [texts[0] for texts in references[:count]]
-said = {"the VLM's own": own, "the VLM's, of the next picture": own[1:] + own[:1],
-        "a true one": first, "a true one, of the next picture": first[1:] + first[:1],
-        "a true one, a colour changed": list(map(other_colour, first)),
-        "one caption for all": vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=48) * count}
-rest = {k: texts[1:] for k, texts in enumerate(references[:count])}  # the four captions that none of them copies
-caption_table = {name: caption_scores(rest, dict(enumerate(texts)), ("BLEU", "ROUGE_L", "CIDEr"), "whitespace")
-                 for name, texts in said.items()}
-print(f"{'caption of each picture':34} BLEU-1 BLEU-4 ROUGE-L  CIDEr   (times 100; {count} pictures, not PTB tokens)")
+said = {
+    "the VLM's own": own,
+    "the VLM's, of the next picture": own[1:] + own[:1],
+    "a true one": first,
+    "a true one, of the next picture": first[1:] + first[:1],
+    "a true one, a colour changed": list(map(other_colour, first)),
+    "one caption for all": vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=48) * count,
+}
+rest = {
+    k: texts[1:] for k, texts in enumerate(references[:count])
+}  # the four captions that none of them copies
+caption_table = {
+    name: caption_scores(rest, dict(enumerate(texts)), ("BLEU", "ROUGE_L", "CIDEr"), "whitespace")
+    for name, texts in said.items()
+}
+print(
+    f"{'caption of each picture':34} BLEU-1 BLEU-4 ROUGE-L  CIDEr   (times 100; {count} pictures, not PTB tokens)"
+)
 for name, scores in caption_table.items():
-    print(f"{name:34}" + "".join(f"{100 * scores[key]:7.1f}" for key in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")))
-print(f"\nyou guessed {my_guess}; the true caption of the wrong picture has "
-      f"{100 * caption_table['a true one, of the next picture']['Bleu_1']:.1f}")
+    print(
+        f"{name:34}"
+        + "".join(f"{100 * scores[key]:7.1f}" for key in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr"))
+    )
+print(
+    f"\nyou guessed {my_guess}; the true caption of the wrong picture has "
+    f"{100 * caption_table['a true one, of the next picture']['Bleu_1']:.1f}"
+)
 
 
 # %% [markdown]
@@ -365,6 +434,7 @@ print(f"\nyou guessed {my_guess}; the true caption of the wrong picture has "
 # `dim=0`.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "caption_recall", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def caption_recall(similarity, picture_of, k):
     """similarity (N, M), picture_of (M,) -> Recall@k from pictures to captions, and from captions to pictures."""
@@ -383,13 +453,24 @@ caption_recall = check.caption_recall(caption_recall)
 from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.models.clip import CLIP
 
-three_seen = F.normalize(torch.tensor([[1.0, 0.1], [0.6, 0.8], [-0.1, 1.0]]), dim=-1)  # three pictures
-three_read = F.normalize(torch.tensor([[0.9, 0.3], [0.5, 0.7], [0.8, 0.9], [0.2, 1.0], [0.0, 1.0], [-0.3, 0.9]]), dim=-1)
+three_seen = F.normalize(
+    torch.tensor([[1.0, 0.1], [0.6, 0.8], [-0.1, 1.0]]), dim=-1
+)  # three pictures
+three_read = F.normalize(
+    torch.tensor([[0.9, 0.3], [0.5, 0.7], [0.8, 0.9], [0.2, 1.0], [0.0, 1.0], [-0.3, 0.9]]), dim=-1
+)
 three_of = torch.tensor([0, 0, 1, 1, 2, 2])  # of six captions, two each
-mine, theirs = caption_recall(three_seen @ three_read.T, three_of, 1), recall_at_k(three_seen, three_read, three_of, (1,))
-print(f"three pictures with two captions each, R@1: by hand {mine[0]:.3f} and {mine[1]:.3f}, library "
-      f"{theirs['image_to_text'][1]:.3f} and {theirs['text_to_image'][1]:.3f}")
-assert math.isclose(mine[0], theirs["image_to_text"][1], abs_tol=1e-6) and math.isclose(mine[1], theirs["text_to_image"][1], abs_tol=1e-6)
+mine, theirs = (
+    caption_recall(three_seen @ three_read.T, three_of, 1),
+    recall_at_k(three_seen, three_read, three_of, (1,)),
+)
+print(
+    f"three pictures with two captions each, R@1: by hand {mine[0]:.3f} and {mine[1]:.3f}, library "
+    f"{theirs['image_to_text'][1]:.3f} and {theirs['text_to_image'][1]:.3f}"
+)
+assert math.isclose(mine[0], theirs["image_to_text"][1], abs_tol=1e-6) and math.isclose(
+    mine[1], theirs["text_to_image"][1], abs_tol=1e-6
+)
 
 eye, n, owner_of = CLIP.from_pretrained(resolve_model("shapes-clip")), min(300, len(images)), {}
 for k, five_texts in enumerate(references[:n]):
@@ -401,13 +482,20 @@ similarity = F.normalize(seen, dim=-1) @ F.normalize(read, dim=-1).T  # (n, M)
 library = recall_at_k(seen, read, owner)
 for k in (1, 5, 10):
     there, back = caption_recall(similarity, owner, k)
-    assert abs(there - library["image_to_text"][k]) < 1.5 / n and abs(back - library["text_to_image"][k]) < 1.5 / n  # rounding
-    print(f"R@{k:<2} picture to caption {100 * there:5.1f}%, caption to picture {100 * back:5.1f}%   (by hand = library)")
+    assert (
+        abs(there - library["image_to_text"][k]) < 1.5 / n
+        and abs(back - library["text_to_image"][k]) < 1.5 / n
+    )  # rounding
+    print(
+        f"R@{k:<2} picture to caption {100 * there:5.1f}%, caption to picture {100 * back:5.1f}%   (by hand = library)"
+    )
 ties = torch.zeros(n, len(texts))
 by_topk = caption_recall(ties, owner, 10)[1]
 strict = recall_at_k(torch.ones(n, 4), torch.ones(len(texts), 4), owner)["text_to_image"][10]
-print(f"\nan eye that sees nothing, all similarities equal: R@10 of captions by topk {100 * by_topk:.1f}%, "
-      f"by the library {100 * strict:.1f}%")
+print(
+    f"\nan eye that sees nothing, all similarities equal: R@10 of captions by topk {100 * by_topk:.1f}%, "
+    f"by the library {100 * strict:.1f}%"
+)
 
 
 # %% [markdown]
@@ -433,13 +521,16 @@ print(f"\nan eye that sees nothing, all similarities equal: R@10 of captions by 
 # `max(set(given), key=given.count)` is the most frequent of a list.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "type_prior", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def type_prior(train_types, train_answers, types):
     """Types and answers of training questions, and the types of those to answer -> one answer each."""
     ### BEGIN SOLUTION
     best = {}
     for kind in set(types):
-        given = [a for t, a in zip(train_types, train_answers, strict=True) if t == kind] or train_answers
+        given = [
+            a for t, a in zip(train_types, train_answers, strict=True) if t == kind
+        ] or train_answers
         best[kind] = max(sorted(set(given)), key=given.count)
     return [best[kind] for kind in types]
     ### END SOLUTION
@@ -460,14 +551,37 @@ from vlm_lite.evals.probes import bootstrap_interval, bridge_score, multimodal_g
 
 probe = recipes.probe(vlm, captions, questions, limit=len(rows))
 _, train = load_shapes("train", profile.val_images, progress=False)
-types, train_types, train_answers = [row["question_type"] for row in rows], train["question_type"][:], train["answer"][:]
+types, train_types, train_answers = (
+    [row["question_type"] for row in rows],
+    train["question_type"][:],
+    train["answer"][:],
+)
 disordered = recipes.picture_features(vlm.vision, shuffle_patches(images, 16), progress=False)
-said = {"majority": [majority_answer(train_answers)] * len(rows), "type prior": type_prior(train_types, train_answers, types),
-        **probe.answers, "patch-shuffled": ask(rows, disordered)}
+said = {
+    "majority": [majority_answer(train_answers)] * len(rows),
+    "type prior": type_prior(train_types, train_answers, types),
+    **probe.answers,
+    "patch-shuffled": ask(rows, disordered),
+}
 scores = {name: vqa.vqa_scores(given, rows) for name, given in said.items()}  # each (Q,)
-board = {name: bootstrap_interval(scores[name]) for name in
-         ("majority", "type prior", "blind", "blank", "shuffled", "patch-shuffled", "vlm", "oracle")}
-plots.controls_bars(board, guess=("patch-shuffled", my_guess), title=f"One score and its controls, {len(rows)} questions")
+board = {
+    name: bootstrap_interval(scores[name])
+    for name in (
+        "majority",
+        "type prior",
+        "blind",
+        "blank",
+        "shuffled",
+        "patch-shuffled",
+        "vlm",
+        "oracle",
+    )
+}
+plots.controls_bars(
+    board,
+    guess=("patch-shuffled", my_guess),
+    title=f"One score and its controls, {len(rows)} questions",
+)
 
 
 # %% [markdown]
@@ -480,6 +594,7 @@ plots.controls_bars(board, guess=("patch-shuffled", my_guess), title=f"One score
 #
 # `(a - b)[draws]` is (R, Q). The mean of each row, then `torch.quantile`.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "paired_interval", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def paired_interval(a, b, draws):
@@ -497,17 +612,31 @@ paired_interval = check.paired_interval(paired_interval)
 of = {name: torch.tensor(values) for name, values in scores.items()}
 draws = torch.randint(len(rows), (2000, len(rows)), generator=torch.Generator().manual_seed(0))
 low, high = paired_interval(of["vlm"], of["blind"], draws)
-gain, bridge = multimodal_gain(scores["vlm"], scores["blind"]), bridge_score(scores["vlm"], scores["blind"], scores["oracle"])
+gain, bridge = (
+    multimodal_gain(scores["vlm"], scores["blind"]),
+    bridge_score(scores["vlm"], scores["blind"], scores["oracle"]),
+)
 assert abs(low - gain.low) < 0.02 and abs(high - gain.high) < 0.02  # scipy draws other questions
 print(f"multimodal gain, vlm - blind: {gain} by scipy, [{low:.3f}, {high:.3f}] by hand")
 print(f"bridge score, the gain as a share of oracle - blind: {bridge}")
 for name in ("type prior", "blank", "shuffled", "patch-shuffled"):
     low, high = paired_interval(of["vlm"], of[name], draws)
-    print(f"the VLM is ahead of {name:15} by {100 * (of['vlm'] - of[name]).mean():5.1f} points [{100 * low:.1f}, {100 * high:.1f}]")
-print(f"\n{'percent, by type':18}" + "".join(f"{name:>15}" for name in ("type prior", "blind", "patch-shuffled", "vlm", "oracle")))
+    print(
+        f"the VLM is ahead of {name:15} by {100 * (of['vlm'] - of[name]).mean():5.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+print(
+    f"\n{'percent, by type':18}"
+    + "".join(f"{name:>15}" for name in ("type prior", "blind", "patch-shuffled", "vlm", "oracle"))
+)
 for kind in sorted(set(types)):
     chosen = torch.tensor([t == kind for t in types])
-    print(f"{kind:18}" + "".join(f"{100 * of[name][chosen].mean():15.1f}" for name in ("type prior", "blind", "patch-shuffled", "vlm", "oracle")))
+    print(
+        f"{kind:18}"
+        + "".join(
+            f"{100 * of[name][chosen].mean():15.1f}"
+            for name in ("type prior", "blind", "patch-shuffled", "vlm", "oracle")
+        )
+    )
 
 
 # %% [markdown]
@@ -524,6 +653,7 @@ for kind in sorted(set(types)):
 # `all(scores[k] > 0.5 for k in pair)` for one pair.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "pair_accuracy", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def pair_accuracy(scores, pairs):
     """Scores (Q,) and P pairs of question numbers -> the share of pairs of which both are right."""
@@ -537,7 +667,10 @@ pair_accuracy = check.pair_accuracy(pair_accuracy)
 pairs = find_pairs(*([row[key] for row in rows] for key in ("question", "image_id", "answer")))
 in_pairs = {name: pair_accuracy(values, pairs) for name, values in scores.items()}
 assert in_pairs["blind"] == in_pairs["blank"] == in_pairs["majority"] == in_pairs["type prior"] == 0
-print(f"{len(pairs)} pairs, both right: " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in in_pairs.items()))
+print(
+    f"{len(pairs)} pairs, both right: "
+    + ", ".join(f"{name} {100 * value:.1f}%" for name, value in in_pairs.items())
+)
 
 
 # %% [markdown]
@@ -556,6 +689,7 @@ print(f"{len(pairs)} pairs, both right: " + ", ".join(f"{name} {100 * value:.1f}
 # Count the pairs (said yes, is there): right yeses, all yeses said, all that are there. Mind the model that never says yes.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "pope_figures", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def pope_figures(said, labels):
     """Two lists, True for yes -> {"accuracy", "precision", "recall", "f1", "yes_ratio"}, 0 where nothing is to divide."""
@@ -563,16 +697,23 @@ def pope_figures(said, labels):
     hits = sum(s and there for s, there in zip(said, labels, strict=True))
     right = sum(s == there for s, there in zip(said, labels, strict=True))
     both = sum(said) + sum(labels)
-    return {"accuracy": right / len(said), "precision": hits / sum(said) if any(said) else 0.0,
-            "recall": hits / sum(labels) if any(labels) else 0.0, "f1": 2 * hits / both if both else 0.0,
-            "yes_ratio": sum(said) / len(said)}
+    return {
+        "accuracy": right / len(said),
+        "precision": hits / sum(said) if any(said) else 0.0,
+        "recall": hits / sum(labels) if any(labels) else 0.0,
+        "f1": 2 * hits / both if both else 0.0,
+        "yes_ratio": sum(said) / len(said),
+    }
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "pope_figures-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 pope_figures = check.pope_figures(pope_figures)
 for name, said in (("three answers", [True, True, False]), ("yes to all", [True] * 3)):
-    print(f"{name}, two things there:", {key: round(value, 2) for key, value in pope_figures(said, [True, False, True]).items()})
+    print(
+        f"{name}, two things there:",
+        {key: round(value, 2) for key, value in pope_figures(said, [True, False, True]).items()},
+    )
 
 # %% [markdown]
 # **The files.** From the scenes' descriptions we make the three label files in POPE's own format, JSON lines with
@@ -585,7 +726,10 @@ import re
 
 from vlm_lite.evals.pope import parse_answer, pope_scores, read_pope
 
-in_scene = [sorted(set(re.findall(r"(?:small|large) (\w+ \w+) in", text))) for text in captions["description"][:]]
+in_scene = [
+    sorted(set(re.findall(r"(?:small|large) (\w+ \w+) in", text)))
+    for text in captions["description"][:]
+]
 frequent = Counter(thing for things in in_scene for thing in things)
 together = Counter((a, b) for things in in_scene for a in things for b in things if a != b)
 
@@ -594,9 +738,12 @@ def absent_things(things, split, draw):
     """As many things that are not in the scene as there are in it."""
     absent = sorted(set(frequent) - set(things))
     draw.shuffle(absent)  # so that equals stand in no order
-    rank = {"random": lambda thing: 0, "popular": lambda thing: -frequent[thing],
-            "adversarial": lambda thing: -sum(together[here, thing] for here in things)}[split]
-    return sorted(absent, key=rank)[:len(things)]
+    rank = {
+        "random": lambda thing: 0,
+        "popular": lambda thing: -frequent[thing],
+        "adversarial": lambda thing: -sum(together[here, thing] for here in things),
+    }[split]
+    return sorted(absent, key=rank)[: len(things)]
 
 
 folder = Path(tempfile.mkdtemp())
@@ -604,33 +751,54 @@ pope_rows = {}
 for split in ("random", "popular", "adversarial"):
     draw, lines = random.Random(0), []
     for k, things in enumerate(in_scene[:120]):
-        for thing, label in [(t, "yes") for t in things] + [(t, "no") for t in absent_things(things, split, draw)]:
-            lines.append({"question_id": len(lines) + 1, "image": str(ids[k]), "text": f"Is there a {thing} in the image?",
-                          "label": label})
+        for thing, label in [(t, "yes") for t in things] + [
+            (t, "no") for t in absent_things(things, split, draw)
+        ]:
+            lines.append(
+                {
+                    "question_id": len(lines) + 1,
+                    "image": str(ids[k]),
+                    "text": f"Is there a {thing} in the image?",
+                    "label": label,
+                }
+            )
     (folder / f"{split}.json").write_text("\n".join(map(json.dumps, lines)))
-    pope_rows[split] = [{"question": line["text"], "image_id": int(line["image"]), "id": line["question_id"]}
-                        for line in lines]
+    pope_rows[split] = [
+        {"question": line["text"], "image_id": int(line["image"]), "id": line["question_id"]}
+        for line in lines
+    ]
 print((folder / "adversarial.json").read_text().splitlines()[0])
 
 
 def pope(split, given, name):
     """Write answers as POPE's answer file, read both files back, and score them."""
     path = folder / f"{split}-{name}.jsonl"
-    path.write_text("\n".join(json.dumps({"question_id": row["id"], "answer": said})
-                              for row, said in zip(pope_rows[split], given, strict=True)))
+    path.write_text(
+        "\n".join(
+            json.dumps({"question_id": row["id"], "answer": said})
+            for row, said in zip(pope_rows[split], given, strict=True)
+        )
+    )
     said, labels, _ = read_pope(folder / f"{split}.json", path)
     found = pope_scores(said, labels)
-    mine = pope_figures([word == "yes" for word in map(parse_answer, said)], [label == "yes" for label in labels])
+    mine = pope_figures(
+        [word == "yes" for word in map(parse_answer, said)], [label == "yes" for label in labels]
+    )
     assert all(math.isclose(found[key], value) for key, value in mine.items())
     return found
 
 
-untrained = recipes.new_vlm("qformer", seed=0)  # the same eye and brain, and a nerve of random weights
+untrained = recipes.new_vlm(
+    "qformer", seed=0
+)  # the same eye and brain, and a nerve of random weights
 pope_table = {}
 for split, part in pope_rows.items():
     pope_table[split, "yes to all"] = pope(split, ["yes"] * len(part), "yes")
-    for name, model, seen in (("blind", vlm, None), ("before training", untrained, features),
-                              ("after training", vlm, features)):
+    for name, model, seen in (
+        ("blind", vlm, None),
+        ("before training", untrained, features),
+        ("after training", vlm, features),
+    ):
         pope_table[split, name] = pope(split, ask(part, seen, model=model), name.replace(" ", "-"))
 figures = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 print(f"\n{'percent':28}" + "".join(f"{key:>11}" for key in figures))
@@ -656,6 +824,7 @@ for (split, name), found in pope_table.items():
 # `index % 1_000_000` is the question. Collect the rows of each question; the first rotation has the lowest index.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "circular_and_plain", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def circular_and_plain(indices, right):
     """Row indices and whether each row is right -> (circular, plain), shares of the questions."""
@@ -671,8 +840,17 @@ def circular_and_plain(indices, right):
 
 # %% nbgrader={"grade": true, "grade_id": "circular_and_plain-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 circular_and_plain = check.circular_and_plain(circular_and_plain)
-three = [(1, True), (1_000_001, True), (2, True), (1_000_002, False), (3, False)]  # three questions; one has one rotation
-print("circular and plain of three questions:", [round(value, 2) for value in circular_and_plain(*zip(*three, strict=True))])
+three = [
+    (1, True),
+    (1_000_001, True),
+    (2, True),
+    (1_000_002, False),
+    (3, False),
+]  # three questions; one has one rotation
+print(
+    "circular and plain of three questions:",
+    [round(value, 2) for value in circular_and_plain(*zip(*three, strict=True))],
+)
 
 # %% [markdown]
 # **Predict first:** a model that knows nothing and guesses a letter each time. What is its circular score with four
@@ -692,15 +870,22 @@ from vlm_lite.figures import pil_image
 def lettered(row, number, draw):
     """One question of Shapes as the rows of MMBench's table: as many rotations as options."""
     others = [word for word in ANSWERS[row["question_type"]] if word != row["answer"]]
-    options = draw.sample([row["answer"], *draw.sample(others, min(3, len(others)))], min(3, len(others)) + 1)
+    options = draw.sample(
+        [row["answer"], *draw.sample(others, min(3, len(others)))], min(3, len(others)) + 1
+    )
     picture = io.BytesIO()
     pil_image(images[place_of[row["image_id"]]]).save(picture, "png")
     for turn in range(len(options)):
         turned = dict(zip("ABCD", options[turn:] + options[:turn], strict=False))
-        yield {"index": turn * mmbench.ROTATION + number, "question": row["question"], "options": turned,
-               "answer": next(letter for letter, word in turned.items() if word == row["answer"]),
-               "category": row["question_type"], "image_id": row["image_id"],
-               "image": base64.b64encode(picture.getvalue()).decode() if turn == 0 else str(number)}
+        yield {
+            "index": turn * mmbench.ROTATION + number,
+            "question": row["question"],
+            "options": turned,
+            "answer": next(letter for letter, word in turned.items() if word == row["answer"]),
+            "category": row["question_type"],
+            "image_id": row["image_id"],
+            "image": base64.b64encode(picture.getvalue()).decode() if turn == 0 else str(number),
+        }
 
 
 draw, table = random.Random(0), []
@@ -708,31 +893,63 @@ for kind in sorted(ANSWERS):
     for row in [row for row in rows if row["question_type"] == kind][:12]:
         table += lettered(row, 1 + len(table), draw)
 write_mmbench(folder / "shapes.tsv", table)
-sheet = mmbench.read_mmbench(folder / "shapes.tsv")  # the reader of the official file, pictures checked
+sheet = mmbench.read_mmbench(
+    folder / "shapes.tsv"
+)  # the reader of the official file, pictures checked
 pictures = {row["index"]: row["image_id"] for row in table}
-as_asked = [{"question": " ".join([row["question"], *(f"{letter}. {word}" for letter, word in row["options"].items())]),
-             "image_id": pictures[row["index"]]} for row in sheet]
+as_asked = [
+    {
+        "question": " ".join(
+            [row["question"], *(f"{letter}. {word}" for letter, word in row["options"].items())]
+        ),
+        "image_id": pictures[row["index"]],
+    }
+    for row in sheet
+]
 print(as_asked[0]["question"], "→", ask(as_asked[:1])[0])
 
-choices = {name: {row["index"]: said for row, said in zip(sheet, given, strict=True)} for name, given in (
-    ("the VLM", ask(as_asked)), ("blind", ask(as_asked, None)), ("always A", ["A"] * len(sheet)))}
+choices = {
+    name: {row["index"]: said for row, said in zip(sheet, given, strict=True)}
+    for name, given in (
+        ("the VLM", ask(as_asked)),
+        ("blind", ask(as_asked, None)),
+        ("always A", ["A"] * len(sheet)),
+    )
+}
 mm_table = {name: mmbench.mmbench_scores(sheet, given) for name, given in choices.items()}
 for name, given in choices.items():
-    right = [mmbench.extract_letter(given[row["index"]], row["options"]) == row["answer"] for row in sheet]
+    right = [
+        mmbench.extract_letter(given[row["index"]], row["options"]) == row["answer"]
+        for row in sheet
+    ]
     circular, plain = circular_and_plain([row["index"] for row in sheet], right)
-    assert math.isclose(circular, mm_table[name]["circular"]) and math.isclose(plain, mm_table[name]["plain"])
+    assert math.isclose(circular, mm_table[name]["circular"]) and math.isclose(
+        plain, mm_table[name]["plain"]
+    )
     print(f"{name:9} circular {100 * circular:5.1f}%, plain {100 * plain:5.1f}%")
 
-guesses = [circular_and_plain([row["index"] for row in sheet], [draw.random() * len(row["options"]) < 1 for row in sheet])
-           for _ in range(400)]
+guesses = [
+    circular_and_plain(
+        [row["index"] for row in sheet], [draw.random() * len(row["options"]) < 1 for row in sheet]
+    )
+    for _ in range(400)
+]
 circular, plain = (sum(values) / len(values) for values in zip(*guesses, strict=True))
 chance = mm_table["the VLM"]
-print(f"guessing, 400 times: circular {100 * circular:.1f}%, plain {100 * plain:.1f}%; in theory "
-      f"{100 * chance['chance_circular']:.1f}% and {100 * chance['chance_plain']:.1f}%")
-assert abs(circular - chance["chance_circular"]) < 0.02 and abs(plain - chance["chance_plain"]) < 0.02
-print(f"with four options alone: circular {100 / 4**4:.1f}% (you guessed {my_guess}), plain 25%; with two: 25% and 50%")
+print(
+    f"guessing, 400 times: circular {100 * circular:.1f}%, plain {100 * plain:.1f}%; in theory "
+    f"{100 * chance['chance_circular']:.1f}% and {100 * chance['chance_plain']:.1f}%"
+)
+assert (
+    abs(circular - chance["chance_circular"]) < 0.02 and abs(plain - chance["chance_plain"]) < 0.02
+)
+print(
+    f"with four options alone: circular {100 / 4**4:.1f}% (you guessed {my_guess}), plain 25%; with two: 25% and 50%"
+)
 for text in ("B.", "The answer is B", "it is red", "red or blue", "b"):
-    print(f"   {text!r:18} is read as {mmbench.extract_letter(text, {'A': 'blue', 'B': 'red', 'C': 'green'})}")
+    print(
+        f"   {text!r:18} is read as {mmbench.extract_letter(text, {'A': 'blue', 'B': 'red', 'C': 'green'})}"
+    )
 
 # %% [markdown]
 # **Where it is fooled.** Plain rewards a liking for one letter; circular does not. Neither sees what the *options* give
@@ -748,8 +965,14 @@ for text in ("B.", "The answer is B", "it is red", "red or blue", "b"):
 # way one asks. Such questions are rare, so the mean over all hides how the model fares with them: this panel does not.
 
 # %%
-of_kind = {kind: [row for row in (dict(r) for r in questions.remove_columns("image")) if row["question_type"] == kind][:200]
-           for kind in ("count", "digit", "relation")}
+of_kind = {
+    kind: [
+        row
+        for row in (dict(r) for r in questions.remove_columns("image"))
+        if row["question_type"] == kind
+    ][:200]
+    for kind in ("count", "digit", "relation")
+}
 replies = {kind: ask(part) for kind, part in of_kind.items()}
 
 
@@ -766,44 +989,88 @@ def cell_of(words, description):
     """The grid row and column of the thing that a question names, where exactly one thing fits its words."""
     from vlm_lite.data.language import COLUMNS, ROWS
 
-    wanted = {"handwritten"} if "digit" in words else {word for word in words.split() if word not in ("the", "shape")}
-    fits = [thing for thing in description.removesuffix(".").split(". ") if wanted <= set(thing.split(" in ")[0].split())]
+    wanted = (
+        {"handwritten"}
+        if "digit" in words
+        else {word for word in words.split() if word not in ("the", "shape")}
+    )
+    fits = [
+        thing
+        for thing in description.removesuffix(".").split(". ")
+        if wanted <= set(thing.split(" in ")[0].split())
+    ]
     found = re.search(r"(\w+) row, (\w+) column", fits[0]) if len(fits) == 1 else None
     return (ROWS.index(found[1]), COLUMNS.index(found[2])) if found else None
 
 
-by_distance = {d: [] for d in range(4)}  # how far apart the two are, along the axis that is asked about
+by_distance = {
+    d: [] for d in range(4)
+}  # how far apart the two are, along the axis that is asked about
 for row, said in zip(of_kind["relation"], replies["relation"], strict=True):
-    one, relation, other = re.match(r"is (.+?) (left of|right of|above|below) (.+)\?", row["question"]).groups()
+    one, relation, other = re.match(
+        r"is (.+?) (left of|right of|above|below) (.+)\?", row["question"]
+    ).groups()
     cells = [cell_of(words, row["description"]) for words in (one, other)]
     if None not in cells:
         axis = relation in ("left of", "right of")
         by_distance[abs(cells[0][axis] - cells[1][axis])].append(said == row["answer"])
 
-correct = {kind: [said == row["answer"] for row, said in zip(part, replies[kind], strict=True)] for kind, part in of_kind.items()}
+correct = {
+    kind: [said == row["answer"] for row, said in zip(part, replies[kind], strict=True)]
+    for kind, part in of_kind.items()
+}
 figure = Figure(width=760, height=270, label="failures by kind", layout="constrained")
 panels = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
 for axes, kind, words in zip(panels, ("count", "digit"), ("01234", "0123456789"), strict=False):
     table = confusion(kind, list(words))
     axes.imshow(table, cmap="cividis", vmin=0, vmax=1)
     for i in set(range(len(words))) - {words.index(row["answer"]) for row in of_kind[kind]}:
-        axes.text(len(words) / 2 - 0.5, i, "none asked", ha="center", va="center", fontsize=8, color="white")
+        axes.text(
+            len(words) / 2 - 0.5,
+            i,
+            "none asked",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white",
+        )
     for i, j in (table >= 0.1).nonzero().tolist() if kind == "count" else []:
-        axes.text(j, i, f"{100 * table[i, j]:.0f}", ha="center", va="center", fontsize=8,
-                  color=INK if table[i, j] > 0.5 else "white")
-    axes.set(xlabel="the model's answer", ylabel="right answer", xticks=range(len(words)), yticks=range(len(words)),
-             xticklabels=words, yticklabels=words)
+        axes.text(
+            j,
+            i,
+            f"{100 * table[i, j]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=INK if table[i, j] > 0.5 else "white",
+        )
+    axes.set(
+        xlabel="the model's answer",
+        ylabel="right answer",
+        xticks=range(len(words)),
+        yticks=range(len(words)),
+        xticklabels=words,
+        yticklabels=words,
+    )
     axes.grid(False)
 far = {d: 100 * sum(hits) / len(hits) for d, hits in by_distance.items() if hits}
 panels[2].bar(far.keys(), far.values(), color=BLUE, width=0.6)
 panels[2].axhline(50, color=GREY, linestyle=":")
 for d, share in far.items():
     panels[2].text(d, share + 1.5, f"{share:.0f}", ha="center", fontsize=8)
-panels[2].set(xlabel="rows or columns apart\n(and how many asked)", ylabel="right (%); dotted: a coin", ylim=(0, 108),
-              yticks=range(0, 101, 20), xticks=list(far), xticklabels=[f"{d}\n({len(by_distance[d])})" for d in far])
+panels[2].set(
+    xlabel="rows or columns apart\n(and how many asked)",
+    ylabel="right (%); dotted: a coin",
+    ylim=(0, 108),
+    yticks=range(0, 101, 20),
+    xticks=list(far),
+    xticklabels=[f"{d}\n({len(by_distance[d])})" for d in far],
+)
 if by_distance[0]:
-    print(f"two things that are level, so that \"no\" is right: {len(by_distance[0])} asked, "
-          f"{by_distance[0].count(False)} answered wrong")
+    print(
+        f'two things that are level, so that "no" is right: {len(by_distance[0])} asked, '
+        f"{by_distance[0].count(False)} answered wrong"
+    )
 for axes, (kind, hits) in zip(panels, correct.items(), strict=True):
     axes.set_title(f"{kind}: {100 * sum(hits) / len(hits):.0f}% right")
 figure
@@ -812,15 +1079,26 @@ figure
 some = of_kind["relation"][:60]
 steps = ask(some, suffix=f" {STEPS}", words=48)  # the brain learnt such chains from text
 last_words = [text.rstrip(".").split()[-1] if text else "" for text in steps]
-step_share = sum(word == row["answer"] for word, row in zip(last_words, some, strict=True)) / len(some)
-print(f"relations: at once {100 * sum(correct['relation'][:60]) / len(some):.0f}% right, step by step {100 * step_share:.0f}%. "
-      f"One such chain:\n   {some[0]['question']} {steps[0]} (right: {some[0]['answer']})")
+step_share = sum(word == row["answer"] for word, row in zip(last_words, some, strict=True)) / len(
+    some
+)
+print(
+    f"relations: at once {100 * sum(correct['relation'][:60]) / len(some):.0f}% right, step by step {100 * step_share:.0f}%. "
+    f"One such chain:\n   {some[0]['question']} {steps[0]} (right: {some[0]['answer']})"
+)
 for kind, part in of_kind.items():
     wrong = [k for k, good in enumerate(correct[kind]) if not good][:5]
     print(f"\n{kind}: {correct[kind].count(False)} of {len(part)} wrong; the first of them:")
     if wrong:
-        display(plots.show_images([images[place_of[part[k]["image_id"]]] for k in wrong], [
-            f"{part[k]['question']} says {replies[kind][k]}, right {part[k]['answer']}" for k in wrong]))
+        display(
+            plots.show_images(
+                [images[place_of[part[k]["image_id"]]] for k in wrong],
+                [
+                    f"{part[k]['question']} says {replies[kind][k]}, right {part[k]['answer']}"
+                    for k in wrong
+                ],
+            )
+        )
 
 # %% [markdown]
 # ## 8. A pretrained VLM on photographs (`t4`)
@@ -845,16 +1123,27 @@ if profile.name == "t4":
     source = f"https://raw.githubusercontent.com/AoiDragon/POPE/{COMMIT}/output/coco"
     real = {}
     for split in ("random", "popular", "adversarial"):
-        path = pooch.retrieve(f"{source}/coco_pope_{split}.json", None, fname=f"{split}.json", path=cache)
-        real[split] = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()][:6 * PHOTOGRAPHS]
+        path = pooch.retrieve(
+            f"{source}/coco_pope_{split}.json", None, fname=f"{split}.json", path=cache
+        )
+        real[split] = [
+            json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()
+        ][: 6 * PHOTOGRAPHS]
     names = sorted({line["image"] for lines in real.values() for line in lines})
     coco = "http://images.cocodataset.org/val2014"
-    photographs = {name: Image.open(pooch.retrieve(f"{coco}/{name}", None, fname=name, path=cache)) for name in names}
+    photographs = {
+        name: Image.open(pooch.retrieve(f"{coco}/{name}", None, fname=name, path=cache))
+        for name in names
+    }
     smol = PretrainedVLM(profile.vlm_model)
     millions = sum(p.numel() for p in smol.model.parameters()) / 1e6
-    print(f"{len(photographs)} photographs; {millions:.0f} million parameters in {smol.model.dtype}")
+    print(
+        f"{len(photographs)} photographs; {millions:.0f} million parameters in {smol.model.dtype}"
+    )
 else:
-    print(f'left out: the profile is "{profile.name}". On a GPU with a network, choose "t4" in the first cell.')
+    print(
+        f'left out: the profile is "{profile.name}". On a GPU with a network, choose "t4" in the first cell.'
+    )
 
 # %% tags=["t4"]
 import time
@@ -866,8 +1155,12 @@ def timed(model, lines, batch_size, suffix=" Answer with yes or no.", other=None
         torch.cuda.reset_peak_memory_stats()
     said, start = [], time.perf_counter()
     for k in range(0, len(lines), batch_size):
-        part = lines[k:k + batch_size]
-        seen = None if other == "blind" else [photographs[(other or {}).get(line["image"], line["image"])] for line in part]
+        part = lines[k : k + batch_size]
+        seen = (
+            None
+            if other == "blind"
+            else [photographs[(other or {}).get(line["image"], line["image"])] for line in part]
+        )
         said += model.answer(seen, [line["text"] + suffix for line in part], words)
     memory = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else float("nan")
     return said, (time.perf_counter() - start) / len(lines), memory
@@ -881,11 +1174,17 @@ def last_yes_or_no(text):
 def real_row(name, lines, model, batch_size, read=str, **options):
     said, seconds, memory = timed(model, lines, batch_size, **options)
     found = pope_scores(list(map(read, said)), [line["label"] for line in lines])
-    print(f"{name:34}" + "".join(f"{100 * found[key]:10.1f}" for key in ("accuracy", "f1", "yes_ratio")) + f"{seconds:12.3f}{memory:10.0f}")
+    print(
+        f"{name:34}"
+        + "".join(f"{100 * found[key]:10.1f}" for key in ("accuracy", "f1", "yes_ratio"))
+        + f"{seconds:12.3f}{memory:10.0f}"
+    )
 
 
 if profile.name == "t4":
-    print(f"{'POPE on photographs':34}{'accuracy':>10}{'f1':>10}{'yes %':>10}{'s/question':>12}{'MB':>10}")
+    print(
+        f"{'POPE on photographs':34}{'accuracy':>10}{'f1':>10}{'yes %':>10}{'s/question':>12}{'MB':>10}"
+    )
     hard, turned = real["adversarial"], dict(zip(names, names[1:] + names[:1], strict=True))
     real_row("adversarial, one at a time", hard[:30], smol, 1)
     for split, lines in real.items():
@@ -907,36 +1206,49 @@ if profile.name == "t4":
 # JSON, for any VLM of this course, also for one that you have trained: scores, controls, pictures with answers, failures.
 
 # %%
-adversarial = {name: pope_table["adversarial", name] for name in ("blind", "before training", "after training")}
+adversarial = {
+    name: pope_table["adversarial", name] for name in ("blind", "before training", "after training")
+}
 unseen = []  # types of questions whose interval above the type prior, or above blind, begins at 0 or below
 for kind in sorted(set(types)):
     at = torch.tensor([k for k, t in enumerate(types) if t == kind])
     again = torch.randint(len(at), (2000, len(at)), generator=torch.Generator().manual_seed(0))
-    if any(paired_interval(of["vlm"][at], of[name][at], again)[0] <= 0 for name in ("type prior", "blind")):
+    if any(
+        paired_interval(of["vlm"][at], of[name][at], again)[0] <= 0
+        for name in ("type prior", "blind")
+    ):
         unseen.append(kind)
 claims = {
     "VQA accuracy by hand is the official one": vqa_agrees,
     "the picture is worth something: the gain's interval is above 0": gain.low > 0,
-    "another picture is worth no more than none": paired_interval(of["shuffled"], of["blind"], draws)[0] <= 0,
+    "another picture is worth no more than none": paired_interval(
+        of["shuffled"], of["blind"], draws
+    )[0]
+    <= 0,
     "pairs are answered that no blind model can answer": in_pairs["vlm"] > 0,
-    "where things are matters: it is ahead of its patches in disorder":
-        paired_interval(of["vlm"], of["patch-shuffled"], draws)[0] > 0,
+    "where things are matters: it is ahead of its patches in disorder": paired_interval(
+        of["vlm"], of["patch-shuffled"], draws
+    )[0]
+    > 0,
     "it is ahead of the type prior": paired_interval(of["vlm"], of["type prior"], draws)[0] > 0,
-    "captions are about their own pictures":
-        caption_table["the VLM's own"]["CIDEr"] > caption_table["the VLM's, of the next picture"]["CIDEr"],
-    "it does not just say yes: its yes ratio on POPE is between 40 and 60%":
-        0.4 <= adversarial["after training"]["yes_ratio"] <= 0.6,
-    "training made it better on POPE":
-        adversarial["after training"]["accuracy"] > adversarial["before training"]["accuracy"],
-    "circular is above what guessing and its own blind self earn":
-        chance["circular"] > max(chance["chance_circular"], mm_table["blind"]["circular"]),
+    "captions are about their own pictures": caption_table["the VLM's own"]["CIDEr"]
+    > caption_table["the VLM's, of the next picture"]["CIDEr"],
+    "it does not just say yes: its yes ratio on POPE is between 40 and 60%": 0.4
+    <= adversarial["after training"]["yes_ratio"]
+    <= 0.6,
+    "training made it better on POPE": adversarial["after training"]["accuracy"]
+    > adversarial["before training"]["accuracy"],
+    "circular is above what guessing and its own blind self earn": chance["circular"]
+    > max(chance["chance_circular"], mm_table["blind"]["circular"]),
     "every type of question is ahead of its prior and of blind": not unseen,
 }
 for claim, holds in claims.items():
     print(f"[{'x' if holds else ' '}] {claim}")
 print(f"types that are not shown to be seen: {', '.join(unseen) or 'none'}")
-print(f"\nHEADLINE: VQA {100 * board['vlm'].value:.1f}% (blind {100 * board['blind'].value:.1f}, shuffled {100 * board['shuffled'].value:.1f}, "
-      f"oracle {100 * board['oracle'].value:.1f}), bridge {bridge}, pairs {100 * in_pairs['vlm']:.1f}%")
+print(
+    f"\nHEADLINE: VQA {100 * board['vlm'].value:.1f}% (blind {100 * board['blind'].value:.1f}, shuffled {100 * board['shuffled'].value:.1f}, "
+    f"oracle {100 * board['oracle'].value:.1f}), bridge {bridge}, pairs {100 * in_pairs['vlm']:.1f}%"
+)
 check.progress(claims)
 
 # %% [markdown]
@@ -949,8 +1261,12 @@ check.progress(claims)
 # %%
 five = five_questions(questions)
 pictures = [row["image"] for row in five]
-plots.scoreboard(pictures, [row["question"] for row in five], [row["answer"] for row in five],
-                 {"blind": ask(five, None), "disorder": ask(five, disordered), "the VLM": ask(five)})
+plots.scoreboard(
+    pictures,
+    [row["question"] for row in five],
+    [row["answer"] for row in five],
+    {"blind": ask(five, None), "disorder": ask(five, disordered), "the VLM": ask(five)},
+)
 
 # %% [markdown]
 # **What this does not show**

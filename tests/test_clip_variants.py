@@ -25,19 +25,29 @@ def test_the_first_row_is_the_recipe_itself_and_every_other_row_is_another_train
     images, captions, tokenizer = world
     reference = recipes.make_shapes_clip(tokenizer)
     expected = recipes.train_clip(reference, images, captions, tokenizer, **FEW).losses
-    found = {name: train_variant(*world, **FEW, **changes)[1].losses for name, changes in VARIANTS.items()}
+    found = {
+        name: train_variant(*world, **FEW, **changes)[1].losses
+        for name, changes in VARIANTS.items()
+    }
     assert found[clip_variants.BASE] == expected
     assert all(losses != expected for name, losses in found.items() if name != clip_variants.BASE)
     assert {name: len(losses) for name, losses in found.items() if len(losses) != 4} == {
-        "batch size ÷ 2": 8, "batch size × 2": 2, "twice the steps": 8,
-        "50% exchanged, twice the steps": 8, "SigLIP's loss, twice the steps": 8}
+        "batch size ÷ 2": 8,
+        "batch size × 2": 2,
+        "twice the steps": 8,
+        "50% exchanged, twice the steps": 8,
+        "SigLIP's loss, twice the steps": 8,
+    }
 
 
 def test_a_fixed_temperature_stays_and_siglip_starts_as_its_paper_says_and_learns_its_bias(world):
     model, _ = train_variant(*world, **FEW, temperature=0.5)
     assert math.isclose((-model.logit_scale).exp().item(), 0.5, rel_tol=1e-6)
     model, history = train_variant(*world, **FEW, loss=clip_variants.siglip)
-    assert 0 < (model.logit_bias + 10).abs() < 0.1 and 0 < (model.logit_scale - math.log(10)).abs() < 0.1
+    assert (
+        0 < (model.logit_bias + 10).abs() < 0.1
+        and 0 < (model.logit_scale - math.log(10)).abs() < 0.1
+    )
     assert 0.5 < history.losses[0] < 12
 
 
@@ -56,13 +66,19 @@ def test_a_coarse_caption_names_the_colours_of_its_picture_and_its_words_are_kno
     for five, scene in zip(captions, table["description"][:], strict=True):
         words = clip_variants.only_colours(five[0])
         told = [] if words == "a digit." else words.removesuffix(".").split(" and ")
-        assert told == sorted(told) and set(told) == {colour for colour in COLOURS if f" {colour} " in scene}
+        assert told == sorted(told) and set(told) == {
+            colour for colour in COLOURS if f" {colour} " in scene
+        }
         assert not language.unknown_words(tokenizer, words)
 
 
 def test_equal_captions_are_known_by_their_tokens(world, monkeypatch):
     ids = torch.tensor([[1, 2, 0], [1, 3, 0], [1, 2, 0]])
-    assert clip_variants.equal_rows(ids).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    assert clip_variants.equal_rows(ids).tolist() == [
+        [True, False, True],
+        [False, True, False],
+        [True, False, True],
+    ]
     seen = []
 
     def loss(x, y, t, same):

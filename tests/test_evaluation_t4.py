@@ -17,12 +17,22 @@ from tests.models.test_pretrained import smol  # noqa: F401
 from vlm_lite.evals.pope import pope_scores
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "05_evaluation.py"
-CELLS = [cell.source for cell in jupytext.read(NOTEBOOK).cells if "t4" in cell.metadata.get("tags", [])]
+CELLS = [
+    cell.source for cell in jupytext.read(NOTEBOOK).cells if "t4" in cell.metadata.get("tags", [])
+]
 
 
 def names(**more):
-    return {"json": json, "math": math, "random": random, "re": re, "Path": Path, "torch": torch,
-            "pope_scores": pope_scores, **more}
+    return {
+        "json": json,
+        "math": math,
+        "random": random,
+        "re": re,
+        "Path": Path,
+        "torch": torch,
+        "pope_scores": pope_scores,
+        **more,
+    }
 
 
 def test_the_cells_run_and_print_a_row_for_every_condition(smol, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -34,23 +44,38 @@ def test_the_cells_run_and_print_a_row_for_every_condition(smol, tmp_path, monke
         asked.append(url)
         file = tmp_path / fname
         if fname.endswith(".json"):
-            file.write_text("\n".join(json.dumps(
-                {"question_id": k, "image": f"COCO_val2014_{k // 6:012d}.jpg", "text": "Is there a dog ?",
-                 "label": ("yes", "no")[k % 2]}) for k in range(12)))
+            file.write_text(
+                "\n".join(
+                    json.dumps(
+                        {
+                            "question_id": k,
+                            "image": f"COCO_val2014_{k // 6:012d}.jpg",
+                            "text": "Is there a dog ?",
+                            "label": ("yes", "no")[k % 2],
+                        }
+                    )
+                    for k in range(12)
+                )
+            )
         else:
-            Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)).save(file)
+            Image.fromarray(
+                np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
+            ).save(file)
         return str(file)
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)
     found = names(profile=SimpleNamespace(name="t4", vlm_model=str(smol)))
     for cell in CELLS:
-        small = cell.replace("PHOTOGRAPHS = 30", "PHOTOGRAPHS = 2").replace("(512, 1024, 2048)", "(32, 64)")
+        small = cell.replace("PHOTOGRAPHS = 30", "PHOTOGRAPHS = 2").replace(
+            "(512, 1024, 2048)", "(32, 64)"
+        )
         exec(small.replace("= 512", "= 32").replace('"words": 96', '"words": 6'), found)
     rows = [line for line in capsys.readouterr().out.splitlines() if re.search(r"\d\.\d{3}", line)]
     assert len(rows) == 10 and all(len(row[34:].split()) == 5 for row in rows)
     assert sum("/coco_pope_" in url for url in asked) == 3
     assert {url for url in asked if "cocodataset" in url} == {
-        f"http://images.cocodataset.org/val2014/COCO_val2014_{k:012d}.jpg" for k in (0, 1)}
+        f"http://images.cocodataset.org/val2014/COCO_val2014_{k:012d}.jpg" for k in (0, 1)
+    }
 
 
 def test_on_tiny_they_ask_for_nothing(capsys, monkeypatch):
@@ -62,8 +87,15 @@ def test_on_tiny_they_ask_for_nothing(capsys, monkeypatch):
     assert "left out" in capsys.readouterr().out and "smol" not in found
 
 
-@pytest.mark.parametrize("text, word", [("The dog is there. Yes.", "yes"), ("No, wait. There is. So yes", "yes"),
-                                        ("I know not", ""), ("", "")])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("The dog is there. Yes.", "yes"),
+        ("No, wait. There is. So yes", "yes"),
+        ("I know not", ""),
+        ("", ""),
+    ],
+)
 def test_an_answer_in_steps_is_read_at_its_end(text, word):
     exec(CELLS[1], found := names(profile=SimpleNamespace(name="tiny")))
     assert found["last_yes_or_no"](text) == word

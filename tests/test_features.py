@@ -16,7 +16,9 @@ from vlm_lite import features
 from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError
 
-IMAGES = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 256, (50, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 def plain(batch):  # (B, 3, 4, 4) -> (B, 3, 16)
@@ -41,8 +43,11 @@ class Counter:
 
 
 def cached(folder, encode, images=IMAGES, **kw):
-    return cache_features(encode, images, **{"key": {"layer": -2}, "batch_size": 8, "folder": folder,
-                                             "progress": False} | kw)
+    return cache_features(
+        encode,
+        images,
+        **{"key": {"layer": -2}, "batch_size": 8, "folder": folder, "progress": False} | kw,
+    )
 
 
 def test_features_are_computed_once_and_equal_the_encoder(tmp_path):
@@ -74,8 +79,12 @@ def test_any_change_of_key_or_pictures_computes_again(tmp_path):
     cached(tmp_path, Counter())
     changed = IMAGES.clone()
     changed[31, 2, 1, 3] ^= 1
-    for options in ({"key": {"layer": -1}}, {"images": changed}, {"images": IMAGES[:49]},
-                    {"images": IMAGES.reshape(50, 3, 2, 8)}):
+    for options in (
+        {"key": {"layer": -1}},
+        {"images": changed},
+        {"images": IMAGES[:49]},
+        {"images": IMAGES.reshape(50, 3, 2, 8)},
+    ):
         encode = Counter()
         cached(tmp_path, encode, **options)
         assert encode.seen == len(options.get("images", IMAGES))
@@ -140,7 +149,7 @@ def test_two_processes_at_once_both_get_whole_features(tmp_path):
 @pytest.mark.parametrize("harm", ["cut", "longer", "gone", "meta cut", "meta gone", "meta wrong"])
 def test_a_damaged_cache_is_made_again(tmp_path, harm):
     cached(tmp_path, Counter())
-    data, = tmp_path.glob("*.bin")
+    (data,) = tmp_path.glob("*.bin")
     meta = data.with_suffix(".json")
     match harm:
         case "cut":
@@ -198,7 +207,9 @@ def test_mistakes_are_named(tmp_path):
         cached(tmp_path / "file" / "cache", plain)
 
 
-def test_the_default_folder_is_under_home_and_the_bar_counts_pictures(tmp_path, monkeypatch, capsys):
+def test_the_default_folder_is_under_home_and_the_bar_counts_pictures(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     cached(None, Counter(), progress=True, description="eye")
     assert len(list((tmp_path / "features").glob("*.bin"))) == 1
@@ -243,10 +254,17 @@ print(peak / 1e3, made, 1000 / (time.perf_counter() - started), features.nbytes 
 """
     found = {}
     for count in (1_000, 10_000, 100_000):
-        run = subprocess.run([sys.executable, "-c", code, str(count), str(tmp_path / str(count))], check=True,
-                             capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(count), str(tmp_path / str(count))],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         found[count] = [float(value) for value in run.stdout.split()]
         memory, made, read, size = found[count]
-        print(f"{count:7,} images: {memory:6.0f} MB held at most, {size:8,.0f} MB on the disk, {count / made:8,.0f} "
-              f"images/s written, {read:8,.0f} rows/s read at random", flush=True)
+        print(
+            f"{count:7,} images: {memory:6.0f} MB held at most, {size:8,.0f} MB on the disk, {count / made:8,.0f} "
+            f"images/s written, {read:8,.0f} rows/s read at random",
+            flush=True,
+        )
     assert found[100_000][0] < 1.1 * found[1_000][0] + 20

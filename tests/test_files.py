@@ -31,7 +31,9 @@ def test_malformed_json_is_named_with_line_and_column(tmp_path):
         files.read_json(tmp_path)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+)
 def test_a_cut_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     target = tmp_path / "kept.txt"
     target.write_text("old")

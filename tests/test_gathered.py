@@ -30,7 +30,11 @@ def one_batch():
 
 def loss_and_gradients(model, batch, loss):
     pictures, ids, mask = batch
-    value = loss(model.encode_image(recipes.pixel_values(pictures)), model.encode_text(ids, mask), model.logit_scale)
+    value = loss(
+        model.encode_image(recipes.pixel_values(pictures)),
+        model.encode_text(ids, mask),
+        model.logit_scale,
+    )
     value.backward()
     return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters()}}
 
@@ -38,8 +42,18 @@ def loss_and_gradients(model, batch, loss):
 def losses(images, captions, tokenizer, **options):
     """The losses of three steps of the recipe. (The weights themselves need not agree: the bias of the keys has no
     gradient but rounding, and AdamW makes whole steps of it.)"""
-    history = recipes.train_clip(recipes.make_shapes_clip(tokenizer), images, captions, tokenizer, steps=3, log_every=1,
-                                 batch_size=BATCH, compute=CPU, progress=False, **options)
+    history = recipes.train_clip(
+        recipes.make_shapes_clip(tokenizer),
+        images,
+        captions,
+        tokenizer,
+        steps=3,
+        log_every=1,
+        batch_size=BATCH,
+        compute=CPU,
+        progress=False,
+        **options,
+    )
     return {"losses": torch.tensor(history.losses)}
 
 
@@ -60,24 +74,44 @@ def in_each_process(folder):
     run = losses(images, captions, tokenizer, loss=info_nce_gathered, shard=equal_shares)
     if state.is_main_process:
         for name, found in (("gathered", mine), ("own", own), ("trained", run)):
-            save_file({key: value.contiguous() for key, value in found.items()}, f"{folder}/{name}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in found.items()},
+                f"{folder}/{name}.safetensors",
+            )
     state.destroy_process_group()  # a process that ends without it aborts now and then: gloo's threads are still there
 
 
 @pytest.mark.slow
 def test_two_processes_with_gathered_negatives_have_the_loss_and_the_gradients_of_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__,
-               str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     images, captions, tokenizer, batch = one_batch()
     whole = loss_and_gradients(recipes.make_shapes_clip(tokenizer), batch, info_nce)
-    gathered, own, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("gathered", "own", "trained"))
+    gathered, own, two = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("gathered", "own", "trained")
+    )
     assert whole.keys() == gathered.keys() and max(g.abs().max() for g in whole.values()) > 1e-2
     for name, value in whole.items():
         torch.testing.assert_close(gathered[name], value, atol=1e-5, rtol=1e-5, msg=name)
-    assert abs(own["loss"] - whole["loss"]) > 0.3, "without gathering, each process has half of the negatives"
+    assert abs(own["loss"] - whole["loss"]) > 0.3, (
+        "without gathering, each process has half of the negatives"
+    )
     torch.testing.assert_close(two, losses(images, captions, tokenizer), atol=1e-5, rtol=1e-5)
 
 

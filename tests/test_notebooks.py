@@ -21,7 +21,9 @@ each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for 
 
 @pytest.fixture
 def notebook(source):
-    assert source.with_suffix(".ipynb").is_file(), f"{source.stem} was never run: run `make notebooks`, and commit it."
+    assert source.with_suffix(".ipynb").is_file(), (
+        f"{source.stem} was never run: run `make notebooks`, and commit it."
+    )
     return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 
@@ -30,14 +32,18 @@ def stale(source):
 
 
 def test_the_course_is_here_and_every_notebook_has_a_source():
-    assert {"00_start_here", "01_clip_infonce", "03_qformer_gpt2"} <= {source.stem for source in SOURCES}
+    assert {"00_start_here", "01_clip_infonce", "03_qformer_gpt2"} <= {
+        source.stem for source in SOURCES
+    }
     assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {p.stem for p in SOURCES}
     assert sorted(p.name for p in (ROOT / "notebooks").glob("*.py")) == [p.name for p in SOURCES]
 
 
 @each_notebook
 def test_the_notebook_is_what_jupytext_makes_of_its_source(source):
-    assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text(encoding="utf-8"), stale(source)
+    assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text(encoding="utf-8"), (
+        stale(source)
+    )
 
 
 @each_notebook
@@ -61,7 +67,9 @@ def test_no_output_is_an_error_a_widget_or_names_a_folder_of_the_machine_that_ma
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             assert output.output_type != "error", f"cell {number}"
-            assert not [kind for kind in output.get("data", {}) if "widget" in kind], f"cell {number}"
+            assert not [kind for kind in output.get("data", {}) if "widget" in kind], (
+                f"cell {number}"
+            )
             text = output.get("text", "") + "".join(output.get("data", {}).get("text/plain", ""))
             assert "\r" not in text and "\x1b" not in text, f"cell {number}: {text}"
             assert not FOLDERS_OF_A_MACHINE.search(text), f"cell {number}: {text}"
@@ -81,8 +89,10 @@ def test_the_badge_comes_first_and_opens_this_very_file(notebook, source):
     slug, ref = notebooks.repository()
     address = re.search(r"\((https://colab[^)]*\.ipynb)\)", notebook.cells[0].source)
     assert address, "the first cell holds no Colab badge"
-    found = re.fullmatch(r"https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/(.+)/(notebooks/[^/]+)",
-                         address[1])
+    found = re.fullmatch(
+        r"https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/(.+)/(notebooks/[^/]+)",
+        address[1],
+    )
     assert found.groups() == (slug, ref, f"notebooks/{source.stem}.ipynb")
     assert (ROOT / found[3]).is_file()
     assert "setup" in notebook.cells[1].metadata.tags
@@ -108,7 +118,9 @@ def test_the_header_says_what_the_readme_needs_and_one_headline_is_printed(noteb
 
 
 def relative_links(text):
-    links = re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    links = re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", text) + re.findall(
+        r"(?:src|href)=\"([^\"]+)\"", text
+    )
     return [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
 
 
@@ -121,13 +133,18 @@ def test_links_in_a_notebook_lead_to_files(notebook, source):
 @pytest.mark.parametrize("page", ["README.md", "data/README.md"])
 def test_links_in_a_page_lead_to_files(page):
     path = ROOT / page
-    assert [link for link in relative_links(path.read_text(encoding="utf-8"))
-            if not (path.parent / link).exists()] == []
+    assert [
+        link
+        for link in relative_links(path.read_text(encoding="utf-8"))
+        if not (path.parent / link).exists()
+    ] == []
 
 
 def test_the_tables_of_the_readme_are_the_generated_ones():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"<!-- {marker} -->" in text for marker in ("notebooks", "thumbnails", "labs", "bench"))
+    assert all(
+        f"<!-- {marker} -->" in text for marker in ("notebooks", "thumbnails", "labs", "bench")
+    )
     assert notebooks.readme() == text, "README.md is stale: run `make notebooks`"
 
 
@@ -136,11 +153,29 @@ def test_the_tables_of_the_readme_are_the_generated_ones():
 def test_a_notebook_runs_alone_offline_from_an_empty_folder(source, tmp_path):
     assert shutil.which("unshare"), "this test needs unshare (util-linux) to take the network away"
     out = tmp_path / "out.json"
-    code = ("import json, sys, jupytext; from tools import execute; "
-            "run = execute.run_notebook(jupytext.read(sys.argv[1]), environment={'VLM_LITE_HOME': sys.argv[2]}); "
-            "json.dump(vars(run.failure) if run.failure else None, open(sys.argv[3], 'w'))")
-    inside = "ip link set lo up && exec \"$@\""
-    subprocess.run(["unshare", "-rn", "sh", "-c", inside, "sh", sys.executable, "-c", code, str(source),
-                    str(tmp_path / "home"), str(out)], check=True, cwd=ROOT,
-                   env={key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"})
+    code = (
+        "import json, sys, jupytext; from tools import execute; "
+        "run = execute.run_notebook(jupytext.read(sys.argv[1]), environment={'VLM_LITE_HOME': sys.argv[2]}); "
+        "json.dump(vars(run.failure) if run.failure else None, open(sys.argv[3], 'w'))"
+    )
+    inside = 'ip link set lo up && exec "$@"'
+    subprocess.run(
+        [
+            "unshare",
+            "-rn",
+            "sh",
+            "-c",
+            inside,
+            "sh",
+            sys.executable,
+            "-c",
+            code,
+            str(source),
+            str(tmp_path / "home"),
+            str(out),
+        ],
+        check=True,
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"},
+    )
     assert json.loads(Path(out).read_text()) is None

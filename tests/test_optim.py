@@ -11,7 +11,9 @@ from vlm_lite.train import weight_decay_groups
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 4), nn.Flatten(), nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4), nn.Flatten(), nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 5)
+    )
 
 
 def learn(net, optimizers, steps, first=0):
@@ -29,13 +31,17 @@ def test_it_equals_the_two_optimizers_of_torch_and_only_matrices_are_muon_s():
     one = MuonAdamW(weight_decay_groups(ours, 0.1), lr=1e-2)
     matrices = [theirs[2].weight, theirs[4].weight]
     others = [p for p in theirs.parameters() if not any(p is matrix for matrix in matrices)]
-    two = (torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-           torch.optim.AdamW(others, lr=2.5e-3, weight_decay=0.0, fused=True))
+    two = (
+        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2.5e-3, weight_decay=0.0, fused=True),
+    )
     learn(ours, [one], 5)
     learn(theirs, two, 5)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert {len(one.state[p]) for p in (ours[2].weight, ours[4].weight)} == {1}  # a momentum, and nothing else
+    assert {len(one.state[p]) for p in (ours[2].weight, ours[4].weight)} == {
+        1
+    }  # a momentum, and nothing else
     assert [group["share"] for group in one.param_groups] == [1.0, 0.25]
 
 

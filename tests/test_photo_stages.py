@@ -33,8 +33,11 @@ SMALL_QFORMER = dict(num_query_tokens=4, width=32, num_layers=2, num_heads=2, ml
 
 
 def cell_of(name):
-    cell, = (cell.source for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells
-             if "t4" in cell.metadata.get("tags", []))
+    (cell,) = (
+        cell.source
+        for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells
+        if "t4" in cell.metadata.get("tags", [])
+    )
     return cell
 
 
@@ -44,14 +47,33 @@ def sites(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sites")
     (folder / "mirror").mkdir()
     texts = rehearsal._write_sites(folder / "mirror", 24)
-    CLIP(image_size=48, patch_size=16, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=400, text_width=32,
-         text_layers=1, text_heads=2, projection_dim=16, bos_token_id=0, eos_token_id=2).save_pretrained(folder / "eye")
-    tokenizer = rehearsal.train_tokenizer(texts, 2_100, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = "<|im_end|>", "<|endoftext|>", rehearsal.CHAT
+    CLIP(
+        image_size=48,
+        patch_size=16,
+        vision_width=32,
+        vision_layers=2,
+        vision_heads=2,
+        vocab_size=400,
+        text_width=32,
+        text_layers=1,
+        text_heads=2,
+        projection_dim=16,
+        bos_token_id=0,
+        eos_token_id=2,
+    ).save_pretrained(folder / "eye")
+    tokenizer = rehearsal.train_tokenizer(
+        texts, 2_100, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    )
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = (
+        "<|im_end|>",
+        "<|endoftext|>",
+        rehearsal.CHAT,
+    )
     tokenizer.save_pretrained(folder / "brain")
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=2_100, n_positions=600, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
-        folder / "brain")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=2_100, n_positions=600, n_embd=32, n_layer=1, n_head=2)
+    ).save_pretrained(folder / "brain")
     return folder / "mirror", str(folder / "eye"), str(folder / "brain")
 
 
@@ -60,9 +82,16 @@ def offline(sites, monkeypatch, tmp_path):
     """The sites in the place of the real ones, small models in that of the large, and no Java."""
     mirror, eye, brain = sites
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    monkeypatch.setattr(photo_stages, "load_photographs", lambda split, choice, *, mirror=None, progress=True:
-                        load_photographs(split, CHOICE, mirror=str(sites[0]), progress=False))
-    monkeypatch.setattr(photo_stages, "caption_scores", functools.partial(caption_scores, tokenizer="whitespace"))
+    monkeypatch.setattr(
+        photo_stages,
+        "load_photographs",
+        lambda split, choice, *, mirror=None, progress=True: load_photographs(
+            split, CHOICE, mirror=str(sites[0]), progress=False
+        ),
+    )
+    monkeypatch.setattr(
+        photo_stages, "caption_scores", functools.partial(caption_scores, tokenizer="whitespace")
+    )
     monkeypatch.setattr(photo_stages, "QFORMER", SMALL_QFORMER)
     for name, model in (("eye", eye), ("brain", brain), ("instruct brain", brain)):
         monkeypatch.setitem(MODELS, name, model)
@@ -71,51 +100,104 @@ def offline(sites, monkeypatch, tmp_path):
 
 def names(on_photographs, shown):
     """What the earlier cells of a notebook leave behind."""
-    return {"recipes": recipes, "stages": stages, "plots": plots, "matrix": matrix, "compute": CPU,
-            "short_prompt": short_prompt, "CAPTION_PROMPT": CAPTION_PROMPT, "on_photographs": on_photographs,
-            "display": shown.append}
+    return {
+        "recipes": recipes,
+        "stages": stages,
+        "plots": plots,
+        "matrix": matrix,
+        "compute": CPU,
+        "short_prompt": short_prompt,
+        "CAPTION_PROMPT": CAPTION_PROMPT,
+        "on_photographs": on_photographs,
+        "display": shown.append,
+    }
 
 
-SIZES = SimpleNamespace(connector_steps=2, connector_batch_size=4, connector_lr=1e-3, stage_steps=(2, 2, 2))
+SIZES = SimpleNamespace(
+    connector_steps=2, connector_batch_size=4, connector_lr=1e-3, stage_steps=(2, 2, 2)
+)
 
 
 def test_notebook_03_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
     exec(cell_of("03_qformer_gpt2"), names(SIZES, shown := []))
     printed = capsys.readouterr().out
-    for name in ("CIDEr", "CIDEr blind", "CIDEr shuffled", "VQA", "blind", "oracle", *stages.CHECKS):
+    for name in (
+        "CIDEr",
+        "CIDEr blind",
+        "CIDEr shuffled",
+        "VQA",
+        "blind",
+        "oracle",
+        *stages.CHECKS,
+    ):
         row = re.search(rf"^{name} +(\S.*)$", printed, flags=re.M)
         assert row and len(re.findall(r"\S+ \[\S+, \S+\]", row[1])) == 2, name
     assert "before training" in printed and len(shown) == 1
 
 
 def test_notebook_04_trains_three_stages_with_an_evaluation_after_each(offline, capsys):
-    exec(cell_of("04_llava_projection").replace("minimal = False", "minimal = True"), names(SIZES, shown := []))
+    exec(
+        cell_of("04_llava_projection").replace("minimal = False", "minimal = True"),
+        names(SIZES, shown := []),
+    )
     printed = capsys.readouterr().out
-    assert re.findall(r"^(nothing trained|captions|instructions|VQA)\b", printed, flags=re.M) == 2 * [
-        "nothing trained", "captions", "instructions", "VQA"]
+    assert re.findall(
+        r"^(nothing trained|captions|instructions|VQA)\b", printed, flags=re.M
+    ) == 2 * ["nothing trained", "captions", "instructions", "VQA"]
     assert re.search(r"^stage +CIDEr +VQA +swap +hide +concrete +sees$", printed, flags=re.M)
     assert len(shown) == 1
 
 
 @pytest.mark.parametrize("size", ["full", "minimal"])
-def test_the_command_trains_the_stages_on_photographs_and_goes_on_where_it_stopped(offline, capsys, tmp_path, size):
-    command = ["train", "stages", "--folder", str(tmp_path / "run"), "--photographs", size, "--steps", "2,2,2",
-               "--batch-size", "4", "--precision", "no", "--language-model", offline[2]]
+def test_the_command_trains_the_stages_on_photographs_and_goes_on_where_it_stopped(
+    offline, capsys, tmp_path, size
+):
+    command = [
+        "train",
+        "stages",
+        "--folder",
+        str(tmp_path / "run"),
+        "--photographs",
+        size,
+        "--steps",
+        "2,2,2",
+        "--batch-size",
+        "4",
+        "--precision",
+        "no",
+        "--language-model",
+        offline[2],
+    ]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"^(nothing trained|captions|instructions|VQA) ", printed, flags=re.M) == [
-        "nothing trained", "captions", "instructions", "VQA"]
+        "nothing trained",
+        "captions",
+        "instructions",
+        "VQA",
+    ]
     scores = [read_json(tmp_path / "run" / f"stage-{k}.json") for k in range(4)]
-    assert {"CIDEr", "CIDEr blind", "VQA", "blind", "oracle", *stages.CHECKS} <= set(scores[3]["scores"])
+    assert {"CIDEr", "CIDEr blind", "VQA", "blind", "oracle", *stages.CHECKS} <= set(
+        scores[3]["scores"]
+    )
     assert len({each["weights"] for each in scores}) == 4, "every stage changes the weights"
     written = (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns
     assert cli.main(command) == 0 and capsys.readouterr().out == printed
-    assert (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns == written, "nothing is trained or measured again"
+    assert (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns == written, (
+        "nothing is trained or measured again"
+    )
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (["--photographs", "full", "--pictures", "9"], "--pictures and --held-out are for the Shapes world"),
-    (["--language-model", "x"], "--language-model goes with --photographs")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (
+            ["--photographs", "full", "--pictures", "9"],
+            "--pictures and --held-out are for the Shapes world",
+        ),
+        (["--language-model", "x"], "--language-model goes with --photographs"),
+    ],
+)
 def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message):
     assert cli.main(["train", "stages", "--folder", str(tmp_path / "run"), *wrong]) == 2
     assert message in capsys.readouterr().err
@@ -123,7 +205,9 @@ def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message
 
 @pytest.mark.parametrize("name", ["03_qformer_gpt2", "04_llava_projection"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
-    monkeypatch.setattr(photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny"))
+    monkeypatch.setattr(
+        photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny")
+    )
     exec(cell_of(name), names(None, []))
     assert "only with profile" in capsys.readouterr().out
 
@@ -137,10 +221,14 @@ def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
     texts = photo_stages.photo_texts(photos, prompt)
     assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in texts.values())
     assert {name: sum(map(len, rows)) for name, rows in texts.items()} == {
-        "captions": 80, "instructions": 16, "vqa": 16}
+        "captions": 80,
+        "instructions": 16,
+        "vqa": 16,
+    }
     row = photos.questions[0]
     assert (prompt(f"{row['question']} {photo_stages.SHORT}"), row["answer"]) in texts["vqa"][
-        photos.ids.index(row["image_id"])]
+        photos.ids.index(row["image_id"])
+    ]
     vlm.tokenizer.chat_template = None
     assert photo_stages.user_prompt(vlm.tokenizer) is chat_prompt
 
@@ -148,57 +236,111 @@ def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
 def test_the_turns_of_a_conversation_are_the_template_of_the_whole(sites):
     """Also where the template puts a system message first, as Qwen2.5's does: it stands there once."""
     tokenizer = AutoTokenizer.from_pretrained(sites[2])
-    messages = [{"role": role, "content": text} for role, text in (
-        ("user", "what is it?"), ("assistant", "a dog."), ("user", "and now?"), ("assistant", "a cat."),
-        ("user", "why?"), ("assistant", "it is."))]
-    for system in ("", "{% if messages[0].role != 'system' %}<|im_start|>system\nhelp.<|im_end|>\n{% endif %}"):
+    messages = [
+        {"role": role, "content": text}
+        for role, text in (
+            ("user", "what is it?"),
+            ("assistant", "a dog."),
+            ("user", "and now?"),
+            ("assistant", "a cat."),
+            ("user", "why?"),
+            ("assistant", "it is."),
+        )
+    ]
+    for system in (
+        "",
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nhelp.<|im_end|>\n{% endif %}",
+    ):
         tokenizer.chat_template = system + rehearsal.CHAT
         prompt = photo_stages.user_prompt(tokenizer)
         pairs = as_pairs(messages, prompt, prompt.later)
-        assert "".join(f"{ask}{reply}{tokenizer.eos_token}" for ask, reply in pairs) == tokenizer.apply_chat_template(
-            messages, tokenize=False).rstrip()
-        assert pairs[2][0].strip().startswith("<|im_start|>user") and pairs[0][0].count("help.") == bool(system)
+        assert (
+            "".join(f"{ask}{reply}{tokenizer.eos_token}" for ask, reply in pairs)
+            == tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+        )
+        assert pairs[2][0].strip().startswith("<|im_start|>user") and pairs[0][0].count(
+            "help."
+        ) == bool(system)
 
 
-def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(offline, monkeypatch):
+def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(
+    offline, monkeypatch
+):
     _, eye, brain = offline
     vlm = recipes.new_vlm("mlp", vision_model=eye, language_model=brain)
     held_out = photo_stages.load_photos(vlm.vision, "val")
-    truth = {(k, CAPTION_PROMPT): texts[0] for k, texts in enumerate(held_out.captions["captions"][:])}
+    truth = {
+        (k, CAPTION_PROMPT): texts[0] for k, texts in enumerate(held_out.captions["captions"][:])
+    }
     for row in held_out.questions:
         asked = chat_prompt(f"{row['question']} {photo_stages.SHORT}")
         truth[held_out.ids.index(row["image_id"]), asked] = row["answer"]
 
     def looks(features, prompts, max_new_tokens=16):
-        rows = [None] * len(prompts) if features is None else [
-            next((k for k, own in enumerate(held_out.features) if torch.equal(own.float(), each.float())), None)
-            for each in features]
+        rows = (
+            [None] * len(prompts)
+            if features is None
+            else [
+                next(
+                    (
+                        k
+                        for k, own in enumerate(held_out.features)
+                        if torch.equal(own.float(), each.float())
+                    ),
+                    None,
+                )
+                for each in features
+            ]
+        )
         return [truth.get((k, text), "a thing") for k, text in zip(rows, prompts, strict=True)]
 
     monkeypatch.setattr(vlm, "generate", looks)
     scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
-    assert scores["VQA"][0] > 0.8 > 0.1 >= scores["blind"][0] and scores["CIDEr"][0] > scores["CIDEr shuffled"][0]
+    assert (
+        scores["VQA"][0] > 0.8 > 0.1 >= scores["blind"][0]
+        and scores["CIDEr"][0] > scores["CIDEr shuffled"][0]
+    )
     assert all(scores[check][1] > 0 for check in stages.CHECKS)
     assert {f"VQA {kind}" for kind in held_out.questions["answer_type"][:]} <= set(scores)
-    monkeypatch.setattr(vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts))
+    monkeypatch.setattr(
+        vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts)
+    )
     scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
-    assert all(scores[check][0] == 0 for check in ("swap", "hide", "sees")) and scores["CIDEr blind"] == scores["CIDEr"]
+    assert (
+        all(scores[check][0] == 0 for check in ("swap", "hide", "sees"))
+        and scores["CIDEr blind"] == scores["CIDEr"]
+    )
 
 
 def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
     """At small sizes; tests/data/test_photographs.py runs t4's own."""
     mirror, eye, brain = offline
     monkeypatch.setattr(rehearsal, "QFORMER", SMALL_QFORMER)
-    profile = dataclasses.replace(REHEARSAL, vision_model=eye, language_model=brain, image_size=48, train_images=16,
-                                  val_images=4, mirror=str(mirror))
+    profile = dataclasses.replace(
+        REHEARSAL,
+        vision_model=eye,
+        language_model=brain,
+        image_size=48,
+        train_images=16,
+        val_images=4,
+        mirror=str(mirror),
+    )
     result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
     printed = "\n".join(said)
-    for name in ("evaluate", "stage captions, a step", "stage instructions, a step", "stage VQA, a step"):
+    for name in (
+        "evaluate",
+        "stage captions, a step",
+        "stage instructions, a step",
+        "stage VQA, a step",
+    ):
         assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
     assert printed.count("\nevaluate") == 4, "before the first stage, and after each"
     assert "these scores mean nothing" in printed and "\ninstructions " in printed
 
 
 def test_the_presets_are_those_of_the_notebook():
-    assert (photographs.FULL.images, photographs.FULL.instructions, photographs.MINIMAL.questions) == (
-        5_000, 10_000, 5_000)
+    assert (
+        photographs.FULL.images,
+        photographs.FULL.instructions,
+        photographs.MINIMAL.questions,
+    ) == (5_000, 10_000, 5_000)

@@ -13,47 +13,108 @@ from vlm_lite.data.scenes import render, sample_scene
 from vlm_lite.train import History
 
 RNG = np.random.default_rng(3)
-IMAGES = torch.stack([torch.from_numpy(render(sample_scene(RNG), RNG)) for _ in range(10)]).permute(0, 3, 1, 2)
+IMAGES = torch.stack([torch.from_numpy(render(sample_scene(RNG), RNG)) for _ in range(10)]).permute(
+    0, 3, 1, 2
+)
 CAPTION = "a large orange square in the bottom right, a small star in the top left and a handwritten 7 for $5 and $6."
 STEPS = list(range(10, 1000, 10))
 LOSSES = (4.5 * np.exp(-np.array(STEPS) / 300) + 0.3).tolist()
-BAND = {"steps": STEPS, "mean": LOSSES, "low": [x - 0.1 for x in LOSSES], "high": [x + 0.1 for x in LOSSES], "seeds": 3}
-CUES = ["what color is the heart?", "is there a small yellow triangle to the right of the large pink square?"]
-RECALLS = {"image_to_text": {1: 0.712, 5: 0.951, 10: 1.0}, "text_to_image": {1: 0.02, 5: 0.94, 10: 0.975}}
-SCORES = {"vlm": (71.2, 69.5, 73.0), "blind": (33.0, 31.0, 35.0), "shuffled": 32.1, "blank": 30.3,
-          "oracle": (99.4, 98.5, 100.0)}
-TYPES = {kind: {"vlm": 80.0 - 9 * i, "blind": 25.0 + 5 * i, "oracle": 100.0}
-         for i, kind in enumerate(("colour", "shape", "size", "count", "existence", "relation", "digit"))}
+BAND = {
+    "steps": STEPS,
+    "mean": LOSSES,
+    "low": [x - 0.1 for x in LOSSES],
+    "high": [x + 0.1 for x in LOSSES],
+    "seeds": 3,
+}
+CUES = [
+    "what color is the heart?",
+    "is there a small yellow triangle to the right of the large pink square?",
+]
+RECALLS = {
+    "image_to_text": {1: 0.712, 5: 0.951, 10: 1.0},
+    "text_to_image": {1: 0.02, 5: 0.94, 10: 0.975},
+}
+SCORES = {
+    "vlm": (71.2, 69.5, 73.0),
+    "blind": (33.0, 31.0, 35.0),
+    "shuffled": 32.1,
+    "blank": 30.3,
+    "oracle": (99.4, 98.5, 100.0),
+}
+TYPES = {
+    kind: {"vlm": 80.0 - 9 * i, "blind": 25.0 + 5 * i, "oracle": 100.0}
+    for i, kind in enumerate(("colour", "shape", "size", "count", "existence", "relation", "digit"))
+}
 FIGURES = {
     "show_images": lambda: plots.show_images(IMAGES, [CAPTION] * 10),
     "show_images, few": lambda: plots.show_images([Image.new("RGB", (40, 20), "red")], size=90),
-    "loss_curve": lambda: plots.loss_curve(History(STEPS, LOSSES), band=BAND, chance=4.85, guess=1.5,
-                                           ylabel="InfoNCE loss (nats)"),
-    "similarity_matrix": lambda: plots.similarity_matrix(torch.rand(6, 6), torch.eye(6), [CAPTION] * 6, IMAGES[:6]),
+    "loss_curve": lambda: plots.loss_curve(
+        History(STEPS, LOSSES), band=BAND, chance=4.85, guess=1.5, ylabel="InfoNCE loss (nats)"
+    ),
+    "similarity_matrix": lambda: plots.similarity_matrix(
+        torch.rand(6, 6), torch.eye(6), [CAPTION] * 6, IMAGES[:6]
+    ),
     "similarity_matrix, many": lambda: plots.similarity_matrix(torch.rand(30, 30), np.eye(30)),
-    "recall_bars": lambda: plots.recall_bars(RECALLS, chance={1: 0.001, 5: 0.005}, ceiling={1: 0.93, 5: 1}, guess=0.5),
-    "gain_bars": lambda: plots.gain_bars(**SCORES, bridge=(0.58, 0.55, 0.61), guess=55, title="Notebook 03"),
+    "recall_bars": lambda: plots.recall_bars(
+        RECALLS, chance={1: 0.001, 5: 0.005}, ceiling={1: 0.93, 5: 1}, guess=0.5
+    ),
+    "gain_bars": lambda: plots.gain_bars(
+        **SCORES, bridge=(0.58, 0.55, 0.61), guess=55, title="Notebook 03"
+    ),
     "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
-    "caption_table": lambda: plots.caption_table(IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4),
-    "answer_table": lambda: plots.answer_table(IMAGES[:3], {
-        "asked": CUES[:1] * 3, "before": ["red", "a", "b"], "after": ["an answer that takes more than a line"] * 3}),
-    "scoreboard": lambda: plots.scoreboard(IMAGES[:5], CUES[:1] + CUES[1:] * 4, ["red", "yes", "3", "7", "a circle"], {
-        "blind": ["blue", "Yes ", "2", "1", "a star"], "this VLM": ["red", "yes", "3", "7", "a circle"]}),
+    "caption_table": lambda: plots.caption_table(
+        IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4
+    ),
+    "answer_table": lambda: plots.answer_table(
+        IMAGES[:3],
+        {
+            "asked": CUES[:1] * 3,
+            "before": ["red", "a", "b"],
+            "after": ["an answer that takes more than a line"] * 3,
+        },
+    ),
+    "scoreboard": lambda: plots.scoreboard(
+        IMAGES[:5],
+        CUES[:1] + CUES[1:] * 4,
+        ["red", "yes", "3", "7", "a circle"],
+        {
+            "blind": ["blue", "Yes ", "2", "1", "a star"],
+            "this VLM": ["red", "yes", "3", "7", "a circle"],
+        },
+    ),
     "connector_lines": lambda: plots.connector_lines(
-        {"Q-Former": {n: (30 + n, 28 + n, 33 + n) for n in (1, 4, 8, 16, 32)},
-         **{name: {n: (34 + n, 32 + n, 35 + n) for n in (1, 4, 16)} for name in ("linear", "MLP")}},
-        {"frozen": (38, 36, 41, 31), "LoRA": (50, 48, 53, 33), "full tuning": (55, 54, 56, 35)}, blind=31, oracle=97,
-        live=(8, 41)),
-    "ask_panel": lambda: plots.ask_panel(IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"),
-    "ask_panel, hidden": lambda: plots.ask_panel(None, CUES[0], {"red": 0.2, "blue": 0.3, "a very long answer": 0.1},
-                                                 blind=0.2, answers=["red", "blue", "a very long answer"]),
+        {
+            "Q-Former": {n: (30 + n, 28 + n, 33 + n) for n in (1, 4, 8, 16, 32)},
+            **{
+                name: {n: (34 + n, 32 + n, 35 + n) for n in (1, 4, 16)}
+                for name in ("linear", "MLP")
+            },
+        },
+        {"frozen": (38, 36, 41, 31), "LoRA": (50, 48, 53, 33), "full tuning": (55, 54, 56, 35)},
+        blind=31,
+        oracle=97,
+        live=(8, 41),
+    ),
+    "ask_panel": lambda: plots.ask_panel(
+        IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"
+    ),
+    "ask_panel, hidden": lambda: plots.ask_panel(
+        None,
+        CUES[0],
+        {"red": 0.2, "blue": 0.3, "a very long answer": 0.1},
+        blind=0.2,
+        answers=["red", "blue", "a very long answer"],
+    ),
 }
 LABELS = {
-    "loss_curve": {"training step", "InfoNCE loss (nats)"}, "similarity_matrix": {"caption", "picture"},
-    "recall_bars": {"queries with a right hit\namong the first K (%)"}, "gain_bars": {"VQA accuracy (%)"},
-    "by_type_bars": {"VQA accuracy (%)"}, "connector_lines": {"vectors that reach the brain", "VQA accuracy (%)"},
+    "loss_curve": {"training step", "InfoNCE loss (nats)"},
+    "similarity_matrix": {"caption", "picture"},
+    "recall_bars": {"queries with a right hit\namong the first K (%)"},
+    "gain_bars": {"VQA accuracy (%)"},
+    "by_type_bars": {"VQA accuracy (%)"},
+    "connector_lines": {"vectors that reach the brain", "VQA accuracy (%)"},
     "ask_panel": {"probability of the answer (%)"},
 }  # the others are pictures and tables
 
@@ -90,35 +151,49 @@ def test_the_loss_curve_says_how_much_lies_inside_the_band():
     inside = "inside the range of {} seeds at {} of points (a further seed: about {})".format
     assert inside(3, "51%", "50%") in texts(plots.loss_curve((STEPS, half), band=BAND))
     assert inside(3, "100%", "50%") in texts(FIGURES["loss_curve"]())
-    five, unknown = {**BAND, "seeds": 5}, {key: value for key, value in BAND.items() if key != "seeds"}
+    five, unknown = (
+        {**BAND, "seeds": 5},
+        {key: value for key, value in BAND.items() if key != "seeds"},
+    )
     assert inside(5, "51%", "67%") in texts(plots.loss_curve((STEPS, half), band=five))
-    assert "inside the range of the seeds at 51% of points" in texts(plots.loss_curve((STEPS, half), band=unknown))
+    assert "inside the range of the seeds at 51% of points" in texts(
+        plots.loss_curve((STEPS, half), band=unknown)
+    )
 
 
 def test_the_usual_share_is_that_of_one_more_run_like_the_others():
     runs = RNG.normal(size=(20_000, 4))
     between = (runs[:, :3].min(axis=1) < runs[:, 3]) & (runs[:, 3] < runs[:, :3].max(axis=1))
     assert abs(between.mean() - 0.5) < 0.02
-    title, = (text for text in texts(FIGURES["loss_curve"]()) if "further" in text)
+    (title,) = (text for text in texts(FIGURES["loss_curve"]()) if "further" in text)
     assert f"a further seed: about {round(between.mean(), 1):.0%}" in title
 
 
 def test_a_number_and_the_diamond_of_the_oracle_stand_apart():
-    scores = {"above": (100.0, 97.6), "at": (100.0, 100.0), "below": (90.5, 92.0), "far": (90.5, 99.0)}
+    scores = {
+        "above": (100.0, 97.6),
+        "at": (100.0, 100.0),
+        "below": (90.5, 92.0),
+        "far": (90.5, 99.0),
+    }
     types = {name: {"vlm": vlm, "oracle": oracle} for name, (vlm, oracle) in scores.items()}
     axes = plots.by_type_bars(types).axes[0]
     axes.figure.draw_without_rendering()
     diamonds = [line.get_window_extent() for line in axes.lines]
     numbers = [text.get_window_extent() for text in axes.texts]
     assert len(diamonds) == len(numbers) == len(types)
-    assert not any(number.overlaps(diamond) for number, diamond in zip(numbers, diamonds, strict=True))
-    assert {"the VLM", "oracle"} <= set(texts(axes.figure)) and "blind" not in texts(axes.figure), "what is not drawn"
+    assert not any(
+        number.overlaps(diamond) for number, diamond in zip(numbers, diamonds, strict=True)
+    )
+    assert {"the VLM", "oracle"} <= set(texts(axes.figure)) and "blind" not in texts(axes.figure), (
+        "what is not drawn"
+    )
 
 
 def test_a_guess_is_a_dashed_line_with_its_name():
     for name, place in (("loss_curve", 1.5), ("gain_bars", 55)):
         axes = FIGURES[name]().axes[0]
-        line, = (line for line in axes.lines if str(line.get_label()).startswith("my guess"))
+        (line,) = (line for line in axes.lines if str(line.get_label()).startswith("my guess"))
         assert line.is_dashed() and place in (line.get_xdata()[0], line.get_ydata()[0])
 
 
@@ -126,7 +201,10 @@ def test_bars_differ_in_grey():
     axes = FIGURES["gain_bars"]().axes[0]
     assert len({bar.get_hatch() for bar in axes.patches}) == len(axes.patches) == 5
     lines = FIGURES["loss_curve"]().axes[0].lines
-    assert len({line.get_linestyle() for line in lines if not str(line.get_label()).startswith("_")}) == 4
+    assert (
+        len({line.get_linestyle() for line in lines if not str(line.get_label()).startswith("_")})
+        == 4
+    )
 
 
 def test_right_and_wrong_differ_in_shape():
@@ -136,23 +214,31 @@ def test_right_and_wrong_differ_in_shape():
 
 
 def test_panels_of_one_animation_have_one_size():
-    assert {FIGURES[name]().to_image().size for name in ("ask_panel", "ask_panel, hidden")} == {(720, 286)}
+    assert {FIGURES[name]().to_image().size for name in ("ask_panel", "ask_panel, hidden")} == {
+        (720, 286)
+    }
 
 
 def test_the_panel_shows_the_likeliest_answers_first():
-    figure = plots.ask_panel(None, "?", dict(zip("abcdefg", (0.1, 0.3, 0.02, 0.2, 0.05, 0.15, 0.18), strict=True)))
+    figure = plots.ask_panel(
+        None, "?", dict(zip("abcdefg", (0.1, 0.3, 0.02, 0.2, 0.05, 0.15, 0.18), strict=True))
+    )
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == list("bdgfa")
 
 
 def test_a_notebook_gets_one_picture_under_the_limit_even_of_photographs(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
-    noise = torch.from_numpy(RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8))  # the hardest photographs
+    noise = torch.from_numpy(
+        RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)
+    )  # the hardest photographs
     plots.show_images(noise, columns=3)._ipython_display_()
     assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 pictures>"
     assert len(shown[0]["image/jpeg"]) < 100_000
-    assert Image.open(io.BytesIO(shown[0]["image/jpeg"])).size == figures.Figure.to_image(plots.show_images(
-        noise, columns=3)).size
+    assert (
+        Image.open(io.BytesIO(shown[0]["image/jpeg"])).size
+        == figures.Figure.to_image(plots.show_images(noise, columns=3)).size
+    )
 
 
 def test_drawings_keep_their_colours_when_enlarged():

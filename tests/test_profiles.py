@@ -25,12 +25,15 @@ def machine(monkeypatch, tmp_path):
     return pretend
 
 
-@pytest.mark.parametrize(("gpu", "hub", "expected", "why"), [
-    (False, False, "tiny", "no CUDA GPU"),
-    (False, True, "tiny", "no CUDA GPU"),
-    (True, False, "tiny", "no answer in 3 s"),
-    (True, True, "t4", "the Hugging Face hub answers"),
-])
+@pytest.mark.parametrize(
+    ("gpu", "hub", "expected", "why"),
+    [
+        (False, False, "tiny", "no CUDA GPU"),
+        (False, True, "tiny", "no CUDA GPU"),
+        (True, False, "tiny", "no answer in 3 s"),
+        (True, True, "t4", "the Hugging Face hub answers"),
+    ],
+)
 def test_auto_takes_t4_only_with_a_gpu_and_a_hub_that_answers(machine, gpu, hub, expected, why):
     machine(gpu, hub)
     profile = profiles.get_profile("auto")
@@ -49,7 +52,9 @@ def test_auto_stays_in_tiny_when_told_to_be_offline(machine, monkeypatch):
 def test_auto_chooses_only_what_the_notebook_offers(machine):
     machine(gpu=True, hub=True)
     assert profiles.get_profile("auto", offers=("tiny", "smoke")).name == "tiny"
-    with pytest.raises(UserError, match='profile "t4" has no part here yet. Choose one of: auto, tiny, smoke'):
+    with pytest.raises(
+        UserError, match='profile "t4" has no part here yet. Choose one of: auto, tiny, smoke'
+    ):
         profiles.get_profile("t4", offers=("tiny", "smoke"))
 
 
@@ -62,7 +67,10 @@ def test_the_environment_speaks_where_the_notebook_leaves_the_choice_open(machin
 
 def test_an_unknown_profile_is_named_with_the_ones_there_are(machine, monkeypatch):
     machine()
-    with pytest.raises(UserError, match='profile is "t5", which is no profile. Choose one of: auto, tiny, t4, smoke'):
+    with pytest.raises(
+        UserError,
+        match='profile is "t5", which is no profile. Choose one of: auto, tiny, t4, smoke',
+    ):
         profiles.get_profile("t5")
     monkeypatch.setenv("VLM_LITE_PROFILE", "big")
     with pytest.raises(UserError, match='VLM_LITE_PROFILE is "big"'):
@@ -71,8 +79,10 @@ def test_an_unknown_profile_is_named_with_the_ones_there_are(machine, monkeypatc
 
 def test_an_explicit_t4_never_falls_back_and_lists_what_is_missing(machine, monkeypatch):
     machine(gpu=False, hub=False)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache",
-                        lambda repo, file: "/a/path" if repo == profiles.T4.language_model else None)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda repo, file: "/a/path" if repo == profiles.T4.language_model else None,
+    )
     with pytest.raises(UserError) as raised:
         profiles.get_profile("t4")
     assert profiles.T4.vision_model in str(raised.value)
@@ -98,8 +108,10 @@ def test_a_hub_that_accepts_and_then_says_nothing_costs_three_seconds_at_most(mo
 
 
 def test_importing_profiles_probes_nothing_and_does_not_load_torch():
-    code = ("import socket, sys; socket.socket.connect = None; import vlm_lite.profiles; "
-            "assert not {'torch', 'huggingface_hub', 'numpy'} & set(sys.modules), sorted(sys.modules)")
+    code = (
+        "import socket, sys; socket.socket.connect = None; import vlm_lite.profiles; "
+        "assert not {'torch', 'huggingface_hub', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -113,16 +125,23 @@ def test_smoke_is_tiny_with_64_images_and_a_few_steps():
 def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
     compute = profiles.get_compute()
     assert (compute.device, compute.mixed_precision) == ("cuda", precision)
 
 
-@pytest.mark.parametrize(("flags", "precision"), [
-    ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
-    ("avx2 avx512f avx512_bf16", "bf16"),
-    ("avx2 avx512f", "no"),
-])
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("avx2 avx512f avx512_bf16", "bf16"),
+        ("avx2 avx512f", "no"),
+    ],
+)
 def test_a_cpu_gets_bf16_only_where_it_is_fast(monkeypatch, tmp_path, flags, precision):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     feature = profiles._cpu_bf16_feature(tmp_path / "cpuinfo")
@@ -141,7 +160,10 @@ def test_a_zoo_name_is_a_folder_and_a_hub_id_stays_itself(tmp_path):
     assert profiles.resolve_model("shapes-clip") == str(data_path("zoo", "shapes-clip"))
     assert profiles.resolve_model("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
     assert profiles.resolve_model(str(tmp_path)) == str(tmp_path)
-    with pytest.raises(UserError, match="'shapes-clap' is neither a folder nor .* The zoo has shapes-clip, shapes-g"):
+    with pytest.raises(
+        UserError,
+        match="'shapes-clap' is neither a folder nor .* The zoo has shapes-clip, shapes-g",
+    ):
         profiles.resolve_model("shapes-clap")
 
 
@@ -149,9 +171,16 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
     tiny = profiles.replace(profiles.TINY, reason="no CUDA GPU is present")
     compute = profiles.Compute("cpu", "bf16", "this CPU has AMX")
     text = profiles.describe(tiny, compute, minutes={"tiny": 2.5, "t4": 40})
-    for expected in ("tiny", "no CUDA GPU is present", "no model or data to download, about 2.5 minutes", "bf16",
-                     "GB of memory", "this CPU has AMX", "VLM_LITE_PROFILE=t4",
-                     "3.5 GB to download, about 40 minutes (estimated)"):
+    for expected in (
+        "tiny",
+        "no CUDA GPU is present",
+        "no model or data to download, about 2.5 minutes",
+        "bf16",
+        "GB of memory",
+        "this CPU has AMX",
+        "VLM_LITE_PROFILE=t4",
+        "3.5 GB to download, about 40 minutes (estimated)",
+    ):
         assert expected in text
     assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})
     assert "about 1 minute (" in profiles.describe(tiny, compute, minutes={"tiny": 1.0})
@@ -159,7 +188,10 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
 
 def test_a_rehearsal_is_offered_where_t4_is(machine):
     machine()
-    assert profiles.REHEARSAL.vision_model == profiles.T4.vision_model and profiles.REHEARSAL.image_size == 224
+    assert (
+        profiles.REHEARSAL.vision_model == profiles.T4.vision_model
+        and profiles.REHEARSAL.image_size == 224
+    )
     with pytest.raises(UserError, match='profile "rehearsal" has no part here yet'):
         profiles.get_profile("rehearsal", offers=("tiny", "smoke"))
 
@@ -171,4 +203,6 @@ def test_a_mirror_in_a_folder_stands_for_the_hub(machine, monkeypatch, tmp_path)
     monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path))
     assert profiles.get_profile("t4").name == "t4"
     found = profiles.resolve_model(profiles.T4.language_model)
-    assert found == str(tmp_path / "huggingface.co" / profiles.T4.language_model / "resolve" / "main")
+    assert found == str(
+        tmp_path / "huggingface.co" / profiles.T4.language_model / "resolve" / "main"
+    )

@@ -11,9 +11,13 @@ from vlm_lite.cli import ZOO, build_parser
 from vlm_lite.data import scenes
 
 ROOT = notebooks.ROOT
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "data/README.md")}
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "data/README.md")
+}
 README = PAGES["README.md"]
-STUDY_OR_MODEL = {"NAME": "clip_infonce"}  # a placeholder of the pages, and something to try in its place
+STUDY_OR_MODEL = {
+    "NAME": "clip_infonce"
+}  # a placeholder of the pages, and something to try in its place
 
 
 def fences(text, language):
@@ -29,12 +33,20 @@ def commands(text):
 
 
 def make_targets():
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    return set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_that_a_page_names_exists(page):
-    named = {word for words in commands(PAGES[page]) if words[0] == "make" for word in words[1:] if "=" not in word}
+    named = {
+        word
+        for words in commands(PAGES[page])
+        if words[0] == "make"
+        for word in words[1:]
+        if "=" not in word
+    }
     assert named - make_targets() == set()
     assert page != "README.md" or {"course", "test"} <= named
 
@@ -43,19 +55,26 @@ def test_every_make_target_that_a_page_names_exists(page):
 def test_every_vlm_lite_command_that_a_page_names_is_understood(page):
     for words in commands(PAGES[page]):
         if words[0] == "torchrun":
-            words = words[words.index("vlm_lite"):]
+            words = words[words.index("vlm_lite") :]
         if words[0].endswith(("vlm-lite", "vlm_lite")):
             build_parser().parse_args([STUDY_OR_MODEL.get(word, word) for word in words[1:]])
 
 
 def test_the_shell_examples_hold_nothing_else_but_the_clone_and_the_container():
-    other = [words for words in commands(README) if words[0] not in (
-        "make", "vlm-lite", ".venv/bin/vlm-lite", "torchrun")]
+    other = [
+        words
+        for words in commands(README)
+        if words[0] not in ("make", "vlm-lite", ".venv/bin/vlm-lite", "torchrun")
+    ]
     slug, _ = notebooks.repository()
     clone = [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
     grading = [words for words in other if words not in clone]
     assert [words for words in other if words in clone] == 2 * clone
-    assert [words[:2] for words in grading] == [["docker", "build"], ["mkdir", "-p"], ["docker", "run"]]
+    assert [words[:2] for words in grading] == [
+        ["docker", "build"],
+        ["mkdir", "-p"],
+        ["docker", "run"],
+    ]
     containers = [words for words in grading if words[0] == "docker"]
     assert "none" in containers[1]
     assert (ROOT / containers[0][containers[0].index("-f") + 1]).is_file()
@@ -67,7 +86,9 @@ def test_the_studies_and_checkpoints_that_the_pages_name_are_those_there_are():
     named = [words[1:] for words in commands(README) if words[0].endswith("vlm-lite")]
     assert {words[1] for words in named if words[0] == "study"} - {"NAME"} <= set(STUDIES)
     assert {words[2] for words in named if words[:2] == ["zoo", "build"]} - {"NAME"} <= set(ZOO)
-    assert set(re.findall(r"^\| `(shapes-\w+)` \|", PAGES["data/README.md"], flags=re.M)) == set(ZOO)
+    assert set(re.findall(r"^\| `(shapes-\w+)` \|", PAGES["data/README.md"], flags=re.M)) == set(
+        ZOO
+    )
 
 
 def test_the_readme_s_test_command_is_what_ci_runs():
@@ -90,26 +111,46 @@ def test_the_python_examples_run(page, capsys):
     printed = capsys.readouterr().out
     if page == "README.md":
         assert "one-directional" in printed and "The cells below use vlm_lite's." in printed
-        assert "multimodal gain (vlm - blind): 0.000 [0.000, 0.000]" in printed and "CIDEr" in printed
+        assert (
+            "multimodal gain (vlm - blind): 0.000 [0.000, 0.000]" in printed and "CIDEr" in printed
+        )
 
 
 def test_measured_numbers_stand_in_the_generated_parts_only():
-    text = re.sub(r"<!-- (notebooks|thumbnails|labs|bench) -->.*?<!-- /\1 -->", "", README, flags=re.S)
+    text = re.sub(
+        r"<!-- (notebooks|thumbnails|labs|bench) -->.*?<!-- /\1 -->", "", README, flags=re.S
+    )
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    assert re.findall(r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text) == []
+    assert (
+        re.findall(
+            r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text
+        )
+        == []
+    )
 
 
 def test_the_data_card_lists_the_world_as_it_is():
     card = " ".join(PAGES["data/README.md"].split())
-    for words in (scenes.SHAPES, scenes.COLOURS, scenes.SIZES, sorted(" ".join(pair) for pair in scenes.HELD_OUT)):
+    for words in (
+        scenes.SHAPES,
+        scenes.COLOURS,
+        scenes.SIZES,
+        sorted(" ".join(pair) for pair in scenes.HELD_OUT),
+    ):
         assert f"({', '.join(words)})" in card
-    assert f"{scenes.IMAGE_SIZE} pixels wide" in card and f"{scenes.GRID} rows and {scenes.GRID} columns" in card
+    assert (
+        f"{scenes.IMAGE_SIZE} pixels wide" in card
+        and f"{scenes.GRID} rows and {scenes.GRID} columns" in card
+    )
     _, targets, pools = scenes._digits()
     assert f"{len(targets)} digits" in card
-    assert f"{len(pools['train'])} of them are for `train`, the other {len(pools['test'])} for" in card
+    assert (
+        f"{len(pools['train'])} of them are for `train`, the other {len(pools['test'])} for" in card
+    )
 
 
 # ---------------------------------------------------------------- the moving picture
+
 
 def test_the_moving_picture_is_light_moves_and_starts_again():
     with Image.open(readme_gif.TARGET) as image:
@@ -122,18 +163,26 @@ def test_the_moving_picture_is_light_moves_and_starts_again():
 def test_the_moving_picture_shows_the_answers_of_the_checkpoints_that_are_here():
     with Image.open(readme_gif.TARGET) as image:
         comment = image.info.get("comment", b"").decode()
-    assert readme_gif.zoo_hash() in comment, "docs/ask.gif shows the answers of another model: run `make gif`"
+    assert readme_gif.zoo_hash() in comment, (
+        "docs/ask.gif shows the answers of another model: run `make gif`"
+    )
 
 
 @pytest.mark.slow
 def test_the_story_opens_with_an_answer_and_comes_to_rest_with_each_bar_at_its_blind_line(tmp_path):
     colours = list(scenes.COLOURS)
-    seen, swapped = ({name: 0.95 if name == sure else 0.005 for name in colours} for sure in ("red", "blue"))
+    seen, swapped = (
+        {name: 0.95 if name == sure else 0.005 for name in colours} for sure in ("red", "blue")
+    )
     blind = dict.fromkeys(colours, 0.12)
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("#400000", "#000040")]
     images, milliseconds = readme_gif.frames(pictures, [seen, swapped, blind])
-    still = readme_gif.frame(readme_gif.enlarge(pictures[0], readme_gif.SIDE), readme_gif.QUESTION, seen, blind, 0)
-    assert images[0].tobytes() == still.tobytes(), "a preview that does not move shows the first frame"
+    still = readme_gif.frame(
+        readme_gif.enlarge(pictures[0], readme_gif.SIDE), readme_gif.QUESTION, seen, blind, 0
+    )
+    assert images[0].tobytes() == still.tobytes(), (
+        "a preview that does not move shows the first frame"
+    )
     rest = readme_gif.frame(readme_gif.cover(), readme_gif.QUESTION, blind, blind, 2, hidden=True)
     assert images[milliseconds.index(max(milliseconds))].tobytes() == rest.tobytes()
     assert len(images) == len(milliseconds) and {image.size for image in images} == {rest.size}

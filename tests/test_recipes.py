@@ -34,18 +34,40 @@ def tokenizer():
 
 def small_vlm(tokenizer):
     torch.manual_seed(0)
-    brain = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=256,
-                                       bos_token_id=5, eos_token_id=5, pad_token_id=0))
+    brain = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=32,
+            n_layer=1,
+            n_head=2,
+            n_positions=256,
+            bos_token_id=5,
+            eos_token_id=5,
+            pad_token_id=0,
+        )
+    )
     eye = recipes.make_shapes_clip(tokenizer)
-    return VLM(vision=eye, connector=make_connector("linear", 128, 32), language_model=brain, tokenizer=tokenizer)
+    return VLM(
+        vision=eye,
+        connector=make_connector("linear", 128, 32),
+        language_model=brain,
+        tokenizer=tokenizer,
+    )
 
 
 def test_pixels_are_normalised_with_clips_own_constants():
     white = recipes.pixel_values(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
-    torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0)
-    for given, found in ((torch.zeros(1, 3, 2, 2), "float32, .*expected .*uint8.*255"),
-                         (np.zeros((1, 3, 2, 2), np.uint8), "numpy.ndarray, uint8.*expected torch.Tensor.*from_numpy"),
-                         (torch.zeros(1, 2, 2, 3, dtype=torch.uint8), r"\(1, 2, 2, 3\).*permute\(0, 3, 1")):
+    torch.testing.assert_close(
+        white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0
+    )
+    for given, found in (
+        (torch.zeros(1, 3, 2, 2), "float32, .*expected .*uint8.*255"),
+        (
+            np.zeros((1, 3, 2, 2), np.uint8),
+            "numpy.ndarray, uint8.*expected torch.Tensor.*from_numpy",
+        ),
+        (torch.zeros(1, 2, 2, 3, dtype=torch.uint8), r"\(1, 2, 2, 3\).*permute\(0, 3, 1"),
+    ):
         with pytest.raises(UserError, match=found):
             recipes.pixel_values(given)
 
@@ -55,27 +77,43 @@ def test_a_caption_batch_pairs_each_picture_with_a_caption_of_its_own(world, tok
     batches = recipes.caption_batches(images, texts, tokenizer, 32)
     pictures, ids, mask = batches(3, torch.Generator().manual_seed(3))
     again = batches(3, torch.Generator().manual_seed(3))
-    assert torch.equal(again[1], ids), "a batch depends on its generator only, so that a run can resume"
+    assert torch.equal(again[1], ids), (
+        "a batch depends on its generator only, so that a run can resume"
+    )
     for picture, row, length in zip(pictures, ids, mask.sum(1).tolist(), strict=True):
         number = next(i for i, image in enumerate(images) if torch.equal(image, picture))
         text = tokenizer.decode(row[:length])
         plain = {tokenizer.decode(tokenizer(t + "<eos>")["input_ids"]) for t in texts[number]}
         assert text in plain
     for size in (0, 65):
-        with pytest.raises(UserError, match=f"batch_size is {size}; expected 1 to 64, the number of pictures"):
+        with pytest.raises(
+            UserError, match=f"batch_size is {size}; expected 1 to 64, the number of pictures"
+        ):
             recipes.caption_batches(images, texts, tokenizer, size)
-    with pytest.raises(UserError, match="picture 2 .* has no caption"):  # else it would be given the next one's
+    with pytest.raises(
+        UserError, match="picture 2 .* has no caption"
+    ):  # else it would be given the next one's
         recipes.caption_batches(images, [*texts[:2], [], *texts[3:]], tokenizer, 8)
 
 
 def test_a_text_beyond_the_context_is_named_before_anything_is_computed(world, tokenizer):
     _, _, images, texts, _ = world
-    model, long = recipes.make_shapes_clip(tokenizer), "a small red star above a big blue circle " * 12
-    with pytest.raises(UserError, match=r"^text 2 .* has 109 tokens, .* 64: 'a small red star above .*Shorten it"):
+    model, long = (
+        recipes.make_shapes_clip(tokenizer),
+        "a small red star above a big blue circle " * 12,
+    )
+    with pytest.raises(
+        UserError, match=r"^text 2 .* has 109 tokens, .* 64: 'a small red star above .*Shorten it"
+    ):
         recipes.embed_texts(model, ["a star", "a ring", long], tokenizer)
     captions = [*texts[:4], [texts[4][0], long], *texts[5:]]
-    with pytest.raises(UserError, match=r"^a caption of picture 4 .* has 109 tokens, .* 64: 'a small red star above "):
-        recipes.train_clip(model, images, captions, tokenizer, steps=1, batch_size=8, progress=False)
+    with pytest.raises(
+        UserError,
+        match=r"^a caption of picture 4 .* has 109 tokens, .* 64: 'a small red star above ",
+    ):
+        recipes.train_clip(
+            model, images, captions, tokenizer, steps=1, batch_size=8, progress=False
+        )
     fits = "star " * 63  # and the EOS
     assert recipes.embed_texts(model, [fits], tokenizer).shape == (1, 128)
     for longer in (fits + "star", fits.replace(" ", ", ")):  # one token too many; two to a word
@@ -90,7 +128,9 @@ def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokeni
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
     before = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
-    history = recipes.train_clip(model, images, texts, tokenizer, steps=60, batch_size=32, progress=False)
+    history = recipes.train_clip(
+        model, images, texts, tokenizer, steps=60, batch_size=32, progress=False
+    )
     after = recipes.clip_recall(model, images, first, tokenizer)["image_to_text"][5]
     assert before < 0.25 and after > before + 0.2 and history.losses[-1] < history.losses[0] - 0.3
 
@@ -99,35 +139,48 @@ def test_a_question_without_an_answer_and_a_picture_without_a_list_are_named(wor
     captions, questions, _, _, ids = world
     rows = questions.remove_columns("image").to_dict()
     rows["answer"][1] = None
-    with pytest.raises(UserError, match=f"the question '.*' about image {rows['image_id'][1]} has no answer"):
+    with pytest.raises(
+        UserError, match=f"the question '.*' about image {rows['image_id'][1]} has no answer"
+    ):
         recipes.picture_exchanges(captions, Dataset.from_dict(rows))
     with pytest.raises(UserError, match="4 pictures, and exchanges about 3; expected as many"):
         recipes.exchange_batches(torch.zeros(4, 16, 8), [[("a", "b")]] * 3, tokenizer, 2)
 
 
-def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(world, tokenizer):
+def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(
+    world, tokenizer
+):
     captions, questions, images, _, ids = world
     said = recipes.picture_exchanges(captions, questions)
     assert all(CAPTION_PROMPT == said[i][0][0] for i in ids)
     vlm = small_vlm(tokenizer)
     features = recipes.picture_features(vlm.vision, images, progress=False)
     exchanges = [said[i] for i in ids]
-    batch = recipes.exchange_batches(features, exchanges, tokenizer, 16)(0, torch.Generator().manual_seed(0))
+    batch = recipes.exchange_batches(features, exchanges, tokenizer, 16)(
+        0, torch.Generator().manual_seed(0)
+    )
     feature, tokens, mask, labels = batch
     assert ((labels == -100) | (labels == tokens)).all() and ((labels != -100) <= (mask > 0)).all()
-    assert mask.max() > 1 and torch.equal((tokens == tokenizer.eos_token_id).sum(1), mask.amax(1)), (
-        "each exchange of a row has its own number in the mask, so that it does not read the others")
+    assert mask.max() > 1 and torch.equal(
+        (tokens == tokenizer.eos_token_id).sum(1), mask.amax(1)
+    ), "each exchange of a row has its own number in the mask, so that it does not read the others"
     answers = {a for i in ids for _, a in said[i]}
     row = tokenizer.decode(tokens[0][labels[0] != -100]).split("<eos>")
     spaced = {" ".join(tokenizer.decode(tokenizer(a)["input_ids"]).split()) for a in answers}
     assert all(" ".join(part.split()) in spaced for part in row if part.strip())
     before = {k: v.clone() for k, v in vlm.state_dict().items() if not k.startswith("connector")}
     for size in (0, 64):
-        with pytest.raises(UserError, match=f"batch_size is {size}; expected 1 to 63, the number of pictures with"):
+        with pytest.raises(
+            UserError, match=f"batch_size is {size}; expected 1 to 63, the number of pictures with"
+        ):
             recipes.exchange_batches(features, [[], *exchanges[1:]], tokenizer, size)
-    history = recipes.train_connector(vlm, features, exchanges, steps=12, batch_size=16, progress=False)
+    history = recipes.train_connector(
+        vlm, features, exchanges, steps=12, batch_size=16, progress=False
+    )
     assert history.losses[-1] < history.losses[0]
-    assert all(torch.equal(vlm.state_dict()[k], v) for k, v in before.items()), "eye and brain stay frozen"
+    assert all(torch.equal(vlm.state_dict()[k], v) for k, v in before.items()), (
+        "eye and brain stay frozen"
+    )
 
 
 def test_probes_of_an_untrained_nerve_find_that_it_does_not_look(world, tokenizer):
@@ -142,7 +195,9 @@ def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer, tmp_path, mon
     ids, is_output = zoo.text_corpus(24, seed=1, workers=1)
     lengths = (ids > 0).sum(1)
     assert (lengths.diff() >= 0).all() and not (is_output & (ids == 0)).any()
-    assert is_output[ids == tokenizer.eos_token_id].all(), "the end of an answer is learned, so that answers end"
+    assert is_output[ids == tokenizer.eos_token_id].all(), (
+        "the end of an answer is learned, so that answers end"
+    )
     assert 0.1 < is_output.float().mean() < 0.6
 
 
@@ -155,10 +210,14 @@ def test_every_record_is_of_the_code_and_zoo_that_are_here():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in studies.STUDIES if name != "connector_variants"])  # has its own
+@pytest.mark.parametrize(
+    "name", [name for name in studies.STUDIES if name != "connector_variants"]
+)  # has its own
 def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_path):
     profile = dataclasses.replace(PROFILES["smoke"], val_images=64)
-    record = read_json(studies.run(name, seeds=1 if "llava" in name else 2, profile=profile, folder=tmp_path))
+    record = read_json(
+        studies.run(name, seeds=1 if "llava" in name else 2, profile=profile, folder=tmp_path)
+    )
     shipped = studies.load_study(name)
     assert set(record) == set(shipped)
     # Two short runs may leave out the bridge score: an untrained nerve is not told from a blind one.
@@ -170,16 +229,24 @@ def test_every_zoo_model_has_a_card_with_command_seed_seconds_hardware_and_score
     assert total <= 20e6
     for name in zoo.BUILDERS:
         card = read_json(data_path("zoo", name, "card.json"))
-        assert card["command"] == f"vlm-lite zoo build {name}" and card["scores"] and card["seconds"] > 0
+        assert (
+            card["command"] == f"vlm-lite zoo build {name}"
+            and card["scores"]
+            and card["seconds"] > 0
+        )
         assert "seed" in card["settings"] and "cores" in card["hardware"]
-        assert not [p for p in data_path("zoo", name).iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+        assert not [
+            p for p in data_path("zoo", name).iterdir() if p.suffix in (".bin", ".pt", ".pkl")
+        ]
 
 
 @pytest.mark.slow
 def test_the_shipped_vlm_sees_as_its_card_says():
     vlm = VLM.from_pretrained(data_path("zoo", "shapes-vlm"))
     result = recipes.probe(vlm, *shapes.load_shapes("val", PROFILES["tiny"].val_images), limit=500)
-    recorded = read_json(data_path("zoo", "shapes-vlm", "card.json"))["scores"]["VQA on val, percent"]
+    recorded = read_json(data_path("zoo", "shapes-vlm", "card.json"))["scores"][
+        "VQA on val, percent"
+    ]
     for name in ("vlm", "blind", "shuffled", "oracle"):
         assert abs(100 * result.accuracy[name].value - recorded[name]) < 6, name
     assert result.gain.low > 0.1
@@ -196,7 +263,9 @@ def test_hard_negatives_stand_behind_the_captions_of_a_batch(world, tokenizer):
 
 
 @pytest.mark.parametrize("hears_order, expected", [(True, 1.0), (False, 0.5)])
-def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(world, tokenizer, hears_order, expected):
+def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(
+    world, tokenizer, hears_order, expected
+):
     """Two made-up eyes that know each picture's caption by heart: word by word, and as a bag of words."""
     _, _, images, texts, _ = world
     first = [t[0] for t in texts]
@@ -204,14 +273,22 @@ def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(world, t
     class Eye:
         logit_scale, text_model = torch.zeros(()), SimpleNamespace(context_length=80)
         words = torch.randn(len(tokenizer), 64, generator=torch.Generator().manual_seed(0))
-        places = torch.randn(80, 64, generator=torch.Generator().manual_seed(1)) if hears_order else torch.ones(80, 64)
+        places = (
+            torch.randn(80, 64, generator=torch.Generator().manual_seed(1))
+            if hears_order
+            else torch.ones(80, 64)
+        )
 
         def encode_text(self, ids, mask):
-            return (self.words[ids] * self.places[:ids.shape[1]] * mask[..., None]).sum(1)
+            return (self.words[ids] * self.places[: ids.shape[1]] * mask[..., None]).sum(1)
 
         def encode_image(self, pixels):
-            known = tokenizer([t + tokenizer.eos_token for t in first], padding=True, return_tensors="pt",
-                              add_special_tokens=False)
+            known = tokenizer(
+                [t + tokenizer.eos_token for t in first],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=False,
+            )
             return self.encode_text(known["input_ids"], known["attention_mask"])
 
     found = recipes.tells_apart(Eye(), images, first, tokenizer)
@@ -220,8 +297,17 @@ def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(world, t
 
 def test_a_clip_learns_from_almost_right_captions(world, tokenizer):
     _, _, images, texts, _ = world
-    history = recipes.train_clip(recipes.make_shapes_clip(tokenizer), images, texts, tokenizer, steps=20, batch_size=16,
-                                 loss=info_nce_hard, hard_negatives=True, progress=False)
+    history = recipes.train_clip(
+        recipes.make_shapes_clip(tokenizer),
+        images,
+        texts,
+        tokenizer,
+        steps=20,
+        batch_size=16,
+        loss=info_nce_hard,
+        hard_negatives=True,
+        progress=False,
+    )
     assert history.losses[-1] < history.losses[0] - 0.2
 
 
@@ -231,21 +317,31 @@ def test_stage1_trains_the_connector_and_a_vlm_goes_on_from_it(world, tokenizer,
     before = vlm.connector.qformer.query_tokens.detach().clone()
     stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
     features = recipes.picture_features(vlm.vision, images, progress=False)
-    history = recipes.train_stage1(stage1, features, texts, vlm.tokenizer, steps=3, batch_size=16, log_every=1,
-                                   progress=False)
-    assert set(history.figures) == {"itc", "itm", "itg"} and not torch.equal(before, vlm.connector.qformer.query_tokens)
-    vlm.save_pretrained(tmp_path / "stage1", vision_model="shapes-clip", language_model="shapes-gpt2")
+    history = recipes.train_stage1(
+        stage1, features, texts, vlm.tokenizer, steps=3, batch_size=16, log_every=1, progress=False
+    )
+    assert set(history.figures) == {"itc", "itm", "itg"} and not torch.equal(
+        before, vlm.connector.qformer.query_tokens
+    )
+    vlm.save_pretrained(
+        tmp_path / "stage1", vision_model="shapes-clip", language_model="shapes-gpt2"
+    )
     later = recipes.new_vlm("qformer", seed=7, num_query_tokens=4, stage1=str(tmp_path / "stage1"))
     assert torch.equal(later.connector.qformer.query_tokens, vlm.connector.qformer.query_tokens)
-    assert not torch.equal(later.connector.language_projection.weight, vlm.connector.language_projection.weight)
+    assert not torch.equal(
+        later.connector.language_projection.weight, vlm.connector.language_projection.weight
+    )
     with pytest.raises(UserError, match="num_query_tokens"):
         recipes.new_vlm("qformer", num_query_tokens=5, stage1=str(tmp_path / "stage1"))
 
 
-@pytest.mark.parametrize("device, precision, named", [
-    ("cpu", "bf16", False), ("meta", "no", False), ("meta", "fp16", True)])
-def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_on_a_cpu(device, precision, named,
-                                                                                        monkeypatch, tokenizer):
+@pytest.mark.parametrize(
+    "device, precision, named",
+    [("cpu", "bf16", False), ("meta", "no", False), ("meta", "fp16", True)],
+)
+def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_on_a_cpu(
+    device, precision, named, monkeypatch, tokenizer
+):
     """No GPU is needed: the tensors of an eye on "meta" have no values."""
     keys = []
     monkeypatch.setattr(recipes, "cache_features", lambda encode, images, key: keys.append(key))
@@ -253,14 +349,23 @@ def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_o
     monkeypatch.setattr(recipes, "get_compute", lambda: Compute(device, precision, "a test"))
     eye = recipes.make_shapes_clip(tokenizer).to(device)
     recipes.picture_features(eye, None)
-    plain = {"weights": "weights", "config": repr(eye.config), "layer": -2, "mean": recipes.CLIP_MEAN,
-             "std": recipes.CLIP_STD}
+    plain = {
+        "weights": "weights",
+        "config": repr(eye.config),
+        "layer": -2,
+        "mean": recipes.CLIP_MEAN,
+        "std": recipes.CLIP_STD,
+    }
     assert keys == [{**plain, "precision": precision} if named else plain]
 
 
-def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing_else_is(tmp_path, monkeypatch,
-                                                                                         tokenizer):
-    eye, images = recipes.make_shapes_clip(tokenizer), torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing_else_is(
+    tmp_path, monkeypatch, tokenizer
+):
+    eye, images = (
+        recipes.make_shapes_clip(tokenizer),
+        torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8),
+    )
 
     def caches(eye=eye, images=images, **options):
         features = recipes.picture_features(eye, images, folder=tmp_path, progress=False, **options)
@@ -271,7 +376,9 @@ def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing
     moved = copy.deepcopy(eye)
     with torch.no_grad():
         moved.vision_model.embeddings.position_embedding.weight[3, 5] += 1e-3
-    other = CLIP(**{**dataclasses.asdict(eye.config), "hidden_act": "quick_gelu"})  # the very same weights
+    other = CLIP(
+        **{**dataclasses.asdict(eye.config), "hidden_act": "quick_gelu"}
+    )  # the very same weights
     other.load_state_dict(eye.state_dict())
     changed = images.clone()
     changed[2, 1, 0, 0] ^= 1

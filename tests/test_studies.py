@@ -21,7 +21,9 @@ def cut_study(seed, profile):
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_study_that_was_cut_goes_on_and_another_setting_does_not_take_its_seeds(tmp_path, monkeypatch, damaged):
+def test_a_study_that_was_cut_goes_on_and_another_setting_does_not_take_its_seeds(
+    tmp_path, monkeypatch, damaged
+):
     global STOP, CALLS
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     monkeypatch.setitem(studies.STUDIES, "cut", (cut_study, (), ()))
@@ -37,7 +39,9 @@ def test_a_study_that_was_cut_goes_on_and_another_setting_does_not_take_its_seed
     record = read_json(studies.run("cut", seeds=3, profile=SMOKE, folder=tmp_path))
     assert CALLS == [0] * damaged + [2]
     assert record["summary"]["score"] == {"mean": 0.1, "low": 0.0, "high": 0.2}
-    assert [set(run) for run in record["runs"]] == [{"seed", "steps", "losses", "seconds", "figures"}] * 3
+    assert [set(run) for run in record["runs"]] == [
+        {"seed", "steps", "losses", "seconds", "figures"}
+    ] * 3
     assert [run["losses"] for run in record["runs"]] == [[0.0], [1.0], [2.0]]
     CALLS = []
     studies.run("cut", seeds=1, profile=dataclasses.replace(SMOKE, val_images=63), folder=tmp_path)
@@ -61,19 +65,28 @@ RECIPE = '''def recipe(x, lr):
 
 
 def test_checks_comments_and_docstrings_do_not_make_a_study_stale():
-    bare = ("def recipe(x, lr):\n    total = sum(x)  # of all\n    if total > 3:\n        total = total * 2\n"
-            "    return (total\n            * lr)")
+    bare = (
+        "def recipe(x, lr):\n    total = sum(x)  # of all\n    if total > 3:\n        total = total * 2\n"
+        "    return (total\n            * lr)"
+    )
     assert studies.what_counts(RECIPE) == studies.what_counts(bare)
     checks = "    check_pairs(x, lr)\n    warnings.warn('few')\n    clip._check_finite(x)\n"
     checked = RECIPE.replace("    # twice\n", checks)
     assert checked != RECIPE and studies.what_counts(checked) == studies.what_counts(bare)
 
 
-@pytest.mark.parametrize("old, new", [
-    ("total * 2", "total * 3"), ("if total > 3", "if total > 4"), ("    total = sum(x)  # of all\n", ""),
-    ("        raise ValueError(\"lr\")\n", "        lr = 1\n"), ("            raise ValueError(place)\n", ""),
-    ("raise ValueError(\"lr\")\n", "raise ValueError(\"lr\")\n    else:\n        lr = 2 * lr\n"),
-    ("    # twice\n", "    x.sort()\n")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("total * 2", "total * 3"),
+        ("if total > 3", "if total > 4"),
+        ("    total = sum(x)  # of all\n", ""),
+        ('        raise ValueError("lr")\n', "        lr = 1\n"),
+        ("            raise ValueError(place)\n", ""),
+        ('raise ValueError("lr")\n', 'raise ValueError("lr")\n    else:\n        lr = 2 * lr\n'),
+        ("    # twice\n", "    x.sort()\n"),
+    ],
+)
 def test_what_can_change_a_figure_makes_a_study_stale(old, new):
     assert old in RECIPE
     assert studies.what_counts(RECIPE.replace(old, new)) != studies.what_counts(RECIPE)

@@ -14,7 +14,7 @@ import pytest
 
 from tools import colab_check, course, execute, install, notebooks
 
-SOURCE = '''# ---
+SOURCE = """# ---
 # jupyter:
 #   jupytext:
 #     text_representation:
@@ -44,7 +44,7 @@ SOURCE = '''# ---
 # %%
 total = 1 + 1
 print(f"HEADLINE: {total} apples")
-'''
+"""
 
 
 @pytest.fixture
@@ -60,20 +60,29 @@ def course_folder(tmp_path):
 
 
 def test_a_progress_bar_is_kept_as_its_last_line():
-    assert execute.collapse_progress("\r  0%|\r 50%|\r100%|\n\x1b[31mred\x1b[0m\n") == "100%|\nred\n"
+    assert (
+        execute.collapse_progress("\r  0%|\r 50%|\r100%|\n\x1b[31mred\x1b[0m\n") == "100%|\nred\n"
+    )
     assert execute.collapse_progress("a\r\nb\n") == "a\nb\n"
 
 
 def test_pieces_of_one_stream_become_one_and_widgets_go():
-    stream = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in ("\r 1/2", "\r 2/2", "\n")]
-    widget = nbformat.v4.new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+    stream = [
+        nbformat.v4.new_output("stream", name="stderr", text=text)
+        for text in ("\r 1/2", "\r 2/2", "\n")
+    ]
+    widget = nbformat.v4.new_output(
+        "display_data", data={"application/vnd.jupyter.widget-view+json": {}}
+    )
     cell = nbformat.v4.new_code_cell("1", outputs=[*stream, widget])
     execute.clean_outputs(cell)
     assert [output.text for output in cell.outputs] == [" 2/2\n"]
 
 
 def test_cell_ids_follow_from_the_text_and_are_unique():
-    cells = [nbformat.v4.new_code_cell(text, metadata={"scrolled": True}) for text in ("1", "2", "1")]
+    cells = [
+        nbformat.v4.new_code_cell(text, metadata={"scrolled": True}) for text in ("1", "2", "1")
+    ]
     first, second = (notebooks.tidy(nbformat.v4.new_notebook(cells=cells)) for _ in range(2))
     ids = [cell.id for cell in first.cells]
     assert ids == [cell.id for cell in second.cells]
@@ -93,7 +102,10 @@ def test_a_fact_is_written_into_the_header_and_nowhere_else():
 def test_code_and_read_files_make_a_notebook_stale_and_prose_does_not(course_folder):
     before = notebooks.code_hash(SOURCE, course_folder)
     assert notebooks.code_hash(SOURCE.replace("# # Sums", "# # Additions"), course_folder) == before
-    assert notebooks.code_hash(notebooks.generate(SOURCE, "00_sums", course_folder), course_folder) == before
+    assert (
+        notebooks.code_hash(notebooks.generate(SOURCE, "00_sums", course_folder), course_folder)
+        == before
+    )
     assert notebooks.code_hash(SOURCE.replace("1 + 1", "1 + 2"), course_folder) != before
     (course_folder / "data" / "results" / "numbers.json").write_text("[]")
     assert notebooks.code_hash(SOURCE, course_folder) != before
@@ -116,7 +128,11 @@ def test_a_notebook_without_a_t4_part_does_not_offer_it(course_folder):
     assert '"t4"' not in notebooks.generate(SOURCE, "00_sums", course_folder)
     with_part = notebooks.set_fact(SOURCE, "minutes_t4_estimate", 20)
     text = notebooks.generate(with_part, "00_sums", course_folder)
-    assert '["auto", "tiny", "t4"]' in text and '"t4": 20' in text and "20 min on a T4 (an estimate" in text
+    assert (
+        '["auto", "tiny", "t4"]' in text
+        and '"t4": 20' in text
+        and "20 min on a T4 (an estimate" in text
+    )
 
 
 @pytest.mark.slow
@@ -130,19 +146,25 @@ def test_make_notebooks_runs_what_is_stale_once_and_leaves_the_rest_alone(course
     minutes = f"{notebooks.in_minutes(notebooks.facts(source.read_text())['seconds']):g} min"
     assert f"about {minutes}" in notebook.cells[1].outputs[0].text
     assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text()
-    assert f"[00 Sums](notebooks/00_sums.ipynb) | a sum | {minutes} |" in notebooks.readme(course_folder)
+    assert f"[00 Sums](notebooks/00_sums.ipynb) | a sum | {minutes} |" in notebooks.readme(
+        course_folder
+    )
 
     assert not notebooks.refresh(source, root=course_folder)
     assert {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()} == files
 
     source.write_text(source.read_text().replace("1 + 1", "1 / 0"))
-    with pytest.raises(SystemExit, match="00_sums: cell 4 failed: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        SystemExit, match="00_sums: cell 4 failed: ZeroDivisionError: division by zero"
+    ):
         notebooks.refresh(source, root=course_folder)
     assert source.with_suffix(".ipynb").read_bytes() == files[source.with_suffix(".ipynb")]
 
 
 @pytest.mark.slow
-def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(course_folder, monkeypatch, capsys):
+def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(
+    course_folder, monkeypatch, capsys
+):
     good = course_folder / "notebooks" / "00_sums.py"
     bad = good.with_name("01_bad.py")
     bad.write_text(SOURCE.replace("1 + 1", "1 / 0"))
@@ -161,12 +183,22 @@ def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(cours
 
 @pytest.mark.slow
 def test_ctrl_c_says_where_make_course_stopped_and_shows_no_traceback(course_folder):
-    (course_folder / "notebooks" / "01_long.py").write_text(SOURCE.replace("1 + 1", "__import__('time').sleep(600)"))
-    script = ("from pathlib import Path; from tools import course, notebooks; import sys; root = Path(sys.argv[1]); "
-              "notebooks.sources = lambda: sorted((root / 'notebooks').glob('*.py')); course.ROOT = root; "
-              "course.OUT = root / 'build'; sys.exit(course.main())")
-    process = subprocess.Popen([sys.executable, "-c", script, course_folder], cwd=notebooks.ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    (course_folder / "notebooks" / "01_long.py").write_text(
+        SOURCE.replace("1 + 1", "__import__('time').sleep(600)")
+    )
+    script = (
+        "from pathlib import Path; from tools import course, notebooks; import sys; root = Path(sys.argv[1]); "
+        "notebooks.sources = lambda: sorted((root / 'notebooks').glob('*.py')); course.ROOT = root; "
+        "course.OUT = root / 'build'; sys.exit(course.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, course_folder],
+        cwd=notebooks.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     for line in process.stdout:
         if line.startswith("[2/2]"):
             break
@@ -174,24 +206,44 @@ def test_ctrl_c_says_where_make_course_stopped_and_shows_no_traceback(course_fol
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().endswith("Stopped in 01_long; the 1 notebooks before it have new pages in build. "
-                                   "`make course` begins again with the first.")
+    assert errors.strip().endswith(
+        "Stopped in 01_long; the 1 notebooks before it have new pages in build. "
+        "`make course` begins again with the first."
+    )
     assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
     assert (course_folder / "build" / "00_sums.html").exists()
 
 
 def test_a_page_links_to_pages_and_says_what_its_figures_show():
-    picture = nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": '<Figure: a "b" & c>'})
-    page = course.as_html(nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell("[03](03_qformer_gpt2.ipynb) and [part](04_llava.ipynb#a-part)"),
-        nbformat.v4.new_code_cell("x", outputs=[picture])]), "00_sums")
+    picture = nbformat.v4.new_output(
+        "display_data", {"image/png": "iVBORw0KGgo=", "text/plain": '<Figure: a "b" & c>'}
+    )
+    page = course.as_html(
+        nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_markdown_cell(
+                    "[03](03_qformer_gpt2.ipynb) and [part](04_llava.ipynb#a-part)"
+                ),
+                nbformat.v4.new_code_cell("x", outputs=[picture]),
+            ]
+        ),
+        "00_sums",
+    )
     assert 'href="03_qformer_gpt2.html"' in page and 'href="04_llava.html#a-part"' in page
     assert 'alt="a &quot;b&quot; &amp; c"' in page and "No description" not in page
 
 
 def test_a_page_needs_no_network_and_no_script_for_its_formulas():
-    page = course.as_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(
-        "The loss $-\\log p_i$, which is\n\n$$\\frac{a}{b}$$\n\nand in code `echo $HOME$`.")]), "00_sums")
+    page = course.as_html(
+        nbformat.v4.new_notebook(
+            cells=[
+                nbformat.v4.new_markdown_cell(
+                    "The loss $-\\log p_i$, which is\n\n$$\\frac{a}{b}$$\n\nand in code `echo $HOME$`."
+                )
+            ]
+        ),
+        "00_sums",
+    )
     assert page.count("<math ") == 2 and "<mfrac>" in page and "<msub>" in page and "$$" not in page
     assert "echo $HOME$" in page, "code stays as it is"
     assert "<script" not in page and "cdnjs" not in page
@@ -202,11 +254,17 @@ def test_every_formula_of_the_course_becomes_mathml():
         texts = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
         page = "".join(map(course.as_markup, texts))
         assert page.count("<math ") > 2, path
-        left = [formula for formula in re.findall(r"<math.*?</math>", page, re.DOTALL) if "\\" in formula]
+        left = [
+            formula
+            for formula in re.findall(r"<math.*?</math>", page, re.DOTALL)
+            if "\\" in formula
+        ]
         assert not left, f"{path}: a command that latex2mathml does not know: {left}"
 
 
-def test_a_long_installation_says_that_it_goes_on_and_a_failed_one_what_to_look_for(tmp_path, monkeypatch, capfd):
+def test_a_long_installation_says_that_it_goes_on_and_a_failed_one_what_to_look_for(
+    tmp_path, monkeypatch, capfd
+):
     monkeypatch.setattr(install, "EVERY", 0.2)
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\nsleep 0.7\n")
@@ -219,8 +277,10 @@ def test_a_long_installation_says_that_it_goes_on_and_a_failed_one_what_to_look_
 
 
 def test_a_headline_is_the_last_line_that_begins_with_it():
-    cells = [nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("stream", text=text)])
-             for text in ("HEADLINE: one\n", "not a HEADLINE: no\nHEADLINE: two\n")]
+    cells = [
+        nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output("stream", text=text)])
+        for text in ("HEADLINE: one\n", "not a HEADLINE: no\nHEADLINE: two\n")
+    ]
     assert execute.headline(nbformat.v4.new_notebook(cells=cells)) == "two"
     assert execute.headline(jupytext.reads(SOURCE, fmt="py:percent")) == ""
 
@@ -229,19 +289,27 @@ def test_colab_check_names_a_version_that_was_changed(tmp_path):
     import einops
 
     path = tmp_path / "versions.txt"
-    path.write_text(f"# a comment\neinops=={einops.__version__}\nno-such-package==1.0\npytest==0.1\n")
+    path.write_text(
+        f"# a comment\neinops=={einops.__version__}\nno-such-package==1.0\npytest==0.1\n"
+    )
     wrong, installed = colab_check.differences(path)
     assert installed == 2
     assert wrong == [f"pytest: {pytest.__version__} is installed, Colab has 0.1"]
 
 
-def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(tmp_path, monkeypatch, capsys):
+def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(
+    tmp_path, monkeypatch, capsys
+):
     calls, works = [], iter([False, True])
     monkeypatch.setattr(install.sys, "argv", ["install.py", str(tmp_path / "venv")])
-    monkeypatch.setattr(install, "pip", lambda python, wanted, environment=None: calls.append((wanted, environment)))
+    monkeypatch.setattr(
+        install, "pip", lambda python, wanted, environment=None: calls.append((wanted, environment))
+    )
     monkeypatch.setattr(install, "run", lambda *command, **options: calls.append(command[1:4]))
     monkeypatch.setattr(install, "pair_works", lambda python, show=False: next(works))
-    monkeypatch.setattr(install.subprocess, "run", lambda *a, **k: type("Made", (), {"returncode": 0}))
+    monkeypatch.setattr(
+        install.subprocess, "run", lambda *a, **k: type("Made", (), {"returncode": 0})
+    )
     install.main()
     assert "do not fit each other" in capsys.readouterr().out
     assert calls[1] == ("-m", "pip", "uninstall")
@@ -249,7 +317,9 @@ def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(tmp_pat
     assert "-e" in calls[3][0]
 
 
-def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_their_notebook(course_folder):
+def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_their_notebook(
+    course_folder,
+):
     name = sorted(path.stem for path in (notebooks.ROOT / "labs").glob("*.ipynb"))[0]
     for suffix in (".py", ".ipynb"):
         shutil.copy(notebooks.ROOT / "notebooks" / f"{name}{suffix}", course_folder / "notebooks")
@@ -257,8 +327,15 @@ def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_th
     (course_folder / "labs" / "50_gone.ipynb").write_text("{}")
     (course_folder / "README.md").write_text("<!-- labs -->\nold\n<!-- /labs -->\n")
     notebooks.write_labs(course_folder)
-    assert {path.name for path in (course_folder / "labs").iterdir()} == {f"{name}.ipynb", "RUBRIC.md"}
-    (row,) = [line for line in notebooks.readme(course_folder).splitlines() if f"(labs/{name}.ipynb)" in line]
+    assert {path.name for path in (course_folder / "labs").iterdir()} == {
+        f"{name}.ipynb",
+        "RUBRIC.md",
+    }
+    (row,) = [
+        line
+        for line in notebooks.readme(course_folder).splitlines()
+        if f"(labs/{name}.ipynb)" in line
+    ]
     assert f"/labs/{name}.ipynb) |" in row and "old" not in row
     (course_folder / "notebooks" / f"{name}.ipynb").unlink()
     notebooks.write_labs(course_folder)

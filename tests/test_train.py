@@ -45,18 +45,27 @@ class Toy(nn.Module):
 
 
 def batches(step, generator):
-    return {"x": torch.randn(16, 8, generator=generator), "ids": torch.randint(5, (16,), generator=generator)}
+    return {
+        "x": torch.randn(16, 8, generator=generator),
+        "ids": torch.randint(5, (16,), generator=generator),
+    }
 
 
 def loss_fn(model, batch):
-    noise = random.random() + np.random.rand()  # draws that only the loop's own seeding makes repeatable
+    noise = (
+        random.random() + np.random.rand()
+    )  # draws that only the loop's own seeding makes repeatable
     prediction = model(batch["x"], batch["ids"])
-    return (prediction - batch["x"][:, :3]).square().mean() + noise * prediction.mean() * 0.01, {"noise": noise}
+    return (prediction - batch["x"][:, :3]).square().mean() + noise * prediction.mean() * 0.01, {
+        "noise": noise
+    }
 
 
 def run_toy(model=None, **kw):
     model = Toy() if model is None else model
-    options = dict(steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5, checkpoint_every=4) | kw
+    options = (
+        dict(steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5, checkpoint_every=4) | kw
+    )
     return model, train(model, batches, loss_fn, **options)
 
 
@@ -75,13 +84,16 @@ def cut_at(step):
     def on_step(done, model):
         if done == step:
             raise KeyboardInterrupt
+
     return on_step
 
 
 @pytest.mark.parametrize("compute", [CPU, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_cut_at_any_step_and_resumed_ends_bit_identical(tmp_path, step, compute, optimizer, capsys):
+def test_a_run_cut_at_any_step_and_resumed_ends_bit_identical(
+    tmp_path, step, compute, optimizer, capsys
+):
     run = functools.partial(run_toy, optimizer=optimizer)
     whole = run(compute=compute)
     with pytest.raises(KeyboardInterrupt):
@@ -101,8 +113,17 @@ def test_ctrl_c_inside_a_step_ends_the_step_and_saves(tmp_path, capsys):
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(Toy(), batches, interrupted_loss, steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5,
-              checkpoint=tmp_path)
+        train(
+            Toy(),
+            batches,
+            interrupted_loss,
+            steps=12,
+            lr=1e-2,
+            compute=CPU,
+            progress=False,
+            log_every=5,
+            checkpoint=tmp_path,
+        )
     assert signal.getsignal(signal.SIGINT) is before
     assert "the same call goes on from there" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
@@ -114,8 +135,17 @@ def test_a_cut_before_the_first_step_resumes(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(Toy(), no_batch, loss_fn, steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5,
-              checkpoint=tmp_path)
+        train(
+            Toy(),
+            no_batch,
+            loss_fn,
+            steps=12,
+            lr=1e-2,
+            compute=CPU,
+            progress=False,
+            log_every=5,
+            checkpoint=tmp_path,
+        )
     assert_same_run(run(), run(checkpoint=tmp_path))
 
 
@@ -139,8 +169,13 @@ def test_a_process_killed_with_kill_9_goes_on_where_it_was(tmp_path):
     kept = max(int(path.name[5:]) for path in tmp_path.glob("step-*"))
     assert 6 <= kept < 30
     seen = []
-    resumed = run(steps=30, compute=BF16, checkpoint=tmp_path, checkpoint_every=3,
-                  on_step=lambda step, _: seen.append(step))
+    resumed = run(
+        steps=30,
+        compute=BF16,
+        checkpoint=tmp_path,
+        checkpoint_every=3,
+        on_step=lambda step, _: seen.append(step),
+    )
     assert seen[0] == kept + 1
     assert_same_run(run(steps=30, compute=BF16), resumed)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000030"]
@@ -155,8 +190,18 @@ def test_the_second_ctrl_c_stops_at_once_and_keeps_the_checkpoint_before(tmp_pat
         return loss_fn(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        train(Toy(), batches, impatient, steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5,
-              checkpoint=tmp_path, checkpoint_every=4)
+        train(
+            Toy(),
+            batches,
+            impatient,
+            steps=12,
+            lr=1e-2,
+            compute=CPU,
+            progress=False,
+            log_every=5,
+            checkpoint=tmp_path,
+            checkpoint_every=4,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
     assert_same_run(run(), run(checkpoint=tmp_path))
 
@@ -183,16 +228,25 @@ def test_looking_at_the_model_does_not_change_the_run():
 def test_checkpoints_hold_only_what_can_change_and_no_pickle(tmp_path):
     model, _ = run(checkpoint=tmp_path)
     folder = tmp_path / "step-00000012"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "optimizer.safetensors",
-                                                              "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
     saved = checkpoints.safetensors.torch.load_file(folder / "model.safetensors")
     assert "frozen.weight" not in saved and "body.1.running_mean" in saved
     assert torch.equal(saved["head.weight"], model.head.weight)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"steps": 13}, "steps was 12 and is now 13"), ({"lr": 0.02}, "lr was 0.01 and is now 0.02"),
-    ({"seed": 1}, "seed was 0 and is now 1"), ({"settings": {"batch_size": 4}}, "batch_size was None and is now 4")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": 13}, "steps was 12 and is now 13"),
+        ({"lr": 0.02}, "lr was 0.01 and is now 0.02"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"settings": {"batch_size": 4}}, "batch_size was None and is now 4"),
+    ],
+)
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change, says):
     run(checkpoint=tmp_path)
     with pytest.raises(UserError, match=says) as error:
@@ -205,7 +259,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model = Toy()
     model.head = nn.Linear(16, 3, bias=False)
     model.queries = nn.Parameter(torch.zeros(1, 4, 8))
-    with pytest.raises(UserError, match=r"head.bias had shape \[3\] and has none; queries had shape \[1, 8, 8\]"):
+    with pytest.raises(
+        UserError, match=r"head.bias had shape \[3\] and has none; queries had shape \[1, 8, 8\]"
+    ):
         run(model, checkpoint=tmp_path)
 
 
@@ -226,7 +282,9 @@ def test_a_damaged_checkpoint_is_named_and_refused(tmp_path, name, harm):
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fail_at):
     def full(handle, calls=[]):  # noqa: B006
         calls.append(1)
-        if len(calls) >= 3 + fail_at:  # the first checkpoint is three files; one file of the second fails
+        if (
+            len(calls) >= 3 + fail_at
+        ):  # the first checkpoint is three files; one file of the second fails
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -240,7 +298,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fail_at
 def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to it"):
-        run(checkpoint=tmp_path / "file" / "run", on_step=lambda *_: pytest.fail("a step was taken"))
+        run(
+            checkpoint=tmp_path / "file" / "run", on_step=lambda *_: pytest.fail("a step was taken")
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -253,8 +313,17 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_weights(tmp_pat
         return loss * value if len(calls) == 6 else loss
 
     with pytest.raises(UserError, match="the loss is (nan|inf|-inf) at step 6.*learning rate"):
-        train(model, batches, bad_loss, steps=12, lr=1e-2, compute=CPU, progress=False, checkpoint=tmp_path,
-              checkpoint_every=4)
+        train(
+            model,
+            batches,
+            bad_loss,
+            steps=12,
+            lr=1e-2,
+            compute=CPU,
+            progress=False,
+            checkpoint=tmp_path,
+            checkpoint_every=4,
+        )
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
@@ -262,8 +331,15 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_weights(tmp_pat
 def test_a_gradient_that_is_not_finite_names_the_step():
     model = nn.Linear(1, 1, bias=False)
     with pytest.raises(UserError, match="gradient norm is (nan|inf) at step 1"):
-        train(model, lambda step, generator: torch.zeros(1, 1), lambda m, x: m(x).square().sum().sqrt(), steps=2,
-              lr=1e-2, compute=CPU, progress=False)
+        train(
+            model,
+            lambda step, generator: torch.zeros(1, 1),
+            lambda m, x: m(x).square().sum().sqrt(),
+            steps=2,
+            lr=1e-2,
+            compute=CPU,
+            progress=False,
+        )
     assert torch.isfinite(model.weight).all()
 
 
@@ -272,7 +348,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         model.head.weight.data.fill_(float("nan"))
 
     with pytest.raises(UserError, match="head.weight is not finite after step 4"):
-        run(checkpoint=tmp_path, on_step=lambda step, model: spoil(step, model) if step == 4 else None)
+        run(
+            checkpoint=tmp_path,
+            on_step=lambda step, model: spoil(step, model) if step == 4 else None,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +375,9 @@ def test_only_trainable_parameters_change_and_only_matrices_decay():
     decayed, plain = weight_decay_groups(model, 0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     assert [names[id(p)] for p in decayed["params"]] == ["body.0.weight", "head.weight"]
-    assert {"queries", "embedding.weight", "norm.weight", "head.bias"} <= {names[id(p)] for p in plain["params"]}
+    assert {"queries", "embedding.weight", "norm.weight", "head.bias"} <= {
+        names[id(p)] for p in plain["params"]
+    }
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     before = model.head.weight.clone()
     run(model)
@@ -307,8 +388,18 @@ def test_one_step_equals_clipped_adamw_by_hand():
     model, reference = nn.Linear(8, 3), nn.Linear(8, 3)
     reference.load_state_dict(model.state_dict())
     x = torch.randn(4, 8)
-    train(model, lambda step, generator: x, lambda m, x: m(x).square().mean() * 50, steps=1, lr=0.1, warmup=0,
-          weight_decay=0.0, max_grad_norm=0.5, compute=CPU, progress=False)
+    train(
+        model,
+        lambda step, generator: x,
+        lambda m, x: m(x).square().mean() * 50,
+        steps=1,
+        lr=0.1,
+        warmup=0,
+        weight_decay=0.0,
+        max_grad_norm=0.5,
+        compute=CPU,
+        progress=False,
+    )
     optimizer = torch.optim.AdamW(reference.parameters(), lr=0.1, weight_decay=0.0)
     (reference(x).square().mean() * 50).backward()
     nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
@@ -318,8 +409,14 @@ def test_one_step_equals_clipped_adamw_by_hand():
 
 def test_the_learning_rate_warms_up_then_falls_along_a_cosine():
     rates = [learning_rate(step, steps=100, lr=2.0, warmup=0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0 and rates[55] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and 0 < rates[-1] < 0.002
+    assert (
+        rates[0] == pytest.approx(0.2)
+        and rates[9] == rates[10] == 2.0
+        and rates[55] == pytest.approx(1.0)
+    )
+    assert (
+        all(a > b for a, b in zip(rates[10:], rates[11:], strict=False)) and 0 < rates[-1] < 0.002
+    )
     assert learning_rate(0, steps=1, lr=1.0, warmup=0) == 1.0
 
 
@@ -331,9 +428,13 @@ def test_history_holds_window_means_and_figures():
         seen.append(loss.item())
         return loss, figures
 
-    history = train(Toy(), batches, recorded, steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5)
+    history = train(
+        Toy(), batches, recorded, steps=12, lr=1e-2, compute=CPU, progress=False, log_every=5
+    )
     assert isinstance(history, History) and history.steps == [5, 10, 12]
-    assert history.losses == pytest.approx([np.mean(seen[:5]), np.mean(seen[5:10]), np.mean(seen[10:])])
+    assert history.losses == pytest.approx(
+        [np.mean(seen[:5]), np.mean(seen[5:10]), np.mean(seen[10:])]
+    )
     assert history.seconds == sorted(history.seconds) and len(history.figures["noise"]) == 3
     json.dumps(history.__dict__)
 
@@ -348,16 +449,19 @@ def test_the_bar_is_plain_text_and_shows_the_loss(capsys):
 def test_precision_may_change_between_runs_of_one_process():
     dtypes = []
     for compute in (CPU, BF16, CPU):
+
         def loss(model, batch):
             prediction = model(batch["x"], batch["ids"])
             dtypes.append(prediction.dtype)
             return prediction.float().mean()
+
         train(Toy(), batches, loss, steps=1, lr=1e-3, compute=compute, progress=False)
     assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
     assert all(p.dtype == torch.float32 for p in Toy().parameters())
 
 
 # ---- a GPU that is too small, played on a CPU
+
 
 def lines(step, generator):
     """Rows of tokens with answers of very different length, as a VLM has them: x (12, 5, 8), labels (12, 5)."""
@@ -392,17 +496,25 @@ def test_a_batch_that_does_not_fit_goes_in_parts_with_the_same_result_and_a_line
     whole, history, _ = train_lines(fits=12)
     assert "memory" not in capsys.readouterr().out
     parts, other, sent = train_lines(fits=3)
-    assert sent[:2] == [12, 6] and sent[2:] == [3] * 24, "halved twice at the first step, and kept so"
+    assert sent[:2] == [12, 6] and sent[2:] == [3] * 24, (
+        "halved twice at the first step, and kept so"
+    )
     said = capsys.readouterr().out
     assert "Out of GPU memory at step 1: from here on a batch of 12 goes in 2 parts" in said
     assert "12 goes in 4 parts" in said and said.count("effective batch stays as it is") == 2
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     np.testing.assert_allclose(history.losses, other.losses, atol=1e-5)
-    np.testing.assert_allclose(history.figures["half the loss"], other.figures["half the loss"], atol=1e-5)
+    np.testing.assert_allclose(
+        history.figures["half the loss"], other.figures["half the loss"], atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("options", [{"fits": 0}, {"fits": 3, "shard": None}, {"fits": 3, "shard": equal_shares}])
+@pytest.mark.parametrize(
+    "options", [{"fits": 0}, {"fits": 3, "shard": None}, {"fits": 3, "shard": equal_shares}]
+)
 def test_a_batch_that_cannot_be_cut_any_smaller_is_refused_with_what_to_do(options):
-    with pytest.raises(UserError, match="out of GPU memory at step 1, .* Give batch_size half its number"):
+    with pytest.raises(
+        UserError, match="out of GPU memory at step 1, .* Give batch_size half its number"
+    ):
         train_lines(**options)

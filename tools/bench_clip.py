@@ -37,10 +37,15 @@ REMEDIES = {
     "start": "our initial weights, the places of the patches far apart",
 }
 STEPS = "schedule", "limits", "start"  # the remedies that change how many steps it takes
-GOAL, LR, HOPE = 0.90, 1e-3, 2.0  # HOPE: with a larger loss R@5 is far from the goal, and is not asked for
+GOAL, LR, HOPE = (
+    0.90,
+    1e-3,
+    2.0,
+)  # HOPE: with a larger loss R@5 is far from the goal, and is not asked for
 
 
 # ---------------------------------------------------------------- our towers beside the libraries'
+
 
 def attention_in_fp32(on=True):
     """Within the block attention runs in fp32 under autocast, as our `attend` has it on a CPU.
@@ -56,7 +61,9 @@ def attention_in_fp32(on=True):
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.float()
         with torch.autocast("cpu", enabled=False):
-            mixed = attend(query.float(), key.float(), value.float(), attn_mask=attn_mask, **options)
+            mixed = attend(
+                query.float(), key.float(), value.float(), attn_mask=attn_mask, **options
+            )
         return mixed.to(value.dtype)
 
     return mock.patch.object(F, "scaled_dot_product_attention", in_fp32 if on else attend)
@@ -90,23 +97,37 @@ def time_towers(compute, rounds=9, quick=False):
     theirs = timm.create_model(name, num_classes=10)
     ours = load_vit(name, theirs.state_dict())
     pixels, classes = torch.randn(2 if quick else 8, 3, 224, 224), torch.arange(2 if quick else 8)
-    compare(f"{name}, batch {len(pixels)}: ours / timm's", {
-        "ours": (ours, lambda x, y: F.cross_entropy(ours(x).logits, y)),
-        "theirs": (theirs, lambda x, y: F.cross_entropy(theirs(x), y))}, (pixels, classes), compute, rounds)
+    compare(
+        f"{name}, batch {len(pixels)}: ours / timm's",
+        {
+            "ours": (ours, lambda x, y: F.cross_entropy(ours(x).logits, y)),
+            "theirs": (theirs, lambda x, y: F.cross_entropy(theirs(x), y)),
+        },
+        (pixels, classes),
+        compute,
+        rounds,
+    )
 
     tokenizer = make_tokenizer()
     captions, _ = load_shapes("train", 64, progress=False)
     images, texts, _ = recipes.load_pictures(captions)
     size = 16 if quick else TINY.clip_batch_size
     copies = -(-size // len(images))
-    batch = recipes.caption_batches(images.repeat(copies, 1, 1, 1), texts * copies, tokenizer, size)(
-        0, torch.Generator().manual_seed(0))
+    batch = recipes.caption_batches(
+        images.repeat(copies, 1, 1, 1), texts * copies, tokenizer, size
+    )(0, torch.Generator().manual_seed(0))
     longest = int(batch[2].sum(1).max())
-    batch = batch[0], batch[1][:, :longest], batch[2][:, :longest]  # our text tower runs no more, so theirs shall not
+    batch = (
+        batch[0],
+        batch[1][:, :longest],
+        batch[2][:, :longest],
+    )  # our text tower runs no more, so theirs shall not
     mine = recipes.make_shapes_clip(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         mine.save_pretrained(folder)
-        reference = CLIPModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        reference = CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        )
     linear = copy.deepcopy(reference)
     parts = linear.vision_model.embeddings
     parts.patch_embedding = LinearPatches(parts.patch_embedding)
@@ -115,15 +136,24 @@ def time_towers(compute, rounds=9, quick=False):
         def loss(x, ids, mask):
             found = model(input_ids=ids, pixel_values=x, attention_mask=mask)
             return info_nce(found.image_embeds, found.text_embeds, model.logit_scale)
+
         return loss
 
     def my_loss(x, ids, mask):
         found = mine(x, ids, mask)
         return info_nce(found.image_embeds, found.text_embeds, mine.logit_scale)
 
-    compare(f"CLIP of Shapes, batch {size}: ours / transformers'", {
-        "ours": (mine, my_loss), "theirs": (reference, their_loss(reference)), "linear": (linear, their_loss(linear))},
-        (recipes.pixel_values(batch[0]), *batch[1:]), compute, rounds)
+    compare(
+        f"CLIP of Shapes, batch {size}: ours / transformers'",
+        {
+            "ours": (mine, my_loss),
+            "theirs": (reference, their_loss(reference)),
+            "linear": (linear, their_loss(linear)),
+        },
+        (recipes.pixel_values(batch[0]), *batch[1:]),
+        compute,
+        rounds,
+    )
 
 
 def compare(name, models, batch, compute, rounds):
@@ -133,8 +163,10 @@ def compare(name, models, batch, compute, rounds):
     def step(key, dtype, fp32_attention):
         model, loss_fn = models[key]
         model.to(compute.device).train().zero_grad(set_to_none=True)
-        with torch.autocast(compute.device, dtype, enabled=dtype is not torch.float32), \
-                attention_in_fp32(fp32_attention):
+        with (
+            torch.autocast(compute.device, dtype, enabled=dtype is not torch.float32),
+            attention_in_fp32(fp32_attention),
+        ):
             loss = loss_fn(*batch)
         loss.backward()
         return loss.detach()
@@ -155,20 +187,36 @@ def compare(name, models, batch, compute, rounds):
                 times[key].append(seconds(lambda plan=plan: step(*plan)))
 
         def ratio(key, times=times):
-            return statistics.median(one / other for one, other in zip(times["ours"], times[key], strict=True))
+            return statistics.median(
+                one / other for one, other in zip(times["ours"], times[key], strict=True)
+            )
 
-        both = " and ".join(f"{1000 * statistics.median(times[key]):,.0f}" for key in ("ours", "theirs"))
+        both = " and ".join(
+            f"{1000 * statistics.median(times[key]):,.0f}" for key in ("ours", "theirs")
+        )
         how = ", attention in fp32" if on_cpu else ""
-        line(f"{name}, {str(dtype).removeprefix('torch.')}{how}", ratio("theirs"), "times", 2, at_most=1.05,
-             note=f"{both} ms")
+        line(
+            f"{name}, {str(dtype).removeprefix('torch.')}{how}",
+            ratio("theirs"),
+            "times",
+            2,
+            at_most=1.05,
+            note=f"{both} ms",
+        )
         if "linear" in times:
             line("   theirs with patches by a linear map, as ours", ratio("linear"), "times", 2)
         if on_cpu:
-            line("   theirs as it comes, attention in half precision too", ratio("as they come"), "times", 2,
-                 note="on a CPU torch's gradient of it is slow")
+            line(
+                "   theirs as it comes, attention in half precision too",
+                ratio("as they come"),
+                "times",
+                2,
+                note="on a CPU torch's gradient of it is slow",
+            )
 
 
 # ---------------------------------------------------------------- the race
+
 
 class Runner:
     """One training of a CLIP on Shapes: the plain recipe and the remedies `chosen`, a step at a time.
@@ -184,20 +232,26 @@ class Runner:
         self.batches, self.tokenizer = batches, tokenizer
         ours = recipes.make_shapes_clip(tokenizer, seed=seed)
         torch.manual_seed(seed)
-        theirs = CLIPModel(CLIPConfig.from_dict(ours.config.to_hf()))  # attention: sdpa, transformers' default
+        theirs = CLIPModel(
+            CLIPConfig.from_dict(ours.config.to_hf())
+        )  # attention: sdpa, transformers' default
         model, other = (ours, theirs) if "towers" in chosen else (theirs, ours)
         if ("towers" in chosen) != ("start" in chosen):
             model.load_state_dict(other.state_dict())
         self.model = model.to(compute.device).train()
         self.judge = copy.deepcopy(ours) if model is theirs else model
         groups = weight_decay_groups(model, 0.05) if "limits" in chosen else model.parameters()
-        self.optimizer = torch.optim.AdamW(groups, lr=LR, **({"fused": True} if "fused" in chosen else {}))
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=LR, **({"fused": True} if "fused" in chosen else {})
+        )
         self.steps, self.seconds, self.recalls = 0, [], []
 
     def loss(self, pictures, ids, mask):
         model, pixels = self.model, recipes.pixel_values(pictures)
         if not isinstance(model, CLIP):
-            return model(input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True).loss
+            return model(
+                input_ids=ids, pixel_values=pixels, attention_mask=mask, return_loss=True
+            ).loss
         image_embeds, text_embeds = model.encode_image(pixels), model.encode_text(ids, mask)
         with torch.autocast(self.compute.device, enabled=False):
             return info_nce(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
@@ -205,8 +259,9 @@ class Runner:
     def step(self):
         """One step of training, timed; returns the loss."""
         chosen, start = self.chosen, now()
-        pictures, ids, mask = self.batches(self.steps, torch.Generator().manual_seed(
-            step_seed(self.seed, self.steps, "batch")))
+        pictures, ids, mask = self.batches(
+            self.steps, torch.Generator().manual_seed(step_seed(self.seed, self.steps, "batch"))
+        )
         if "short" not in chosen:
             more = (0, recipes.SHAPES_CLIP["context_length"] - ids.shape[1])
             ids, mask = F.pad(ids, more, value=self.tokenizer.pad_token_id), F.pad(mask, more)
@@ -218,8 +273,10 @@ class Runner:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(0, math.log(100))
         half = half_precision(self.compute) if "bf16" in chosen else None
-        with torch.autocast(self.compute.device, half, enabled=half is not None), \
-                attention_in_fp32("attention" in chosen):
+        with (
+            torch.autocast(self.compute.device, half, enabled=half is not None),
+            attention_in_fp32("attention" in chosen),
+        ):
             loss = self.loss(pictures, ids, mask)
         loss.backward()
         if "limits" in chosen:
@@ -236,7 +293,11 @@ class Runner:
         if self.judge is not self.model:
             self.judge.load_state_dict(self.model.state_dict())
         self.judge.to(self.compute.device)
-        self.recalls.append(recipes.clip_recall(self.judge, pictures, texts, self.tokenizer, (5,))["image_to_text"][5])
+        self.recalls.append(
+            recipes.clip_recall(self.judge, pictures, texts, self.tokenizer, (5,))["image_to_text"][
+                5
+            ]
+        )
         return self.recalls[-1]
 
 
@@ -254,39 +315,67 @@ def race(runners, held_out, *, goal, every, most, hope=HOPE):
                 arrived.add(name)
             if name in arrived or stopped:
                 del on_the_way[name]
-            print(f"{name}: {runner.steps} steps, loss {losses[-1]:.2f}, R@5 {(runner.recalls or [0])[-1]:.2f}",
-                  end="   \r", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {runner.steps} steps, loss {losses[-1]:.2f}, R@5 {(runner.recalls or [0])[-1]:.2f}",
+                end="   \r",
+                file=sys.stderr,
+                flush=True,
+            )
     return arrived
 
 
 def course(compute, quick, seed):
     """(function chosen -> Runner, held out pictures and captions, options of `race`) at full or small size."""
-    size, count, held = (16, 64, 64) if quick else (TINY.clip_batch_size, TINY.train_images, TINY.val_images)
+    size, count, held = (
+        (16, 64, 64) if quick else (TINY.clip_batch_size, TINY.train_images, TINY.val_images)
+    )
     tokenizer, total = make_tokenizer(), 4 if quick else TINY.clip_steps
     data = recipes.load_pictures(load_shapes("train", count, progress=False)[0])[:2]
     batches = recipes.caption_batches(*data, tokenizer, size)
     pictures, texts, _ = recipes.load_pictures(load_shapes("val", held, progress=False)[0])
     how = {"goal": 0.0, "every": 2, "hope": math.inf} if quick else {"goal": GOAL, "every": 10}
-    return (lambda chosen: Runner(frozenset(chosen), batches, tokenizer, compute, total=total, seed=seed),
-            (pictures, [said[0] for said in texts]), {**how, "most": total})
+    return (
+        lambda chosen: Runner(
+            frozenset(chosen), batches, tokenizer, compute, total=total, seed=seed
+        ),
+        (pictures, [said[0] for said in texts]),
+        {**how, "most": total},
+    )
 
 
 def so_far(runner):
-    return (f"R@5 {runner.recalls[-1]:.2f} after {runner.steps} steps of "
-            f"{1000 * statistics.median(runner.seconds):,.0f} ms")
+    return (
+        f"R@5 {runner.recalls[-1]:.2f} after {runner.steps} steps of "
+        f"{1000 * statistics.median(runner.seconds):,.0f} ms"
+    )
 
 
 def time_race(compute, quick=False, seed=0):
     """Seconds of training to R@5 0.90 on 1,000 held-out pictures: the plain recipe's and ours."""
     make, held_out, how = course(compute, quick, seed)
     plain, ours = make(PLAIN), make(REMEDIES)
-    arrived = race({"plain": plain, "ours": ours}, held_out, **{**how, "most": how["most"] if quick else 600})
-    for name, each, what in (("plain", plain, "the recipe people start from"), ("ours", ours, "ours")):
-        line(f"CLIP to R@5 {how['goal']:.2f} on Shapes: {what}", sum(each.seconds) if name in arrived else None, "s",
-             note=so_far(each))
+    arrived = race(
+        {"plain": plain, "ours": ours}, held_out, **{**how, "most": how["most"] if quick else 600}
+    )
+    for name, each, what in (
+        ("plain", plain, "the recipe people start from"),
+        ("ours", ours, "ours"),
+    ):
+        line(
+            f"CLIP to R@5 {how['goal']:.2f} on Shapes: {what}",
+            sum(each.seconds) if name in arrived else None,
+            "s",
+            note=so_far(each),
+        )
     ratio = sum(ours.seconds) / sum(plain.seconds) if "ours" in arrived else None
-    line("   ours, of the plain recipe's seconds", ratio, "times", 2, at_most=0.6,
-         note="" if "plain" in arrived else "or less: the plain recipe was stopped")
+    line(
+        "   ours, of the plain recipe's seconds",
+        ratio,
+        "times",
+        2,
+        at_most=0.6,
+        note="" if "plain" in arrived else "or less: the plain recipe was stopped",
+    )
 
 
 def time_remedies(compute, quick=False, seed=0, rounds=8):
@@ -297,23 +386,50 @@ def time_remedies(compute, quick=False, seed=0, rounds=8):
     """
     make, held_out, how = course(compute, quick, seed)
     everything = frozenset(REMEDIES)
-    added = [("bf16",), ("bf16", "attention"), ("short",), ("fused",), ("towers",), ("short", "towers")]
+    added = [
+        ("bf16",),
+        ("bf16", "attention"),
+        ("short",),
+        ("fused",),
+        ("towers",),
+        ("short", "towers"),
+    ]
     taken = [("bf16",), ("fused",), ("towers",), ("towers", "short"), ("towers", "attention")]
     if half_precision(compute) is None:
-        added, taken = ([part for part in parts if not {"bf16", "attention"} & set(part)] for parts in (added, taken))
+        added, taken = (
+            [part for part in parts if not {"bf16", "attention"} & set(part)]
+            for parts in (added, taken)
+        )
     plans = PLAIN, everything, *map(frozenset, added), *(everything - set(part) for part in taken)
     rounds, warm = (1, 0) if quick else (rounds, 1)
     a_step = in_turn({chosen: make(chosen).step for chosen in plans}, rounds, warm)
-    line("a step of the plain recipe (fp32, text padded to 64, AdamW as it comes)", 1000 * a_step[PLAIN], "ms")
+    line(
+        "a step of the plain recipe (fp32, text padded to 64, AdamW as it comes)",
+        1000 * a_step[PLAIN],
+        "ms",
+    )
     for part in added[:-1]:  # the last is for the same-settings ratio: neither runs padding
         line(f"   as fast with {words(part)}", a_step[PLAIN] / a_step[frozenset(part)], "times", 2)
-    line("   at the same settings (fp32, unpadded, AdamW as it comes), ours of transformers' time",
-         a_step[frozenset(("short", "towers"))] / a_step[frozenset(("short",))], "times", 2, at_most=1.05)
+    line(
+        "   at the same settings (fp32, unpadded, AdamW as it comes), ours of transformers' time",
+        a_step[frozenset(("short", "towers"))] / a_step[frozenset(("short",))],
+        "times",
+        2,
+        at_most=1.05,
+    )
     line("a step of ours", 1000 * a_step[everything], "ms")
     for part in taken:
-        line(f"   as fast as without {words(part)}", a_step[everything - set(part)] / a_step[everything], "times", 2)
+        line(
+            f"   as fast as without {words(part)}",
+            a_step[everything - set(part)] / a_step[everything],
+            "times",
+            2,
+        )
 
-    names = {"ours": "ours", **{f"without {part}": f"   without {REMEDIES[part]}" for part in STEPS}}
+    names = {
+        "ours": "ours",
+        **{f"without {part}": f"   without {REMEDIES[part]}" for part in STEPS},
+    }
     runners = {name: make(everything - {name.removeprefix("without ")}) for name in names}
     arrived = race(runners, held_out, **how)
     for name, each in runners.items():

@@ -37,16 +37,24 @@ def main():
         for k, path in enumerate(paths, start=1):
             results.append(course_run(path, k, len(paths)))
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell what became of the cut cell
-        print(f"\nStopped in {paths[len(results)].stem}; the {len(results)} notebooks before it have new pages in "
-              f"{OUT.relative_to(ROOT)}. `make course` begins again with the first.", file=sys.stderr)
+        logging.getLogger("asyncio").setLevel(
+            logging.CRITICAL
+        )  # it would tell what became of the cut cell
+        print(
+            f"\nStopped in {paths[len(results)].stem}; the {len(results)} notebooks before it have new pages in "
+            f"{OUT.relative_to(ROOT)}. `make course` begins again with the first.",
+            file=sys.stderr,
+        )
         return 130
     print_table(results)
     write_index(results)
     print(f"\nRead it: {OUT.relative_to(ROOT) / 'index.html'}")
     failed = [result for result in results if result["failure"]]
     for result in failed:
-        print(f"\n{result['name']}: cell {result['failure'].cell} failed: {result['failure'].error}", file=sys.stderr)
+        print(
+            f"\n{result['name']}: cell {result['failure'].cell} failed: {result['failure'].error}",
+            file=sys.stderr,
+        )
     return int(bool(failed))
 
 
@@ -59,7 +67,11 @@ def course_run(path, k, of):
 
     def show(cell, cells):
         if live:
-            print(f"\r{label}: cell {cell}/{cells}, {time.perf_counter() - start:.0f} s\033[K", end="", flush=True)
+            print(
+                f"\r{label}: cell {cell}/{cells}, {time.perf_counter() - start:.0f} s\033[K",
+                end="",
+                flush=True,
+            )
 
     notebook = jupytext.read(path)
     run = execute.run_notebook(notebook, on_cell=show)
@@ -67,9 +79,14 @@ def course_run(path, k, of):
     before, after = ("\r", "\033[K") if live else ("", "")
     print(f"{before}{label}: {status} in {run.seconds:.0f} s{after}", flush=True)
     (OUT / f"{path.stem}.html").write_text(as_html(notebook, path.stem), encoding="utf-8")
-    return {"name": path.stem, "seconds": run.seconds, "memory": run.peak_mb, "failure": run.failure,
-            "headline": execute.headline(notebook), "pictures": execute.figures(notebook, "thumbnail")
-            or execute.figures(notebook)[-1:]}
+    return {
+        "name": path.stem,
+        "seconds": run.seconds,
+        "memory": run.peak_mb,
+        "failure": run.failure,
+        "headline": execute.headline(notebook),
+        "pictures": execute.figures(notebook, "thumbnail") or execute.figures(notebook)[-1:],
+    }
 
 
 def as_html(notebook, name):
@@ -83,8 +100,11 @@ def as_html(notebook, name):
     page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     labels = [html.escape(label, quote=True) for label in execute.figure_labels(notebook)]
-    page = re.sub(r'alt="No description has been provided for this image"',
-                  lambda _: f'alt="{labels.pop(0) if labels else "a figure"}"', page)
+    page = re.sub(
+        r'alt="No description has been provided for this image"',
+        lambda _: f'alt="{labels.pop(0) if labels else "a figure"}"',
+        page,
+    )
     return re.sub(r'href="([0-9]{2}_\w+)\.ipynb', r'href="\1.html', page)
 
 
@@ -107,22 +127,35 @@ def print_table(results):
     width = max(len("notebook"), *(len(result["name"]) for result in results))
     print(f"\n{'notebook':{width}}  seconds  peak memory, MB  headline")
     for result in results:
-        last = f"FAILED in cell {result['failure'].cell}" if result["failure"] else result["headline"]
-        print(f"{result['name']:{width}}  {result['seconds']:7.0f}  {result['memory']:15.0f}  {last}")
+        last = (
+            f"FAILED in cell {result['failure'].cell}" if result["failure"] else result["headline"]
+        )
+        print(
+            f"{result['name']:{width}}  {result['seconds']:7.0f}  {result['memory']:15.0f}  {last}"
+        )
 
 
 def write_index(results):
     rows, pictures = [], []
     for result in results:
         name, failure = html.escape(result["name"]), result["failure"]
-        last = (f'<span class="failed">failed in cell {failure.cell}: {html.escape(failure.error)}</span>' if failure
-                else html.escape(result["headline"]))
-        rows.append(f'<tr><td><a href="{name}.html">{name}</a></td><td class="n">{result["seconds"]:.0f}</td>'
-                    f'<td class="n">{result["memory"]:.0f}</td><td>{last}</td></tr>\n')
-        pictures += [f'<a href="{name}.html"><img alt="{name}" src="data:image/png;base64,{png}"></a>'
-                     for png in result["pictures"]]
-    (OUT / "index.html").write_text(PAGE.format(day=time.strftime("%Y-%m-%d"), rows="".join(rows),
-                                                pictures="".join(pictures)), encoding="utf-8")
+        last = (
+            f'<span class="failed">failed in cell {failure.cell}: {html.escape(failure.error)}</span>'
+            if failure
+            else html.escape(result["headline"])
+        )
+        rows.append(
+            f'<tr><td><a href="{name}.html">{name}</a></td><td class="n">{result["seconds"]:.0f}</td>'
+            f'<td class="n">{result["memory"]:.0f}</td><td>{last}</td></tr>\n'
+        )
+        pictures += [
+            f'<a href="{name}.html"><img alt="{name}" src="data:image/png;base64,{png}"></a>'
+            for png in result["pictures"]
+        ]
+    (OUT / "index.html").write_text(
+        PAGE.format(day=time.strftime("%Y-%m-%d"), rows="".join(rows), pictures="".join(pictures)),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -72,20 +72,34 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    environment = {**os.environ, "VLM_LITE_PROFILE": profile, "PYTHONDONTWRITEBYTECODE": "1",
-                   # Without ipywidgets, which would save widget state, tqdm warns and then draws its bar as text.
-                   "PYTHONWARNINGS": "ignore:IProgress not found", **(environment or {})}
+    environment = {
+        **os.environ,
+        "VLM_LITE_PROFILE": profile,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # Without ipywidgets, which would save widget state, tqdm warns and then draws its bar as text.
+        "PYTHONWARNINGS": "ignore:IProgress not found",
+        **(environment or {}),
+    }
     failure = None
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,
-                                extra_arguments=["--IPKernelApp.log_level=ERROR"],
-                                resources={"metadata": {"path": folder}})
-        client.on_cell_start = lambda cell, cell_index: on_cell and on_cell(cell_index + 1, len(notebook.cells))
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            record_timing=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            resources={"metadata": {"path": folder}},
+        )
+        client.on_cell_start = lambda cell, cell_index: (
+            on_cell and on_cell(cell_index + 1, len(notebook.cells))
+        )
         start = time.perf_counter()
         try:
             # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
-            with (client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
-                  PeakMemory(client.km.provisioner.process.pid) as peak):
+            with (
+                client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
+                PeakMemory(client.km.provisioner.process.pid) as peak,
+            ):
                 for index, cell in enumerate(notebook.cells):
                     try:
                         client.execute_cell(cell, index)
@@ -124,13 +138,17 @@ def clean_outputs(cell):
         if output.output_type == "stream":
             output.text = collapse_progress(output.text)
         output.pop("transient", None)
-    cell.outputs = [output for output in kept if output.output_type != "stream" or output.text.strip()]
+    cell.outputs = [
+        output for output in kept if output.output_type != "stream" or output.text.strip()
+    ]
 
 
 def collapse_progress(text):
     """`text` as a terminal would show it in the end: of what a carriage return overwrote, only the last is left."""
     lines = ANSI.sub("", text).replace("\r\n", "\n").split("\n")
-    shown = [next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines]
+    shown = [
+        next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines
+    ]
     return "\n".join(shown)
 
 
@@ -147,15 +165,23 @@ def headline(notebook):
 
 def figures(notebook, tag=None):
     """The PNG pictures, base64, in the outputs of the cells (those that carry `tag`, if given), in order."""
-    return [output.data["image/png"] for cell in notebook.cells
-            if tag is None or tag in cell.metadata.get("tags", [])
-            for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    return [
+        output.data["image/png"]
+        for cell in notebook.cells
+        if tag is None or tag in cell.metadata.get("tags", [])
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
 
 
 def figure_labels(notebook):
     """What each PNG picture in the outputs shows, in order: the text that stands beside it, `<Figure: ...>`."""
-    return [output.data.get("text/plain", "").removeprefix("<Figure: ").removesuffix(">") or "a figure"
-            for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    return [
+        output.data.get("text/plain", "").removeprefix("<Figure: ").removesuffix(">") or "a figure"
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
 
 
 def read_notebook(path):

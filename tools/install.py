@@ -21,40 +21,57 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 20  # seconds
-PAIR_WORKS = "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
+PAIR_WORKS = (
+    "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
+)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=lambda text: Path(text).absolute())
     parser.add_argument("--constraints", type=lambda text: Path(text).absolute())
-    parser.add_argument("--grade", action="store_true", help="on top of this Python's environment, with nbgrader")
+    parser.add_argument(
+        "--grade", action="store_true", help="on top of this Python's environment, with nbgrader"
+    )
     options = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        sys.exit(f"The course runs on Python 3.11 to 3.13; {sys.executable} is {sys.version.split()[0]}. "
-                 "Name another: make PYTHON=python3.12 ...")
+        sys.exit(
+            f"The course runs on Python 3.11 to 3.13; {sys.executable} is {sys.version.split()[0]}. "
+            "Name another: make PYTHON=python3.12 ..."
+        )
     python = options.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         made = subprocess.run([sys.executable, "-m", "venv", options.folder])
         if made.returncode:
-            sys.exit(f"{sys.executable} cannot make a virtual environment (see above). On Debian and Ubuntu: "
-                     "apt install python3-venv. Or name another Python: make PYTHON=python3.12 ...")
+            sys.exit(
+                f"{sys.executable} cannot make a virtual environment (see above). On Debian and Ubuntu: "
+                "apt install python3-venv. Or name another Python: make PYTHON=python3.12 ..."
+            )
     if options.grade:
         return on_top(python)
-    print(f"Setting up {options.folder}. With torch's CUDA libraries this is up to 6.5 GB: a few minutes, only once.",
-          flush=True)
+    print(
+        f"Setting up {options.folder}. With torch's CUDA libraries this is up to 6.5 GB: a few minutes, only once.",
+        flush=True,
+    )
     limits = ["-c", options.constraints] if options.constraints else []
     wanted = ["-r", ROOT / "requirements.txt", *limits]
     pip(python, wanted)
     if not pair_works(python):
-        print("torch and torchvision came from different builds and do not fit each other. Installing the pair once "
-              "more, from the index alone.", flush=True)
+        print(
+            "torch and torchvision came from different builds and do not fit each other. Installing the pair once "
+            "more, from the index alone.",
+            flush=True,
+        )
         run(python, "-m", "pip", "uninstall", "-qq", "-y", "torch", "torchvision")
-        with tempfile.TemporaryDirectory() as empty:  # an empty folder in place of the ones that pip is told to search
+        with (
+            tempfile.TemporaryDirectory() as empty
+        ):  # an empty folder in place of the ones that pip is told to search
             pip(python, wanted, {"PIP_FIND_LINKS": empty})
         if not pair_works(python, show=True):
-            sys.exit("torch and torchvision still do not work together (see above). Look at `pip config list` for a "
-                     "find-links or an index that offers one without the other, and take it out for this install.")
+            sys.exit(
+                "torch and torchvision still do not work together (see above). Look at `pip config list` for a "
+                "find-links or an index that offers one without the other, and take it out for this install."
+            )
     pip(python, ["--no-deps", "--no-build-isolation", "-e", ROOT])
 
 
@@ -62,8 +79,12 @@ def on_top(python):
     """Let the environment of `python` see this one's packages, and install the extra [grade] there."""
     import tomllib
 
-    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True,
-                          text=True, check=True).stdout.strip()
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     Path(site, "environment_below.pth").write_text(below, encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -74,27 +95,38 @@ def pip(python, arguments, environment=None):
     """pip install, with errors and a line every `EVERY` seconds; stops the set-up with a hint where pip fails."""
     command = [str(part) for part in (python, "-m", "pip", "install", "-qq", *arguments)]
     started, free = time.monotonic(), shutil.disk_usage(ROOT).free
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, **(environment or {})}
+    )
     while True:
         try:
             failed = process.wait(EVERY)
             break
         except subprocess.TimeoutExpired:
             written = max(0, free - shutil.disk_usage(ROOT).free) / 1e9
-            print(f"  installing: {time.monotonic() - started:.0f} s, {written:.1f} GB on disk so far", flush=True)
+            print(
+                f"  installing: {time.monotonic() - started:.0f} s, {written:.1f} GB on disk so far",
+                flush=True,
+            )
     if failed:
-        sys.exit("pip could not install what the course needs (see above). A network that reaches the package index, "
-                 "about 10 GB of free disk and a fresh folder (remove .venv) are what it usually lacks.")
+        sys.exit(
+            "pip could not install what the course needs (see above). A network that reaches the package index, "
+            "about 10 GB of free disk and a fresh folder (remove .venv) are what it usually lacks."
+        )
 
 
 def pair_works(python, show=False):
     """Whether torchvision's compiled operators load and run beside the installed torch."""
-    return run(python, "-c", PAIR_WORKS, stderr=None if show else subprocess.DEVNULL).returncode == 0
+    return (
+        run(python, "-c", PAIR_WORKS, stderr=None if show else subprocess.DEVNULL).returncode == 0
+    )
 
 
 def run(*command, **options):
     """A subprocess that reads nothing and works in the repository's root."""
-    return subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL, cwd=ROOT, **options)
+    return subprocess.run(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, cwd=ROOT, **options
+    )
 
 
 if __name__ == "__main__":

@@ -64,11 +64,19 @@ from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
 MOVED = 0.25
-NOTEBOOK_KEYS = {"kernelspec", "language_info", "jupytext", "accelerator", "colab", "execution", "vlm_lite"}
+NOTEBOOK_KEYS = {
+    "kernelspec",
+    "language_info",
+    "jupytext",
+    "accelerator",
+    "colab",
+    "execution",
+    "vlm_lite",
+}
 CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView"}
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
-SETUP = '''# %% tags=["setup"]
-profile = "auto"  #@param ["auto", "tiny", "t4"]
+SETUP = """# %% tags=["setup"]
+profile = "auto"  # @param ["auto", "tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -77,8 +85,11 @@ import sys
 
 if importlib.util.find_spec("vlm_lite") is None:
     # Naming what is installed keeps pip from changing it.
-    kept = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "transformers")
-            if importlib.util.find_spec(name)]
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
     source = "git+https://github.com/{slug}@{ref}"
     subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
 
@@ -87,7 +98,7 @@ from vlm_lite.profiles import describe, get_compute, get_profile
 minutes = {minutes}
 profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
-'''
+"""
 
 
 def repository(root=ROOT):
@@ -103,6 +114,7 @@ def sources(root=ROOT):
 
 # ---- the source, and what is generated in it
 
+
 def facts(text):
     """The `vlm_lite` table of the YAML header of a notebook's source."""
     return dict(jupytext.reads(text, fmt="py:percent").metadata.get("vlm_lite", {}))
@@ -117,7 +129,14 @@ def set_fact(text, key, value):
     else:
         table, found, rest = head.partition("#   vlm_lite:\n")
         own = re.match(r"(?:#     .*(?:\n|$))*", rest).group()
-        head = table + found + own.rstrip("\n") + "\n" + line + ("\n" + rest[len(own):] if rest[len(own):] else "")
+        head = (
+            table
+            + found
+            + own.rstrip("\n")
+            + "\n"
+            + line
+            + ("\n" + rest[len(own) :] if rest[len(own) :] else "")
+        )
     return head + separator + body
 
 
@@ -125,21 +144,44 @@ def generate(text, name, root=ROOT):
     """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
     slug, ref = repository(root)
     known = facts(text)
-    seconds, memory, t4 = known.get("seconds"), known.get("peak_memory_mb"), known.get("minutes_t4_estimate")
+    seconds, memory, t4 = (
+        known.get("seconds"),
+        known.get("peak_memory_mb"),
+        known.get("minutes_t4_estimate"),
+    )
     url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/notebooks/{name}.ipynb"
-    text = re.sub(r"^# \[!\[Open in Colab\].*$", lambda _: "# " + BADGE.format(url=url), text, count=1, flags=re.M)
+    text = re.sub(
+        r"^# \[!\[Open in Colab\].*$",
+        lambda _: "# " + BADGE.format(url=url),
+        text,
+        count=1,
+        flags=re.M,
+    )
     minutes = {"tiny": seconds and in_minutes(seconds), **({"t4": t4} if t4 else {})}
-    setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{minutes}", json.dumps(minutes))
+    setup = (
+        SETUP.replace("{slug}", slug)
+        .replace("{ref}", ref)
+        .replace("{minutes}", json.dumps(minutes))
+    )
     setup = setup.replace("null", "None")
     if not t4:
         setup = setup.replace('["auto", "tiny", "t4"]', '["auto", "tiny"]')
-    text = re.sub(r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S)
-    run = (f"about {in_minutes(seconds):g} min and {memory / 1000:.1f} GB of memory on `tiny` (measured, 2 CPU cores)"
-           if seconds else "not measured yet on `tiny`")
+    text = re.sub(
+        r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
+    )
+    run = (
+        f"about {in_minutes(seconds):g} min and {memory / 1000:.1f} GB of memory on `tiny` (measured, 2 CPU cores)"
+        if seconds
+        else "not measured yet on `tiny`"
+    )
     run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
-    return re.sub(r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
-                  lambda _: f"# <!-- figures -->\n# **Run time:** {run}.\n# <!-- /figures -->", text, count=1,
-                  flags=re.M | re.S)
+    return re.sub(
+        r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
+        lambda _: f"# <!-- figures -->\n# **Run time:** {run}.\n# <!-- /figures -->",
+        text,
+        count=1,
+        flags=re.M | re.S,
+    )
 
 
 def in_minutes(seconds):
@@ -159,14 +201,21 @@ def code_hash(text, root=ROOT):
     for name in facts(text).get("reads", []):
         path = root / "data" / name
         if not path.exists():
-            raise SystemExit(f"the header says that the notebook reads data/{name}, which does not exist: correct "
-                             "`reads`, or make the file")
-        for file in sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()):
-            digest.update(b"\0file\0" + file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+            raise SystemExit(
+                f"the header says that the notebook reads data/{name}, which does not exist: correct "
+                "`reads`, or make the file"
+            )
+        for file in sorted(
+            p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()
+        ):
+            digest.update(
+                b"\0file\0" + file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes()
+            )
     return digest.hexdigest()
 
 
 # ---- the notebook made from it
+
 
 def paired(source):
     """The text of the .ipynb that `jupytext --update --to ipynb` makes of `source` and of the .ipynb beside it."""
@@ -189,10 +238,14 @@ def as_text(notebook):
 def tidy(notebook):
     """Allow-listed metadata, and cell ids that follow from the cells' text, in place."""
     notebook.nbformat_minor = 5
-    notebook.metadata = nbformat.NotebookNode({k: v for k, v in notebook.metadata.items() if k in NOTEBOOK_KEYS})
+    notebook.metadata = nbformat.NotebookNode(
+        {k: v for k, v in notebook.metadata.items() if k in NOTEBOOK_KEYS}
+    )
     seen = {}
     for cell in notebook.cells:
-        cell.metadata = nbformat.NotebookNode({k: v for k, v in cell.metadata.items() if k in CELL_KEYS})
+        cell.metadata = nbformat.NotebookNode(
+            {k: v for k, v in cell.metadata.items() if k in CELL_KEYS}
+        )
         name = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
         seen[name] = seen.get(name, 0) + 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
@@ -204,7 +257,9 @@ def write_if_changed(path, text):
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_write(path, "w") as file:
             file.write(text)
-        print(f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+        print(
+            f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True
+        )
 
 
 def refresh(source, force=False, root=ROOT):
@@ -228,7 +283,9 @@ def refresh(source, force=False, root=ROOT):
         print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
     write_if_changed(source, text)
     if executed is not None:
-        outputs = [copy.deepcopy((c.get("outputs"), c.get("execution_count"))) for c in executed.cells]
+        outputs = [
+            copy.deepcopy((c.get("outputs"), c.get("execution_count"))) for c in executed.cells
+        ]
     notebook = tidy(nbformat.reads(paired(source), as_version=4))
     if executed is not None:
         for cell, (output, count) in zip(notebook.cells, outputs, strict=True):
@@ -242,10 +299,16 @@ def refresh(source, force=False, root=ROOT):
 
 def _run(text, name):
     notebook = tidy(jupytext.reads(text, fmt="py:percent"))
-    with tempfile.TemporaryDirectory() as home:  # a first run, as on a fresh runtime, is what gets measured
-        run = execute.run_notebook(notebook, environment={"VLM_LITE_HOME": home, "HF_HUB_OFFLINE": "1"})
+    with (
+        tempfile.TemporaryDirectory() as home
+    ):  # a first run, as on a fresh runtime, is what gets measured
+        run = execute.run_notebook(
+            notebook, environment={"VLM_LITE_HOME": home, "HF_HUB_OFFLINE": "1"}
+        )
     if run.failure:
-        raise SystemExit(f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved.")
+        raise SystemExit(
+            f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved."
+        )
     return notebook, run
 
 
@@ -258,6 +321,7 @@ def _renew_setup(executed, text):
 
 
 # ---- the README
+
 
 def thumbnail(source, root=ROOT):
     return root / THUMBNAILS / f"{source.stem}.png"
@@ -289,44 +353,80 @@ def readme(root=ROOT):
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
         title = f"{source.stem[:2]} {known['title']}"
         tiny = f"{in_minutes(known['seconds']):g} min" if known.get("seconds") else ""
-        t4 = f"about {known['minutes_t4_estimate']:g} min" if known.get("minutes_t4_estimate") else "not yet"
+        t4 = (
+            f"about {known['minutes_t4_estimate']:g} min"
+            if known.get("minutes_t4_estimate")
+            else "not yet"
+        )
         memory = f"{known['peak_memory_mb'] / 1000:.1f} GB" if known.get("peak_memory_mb") else ""
-        rows.append(f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |")
+        rows.append(
+            f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |"
+        )
         picture = f"{THUMBNAILS}/{source.stem}.png"
         if (root / picture).exists():
-            pictures.append(f'<a href="{page}"><img src="{picture}" width="220" alt="a figure of {title}"></a><br>'
-                            f"[{title}]({page})<br>{tiny}")
-    table = "\n".join(["| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
-                       "|---|---|---|---|---|---|", *rows])
+            pictures.append(
+                f'<a href="{page}"><img src="{picture}" width="220" alt="a figure of {title}"></a><br>'
+                f"[{title}]({page})<br>{tiny}"
+            )
+    table = "\n".join(
+        [
+            "| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
     wide = min(4, len(pictures))
-    strip = ["| " + " | ".join(pictures[start:start + wide]) + " |" for start in range(0, len(pictures), 4)]
+    strip = [
+        "| " + " | ".join(pictures[start : start + wide]) + " |"
+        for start in range(0, len(pictures), 4)
+    ]
     strip = "\n".join([*strip[:1], "|" + ":---:|" * wide, *strip[1:]] if strip else [])
-    text = re.sub(r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/", rf"\g<1>{slug}/blob/{ref}/",
-                  text)
+    text = re.sub(
+        r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/",
+        rf"\g<1>{slug}/blob/{ref}/",
+        text,
+    )
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
-    for marker, content in (("notebooks", table), ("thumbnails", strip), ("labs", lab_table(root)),
-                            ("bench", timing.table(root / "docs" / "bench.json"))):
-        text = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
-                      lambda match, content=content: match[1] + (content + "\n" if content else "") + match[2],
-                      text, flags=re.S)
+    for marker, content in (
+        ("notebooks", table),
+        ("thumbnails", strip),
+        ("labs", lab_table(root)),
+        ("bench", timing.table(root / "docs" / "bench.json")),
+    ):
+        text = re.sub(
+            rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
+            lambda match, content=content: (
+                match[1] + (content + "\n" if content else "") + match[2]
+            ),
+            text,
+            flags=re.S,
+        )
     return text
 
 
 def lab_table(root=ROOT):
     """The README's table of the labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
     slug, ref = repository(root)
-    rows = ["| lab | exercises | points | minutes to read, to write | before it | student's copy |",
-            "|---|---|---|---|---|---|"]
+    rows = [
+        "| lab | exercises | points | minutes to read, to write | before it | student's copy |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, (notebook, found) in build.labs(root / "notebooks").items():
         title = f"{name[:2]} {facts((root / 'notebooks' / f'{name}.py').read_text(encoding='utf-8'))['title']}"
-        text = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        text = "\n".join(
+            cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"
+        )
         reading = re.search(r"\*\*Reading time:\*\* (\d+) min", text)
         before = re.search(r"\*\*Before this:\*\*\s+(.*?)(?:\.\s|\.?$|\n\n)", text, flags=re.S)
-        before = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split())) if before else ""
+        before = (
+            re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split())) if before else ""
+        )
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/labs/{name}.ipynb"
-        rows.append(f"| [{title}](labs/{name}.ipynb) | {len(found)} | {sum(each.points for each in found)} | "
-                    f"{reading[1] if reading else ''}, {sum(each.minutes for each in found)} | {before} | "
-                    f"{BADGE.format(url=url)} |")
+        rows.append(
+            f"| [{title}](labs/{name}.ipynb) | {len(found)} | {sum(each.points for each in found)} | "
+            f"{reading[1] if reading else ''}, {sum(each.minutes for each in found)} | {before} | "
+            f"{BADGE.format(url=url)} |"
+        )
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
@@ -339,11 +439,17 @@ def write_labs(root=ROOT):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Run again and save the stale notebooks; rewrite what is generated.")
+    parser = argparse.ArgumentParser(
+        description="Run again and save the stale notebooks; rewrite what is generated."
+    )
     parser.add_argument("--force", action="store_true", help="run all, stale or not")
     parser.add_argument("names", nargs="*", help="only these (NN or NN_name); default: all")
     options = parser.parse_args()
-    chosen = [s for s in sources() if not options.names or s.stem in options.names or s.stem[:2] in options.names]
+    chosen = [
+        s
+        for s in sources()
+        if not options.names or s.stem in options.names or s.stem[:2] in options.names
+    ]
     ran = [source.stem for source in chosen if refresh(source, options.force)]
     try:
         write_labs()

@@ -20,7 +20,10 @@ from vlm_lite.figures import BLUE, GREY, INK, PALE, VERMILLION, Figure, enlarge,
 from vlm_lite.files import atomic_write, data_path  # noqa: E402
 
 TARGET = ROOT / "docs" / "ask.gif"
-QUESTION, PICTURES = "what colour is the circle?", {1000066: "red", 1000180: "blue"}  # held-out pictures of `val`
+QUESTION, PICTURES = (
+    "what colour is the circle?",
+    {1000066: "red", 1000180: "blue"},
+)  # held-out pictures of `val`
 STEPS = ("ask", "swap the picture", "hide the picture")
 ZOO = ("shapes-clip", "shapes-gpt2", "shapes-vlm")
 WIDTH, HEIGHT, SIDE, COLOURS_IN_FILE = 720, 312, 236, 144
@@ -46,24 +49,31 @@ def answers():
 
     images, _, ids = load_pictures(load_shapes("val", 1000, progress=False)[0])
     vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
-    text = vlm.tokenizer(short_prompt(QUESTION), return_tensors="pt", add_special_tokens=False)["input_ids"]  # (1, T)
+    text = vlm.tokenizer(short_prompt(QUESTION), return_tensors="pt", add_special_tokens=False)[
+        "input_ids"
+    ]  # (1, T)
     colours = vlm.tokenizer.convert_tokens_to_ids(list(COLOURS))
     pictures = [images[ids.index(image_id)] for image_id in PICTURES]
     found = []
     for picture in [*pictures, None]:
-        features = None if picture is None else vlm.encode(pixel_values(picture[None]))  # (1, N, Dv)
+        features = (
+            None if picture is None else vlm.encode(pixel_values(picture[None]))
+        )  # (1, N, Dv)
         with torch.no_grad():
             p = vlm(features, text).logits[0, -1].softmax(-1)[colours]  # (V,) -> (8,)
         found.append(dict(zip(COLOURS, p.tolist(), strict=True)))
     for (image_id, right), chances in zip(PICTURES.items(), found, strict=False):
         said = max(chances, key=chances.get)
         if said != right:
-            sys.exit(f"shapes-vlm says {said} of picture {image_id}, where {right} is right. Choose other pictures: "
-                     "PICTURES in tools/readme_gif.py.")
+            sys.exit(
+                f"shapes-vlm says {said} of picture {image_id}, where {right} is right. Choose other pictures: "
+                "PICTURES in tools/readme_gif.py."
+            )
     return pictures, found
 
 
 # ---------------------------------------------------------------- the frames
+
 
 def ease(count):
     """`count` numbers that run from just above 0 to 1, slow at both ends."""
@@ -89,7 +99,7 @@ def swapped(old, new, share):
 def covered(picture, board, share):
     """`picture` with `board` let down over `share` of its height."""
     cut = round(share * SIDE)
-    return np.concatenate([board[SIDE - cut:], picture[cut:]], axis=0)
+    return np.concatenate([board[SIDE - cut :], picture[cut:]], axis=0)
 
 
 @styled
@@ -99,37 +109,85 @@ def frame(stage, text, chances, blind, step, hidden=False):
     left, top = 24, 46
     figure.picture_at(Image.fromarray(stage), left, top, SIDE)
     if hidden:
-        figure.text_at(left + SIDE / 2, top + SIDE / 2, "picture hidden", ha="center", va="center", fontsize=11,
-                       bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5})
+        figure.text_at(
+            left + SIDE / 2,
+            top + SIDE / 2,
+            "picture hidden",
+            ha="center",
+            va="center",
+            fontsize=11,
+            bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5},
+        )
     for index, (name, place) in enumerate(zip(STEPS, (0, 76, 250), strict=True)):
         now = index == step
-        figure.text_at(left + place, 16, f"{index + 1}  {name}", fontsize=10.5, color=BLUE if now else "#9aa1ac",
-                       fontweight="bold" if now else "normal")
+        figure.text_at(
+            left + place,
+            16,
+            f"{index + 1}  {name}",
+            fontsize=10.5,
+            color=BLUE if now else "#9aa1ac",
+            fontweight="bold" if now else "normal",
+        )
     right = left + SIDE + 34
     figure.text_at(right, top - 4, text, fontsize=15, fontweight="bold", color=INK)
     axes = figure.axes_at(right + 58, top + 52, WIDTH - right - 58 - 56, SIDE - 52)
     best = max(chances, key=chances.get)
     for row, (name, chance) in enumerate(chances.items()):
         bar = "#" + bytes(COLOURS[name]).hex()
-        axes.barh(row, 100 * chance, 0.7, color=bar, edgecolor=INK if chance else "none", linewidth=0.7)
+        axes.barh(
+            row, 100 * chance, 0.7, color=bar, edgecolor=INK if chance else "none", linewidth=0.7
+        )
         if chance >= 0.005:
             strong = name == best and chance > 0.5
-            beside = blind[name] if chance <= blind[name] < chance + 0.1 else chance  # not upon the line
-            axes.text(100 * beside + 1.8, row, f"{100 * chance:.0f}%", va="center",
-                      color=INK if strong else GREY, fontsize=10.5 if strong else 9.5,
-                      fontweight="bold" if strong else "normal", zorder=5,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4})
+            beside = (
+                blind[name] if chance <= blind[name] < chance + 0.1 else chance
+            )  # not upon the line
+            axes.text(
+                100 * beside + 1.8,
+                row,
+                f"{100 * chance:.0f}%",
+                va="center",
+                color=INK if strong else GREY,
+                fontsize=10.5 if strong else 9.5,
+                fontweight="bold" if strong else "normal",
+                zorder=5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+            )
     for row, name in enumerate(chances):  # together, row by row, a dashed line
         halo = [("white", 4.5)] if chances[name] > blind[name] + 0.02 else []
         for colour, width in (*halo, (VERMILLION, 2.2)):
-            axes.plot([100 * blind[name]] * 2, [row - 0.4, row + 0.4], color=colour, linewidth=width, zorder=4,
-                      solid_capstyle="butt")
-    axes.text(100 * blind[next(iter(chances))], -0.72, "without a picture", color=VERMILLION, fontsize=9.5, va="bottom",
-              ha="center")
-    axes.set(yticks=range(len(chances)), yticklabels=list(chances), xlim=(0, 100), xticks=range(0, 101, 25),
-             ylim=(len(chances) - 0.4, -0.6))
+            axes.plot(
+                [100 * blind[name]] * 2,
+                [row - 0.4, row + 0.4],
+                color=colour,
+                linewidth=width,
+                zorder=4,
+                solid_capstyle="butt",
+            )
+    axes.text(
+        100 * blind[next(iter(chances))],
+        -0.72,
+        "without a picture",
+        color=VERMILLION,
+        fontsize=9.5,
+        va="bottom",
+        ha="center",
+    )
+    axes.set(
+        yticks=range(len(chances)),
+        yticklabels=list(chances),
+        xlim=(0, 100),
+        xticks=range(0, 101, 25),
+        ylim=(len(chances) - 0.4, -0.6),
+    )
     axes.tick_params(axis="x", labelbottom=False)
-    figure.text_at(right + 58, top + SIDE + 5, "probability of each answer, by shapes-vlm", color=GREY, fontsize=9)
+    figure.text_at(
+        right + 58,
+        top + SIDE + 5,
+        "probability of each answer, by shapes-vlm",
+        color=GREY,
+        fontsize=9,
+    )
     axes.tick_params(axis="y", labelsize=10)
     axes.grid(axis="y", visible=False)
     return figure.to_image()
@@ -150,8 +208,14 @@ def frames(pictures, found):
 
     def move(before, after, stage, step, hidden=False):
         for share in ease(9):
-            show(50, stage, QUESTION, {name: (1 - share) * before[name] + share * after[name] for name in before}, step,
-                 hidden)
+            show(
+                50,
+                stage,
+                QUESTION,
+                {name: (1 - share) * before[name] + share * after[name] for name in before},
+                step,
+                hidden,
+            )
         shown[-1] = shown[-1][0], 2200
 
     for length in range(0, len(QUESTION) + 1, 2):
@@ -182,7 +246,9 @@ def palette_of(images):
         together.paste(image, (0, HEIGHT * row))
     rest = together.quantize(COLOURS_IN_FILE - len(exact), dither=Image.Dither.NONE).getpalette()
     rest = np.array(rest).reshape(-1, 3)
-    near = (np.abs(rest[:, None] - np.array(exact)).max(axis=2) < 12).any(axis=1)  # Pillow would mix these two up
+    near = (np.abs(rest[:, None] - np.array(exact)).max(axis=2) < 12).any(
+        axis=1
+    )  # Pillow would mix these two up
     palette = Image.new("P", (1, 1))
     palette.putpalette([*np.array(exact).ravel().tolist(), *rest[~near].ravel().tolist()])
     return palette
@@ -193,15 +259,25 @@ def save(images, milliseconds, path, comment):
     palette = palette_of(images)
     small = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with atomic_write(path) as file:
-        small[0].save(file, "gif", save_all=True, append_images=small[1:], duration=milliseconds, loop=0, optimize=True,
-                      comment=comment)
+        small[0].save(
+            file,
+            "gif",
+            save_all=True,
+            append_images=small[1:],
+            duration=milliseconds,
+            loop=0,
+            optimize=True,
+            comment=comment,
+        )
 
 
 def main():
     images, milliseconds = frames(*answers())
     save(images, milliseconds, TARGET, f"made by make gif from the zoo {zoo_hash()}".encode())
-    print(f"wrote {TARGET.relative_to(ROOT)}: {len(images)} frames, {sum(milliseconds) / 1000:.0f} s, "
-          f"{TARGET.stat().st_size / 1000:.0f} KB")
+    print(
+        f"wrote {TARGET.relative_to(ROOT)}: {len(images)} frames, {sum(milliseconds) / 1000:.0f} s, "
+        f"{TARGET.stat().st_size / 1000:.0f} KB"
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def line(name, value, unit, digits=1, at_most=None, at_least=None, note=""):
     row = {"name": name, "value": value, "unit": unit, "digits": digits, "note": note}
     if at_most is not None or at_least is not None:
         row["aim"] = f"{at_least:g} or more" if at_most is None else f"{at_most:g} or less"
-        row["met"] = value is not None and (value >= at_least if at_most is None else value <= at_most)
+        row["met"] = value is not None and (
+            value >= at_least if at_most is None else value <= at_most
+        )
     ROWS.append(row)
     aim = f"   (aim: {row['aim']}{'' if row['met'] else ', MISSED'})" if "aim" in row else ""
     print(f"{name:78} {shown(row):>18}{aim}{'   ' + note if note else ''}", flush=True)
@@ -57,7 +59,11 @@ def line(name, value, unit, digits=1, at_most=None, at_least=None, note=""):
 
 def shown(row):
     """A row's value with its unit, as text."""
-    return "not reached" if row["value"] is None else f"{row['value']:,.{row['digits']}f} {row['unit']}".rstrip()
+    return (
+        "not reached"
+        if row["value"] is None
+        else f"{row['value']:,.{row['digits']}f} {row['unit']}".rstrip()
+    )
 
 
 def half_precision(compute):

@@ -24,8 +24,10 @@ def trainable_parameters(model):
     """Name -> parameter of what an optimizer may change. Raises UserError when there is none."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
-        raise UserError(f"{type(model).__name__} has no trainable parameters: every one has requires_grad=False. "
-                        "Unfreeze the part that should learn, for instance `model.connector.requires_grad_(True)`.")
+        raise UserError(
+            f"{type(model).__name__} has no trainable parameters: every one has requires_grad=False. "
+            "Unfreeze the part that should learn, for instance `model.connector.requires_grad_(True)`."
+        )
     return parameters
 
 
@@ -37,8 +39,10 @@ def writable_folder(folder):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"checkpoint folder {folder}: cannot write to it ({error.strerror or error}). Choose another "
-                        "folder, or free some space.") from error
+        raise UserError(
+            f"checkpoint folder {folder}: cannot write to it ({error.strerror or error}). Choose another "
+            "folder, or free some space."
+        ) from error
     return folder
 
 
@@ -51,14 +55,24 @@ def save_checkpoint(folder, model, optimizer, scaler, state):
     parameters = trainable_parameters(model)
     bad = [name for name, p in parameters.items() if not torch.isfinite(p).all()]
     if bad:
-        raise UserError(f"{bad[0]} is not finite after step {state['step']}; no checkpoint was written, and an earlier "
-                        f"one in {folder} stays. Try a tenth of the learning rate.")
-    moments = {f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+        raise UserError(
+            f"{bad[0]} is not finite after step {state['step']}; no checkpoint was written, and an earlier "
+            f"one in {folder} stays. Try a tenth of the learning rate."
+        )
+    moments = {
+        f"{name}/{key}": value
+        for name, p in parameters.items()
+        for key, value in optimizer.state[p].items()
+    }
     state = state | {"scaler": scaler.state_dict() if scaler is not None else None, "sha256": {}}
     path = folder / f"step-{state['step']:08d}"
     with atomic_dir(path) as new:
-        for name, tensors in zip(TENSOR_FILES, (parameters | _buffers(model), moments), strict=True):
-            data = safetensors.torch.save({key: v.detach().cpu().contiguous().clone() for key, v in tensors.items()})
+        for name, tensors in zip(
+            TENSOR_FILES, (parameters | _buffers(model), moments), strict=True
+        ):
+            data = safetensors.torch.save(
+                {key: v.detach().cpu().contiguous().clone() for key, v in tensors.items()}
+            )
             state["sha256"][name] = hashlib.sha256(data).hexdigest()
             with atomic_write(new / name) as file:
                 file.write(data)
@@ -84,8 +98,10 @@ def load_checkpoint(folder, model, optimizer, scaler, fingerprint):
     for name in TENSOR_FILES:
         data = (path / name).read_bytes() if (path / name).exists() else b""
         if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
-            raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in state.json. Delete {path} and "
-                            "train again.")
+            raise UserError(
+                f"{path / name} is damaged: its SHA-256 is not the one in state.json. Delete {path} and "
+                "train again."
+            )
         loaded.append(safetensors.torch.load(data))
     parameters = trainable_parameters(model)
     with torch.no_grad():
@@ -102,16 +118,30 @@ def load_checkpoint(folder, model, optimizer, scaler, fingerprint):
 def _buffers(model):
     """Persistent buffers (running means), which a step may change although no gradient does."""
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in model.state_dict().items() if name not in names and torch.is_tensor(value)}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name not in names and torch.is_tensor(value)
+    }
 
 
 def _check_fingerprint(folder, saved, asked):
-    differ = [f"{key} was {saved.get(key)!r} and is now {asked.get(key)!r}"
-              for key in sorted((saved.keys() | asked.keys()) - {"parameters"}) if saved.get(key) != asked.get(key)]
+    differ = [
+        f"{key} was {saved.get(key)!r} and is now {asked.get(key)!r}"
+        for key in sorted((saved.keys() | asked.keys()) - {"parameters"})
+        if saved.get(key) != asked.get(key)
+    ]
     before, now = saved["parameters"], asked["parameters"]
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    differ += [f"{name} had shape {before.get(name, 'none')} and has {now.get(name, 'none')}" for name in names[:3]]
+    names = [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
+    ]
+    differ += [
+        f"{name} had shape {before.get(name, 'none')} and has {now.get(name, 'none')}"
+        for name in names[:3]
+    ]
     if differ:
         more = f"; and {len(names) - 3} more parameters" if len(names) > 3 else ""
-        raise UserError(f"the checkpoint in {folder} belongs to another run: {'; '.join(differ)}{more}. To start "
-                        "again delete that folder, or give `checkpoint` another one.")
+        raise UserError(
+            f"the checkpoint in {folder} belongs to another run: {'; '.join(differ)}{more}. To start "
+            "again delete that folder, or give `checkpoint` another one."
+        )

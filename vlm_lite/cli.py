@@ -43,12 +43,15 @@ def main(arguments=None):
 
 def build_parser():
     """The argparse parser; every subcommand sets `call`, a function of the parsed options."""
-    parser = argparse.ArgumentParser(prog="vlm-lite", description="Build small vision-language models, and show that "
-                                                                  "they look.")
+    parser = argparse.ArgumentParser(
+        prog="vlm-lite", description="Build small vision-language models, and show that they look."
+    )
     parser.add_argument("--version", action="version", version=f"vlm-lite {vlm_lite.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="what this machine is, what was chosen and why, and what is missing")
+    doctor = commands.add_parser(
+        "doctor", help="what this machine is, what was chosen and why, and what is missing"
+    )
     doctor.set_defaults(call=run_doctor)
 
     zoo = commands.add_parser("zoo", help="the small checkpoints that ship with the course")
@@ -56,20 +59,38 @@ def build_parser():
     build = actions.add_parser("build", help="make a checkpoint again from nothing")
     build.add_argument("name", metavar="NAME", help=f"one of: {', '.join(ZOO)}")
     build.set_defaults(call=run_zoo_build)
-    actions.add_parser("list", help="the checkpoints, and whether each is whole").set_defaults(call=run_zoo_list)
+    actions.add_parser("list", help="the checkpoints, and whether each is whole").set_defaults(
+        call=run_zoo_list
+    )
 
-    study = commands.add_parser("study", help="run a recorded study and write data/results/NAME.json")
-    study.add_argument("name", metavar="NAME", help="such as clip_infonce; any other word lists all")
+    study = commands.add_parser(
+        "study", help="run a recorded study and write data/results/NAME.json"
+    )
+    study.add_argument(
+        "name", metavar="NAME", help="such as clip_infonce; any other word lists all"
+    )
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
     add_train(commands)
     add_data(commands)
     add_rehearse(commands)
-    report = commands.add_parser("report", help="one page about a VLM: scores, controls, answers, failures",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter, epilog=REPORT_EXAMPLE)
-    report.add_argument("run", metavar="RUN", help="a folder that VLM.save_pretrained wrote, or a name in the zoo")
-    report.add_argument("--out", metavar="FILE.html", help="the page (default NAME-report.html here); JSON goes beside")
-    report.add_argument("--questions", type=_positive, default=500, help="how many are asked (default 500)")
+    report = commands.add_parser(
+        "report",
+        help="one page about a VLM: scores, controls, answers, failures",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=REPORT_EXAMPLE,
+    )
+    report.add_argument(
+        "run", metavar="RUN", help="a folder that VLM.save_pretrained wrote, or a name in the zoo"
+    )
+    report.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="the page (default NAME-report.html here); JSON goes beside",
+    )
+    report.add_argument(
+        "--questions", type=_positive, default=500, help="how many are asked (default 500)"
+    )
     report.set_defaults(call=run_report)
     add_eval(commands)
     add_labs(commands)
@@ -114,7 +135,9 @@ def run_report(options):
     out = options.out or f"{os.path.basename(os.path.normpath(options.run))}-report.html"
     facts = write_report(options.run, out, questions=options.questions)
     for name, score in facts["accuracy"].items():
-        print(f"{name:15} {100 * score['value']:5.1f}%  [{100 * score['low']:.1f}, {100 * score['high']:.1f}]")
+        print(
+            f"{name:15} {100 * score['value']:5.1f}%  [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+        )
     print(f"{facts['questions']} questions; written to {out} and {os.path.splitext(out)[0]}.json")
 
 
@@ -133,8 +156,10 @@ def check_checkpoint(name):
         with safe_open(weights, framework="numpy") as tensors:
             tensors.keys()
     except (OSError, SafetensorError) as error:
-        return size, (f"{weights} is cut short or damaged ({error}). Run `git checkout -- data` in a clone, install "
-                      f"the package again, or make it: vlm-lite zoo build {name}")
+        return size, (
+            f"{weights} is cut short or damaged ({error}). Run `git checkout -- data` in a clone, install "
+            f"the package again, or make it: vlm-lite zoo build {name}"
+        )
     return size, None
 
 
@@ -161,8 +186,13 @@ def run_doctor(options):
 def _doctor_machine(needed):
     version = sys.version_info[:2]
     if not (3, 11) <= version < (3, 14):
-        needed.append(f"Python 3.11 to 3.13 (this is {platform.python_version()}): use another python3")
-    rows = [("python", f"{platform.python_version()} ({sys.executable})"), ("system", platform.platform())]
+        needed.append(
+            f"Python 3.11 to 3.13 (this is {platform.python_version()}): use another python3"
+        )
+    rows = [
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", platform.platform()),
+    ]
     try:
         from vlm_lite.profiles import memory_gb
 
@@ -177,9 +207,15 @@ def _doctor_packages(needed):
     try:
         from packaging.requirements import Requirement
 
-        wanted = [Requirement(line) for line in metadata.requires("vlm-lite") or [] if "extra ==" not in line]
+        wanted = [
+            Requirement(line)
+            for line in metadata.requires("vlm-lite") or []
+            if "extra ==" not in line
+        ]
     except (ImportError, metadata.PackageNotFoundError):
-        needed.append("vlm-lite as an installed package, which brings what it needs: make setup, or pip install -e .")
+        needed.append(
+            "vlm-lite as an installed package, which brings what it needs: make setup, or pip install -e ."
+        )
         return [("packages", "unknown")]
     for package in wanted:
         try:
@@ -188,14 +224,20 @@ def _doctor_packages(needed):
             needed.append(f"the package {package.name}: pip install '{package}'")
             continue
         if not package.specifier.contains(found, prereleases=True):
-            needed.append(f"another version of {package.name} ({found} is installed): pip install '{package}'")
+            needed.append(
+                f"another version of {package.name} ({found} is installed): pip install '{package}'"
+            )
     if "torch" in versions and "torchvision" in versions:
         try:
             import torchvision  # noqa: F401
         except Exception as error:  # a torchvision built for another torch fails in many ways
-            needed.append(f"a torchvision that fits torch ({type(error).__name__}: {error}): install both from one "
-                          "source, pip install --force-reinstall torch torchvision")
-    return [("packages", ", ".join(f"{name} {version}" for name, version in versions.items()) or "none")]
+            needed.append(
+                f"a torchvision that fits torch ({type(error).__name__}: {error}): install both from one "
+                "source, pip install --force-reinstall torch torchvision"
+            )
+    return [
+        ("packages", ", ".join(f"{name} {version}" for name, version in versions.items()) or "none")
+    ]
 
 
 def _doctor_storage(needed):
@@ -205,8 +247,10 @@ def _doctor_storage(needed):
         free = shutil.disk_usage(folder).free / 1e9
         rows.append(("home", f"{folder}, {free:.1f} GB free"))
         if free < NEEDED_FREE_GB:
-            needed.append(f"{NEEDED_FREE_GB:g} GB of free disk in {folder} (there are {free:.1f}): free some space, or "
-                          "set VLM_LITE_HOME to another folder")
+            needed.append(
+                f"{NEEDED_FREE_GB:g} GB of free disk in {folder} (there are {free:.1f}): free some space, or "
+                "set VLM_LITE_HOME to another folder"
+            )
     except UserError as error:
         needed.append(str(error))
     try:
@@ -245,11 +289,17 @@ def _doctor_choice(needed, optional):
         chosen = "none"
     compute = profiles.get_compute()
     if compute.device == "cpu":
-        optional.append("a CUDA GPU, for the t4 profile on real photographs: open a notebook in Colab and choose a "
-                        "GPU runtime (the tiny profile needs none)")
+        optional.append(
+            "a CUDA GPU, for the t4 profile on real photographs: open a notebook in Colab and choose a "
+            "GPU runtime (the tiny profile needs none)"
+        )
     gpu = "none"
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         gpu = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
     precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
-    return [("gpu", gpu), ("profile", chosen), ("device", f"{compute.device}, {precision} ({compute.reason})")]
+    return [
+        ("gpu", gpu),
+        ("profile", chosen),
+        ("device", f"{compute.device}, {precision} ({compute.reason})"),
+    ]

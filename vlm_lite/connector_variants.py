@@ -20,7 +20,11 @@ from .evals.captions import caption_scores
 from .models.blip2 import QFormerStage1
 
 STEPS = 100
-SIZES = {"questions": 600, "pictures": 150, "texts": 80}  # to answer, to caption, and to read for the perplexity
+SIZES = {
+    "questions": 600,
+    "pictures": 150,
+    "texts": 80,
+}  # to answer, to caption, and to read for the perplexity
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,17 @@ class Pooled(nn.Module):
 
     def forward(self, image_embeds):
         side = math.isqrt(image_embeds.shape[1]) // self.block
-        return self.connector(reduce(image_embeds, "b (row i column j) d -> b (row column) d", "mean", row=side,
-                                     column=side, i=self.block, j=self.block))
+        return self.connector(
+            reduce(
+                image_embeds,
+                "b (row i column j) d -> b (row column) d",
+                "mean",
+                row=side,
+                column=side,
+                i=self.block,
+                j=self.block,
+            )
+        )
 
 
 def connector_variants(seed, profile):
@@ -79,17 +92,37 @@ def train_variant(row, seed, profile):
     seconds, steps = 0.0, min(STEPS, profile.connector_steps)
     if variant.stage1:
         stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
-        seconds += recipes.train_stage1(stage1, features, captions, vlm.tokenizer, steps=2 * steps,
-                                        batch_size=profile.connector_batch_size, seed=seed,
-                                        description=f"{row}, seed {seed}: stage 1").seconds[-1]
-    texts = {"captions and questions": said, "captions": [pairs[:1] for pairs in said]}[variant.reads]
+        seconds += recipes.train_stage1(
+            stage1,
+            features,
+            captions,
+            vlm.tokenizer,
+            steps=2 * steps,
+            batch_size=profile.connector_batch_size,
+            seed=seed,
+            description=f"{row}, seed {seed}: stage 1",
+        ).seconds[-1]
+    texts = {"captions and questions": said, "captions": [pairs[:1] for pairs in said]}[
+        variant.reads
+    ]
     lr = profile.connector_lr * (1.0 if variant.optimizer == "muon" else 0.1)
     stage = stages.Stage(row, variant.reads, steps, lr, variant.tune, profile.connector_batch_size)
-    history = stages.train_stage(vlm, features, texts, stage, seed=seed, weight_decay=0.01,
-                                 optimizer=variant.optimizer, description=f"{row}, seed {seed}")
-    return history, {**scores(vlm.eval(), held_out, bridge=variant.tune == "frozen"),
-                     "parameters": sum(p.numel() for p in vlm.parameters() if p.requires_grad),
-                     "seconds a step": history.seconds[-1] / stage.steps, "seconds": seconds + history.seconds[-1]}
+    history = stages.train_stage(
+        vlm,
+        features,
+        texts,
+        stage,
+        seed=seed,
+        weight_decay=0.01,
+        optimizer=variant.optimizer,
+        description=f"{row}, seed {seed}",
+    )
+    return history, {
+        **scores(vlm.eval(), held_out, bridge=variant.tune == "frozen"),
+        "parameters": sum(p.numel() for p in vlm.parameters() if p.requires_grad),
+        "seconds a step": history.seconds[-1] / stage.steps,
+        "seconds": seconds + history.seconds[-1],
+    }
 
 
 def new_vlm(variant, seed=0):
@@ -115,13 +148,23 @@ def scores(vlm, held_out, *, bridge=True):
     result = recipes.probe(vlm, captions, questions, limit=SIZES["questions"])
     few = captions.select(range(min(SIZES["pictures"], len(captions))))
     images, references, _ = recipes.load_pictures(few)
-    said = vlm.generate(recipes.picture_features(vlm.vision, images, progress=False).float(),
-                        [CAPTION_PROMPT] * len(images), max_new_tokens=48)
-    texts = [language.document(any_scene, np.random.default_rng([9, k]), exchanges=5) for k in range(SIZES["texts"])]
-    found = {f"VQA {name}": score.value for name, score in result.accuracy.items() if name != "blank"}
+    said = vlm.generate(
+        recipes.picture_features(vlm.vision, images, progress=False).float(),
+        [CAPTION_PROMPT] * len(images),
+        max_new_tokens=48,
+    )
+    texts = [
+        language.document(any_scene, np.random.default_rng([9, k]), exchanges=5)
+        for k in range(SIZES["texts"])
+    ]
+    found = {
+        f"VQA {name}": score.value for name, score in result.accuracy.items() if name != "blank"
+    }
     if bridge and result.bridge.value is not None:
         found["bridge score"] = result.bridge.value
-    cider = caption_scores(dict(enumerate(references)), dict(enumerate(said)), metrics=("CIDEr",))["CIDEr"]
+    cider = caption_scores(dict(enumerate(references)), dict(enumerate(said)), metrics=("CIDEr",))[
+        "CIDEr"
+    ]
     return found | {"CIDEr": cider, "perplexity": stages.perplexity(vlm, texts)}
 
 

@@ -28,8 +28,18 @@ def weights_hash(module):
     return digest.hexdigest()
 
 
-def cache_features(encode, images, *, key, batch_size=256, dtype=torch.float16, folder=None, progress=True,
-                   description="features", save_every=2048):
+def cache_features(
+    encode,
+    images,
+    *,
+    key,
+    batch_size=256,
+    dtype=torch.float16,
+    folder=None,
+    progress=True,
+    description="features",
+    save_every=2048,
+):
     """Features (N, T, D) of `images`, computed at the first call and mapped from disk at every later one.
 
     encode: function of a uint8 batch (B, 3, H, W) on the CPU -> (B, T, D) on any device; it runs under inference_mode
@@ -45,38 +55,64 @@ def cache_features(encode, images, *, key, batch_size=256, dtype=torch.float16, 
     folder that cannot be written, and a full disk. Ctrl-C keeps what is done.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-        raise UserError(f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
-                        "(N, 3, H, W) with at least one picture. Normalise within `encode`.")
+        raise UserError(
+            f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
+            "(N, 3, H, W) with at least one picture. Normalise within `encode`."
+        )
     folder = Path(folder) if folder is not None else home() / "features"
     path = folder / f"{_digest(key, images, dtype)}.bin"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if _map_whole(path, len(images), dtype) is None:
             with _lock(path):
-                if _map_whole(path, len(images), dtype) is None:  # another process may have finished it meanwhile
-                    _compute(path, encode, images, key, batch_size, dtype, progress, description, save_every)
+                if (
+                    _map_whole(path, len(images), dtype) is None
+                ):  # another process may have finished it meanwhile
+                    _compute(
+                        path,
+                        encode,
+                        images,
+                        key,
+                        batch_size,
+                        dtype,
+                        progress,
+                        description,
+                        save_every,
+                    )
     except OSError as error:
-        raise UserError(f"cannot write the feature cache {path}: {error.strerror or error}. Free some space, or set "
-                        "VLM_LITE_HOME to another folder; what is done so far counts when you run again.") from error
+        raise UserError(
+            f"cannot write the feature cache {path}: {error.strerror or error}. Free some space, or set "
+            "VLM_LITE_HOME to another folder; what is done so far counts when you run again."
+        ) from error
     return _map_whole(path, len(images), dtype)
 
 
 def _compute(path, encode, images, key, batch_size, dtype, progress, description, save_every):
     """Append the features of the pictures that `path` does not hold yet."""
     shape, done = _resume_point(path, dtype)
-    bar = tqdm(total=len(images), initial=done, desc=description, unit="image", disable=not progress, mininterval=1.0,
-               ncols=min(100, shutil.get_terminal_size((100, 24)).columns))
+    bar = tqdm(
+        total=len(images),
+        initial=done,
+        desc=description,
+        unit="image",
+        disable=not progress,
+        mininterval=1.0,
+        ncols=min(100, shutil.get_terminal_size((100, 24)).columns),
+    )
     with open(path, "ab") as file, bar:
+
         def keep():
             file.flush()
             os.fsync(file.fileno())
-            write_json(path.with_suffix(".json"), {"shape": [len(images), *shape], "dtype": str(dtype), "done": done,
-                                                   "key": key})
+            write_json(
+                path.with_suffix(".json"),
+                {"shape": [len(images), *shape], "dtype": str(dtype), "done": done, "key": key},
+            )
 
         kept = done
         try:
             while done < len(images):
-                batch = images[done:done + batch_size]
+                batch = images[done : done + batch_size]
                 with torch.inference_mode():
                     output = encode(batch)
                 _check_output(output, batch, shape, dtype)
@@ -92,7 +128,9 @@ def _compute(path, encode, images, key, batch_size, dtype, progress, description
         except KeyboardInterrupt:
             if shape is not None:
                 keep()
-            tqdm.write(f"Stopped after {done} of {len(images)} images; the same call goes on from there.")
+            tqdm.write(
+                f"Stopped after {done} of {len(images)} images; the same call goes on from there."
+            )
             raise
 
 
@@ -116,7 +154,11 @@ def _map_whole(path, count, dtype):
     if meta is None or not path.exists():
         return None
     shape = meta["shape"]
-    if meta["done"] != count or shape[0] != count or path.stat().st_size != math.prod(shape) * dtype.itemsize:
+    if (
+        meta["done"] != count
+        or shape[0] != count
+        or path.stat().st_size != math.prod(shape) * dtype.itemsize
+    ):
         return None
     return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
 
@@ -147,7 +189,7 @@ def _digest(key, images, dtype):
         raise UserError(f"key: {error}. Use strings, numbers, lists and dicts only.") from error
     digest = hashlib.sha256(f"{text}\n{dtype}\n{tuple(images.shape)}\n".encode())
     for start in range(0, len(images), 1024):
-        digest.update(_bytes(images[start:start + 1024]))
+        digest.update(_bytes(images[start : start + 1024]))
     return digest.hexdigest()[:32]
 
 
@@ -158,18 +200,28 @@ def _bytes(tensor):
 
 def _check_output(output, batch, shape, dtype):
     expected = f"({len(batch)}, T, D)" if shape is None else str((len(batch), *shape))
-    if not torch.is_tensor(output) or output.ndim < 2 or len(output) != len(batch) or (
-            shape is not None and tuple(output.shape[1:]) != shape):
+    if (
+        not torch.is_tensor(output)
+        or output.ndim < 2
+        or len(output) != len(batch)
+        or (shape is not None and tuple(output.shape[1:]) != shape)
+    ):
         found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
-        raise UserError(f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}.")
+        raise UserError(
+            f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}."
+        )
     if not torch.isfinite(output.to(dtype)).all():
         largest = output.float().abs().max().item()
-        raise UserError(f"encode's features do not fit {dtype}: the largest magnitude is {largest:.4g}. Pass "
-                        "dtype=torch.bfloat16 or torch.float32, or look for NaN in the encoder's weights.")
+        raise UserError(
+            f"encode's features do not fit {dtype}: the largest magnitude is {largest:.4g}. Pass "
+            "dtype=torch.bfloat16 or torch.float32, or look for NaN in the encoder's weights."
+        )
 
 
 def _check_space(path, count, shape, dtype):
     need, free = count * math.prod(shape) * dtype.itemsize, shutil.disk_usage(path.parent).free
     if need > free:
-        raise UserError(f"the feature cache {path} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "
-                        "left. Free some space, set VLM_LITE_HOME to another disk, or use fewer pictures.")
+        raise UserError(
+            f"the feature cache {path} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "
+            "left. Free some space, set VLM_LITE_HOME to another disk, or use fewer pictures."
+        )

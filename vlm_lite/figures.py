@@ -15,21 +15,56 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageFilter, ImageOps
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
 INK, GREY, PALE = "#1b1f27", "#6b7280", "#e5e7eb"
 NIGHT, NIGHT_FRAME, NIGHT_INK = "#14161e", "#4a5060", "#e8eaf0"
-GUESS = {"color": VERMILLION, "linestyle": (0, (5, 3)), "linewidth": 1.6}  # a learner's guess, and the blind line
+GUESS = {
+    "color": VERMILLION,
+    "linestyle": (0, (5, 3)),
+    "linewidth": 1.6,
+}  # a learner's guess, and the blind line
 LINE = 16  # pixels from one line of text to the next
 DPI = 100
 STYLE = {
-    "figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white", "savefig.facecolor": "auto",
-    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False,
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 10.5, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.titlepad": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "axes.linewidth": 0.8, "grid.color": PALE, "grid.linewidth": 0.8,
-    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.8, "hatch.linewidth": 0.7,
-    "legend.frameon": False, "legend.fontsize": 9,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "auto",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.8,
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
 }
 MAX_BYTES = 100_000
 
@@ -54,8 +89,15 @@ class Figure(MatplotlibFigure):
     def axes_at(self, left, top, width, height, **kw):
         """Axes at a place in pixels, counted from the figure's upper left corner."""
         full_width, full_height = self.get_size_inches() * DPI
-        return self.add_axes((left / full_width, 1 - (top + height) / full_height, width / full_width,
-                              height / full_height), **kw)
+        return self.add_axes(
+            (
+                left / full_width,
+                1 - (top + height) / full_height,
+                width / full_width,
+                height / full_height,
+            ),
+            **kw,
+        )
 
     def text_at(self, left, top, text, **kw):
         """Text at a place in pixels from the upper left corner, hanging from its top by default."""
@@ -79,10 +121,12 @@ class Figure(MatplotlibFigure):
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
     def to_bytes(self, max_bytes=MAX_BYTES):
-        """(mime type, bytes): PNG; where that is too large PNG of 256 colours; for photographs JPEG, finest that fits.
-        """
+        """(mime type, bytes): PNG; where that is too large PNG of 256 colours; for photographs JPEG, finest that fits."""
         image = self.to_image()
-        for each in (image, image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)):
+        for each in (
+            image,
+            image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE),
+        ):
             buffer = io.BytesIO()
             each.save(buffer, "png", optimize=True)
             if buffer.tell() <= max_bytes:
@@ -103,16 +147,20 @@ class Figure(MatplotlibFigure):
 
 def styled(function):
     """Make a function build its figure in the course's style, leaving the caller's rcParams as they were."""
+
     @functools.wraps(function)
     def wrapped(*args, **kw):
         with matplotlib.rc_context(STYLE):
             return function(*args, **kw)
+
     return wrapped
 
 
 def array(values):
     """A NumPy array of a tensor on any device, a list or an array."""
-    return np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=float)
+    return np.asarray(
+        values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=float
+    )
 
 
 def pil_image(image):
@@ -123,8 +171,10 @@ def pil_image(image):
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
         values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
-        raise ValueError(f"a picture must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
-                         "Undo the normalisation first.")
+        raise ValueError(
+            f"a picture must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
+            "Undo the normalisation first."
+        )
     return Image.fromarray(values)
 
 
@@ -137,8 +187,12 @@ def enlarge(image, side):
     if max(image.size) > min(96, side):
         return np.asarray(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=NIGHT))
     smooth = image.filter(ImageFilter.GaussianBlur(1.5))
-    sharp, smooth = (np.asarray(ImageOps.pad(each, (side, side), Image.Resampling.BICUBIC, color=NIGHT), dtype=float)
-                     for each in (image, smooth))
+    sharp, smooth = (
+        np.asarray(
+            ImageOps.pad(each, (side, side), Image.Resampling.BICUBIC, color=NIGHT), dtype=float
+        )
+        for each in (image, smooth)
+    )
     is_edge = ((np.abs(sharp - smooth).max(axis=2, keepdims=True) - 8) / 16).clip(0, 1)
     mixed = sharp * is_edge + smooth * (1 - is_edge)
     return (mixed // 4 * 4 + 2).clip(0, 255).astype(np.uint8)  # 64 levels: a file of half the size
@@ -151,7 +205,9 @@ def wrap(text, width, size=STYLE["font.size"], max_lines=None, weight="normal"):
 
     def fits(line):
         font.set_text(line, 0.0)
-        return font.get_width_height()[0] / 64 * 1.02 <= width  # 2% for the rounding of drawn letters to pixels
+        return (
+            font.get_width_height()[0] / 64 * 1.02 <= width
+        )  # 2% for the rounding of drawn letters to pixels
 
     lines = [""]
     for word in str(text).split():

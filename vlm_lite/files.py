@@ -22,8 +22,10 @@ def data_path(*parts):
     root = next((r for r in roots if (r / "zoo").is_dir()), roots[0])
     path = root.joinpath(*parts)
     if not path.exists():
-        raise UserError(f"{path} is missing. It ships with vlm-lite: run `git checkout -- data` in a clone, "
-                        "or install the package again.")
+        raise UserError(
+            f"{path} is missing. It ships with vlm-lite: run `git checkout -- data` in a clone, "
+            "or install the package again."
+        )
     return path
 
 
@@ -36,8 +38,10 @@ def home():
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}). Set VLM_LITE_HOME to a folder you can write to, "
-                        "or free some space.") from error
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}). Set VLM_LITE_HOME to a folder you can write to, "
+            "or free some space."
+        ) from error
     return folder
 
 
@@ -46,8 +50,10 @@ def _explain_oserror(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or set VLM_LITE_HOME to "
-                        "another folder; nothing half-written was kept.") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or set VLM_LITE_HOME to "
+            "another folder; nothing half-written was kept."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -103,15 +109,27 @@ def read_json(path):
         with path.open(encoding="utf-8") as file:
             return json.load(file)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+        raise UserError(
+            f"{path} does not exist. Check the path, or make the file again."
+        ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
-                        ) from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, or nested too deeply
-        where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
+        ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, not UTF-8, a number too long, or nested too deeply
+        where = (
+            f", line {error.lineno} column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
         found = getattr(error, "msg", error) if path.stat().st_size else "it is empty"
-        raise UserError(f"{path}{where}: not valid JSON ({found}). The file may be cut short: "
-                        "delete it and make or download it again.") from error
+        raise UserError(
+            f"{path}{where}: not valid JSON ({found}). The file may be cut short: "
+            "delete it and make or download it again."
+        ) from error
 
 
 def write_json(path, value, indent=1):

@@ -21,16 +21,25 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups, lr):
         matrices = [p for p in groups[0]["params"] if p.ndim == 2]
-        others = [p for group in groups for p in group["params"] if not any(p is one for one in matrices)]
+        others = [
+            p for group in groups for p in group["params"] if not any(p is one for one in matrices)
+        ]
         decay = groups[0]["weight_decay"]
-        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW([{"params": others}], lr=lr * ADAMW_SHARE, weight_decay=0.0, fused=True)
+        self.muon = torch.optim.Muon(
+            matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(
+            [{"params": others}], lr=lr * ADAMW_SHARE, weight_decay=0.0, fused=True
+        )
         self.muon.param_groups[0]["share"], self.adamw.param_groups[0]["share"] = 1.0, ADAMW_SHARE
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
 
     def step(self, closure=None):
         """One step of both. They share this optimizer's groups and state, also after `load_state_dict`."""
-        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        self.muon.param_groups, self.adamw.param_groups = (
+            self.param_groups[:1],
+            self.param_groups[1:],
+        )
         self.muon.state = self.adamw.state = self.state
         self.muon.step()
         self.adamw.step()

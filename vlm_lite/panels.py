@@ -5,7 +5,21 @@
 
 from matplotlib.patches import Rectangle
 
-from vlm_lite.figures import BLUE, GREEN, GREY, GUESS, INK, LINE, ORANGE, PALE, SKY, VERMILLION, Figure, styled, wrap
+from vlm_lite.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    GUESS,
+    INK,
+    LINE,
+    ORANGE,
+    PALE,
+    SKY,
+    VERMILLION,
+    Figure,
+    styled,
+    wrap,
+)
 
 
 def _table(images, header, rows, widths, label, side=84):
@@ -20,19 +34,38 @@ def _table(images, header, rows, widths, label, side=84):
     for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
         top = head + i * (side + gap)
         figure.picture_at(image, gap, top, side)
-        figure.add_artist(Rectangle((gap / figure.bbox.width, 1 - (top - gap / 2) / height), 1 - 2 * gap /
-                                    figure.bbox.width, 0, edgecolor=PALE, linewidth=1, transform=figure.transFigure))
+        figure.add_artist(
+            Rectangle(
+                (gap / figure.bbox.width, 1 - (top - gap / 2) / height),
+                1 - 2 * gap / figure.bbox.width,
+                0,
+                edgecolor=PALE,
+                linewidth=1,
+                transform=figure.transFigure,
+            )
+        )
         for left, width, (text, colour, weight) in zip(lefts, widths, cells, strict=True):
             lines = wrap(text, width, 9.5, side // LINE, weight)
-            figure.text_at(left, top + side / 2, lines, va="center", color=colour, fontweight=weight)
+            figure.text_at(
+                left, top + side / 2, lines, va="center", color=colour, fontweight=weight
+            )
     return figure
 
 
 @styled
-def caption_table(images, before, after, reference, *, names=("before training", "after training", "a human's words")):
+def caption_table(
+    images,
+    before,
+    after,
+    reference,
+    *,
+    names=("before training", "after training", "a human's words"),
+):
     """Pictures with what the model said before and after training, beside a reference caption. N of each."""
-    rows = [[(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
-            for b, a, r in zip(before, after, reference, strict=True)]
+    rows = [
+        [(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
+        for b, a, r in zip(before, after, reference, strict=True)
+    ]
     return _table(images, names, rows, (190, 230, 210), "captions before and after training")
 
 
@@ -40,8 +73,13 @@ def caption_table(images, before, after, reference, *, names=("before training",
 def answer_table(images, columns, *, widths=None, label="answers"):
     """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
     last = len(columns) - 1
-    rows = [[(text, GREY if 0 < k < last else INK, "bold" if k == last else "normal") for k, text in enumerate(row)]
-            for row in zip(*columns.values(), strict=True)]
+    rows = [
+        [
+            (text, GREY if 0 < k < last else INK, "bold" if k == last else "normal")
+            for k, text in enumerate(row)
+        ]
+        for row in zip(*columns.values(), strict=True)
+    ]
     return _table(images, list(columns), rows, widths or (180,) * len(columns), label)
 
 
@@ -53,18 +91,37 @@ def scoreboard(images, questions, answers, given, *, correct=None):
     without regard to case.
     """
     if correct is None:
-        correct = {name: [g.strip().lower() == a.strip().lower() for g, a in zip(said, answers, strict=True)]
-                   for name, said in given.items()}
-    rows = [[(questions[i], INK, "normal"), (answers[i], INK, "bold")] +
-            [(f"✓ {said[i]}", BLUE, "bold") if correct[name][i] else (f"✗ {said[i]}", VERMILLION, "normal")
-             for name, said in given.items()] for i in range(len(questions))]
+        correct = {
+            name: [
+                g.strip().lower() == a.strip().lower() for g, a in zip(said, answers, strict=True)
+            ]
+            for name, said in given.items()
+        }
+    rows = [
+        [(questions[i], INK, "normal"), (answers[i], INK, "bold")]
+        + [
+            (f"✓ {said[i]}", BLUE, "bold")
+            if correct[name][i]
+            else (f"✗ {said[i]}", VERMILLION, "normal")
+            for name, said in given.items()
+        ]
+        for i in range(len(questions))
+    ]
     header = ["question", "right answer"] + [
-        f"{wrap(name, 124, 9.5, 1, 'bold')}\n{sum(correct[name])} of {len(questions)}" for name in given]
+        f"{wrap(name, 124, 9.5, 1, 'bold')}\n{sum(correct[name])} of {len(questions)}"
+        for name in given
+    ]
     return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
 
 
-CONTROLS = {"vlm": (BLUE, ""), "oracle": (GREEN, "xxxx"), "patch-shuffled": (SKY, "----"),
-            "shuffled": (ORANGE, "\\\\\\\\"), "blank": (PALE, "...."), "blind": ("white", "////")}  # others are white
+CONTROLS = {
+    "vlm": (BLUE, ""),
+    "oracle": (GREEN, "xxxx"),
+    "patch-shuffled": (SKY, "----"),
+    "shuffled": (ORANGE, "\\\\\\\\"),
+    "blank": (PALE, "...."),
+    "blind": ("white", "////"),
+}  # others are white
 
 
 @styled
@@ -79,15 +136,35 @@ def controls_bars(board, *, guess=None, title=""):
         value, low, high = (100 * end for end in (score.value, score.low, score.high))
         colour, hatch = CONTROLS.get(name, ("white", ""))
         axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.8)
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], color=INK, capsize=4, linewidth=1.3)
-        axes.text(high + 1.5, row, f"{value:.1f}", va="center", fontweight="bold" if name == "vlm" else "normal",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        axes.errorbar(
+            value, row, xerr=[[value - low], [high - value]], color=INK, capsize=4, linewidth=1.3
+        )
+        axes.text(
+            high + 1.5,
+            row,
+            f"{value:.1f}",
+            va="center",
+            fontweight="bold" if name == "vlm" else "normal",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     if "blind" in board:
-        axes.axvline(100 * board["blind"].value, color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
+        axes.axvline(
+            100 * board["blind"].value,
+            color=INK,
+            linestyle="--",
+            linewidth=1.1,
+            zorder=0.9,
+            label="blind",
+        )
     if guess is not None:
         axes.axvline(guess[1], label=f"my guess for {guess[0]}: {guess[1]:g}", **GUESS)
-    axes.set(yticks=range(len(board)), yticklabels=["the VLM" if name == "vlm" else name for name in board],
-             xlim=(0, 106), xlabel="VQA accuracy (%), with 95% intervals", title=title)
+    axes.set(
+        yticks=range(len(board)),
+        yticklabels=["the VLM" if name == "vlm" else name for name in board],
+        xlim=(0, 106),
+        xlabel="VQA accuracy (%), with 95% intervals",
+        title=title,
+    )
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=2)
@@ -101,29 +178,63 @@ def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
     families: {"Q-Former": {8: (mean, low, high)}, ...} and brains: {"frozen": (mean, low, high, blind), ...}, in
     percent, low and high over the seeds. blind, oracle: of the frozen brain. live: (vectors, percent) of this run.
     """
-    figure = Figure(width=720, height=360, label=title or "VQA accuracy by connector", layout="constrained")
+    figure = Figure(
+        width=720, height=360, label=title or "VQA accuracy by connector", layout="constrained"
+    )
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.3, 1))
     looks = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."))
-    for k, ((name, line), (colour, marker, dashes)) in enumerate(zip(families.items(), looks, strict=True)):
-        places = [2 ** (0.06 * (k - 1)) * count for count in line]  # side by side, so that no whisker hides another
+    for k, ((name, line), (colour, marker, dashes)) in enumerate(
+        zip(families.items(), looks, strict=True)
+    ):
+        places = [
+            2 ** (0.06 * (k - 1)) * count for count in line
+        ]  # side by side, so that no whisker hides another
         means, lows, highs = zip(*line.values(), strict=True)
         left.plot(places, means, dashes, color=colour, marker=marker, markersize=6, label=name)
         left.vlines(places, lows, highs, color=colour, linewidth=3, alpha=0.45)
     counts = sorted({count for line in families.values() for count in line})
     left.set_xscale("log", base=2)
-    left.set(xticks=counts, xticklabels=counts, xlabel="vectors that reach the brain", ylabel="VQA accuracy (%)",
-             title=title or "Which nerve, and how wide?")
+    left.set(
+        xticks=counts,
+        xticklabels=counts,
+        xlabel="vectors that reach the brain",
+        ylabel="VQA accuracy (%)",
+        title=title or "Which nerve, and how wide?",
+    )
     left.minorticks_off()
     if live is not None:
-        left.plot(*live, "*", color=VERMILLION, markersize=13, markeredgecolor="white", label="this run")
+        left.plot(
+            *live, "*", color=VERMILLION, markersize=13, markeredgecolor="white", label="this run"
+        )
     for place, (mean, low, high, own_blind) in enumerate(brains.values()):
-        right.bar(place, mean, 0.6, color=SKY if place else BLUE, edgecolor=INK, linewidth=0.8, hatch="//" * place)
+        right.bar(
+            place,
+            mean,
+            0.6,
+            color=SKY if place else BLUE,
+            edgecolor=INK,
+            linewidth=0.8,
+            hatch="//" * place,
+        )
         right.vlines(place, low, high, color=INK, linewidth=2)
-        right.plot([place - 0.38, place + 0.38], [own_blind] * 2, color=INK, linestyle="--", linewidth=1.4)
-        right.annotate(f"{mean:.0f}", (place, high), (0, 3), textcoords="offset points", ha="center",
-                       fontweight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
-    right.set(xticks=range(len(brains)), xticklabels=list(brains), xlim=(-0.6, len(brains) - 0.4),
-              title="The brain tuned too")
+        right.plot(
+            [place - 0.38, place + 0.38], [own_blind] * 2, color=INK, linestyle="--", linewidth=1.4
+        )
+        right.annotate(
+            f"{mean:.0f}",
+            (place, high),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
+    right.set(
+        xticks=range(len(brains)),
+        xticklabels=list(brains),
+        xlim=(-0.6, len(brains) - 0.4),
+        title="The brain tuned too",
+    )
     right.grid(axis="x", visible=False)
     left.axhline(blind, color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
     left.axhline(oracle, color=GREY, linestyle=":", linewidth=1.6, zorder=0.9, label="oracle")
@@ -144,32 +255,65 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     figure = Figure(width=width, height=height, label=question)
     if image is None:
         axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
-        axes.add_patch(Rectangle((0, 0), 1, 1, hatch="//", facecolor=PALE, edgecolor="#c3c7cf", linewidth=0))
-        axes.text(0.5, 0.5, "picture hidden", ha="center", va="center", fontsize=11,
-                  bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5})
+        axes.add_patch(
+            Rectangle((0, 0), 1, 1, hatch="//", facecolor=PALE, edgecolor="#c3c7cf", linewidth=0)
+        )
+        axes.text(
+            0.5,
+            0.5,
+            "picture hidden",
+            ha="center",
+            va="center",
+            fontsize=11,
+            bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5},
+        )
         axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
         axes.spines[["top", "right"]].set_visible(True)
     else:
         figure.picture_at(image, 24, 26, side)
     left = 24 + side + 28
-    figure.text_at(left, 24, wrap(question, width - left - 24, 13, 2, "bold"), fontsize=13, fontweight="bold")
+    figure.text_at(
+        left, 24, wrap(question, width - left - 24, 13, 2, "bold"), fontsize=13, fontweight="bold"
+    )
     figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
-    answers = list(answers or sorted(probabilities, key=lambda answer: -probabilities[answer])[:top])
+    answers = list(
+        answers or sorted(probabilities, key=lambda answer: -probabilities[answer])[:top]
+    )
     best = max(answers, key=lambda answer: probabilities[answer])
     axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
     for row, answer in enumerate(answers):
         percent = 100 * probabilities[answer]
         axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
-        axes.text(percent + 1.2, row, f"{percent:.0f}%", va="center", fontweight="bold" if answer == best else "normal",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=4)
-    axes.set(yticks=range(len(answers)), yticklabels=[wrap(answer, 80, 10, 1) for answer in answers], xlim=(0, 100),
-             xticks=range(0, 101, 25), ylim=(max(top, len(answers)) - 0.4, -0.6))
+        axes.text(
+            percent + 1.2,
+            row,
+            f"{percent:.0f}%",
+            va="center",
+            fontweight="bold" if answer == best else "normal",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            zorder=4,
+        )
+    axes.set(
+        yticks=range(len(answers)),
+        yticklabels=[wrap(answer, 80, 10, 1) for answer in answers],
+        xlim=(0, 100),
+        xticks=range(0, 101, 25),
+        ylim=(max(top, len(answers)) - 0.4, -0.6),
+    )
     axes.set_xlabel("probability of the answer (%)")
     axes.tick_params(axis="y", labelsize=10)
     axes.grid(axis="y", visible=False)
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
-        axes.annotate(f"without a picture: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}", (100 * blind, -0.6),
-                      (0, 3), textcoords="offset points", color=VERMILLION, fontsize=8.5, va="bottom",
-                      ha="left" if blind < 0.5 else "right", annotation_clip=False)
+        axes.annotate(
+            f"without a picture: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
+            (100 * blind, -0.6),
+            (0, 3),
+            textcoords="offset points",
+            color=VERMILLION,
+            fontsize=8.5,
+            va="bottom",
+            ha="left" if blind < 0.5 else "right",
+            annotation_clip=False,
+        )
     return figure

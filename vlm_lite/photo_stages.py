@@ -19,7 +19,14 @@ from .evals.captions import caption_scores
 from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from .evals.vqa import vqa_scores
 
-QFORMER = dict(num_query_tokens=32, width=768, num_layers=6, num_heads=12, mlp_width=3072, cross_attention_frequency=2)
+QFORMER = dict(
+    num_query_tokens=32,
+    width=768,
+    num_layers=6,
+    num_heads=12,
+    mlp_width=3072,
+    cross_attention_frequency=2,
+)
 BATCH_SIZE = 16  # pictures a step of LLaVA's first stage, and half as many later
 SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's words for it
 
@@ -62,8 +69,10 @@ class TemplatePrompt:
 
     def later(self, text):
         before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = self.render([*before, {"role": "user", "content": text}], add_generation_prompt=True)
-        return whole[len(self.render(before).rstrip()):]
+        whole = self.render(
+            [*before, {"role": "user", "content": text}], add_generation_prompt=True
+        )
+        return whole[len(self.render(before).rstrip()) :]
 
 
 def user_prompt(tokenizer):
@@ -73,11 +82,16 @@ def user_prompt(tokenizer):
 
 def photo_texts(photos, prompt):
     """What each stage reads: {"captions", "instructions", "vqa"} -> N lists of exchanges, a list for each picture."""
-    texts = {name: {image_id: [] for image_id in photos.ids} for name in ("captions", "instructions", "vqa")}
+    texts = {
+        name: {image_id: [] for image_id in photos.ids}
+        for name in ("captions", "instructions", "vqa")
+    }
     for image_id, five in _columns(photos.captions, "captions"):
         texts["captions"][image_id] += [(CAPTION_PROMPT, text) for text in five]
     for image_id, messages in _columns(photos.instructions, "conversation"):
-        texts["instructions"][image_id].append(as_pairs(messages, prompt, getattr(prompt, "later", prompt)))
+        texts["instructions"][image_id].append(
+            as_pairs(messages, prompt, getattr(prompt, "later", prompt))
+        )
     for image_id, question, answer in _columns(photos.questions, "question", "answer"):
         texts["vqa"][image_id].append((prompt(f"{question} {SHORT}"), answer))
     return {name: list(of.values()) for name, of in texts.items()}
@@ -98,23 +112,55 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
     said = vlm.generate(held_out.features[:count], [CAPTION_PROMPT] * count, max_new_tokens=words)
     blind = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=words) * count
     references = dict(enumerate(held_out.captions["captions"][:count]))
-    cider = {name: caption_scores(references, dict(enumerate(texts)), metrics=("CIDEr",), each=True)["CIDEr_each"]
-             for name, texts in (("CIDEr", said), ("CIDEr blind", blind), ("CIDEr shuffled", said[1:] + said[:1]))}
+    cider = {
+        name: caption_scores(references, dict(enumerate(texts)), metrics=("CIDEr",), each=True)[
+            "CIDEr_each"
+        ]
+        for name, texts in (
+            ("CIDEr", said),
+            ("CIDEr blind", blind),
+            ("CIDEr shuffled", said[1:] + said[:1]),
+        )
+    }
     told = dict(_columns(held_out.captions, "captions"))
-    rows = [{"image_id": image_id, "question": question, "question_type": kind, "answers": answers, "description": None}
-            for image_id, question, kind, answers in
-            _columns(held_out.questions, "question", "answer_type", "answers")][:questions]
+    rows = [
+        {
+            "image_id": image_id,
+            "question": question,
+            "question_type": kind,
+            "answers": answers,
+            "description": None,
+        }
+        for image_id, question, kind, answers in _columns(
+            held_out.questions, "question", "answer_type", "answers"
+        )
+    ][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
     grey = torch.full((1, 3, *[vlm.vision.config.image_size] * 2), 127, dtype=torch.uint8)
-    result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed, max_new_tokens=min(8, words),
-                        prompt=lambda text: prompt(f"{text} {SHORT}"),
-                        blank_features=vlm.encode(recipes.pixel_values(grey))[0].cpu())
+    result = run_probes(
+        vlm,
+        held_out.features,
+        rows,
+        image_ids=held_out.ids,
+        seed=seed,
+        max_new_tokens=min(8, words),
+        prompt=lambda text: prompt(f"{text} {SHORT}"),
+        blank_features=vlm.encode(recipes.pixel_values(grey))[0].cpu(),
+    )
     vqa = result.scores
-    found = {**{name: bootstrap_interval(values) for name, values in cider.items()},
-             "VQA": result.accuracy["vlm"], "blind": result.accuracy["blind"],
-             "oracle": bootstrap_interval(vqa_scores(oracle, rows)),
-             **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
-             "swap": multimodal_gain(vqa["vlm"], vqa["shuffled"]), "hide": multimodal_gain(vqa["vlm"], vqa["blank"]),
-             "concrete": multimodal_gain(cider["CIDEr"], cider["CIDEr shuffled"]), "sees": result.gain}
-    return {name: [round(value, 4) for value in (each.value, each.low, each.high)] for name, each in found.items()}
+    found = {
+        **{name: bootstrap_interval(values) for name, values in cider.items()},
+        "VQA": result.accuracy["vlm"],
+        "blind": result.accuracy["blind"],
+        "oracle": bootstrap_interval(vqa_scores(oracle, rows)),
+        **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
+        "swap": multimodal_gain(vqa["vlm"], vqa["shuffled"]),
+        "hide": multimodal_gain(vqa["vlm"], vqa["blank"]),
+        "concrete": multimodal_gain(cider["CIDEr"], cider["CIDEr shuffled"]),
+        "sees": result.gain,
+    }
+    return {
+        name: [round(value, 4) for value in (each.value, each.low, each.high)]
+        for name, each in found.items()
+    }

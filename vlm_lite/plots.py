@@ -31,15 +31,37 @@ from vlm_lite.figures import (
     styled,
     wrap,
 )
-from vlm_lite.panels import answer_table, ask_panel, caption_table, connector_lines, controls_bars, scoreboard
+from vlm_lite.panels import (
+    answer_table,
+    ask_panel,
+    caption_table,
+    connector_lines,
+    controls_bars,
+    scoreboard,
+)
 
-__all__ = ["answer_table", "ask_panel", "attention_over_image", "by_type_bars", "caption_table", "connector_lines",
-           "controls_bars", "gain_bars", "loss_curve", "recall_bars", "scoreboard", "show_images", "similarity_matrix",
-           "style"]
+__all__ = [
+    "answer_table",
+    "ask_panel",
+    "attention_over_image",
+    "by_type_bars",
+    "caption_table",
+    "connector_lines",
+    "controls_bars",
+    "gain_bars",
+    "loss_curve",
+    "recall_bars",
+    "scoreboard",
+    "show_images",
+    "similarity_matrix",
+    "style",
+]
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
-    "blind": ("blind (question only)", "white", "////"), "blank": ("blank picture", PALE, "...."),
-    "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"), "vlm": ("the VLM", BLUE, ""),
+    "blind": ("blind (question only)", "white", "////"),
+    "blank": ("blank picture", PALE, "...."),
+    "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"),
+    "vlm": ("the VLM", BLUE, ""),
     "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
 }
 
@@ -51,30 +73,47 @@ def show_images(images, titles=None, columns=5, size=144):
     images: uint8 (N, 3, H, W), or a list of PIL images. titles: N strings, or None.
     """
     gap, columns = 14, min(columns, len(images))
-    titles = [wrap(title, size - 2, 9) for title in titles] if titles is not None else [""] * len(images)
-    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
-    depths = [max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows]
-    figure = Figure(width=columns * (size + gap) + gap, height=len(rows) * (size + gap) + sum(depths) + gap,
-                    label=f"{len(images)} pictures", facecolor=NIGHT)
+    titles = (
+        [wrap(title, size - 2, 9) for title in titles] if titles is not None else [""] * len(images)
+    )
+    rows = [
+        range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)
+    ]
+    depths = [
+        max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows
+    ]
+    figure = Figure(
+        width=columns * (size + gap) + gap,
+        height=len(rows) * (size + gap) + sum(depths) + gap,
+        label=f"{len(images)} pictures",
+        facecolor=NIGHT,
+    )
     top = gap
     for row, depth in zip(rows, depths, strict=True):
         for column, i in enumerate(row):
             left = gap + column * (size + gap)
             figure.picture_at(images[i], left, top, size, frame=NIGHT_FRAME)
-            figure.text_at(left + size / 2, top + size + 7, titles[i], ha="center", color=NIGHT_INK, fontsize=9)
+            figure.text_at(
+                left + size / 2, top + size + 7, titles[i], ha="center", color=NIGHT_INK, fontsize=9
+            )
         top += size + gap + depth
     return figure
 
 
 @styled
-def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xlabel="training step", title=""):
+def loss_curve(
+    history, *, band=None, chance=None, guess=None, ylabel="loss", xlabel="training step", title=""
+):
     """A live loss over the recorded band of several seeds, with how much of it lies inside, and how much usually does.
 
     history: a train.History, or a pair (steps, losses). band: dict of lists `steps`, `low`, `high`, `mean`, and
     optionally `seeds`, their number n: of a further run's points, (n - 1) / (n + 1) lie inside on average.
     chance: the loss of a model that knows nothing. guess: the learner's final loss.
     """
-    steps, losses = (array(x) for x in (history if isinstance(history, tuple) else (history.steps, history.losses)))
+    steps, losses = (
+        array(x)
+        for x in (history if isinstance(history, tuple) else (history.steps, history.losses))
+    )
     figure = Figure(width=680, height=350, label=f"{ylabel} against {xlabel}", layout="constrained")
     axes = figure.subplots()
     if band is not None:
@@ -82,21 +121,41 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
         several = band.get("seeds", 2) > 1  # one seed has no range
         name = f"recorded, {band['seeds']} seeds" if "seeds" in band else "recorded seeds"
         if several:
-            axes.fill_between(recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range")
-        axes.plot(recorded, mean, color=GREY, linestyle="-.", linewidth=1.2,
-                  label=f"{name}: mean" if several else "recorded, one seed")
+            axes.fill_between(
+                recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range"
+            )
+        axes.plot(
+            recorded,
+            mean,
+            color=GREY,
+            linestyle="-.",
+            linewidth=1.2,
+            label=f"{name}: mean" if several else "recorded, one seed",
+        )
         held = (steps >= recorded[0]) & (steps <= recorded[-1])
         if several and held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
             share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
             title = f"{title}\n" * bool(title)
-            title += f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of points"
-            if "seeds" in band:  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
+            title += (
+                f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of points"
+            )
+            if (
+                "seeds" in band
+            ):  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
                 title += f" (a further seed: about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%})"
     axes.plot(steps, losses, color=BLUE, label="this run")
     axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
-    axes.annotate(f"{losses[-1]:.2f}", (steps[-1], losses[-1]), (6, 0), textcoords="offset points", va="center",
-                  color=BLUE, fontweight="bold", annotation_clip=False)
+    axes.annotate(
+        f"{losses[-1]:.2f}",
+        (steps[-1], losses[-1]),
+        (6, 0),
+        textcoords="offset points",
+        va="center",
+        color=BLUE,
+        fontweight="bold",
+        annotation_clip=False,
+    )
     if chance is not None:
         axes.axhline(chance, label=f"knows nothing: {chance:.2f}", **CHANCE)
     if guess is not None:
@@ -109,8 +168,15 @@ def loss_curve(history, *, band=None, chance=None, guess=None, ylabel="loss", xl
 
 
 @styled
-def similarity_matrix(before, after, captions=None, images=None, *, names=("before", "after"),
-                      label="cosine similarity"):
+def similarity_matrix(
+    before,
+    after,
+    captions=None,
+    images=None,
+    *,
+    names=("before", "after"),
+    label="cosine similarity",
+):
     """Two heat maps (N, N) side by side on one colour scale: row i is picture i, column j is caption j.
 
     images: N pictures, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
@@ -119,16 +185,26 @@ def similarity_matrix(before, after, captions=None, images=None, *, names=("befo
     count = len(maps[0])
     side = max(240, min(40 * count, 330))
     left = 92 if images is not None else 56
-    lines = [wrap(f"{i + 1}  {caption}", 2 * side - 20, 9, max_lines=1) for i, caption in enumerate(captions or [])]
+    lines = [
+        wrap(f"{i + 1}  {caption}", 2 * side - 20, 9, max_lines=1)
+        for i, caption in enumerate(captions or [])
+    ]
     width = left + 2 * side + 120
-    figure = Figure(width=width, height=40 + side + 46 + len(lines) * LINE + 8, label=f"{label} {names[0]}, {names[1]}")
+    figure = Figure(
+        width=width,
+        height=40 + side + 46 + len(lines) * LINE + 8,
+        label=f"{label} {names[0]}, {names[1]}",
+    )
     low, high = min(m.min() for m in maps), max(m.max() for m in maps)
     for column, (name, values) in enumerate(zip(names, maps, strict=True)):
         start = left + column * (side + 24)
         axes = figure.axes_at(start, 34, side, side)
         shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
         axes.set(title=name, xlabel="caption", xticks=range(count), xticklabels=range(1, count + 1))
-        axes.set(yticks=range(count), yticklabels=range(1, count + 1) if column == 0 and images is None else [])
+        axes.set(
+            yticks=range(count),
+            yticklabels=range(1, count + 1) if column == 0 and images is None else [],
+        )
         axes.grid(False)
         if count > 12:
             axes.set(xticks=[], yticks=[])
@@ -137,14 +213,26 @@ def similarity_matrix(before, after, captions=None, images=None, *, names=("befo
         if count <= 8:
             for (row, col), value in np.ndenumerate(values):
                 bright = value > (low + high) / 2
-                axes.text(col, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5,
-                          color=INK if bright else "white", fontweight="bold" if row == col else "normal")
+                axes.text(
+                    col,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=INK if bright else "white",
+                    fontweight="bold" if row == col else "normal",
+                )
     if images is not None:
         cell = side / count
         thumbnail = int(min(cell - 3, 34))
         for i, image in enumerate(images):
-            figure.picture_at(image, left - thumbnail - 5, round(34 + (i + 0.5) * cell - thumbnail / 2), thumbnail)
-    bar = figure.colorbar(shown, cax=figure.axes_at(left + 2 * side + 40, 34, 14, side), label=label)
+            figure.picture_at(
+                image, left - thumbnail - 5, round(34 + (i + 0.5) * cell - thumbnail / 2), thumbnail
+            )
+    bar = figure.colorbar(
+        shown, cax=figure.axes_at(left + 2 * side + 40, 34, 14, side), label=label
+    )
     bar.outline.set_visible(False)
     for i, line in enumerate(lines):
         figure.text_at(left, 34 + side + 44 + i * LINE, line, fontsize=9)
@@ -158,7 +246,10 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
     results: {"image_to_text": {1: 0.7, 5: 0.9}, "text_to_image": {...}}. chance, ceiling: {1: ..., 5: ...}, what
     guessing gives and what the captions allow. guess: {5: 0.8} or a number for every K.
     """
-    looks = {"image_to_text": ("picture to caption", BLUE, ""), "text_to_image": ("caption to picture", SKY, "////")}
+    looks = {
+        "image_to_text": ("picture to caption", BLUE, ""),
+        "text_to_image": ("caption to picture", SKY, "////"),
+    }
     ks = list(next(iter(results.values())))
     figure = Figure(width=640, height=330, label=title, layout="constrained")
     axes = figure.subplots()
@@ -167,23 +258,48 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
         name, colour, hatch = looks.get(direction, (direction, ORANGE, ".."))
         places = np.arange(len(ks)) + (i - (len(results) - 1) / 2) * width
         values = [100 * recalls[k] for k in ks]
-        axes.bar(places, values, width * 0.94, color=colour, hatch=hatch, edgecolor="white", label=name)
+        axes.bar(
+            places, values, width * 0.94, color=colour, hatch=hatch, edgecolor="white", label=name
+        )
         for x, value in zip(places, values, strict=True):
             inside = value >= 12
-            axes.text(x, value - 2 if inside else value + 2, f"{value:.1f}", ha="center", fontsize=8.5,
-                      va="top" if inside else "bottom", color="white" if inside and not hatch else INK,
-                      bbox={"facecolor": colour if inside else "white", "edgecolor": "none", "pad": 1.5})
+            axes.text(
+                x,
+                value - 2 if inside else value + 2,
+                f"{value:.1f}",
+                ha="center",
+                fontsize=8.5,
+                va="top" if inside else "bottom",
+                color="white" if inside and not hatch else INK,
+                bbox={"facecolor": colour if inside else "white", "edgecolor": "none", "pad": 1.5},
+            )
     guess = {k: guess for k in ks} if isinstance(guess, int | float) else guess
-    for levels, name, look in ((chance, "chance", CHANCE), (ceiling, "ceiling of the captions", {
-            "color": INK, "linestyle": "-", "linewidth": 1.3}), (guess, "my guess", GUESS)):
+    for levels, name, look in (
+        (chance, "chance", CHANCE),
+        (ceiling, "ceiling of the captions", {"color": INK, "linestyle": "-", "linewidth": 1.3}),
+        (guess, "my guess", GUESS),
+    ):
         for i, k in enumerate(k for k in ks if k in (levels or {})):
             x = ks.index(k)
-            axes.plot([x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name if i == 0 else None, **look)
-    axes.set(xticks=range(len(ks)), xticklabels=[f"R@{k}" for k in ks], ylim=(0, 108), yticks=range(0, 101, 20),
-             ylabel="queries with a right hit\namong the first K (%)", title=title)
+            axes.plot(
+                [x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name if i == 0 else None, **look
+            )
+    axes.set(
+        xticks=range(len(ks)),
+        xticklabels=[f"R@{k}" for k in ks],
+        ylim=(0, 108),
+        yticks=range(0, 101, 20),
+        ylabel="queries with a right hit\namong the first K (%)",
+        title=title,
+    )
     axes.grid(axis="x", visible=False)
-    handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: isinstance(pair[0], Line2D))
-    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=3 if len(handles) > 4 else 4)
+    handles = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True),
+        key=lambda pair: isinstance(pair[0], Line2D),
+    )
+    figure.legend(
+        *zip(*handles, strict=True), loc="outside lower center", ncols=3 if len(handles) > 4 else 4
+    )
     return figure
 
 
@@ -202,7 +318,9 @@ def _accuracy_rows(axes, names):
 
 
 @styled
-def gain_bars(*, vlm, blind, shuffled=None, blank=None, oracle=None, bridge=None, guess=None, title=""):
+def gain_bars(
+    *, vlm, blind, shuffled=None, blank=None, oracle=None, bridge=None, guess=None, title=""
+):
     """Does it look? Scores in percent beside the blind and the oracle line, and the bridge score in the title.
 
     Each score is a number or (value, low, high), the interval drawn as a whisker. bridge: None to compute
@@ -219,22 +337,52 @@ def gain_bars(*, vlm, blind, shuffled=None, blank=None, oracle=None, bridge=None
         value, down, up = (bridge, 0, 0) if isinstance(bridge, str) else _interval(bridge)
         head += f",   bridge score {value if isinstance(value, str) else format(value, '.2f')}"
         head += f" ({value - down:.2f} to {value + up:.2f})" if down or up else ""
-    figure = Figure(width=680, height=150 + 34 * len(scores), label=f"{title} {head}".strip(), layout="constrained")
+    figure = Figure(
+        width=680,
+        height=150 + 34 * len(scores),
+        label=f"{title} {head}".strip(),
+        layout="constrained",
+    )
     axes = figure.subplots()
     for row, (name, (value, down, up)) in enumerate(scores.items()):
         label, colour, hatch = ROWS[name]
-        axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=INK if name != "vlm" else BLUE, linewidth=0.8)
+        axes.barh(
+            row,
+            value,
+            0.66,
+            color=colour,
+            hatch=hatch,
+            edgecolor=INK if name != "vlm" else BLUE,
+            linewidth=0.8,
+        )
         if down or up:
             axes.errorbar(value, row, xerr=[[down], [up]], color=INK, capsize=4, linewidth=1.4)
-        axes.text(value + up + 1.2, row, f"{value:.1f}", va="center", fontweight="bold" if name == "vlm" else "normal",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2})
-    axes.axvline(scores["blind"][0], color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
+        axes.text(
+            value + up + 1.2,
+            row,
+            f"{value:.1f}",
+            va="center",
+            fontweight="bold" if name == "vlm" else "normal",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
+        )
+    axes.axvline(
+        scores["blind"][0], color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind"
+    )
     if oracle is not None:
-        axes.axvline(scores["oracle"][0], color=GREEN, linestyle="-.", linewidth=1.3, zorder=0.9, label="oracle")
+        axes.axvline(
+            scores["oracle"][0],
+            color=GREEN,
+            linestyle="-.",
+            linewidth=1.3,
+            zorder=0.9,
+            label="oracle",
+        )
     if guess is not None:
         axes.axvline(guess, label=f"my guess: {guess:g}", **GUESS)
     _accuracy_rows(axes, [ROWS[name][0] for name in scores])
-    figure.suptitle(f"{title}\n{head}" if title else head, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figure.suptitle(
+        f"{title}\n{head}" if title else head, x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+    )
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -252,20 +400,45 @@ def by_type_bars(table, *, title="By type of question"):
         place = min(scores["vlm"], 99) - 1
         if place - 8 <= scores.get("oracle", -99) <= place + 2.5:
             place = scores["oracle"] - 2.5  # left of the diamond, which would cover it
-        axes.text(place, row, f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "", ha="right",
-                  va="center", color="white", fontsize=8.5, fontweight="bold")
+        axes.text(
+            place,
+            row,
+            f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "",
+            ha="right",
+            va="center",
+            color="white",
+            fontsize=8.5,
+            fontweight="bold",
+        )
         if "blind" in scores:
             axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color="white", linewidth=4.5)
             axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=2.2)
         if "oracle" in scores:
-            axes.plot(scores["oracle"], row, "D", color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
+            axes.plot(
+                scores["oracle"],
+                row,
+                "D",
+                color=GREEN,
+                markeredgecolor="white",
+                markersize=8,
+                clip_on=False,
+            )
     axes.set_title(title)
     _accuracy_rows(axes, list(table))
-    looks = {"blind": {"color": INK, "marker": "|", "markersize": 11, "markeredgewidth": 2.2},
-             "oracle": {"color": GREEN, "marker": "D"}}
-    marks = [Line2D([], [], linestyle="none", label=name, **look) for name, look in looks.items()
-             if any(name in scores for scores in table.values())]
-    figure.legend(handles=[Patch(color=BLUE, alpha=0.85, label="the VLM"), *marks], loc="outside lower center", ncols=3)
+    looks = {
+        "blind": {"color": INK, "marker": "|", "markersize": 11, "markeredgewidth": 2.2},
+        "oracle": {"color": GREEN, "marker": "D"},
+    }
+    marks = [
+        Line2D([], [], linestyle="none", label=name, **look)
+        for name, look in looks.items()
+        if any(name in scores for scores in table.values())
+    ]
+    figure.legend(
+        handles=[Patch(color=BLUE, alpha=0.85, label="the VLM"), *marks],
+        loc="outside lower center",
+        ncols=3,
+    )
     return figure
 
 
@@ -277,29 +450,47 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
     """
     maps = array(maps)
     base = enlarge(image, size).astype(float)
-    glow = np.array([int(YELLOW[i:i + 2], 16) for i in (1, 3, 5)])
+    glow = np.array([int(YELLOW[i : i + 2], 16) for i in (1, 3, 5)])
     panels = [base]
     for weights in maps:
         rows, cols = (np.arange(size) * n // size for n in weights.shape)
-        light = 0.72 * (weights / max(weights.max(), 1e-12))[np.ix_(rows, cols)][..., None]  # (size, size, 1)
+        light = (
+            0.72 * (weights / max(weights.max(), 1e-12))[np.ix_(rows, cols)][..., None]
+        )  # (size, size, 1)
         panels.append(base * (1 - light) + glow * light)
     titles = list(titles) if titles is not None else [f"query {i + 1}" for i in range(len(maps))]
-    notes = ["the picture"] + [f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title
-                               for title, weights in zip(titles, maps, strict=True)]
+    notes = ["the picture"] + [
+        f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title
+        for title, weights in zip(titles, maps, strict=True)
+    ]
     gap, columns, depth = 12, min(columns, len(panels)), 24
-    figure = Figure(width=columns * (size + gap) + gap,
-                    height=math.ceil(len(panels) / columns) * (size + gap + depth) + gap,
-                    label="attention over the picture", facecolor=NIGHT)
+    figure = Figure(
+        width=columns * (size + gap) + gap,
+        height=math.ceil(len(panels) / columns) * (size + gap + depth) + gap,
+        label="attention over the picture",
+        facecolor=NIGHT,
+    )
     for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
         left, top = gap + i % columns * (size + gap), gap + i // columns * (size + gap + depth)
         axes = figure.axes_at(left, top, size, size)
-        axes.imshow(panel.astype(np.uint8), interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0))
-        axes.set(xticks=np.arange(1, maps.shape[2]) / maps.shape[2], yticks=np.arange(1, maps.shape[1]) / maps.shape[1])
+        axes.imshow(
+            panel.astype(np.uint8), interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0)
+        )
+        axes.set(
+            xticks=np.arange(1, maps.shape[2]) / maps.shape[2],
+            yticks=np.arange(1, maps.shape[1]) / maps.shape[1],
+        )
         axes.tick_params(labelbottom=False, labelleft=False)
         axes.grid(color=NIGHT_FRAME, linewidth=0.5)
         axes.set_axisbelow(False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=NIGHT_FRAME)
-        figure.text_at(left + size / 2, top + size + 6, wrap(note, size + 8, 8.5, 1), ha="center", color=NIGHT_INK,
-                       fontsize=8.5)
+        figure.text_at(
+            left + size / 2,
+            top + size + 6,
+            wrap(note, size + 8, 8.5, 1),
+            ha="center",
+            color=NIGHT_INK,
+            fontsize=8.5,
+        )
     return figure

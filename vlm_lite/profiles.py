@@ -43,7 +43,9 @@ class Profile:
     stage_steps: tuple
     download_gb: float
     reason: str = ""
-    mirror: str = ""  # a folder laid out like the sites that data come from; "" for the sites themselves
+    mirror: str = (
+        ""  # a folder laid out like the sites that data come from; "" for the sites themselves
+    )
 
 
 TINY = Profile(
@@ -90,9 +92,20 @@ T4 = Profile(
     stage_steps=(600, 600, 600),
     download_gb=3.5,
 )
-SMOKE = replace(TINY, name="smoke", train_images=64, val_images=64, clip_batch_size=16, clip_steps=4,
-                vit_batch_size=16, vit_steps=4, connector_batch_size=16, connector_steps=4, stage_images=64,
-                stage_steps=(2, 2, 2))
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    train_images=64,
+    val_images=64,
+    clip_batch_size=16,
+    clip_steps=4,
+    vit_batch_size=16,
+    vit_steps=4,
+    connector_batch_size=16,
+    connector_steps=4,
+    stage_images=64,
+    stage_steps=(2, 2, 2),
+)
 REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
 PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE, REHEARSAL)}
 
@@ -120,13 +133,19 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
         return _choose(offers)
     if asked not in PROFILES:
         where = "VLM_LITE_PROFILE" if "VLM_LITE_PROFILE" in source else "profile"
-        raise UserError(f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.')
+        raise UserError(
+            f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.'
+        )
     if asked == "rehearsal" and "t4" in offers:
-        from vlm_lite.rehearsal.mirror import make_profile  # makes the mirror that the profile names
+        from vlm_lite.rehearsal.mirror import (
+            make_profile,
+        )  # makes the mirror that the profile names
 
         return make_profile()
     if asked not in offers:
-        raise UserError(f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.')
+        raise UserError(
+            f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.'
+        )
     profile = replace(PROFILES[asked], reason=source)
     if asked == "t4" and _missing_models(profile) and not hub_answers():
         require_complete(profile)
@@ -139,8 +158,11 @@ def _choose(offers):
     if not _cuda_is_available():
         return replace(TINY, reason="no CUDA GPU is present")
     if not hub_answers():
-        return replace(TINY, reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
-                                    f"({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer in 3 s'})")
+        return replace(
+            TINY,
+            reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
+            f"({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer in 3 s'})",
+        )
     return replace(T4, reason="a CUDA GPU is present and the Hugging Face hub answers")
 
 
@@ -187,7 +209,11 @@ def _probe(endpoint):
 
 
 def _model_ids(profile):
-    return [name for name in (profile.vision_model, profile.language_model, profile.vlm_model) if "/" in name]
+    return [
+        name
+        for name in (profile.vision_model, profile.language_model, profile.vlm_model)
+        if "/" in name
+    ]
 
 
 def _missing_models(profile):
@@ -197,8 +223,16 @@ def _missing_models(profile):
     def cached(repo, *files):
         return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
 
-    return [repo for repo in _model_ids(profile) if not (cached(repo, "config.json") and cached(
-        repo, "model.safetensors") or cached_snapshot(repo) or resolve_model(repo) != repo)]
+    return [
+        repo
+        for repo in _model_ids(profile)
+        if not (
+            cached(repo, "config.json")
+            and cached(repo, "model.safetensors")
+            or cached_snapshot(repo)
+            or resolve_model(repo) != repo
+        )
+    ]
 
 
 def cached_snapshot(repo):
@@ -208,9 +242,17 @@ def cached_snapshot(repo):
     """
     from huggingface_hub import constants
 
-    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob("*")
-    return next((folder for folder in sorted(folders) if (folder / "config.json").exists()
-                 and (folder / "model.safetensors").exists()), None)
+    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(
+        "*"
+    )
+    return next(
+        (
+            folder
+            for folder in sorted(folders)
+            if (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+        ),
+        None,
+    )
 
 
 def require_complete(profile):
@@ -219,9 +261,11 @@ def require_complete(profile):
     if missing:
         from huggingface_hub import constants
 
-        raise UserError(f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
-                        f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
-                        'Run once with a network (`hf download ID` for each), or choose profile "tiny".')
+        raise UserError(
+            f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
+            f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
+            'Run once with a network (`hf download ID` for each), or choose profile "tiny".'
+        )
 
 
 def get_compute():
@@ -240,16 +284,22 @@ def get_compute():
     feature = _cpu_bf16_feature()
     if feature:
         return Compute("cpu", "bf16", f"no CUDA GPU; this CPU has {feature}")
-    return Compute("cpu", "no", "no CUDA GPU; this CPU has neither AVX-512-BF16 nor AMX, so bf16 would be slower")
+    return Compute(
+        "cpu",
+        "no",
+        "no CUDA GPU; this CPU has neither AVX-512-BF16 nor AMX, so bf16 would be slower",
+    )
 
 
 def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
-    """"AMX", "AVX-512-BF16" or None, from Linux's list of CPU flags (other systems: None)."""
+    """ "AMX", "AVX-512-BF16" or None, from Linux's list of CPU flags (other systems: None)."""
     try:
         lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    flags = next(
+        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set()
+    )
     return "AMX" if "amx_bf16" in flags else "AVX-512-BF16" if "avx512_bf16" in flags else None
 
 
@@ -267,8 +317,10 @@ def resolve_model(name):
         return mirrored_model(name) or name
     zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
     if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):
-        raise UserError(f"{name!r} is neither a folder nor a model of the zoo. The zoo has {', '.join(zoo)}; an id of "
-                        "the hub has a / in it.")
+        raise UserError(
+            f"{name!r} is neither a folder nor a model of the zoo. The zoo has {', '.join(zoo)}; an id of "
+            "the hub has a / in it."
+        )
     return str(data_path("zoo", name))
 
 
@@ -285,13 +337,17 @@ def describe(profile=None, compute=None, *, minutes=None):
     `minutes` maps a profile's name to the expected minutes of the notebook, None where nobody has measured them.
     """
     profile, compute = profile or get_profile(), compute or get_compute()
-    where = "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
+    where = (
+        "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
+    )
     where = "a made mirror of t4's sites" if profile.mirror else where
     device = f"{os.cpu_count()} CPU cores, {memory_gb():.0f} GB of memory"
     if compute.device == "cuda":
         import torch
 
-        device = f"GPU with {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB, {device}"
+        device = (
+            f"GPU with {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB, {device}"
+        )
     precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
     other = "t4" if profile.name != "t4" else "tiny"
     lines = [
@@ -299,7 +355,10 @@ def describe(profile=None, compute=None, *, minutes=None):
         ("cost", f"{_cost(profile, minutes or {})}"),
         ("machine", f"{device}; Python {platform.python_version()}"),
         ("device", f"{compute.device}, {precision} ({compute.reason})"),
-        ("other", f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes or {})}'),
+        (
+            "other",
+            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes or {})}',
+        ),
     ]
     if minutes and other not in minutes:
         lines.pop()
@@ -307,7 +366,9 @@ def describe(profile=None, compute=None, *, minutes=None):
 
 
 def _cost(profile, minutes):
-    download = (f"about {profile.download_gb:g} GB" if profile.download_gb else "no model or data") + " to download"
+    download = (
+        f"about {profile.download_gb:g} GB" if profile.download_gb else "no model or data"
+    ) + " to download"
     expected = minutes.get("tiny" if profile.name == "smoke" else profile.name)
     if expected is None:
         return download

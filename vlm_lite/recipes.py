@@ -25,21 +25,43 @@ from .profiles import get_compute, resolve_model
 from .train import train
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SHAPES_CLIP = dict(image_size=64, patch_size=16, vision_width=128, vision_layers=4, vision_heads=4,
-                   context_length=64, text_width=128, text_layers=2, text_heads=4, projection_dim=128,
-                   hidden_act="gelu", bos_token_id=None)
-ALMOST_RIGHT = hard_negative, replaced_word  # what makes the almost right captions kept for each caption
+SHAPES_CLIP = dict(
+    image_size=64,
+    patch_size=16,
+    vision_width=128,
+    vision_layers=4,
+    vision_heads=4,
+    context_length=64,
+    text_width=128,
+    text_layers=2,
+    text_heads=4,
+    projection_dim=128,
+    hidden_act="gelu",
+    bos_token_id=None,
+)
+ALMOST_RIGHT = (
+    hard_negative,
+    replaced_word,
+)  # what makes the almost right captions kept for each caption
 POSITION_STD = 1.0  # how far apart the places of the patches begin
-SHAPES_QFORMER = dict(num_query_tokens=8, width=192, num_layers=3, num_heads=6, mlp_width=768,
-                      cross_attention_frequency=1)
+SHAPES_QFORMER = dict(
+    num_query_tokens=8,
+    width=192,
+    num_layers=3,
+    num_heads=6,
+    mlp_width=768,
+    cross_attention_frequency=1,
+)
 
 
 def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
     """uint8 pictures (B, 3, H, W) in 0..255 -> floats, normalised with CLIP's own mean and std (not ImageNet's)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"pixel_values got {torch.typename(images)}, {images.dtype}, shape {tuple(images.shape)}; "
-                        "expected torch.Tensor, uint8, (B, 3, H, W). From floats in 0..1: (images * 255).round().byte()"
-                        "; from NumPy: torch.from_numpy(images); from channels last: images.permute(0, 3, 1, 2).")
+        raise UserError(
+            f"pixel_values got {torch.typename(images)}, {images.dtype}, shape {tuple(images.shape)}; "
+            "expected torch.Tensor, uint8, (B, 3, H, W). From floats in 0..1: (images * 255).round().byte()"
+            "; from NumPy: torch.from_numpy(images); from channels last: images.permute(0, 3, 1, 2)."
+        )
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (images / 255 - mean) / std
 
@@ -51,8 +73,12 @@ def make_shapes_clip(tokenizer, seed=0):
     patches do not say where they are.
     """
     torch.manual_seed(seed)
-    model = CLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                 **SHAPES_CLIP)
+    model = CLIP(
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPES_CLIP,
+    )
     torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
     return model
 
@@ -64,19 +90,29 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
     captions each one's almost right one. Returns the function that `train` wants.
     """
     if len(images) != len(captions):
-        raise UserError(f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture.")
+        raise UserError(
+            f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture."
+        )
     if not 1 <= batch_size <= len(images):
-        raise UserError(f"batch_size is {batch_size}; expected 1 to {len(images)}, the number of pictures.")
+        raise UserError(
+            f"batch_size is {batch_size}; expected 1 to {len(images)}, the number of pictures."
+        )
     if [] in captions:
-        raise UserError(f"picture {captions.index([])} (the first is 0) has no caption. Leave out what has none.")
+        raise UserError(
+            f"picture {captions.index([])} (the first is 0) has no caption. Leave out what has none."
+        )
     counts = torch.tensor([len(c) for c in captions])
     first = counts.cumsum(0) - counts
     texts = [t for c in captions for t in c]
     if hard_negatives:
         rng = np.random.default_rng(0)
         texts += [change(t, rng) for change in ALMOST_RIGHT for t in texts]
-    text = tokenizer([t + tokenizer.eos_token for t in texts], padding=True, return_tensors="pt",
-                     add_special_tokens=False)
+    text = tokenizer(
+        [t + tokenizer.eos_token for t in texts],
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
     ids, mask = text["input_ids"], text["attention_mask"]
 
     def batches(step, generator):
@@ -86,7 +122,9 @@ def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=Fals
             made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,), generator=generator)
             which = torch.cat([which, which + made * counts.sum()])
         longest = int(mask[which].sum(1).max())
-        longest = min(8 * -(-longest // 8), ids.shape[1])  # few shapes: a CPU plans its matmuls once for each
+        longest = min(
+            8 * -(-longest // 8), ids.shape[1]
+        )  # few shapes: a CPU plans its matmuls once for each
         return images[rows], ids[which, :longest], mask[which, :longest]
 
     return batches
@@ -97,17 +135,42 @@ def check_lengths(model, texts, tokenizer, *, special=1, what="text"):
 
     Thousands of texts have few words: only where the lengths of its words add up to too much is a text tokenized whole.
     """
-    context, words = model.text_model.context_length, {w for row in texts for t in row for w in t.split()} or {"-"}
-    sizes = dict(zip(words, map(len, tokenizer(list(words), add_special_tokens=False)["input_ids"]), strict=True))
+    context, words = (
+        model.text_model.context_length,
+        {w for row in texts for t in row for w in t.split()} or {"-"},
+    )
+    sizes = dict(
+        zip(
+            words,
+            map(len, tokenizer(list(words), add_special_tokens=False)["input_ids"]),
+            strict=True,
+        )
+    )
     for i, text in ((i, text) for i, row in enumerate(texts) for text in row):
-        if special + sum(map(sizes.__getitem__, text.split())) > context and (
-                length := special + len(tokenizer(text, add_special_tokens=False)["input_ids"])) > context:
-            raise UserError(f"{what} {i} (the first is 0) has {length} tokens, and the text tower reads {context}: "
-                            f"{text[:60]!r}... Shorten it.")
+        if (
+            special + sum(map(sizes.__getitem__, text.split())) > context
+            and (length := special + len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+            > context
+        ):
+            raise UserError(
+                f"{what} {i} (the first is 0) has {length} tokens, and the text tower reads {context}: "
+                f"{text[:60]!r}... Shorten it."
+            )
 
 
-def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=1e-3, loss=info_nce,
-               hard_negatives=False, **options):
+def train_clip(
+    model,
+    images,
+    captions,
+    tokenizer,
+    *,
+    steps,
+    batch_size=128,
+    lr=1e-3,
+    loss=info_nce,
+    hard_negatives=False,
+    **options,
+):
     """Train a CLIP from pictures and captions with `loss(image_embeds, text_embeds, logit_scale)`; a History.
 
     images uint8 (N, 3, H, W); captions a list of N lists. With `hard_negatives` the loss gets twice as many texts as
@@ -115,26 +178,47 @@ def train_clip(model, images, captions, tokenizer, *, steps, batch_size=128, lr=
     Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
     The towers run in the precision of the device, the loss in fp32.
     """
+
     def loss_fn(model, batch):
         pictures, ids, mask = batch
         with torch.no_grad():
             model.clamp_logit_scale()
-        image_embeds, text_embeds = model.encode_image(pixel_values(pictures)), model.encode_text(ids, mask)
-        with torch.autocast(image_embeds.device.type, enabled=False):  # cosines times 100 are too coarse in bf16
+        image_embeds, text_embeds = (
+            model.encode_image(pixel_values(pictures)),
+            model.encode_text(ids, mask),
+        )
+        with torch.autocast(
+            image_embeds.device.type, enabled=False
+        ):  # cosines times 100 are too coarse in bf16
             return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
 
     check_lengths(model, captions, tokenizer, what="a caption of picture")
     options = {"weight_decay": 0.05, "description": "CLIP", **options}
-    return train(model, caption_batches(images, captions, tokenizer, batch_size, hard_negatives), loss_fn, steps=steps,
-                 lr=lr, settings={"batch_size": batch_size, "images": len(images), "hard_negatives": hard_negatives},
-                 **options)
+    return train(
+        model,
+        caption_batches(images, captions, tokenizer, batch_size, hard_negatives),
+        loss_fn,
+        steps=steps,
+        lr=lr,
+        settings={
+            "batch_size": batch_size,
+            "images": len(images),
+            "hard_negatives": hard_negatives,
+        },
+        **options,
+    )
 
 
 @torch.no_grad()
 def embed_images(model, images, batch_size=500):
     """uint8 (N, 3, H, W) -> joint embeddings (N, P), not normalised."""
     device = model.logit_scale.device
-    return torch.cat([model.encode_image(pixel_values(part.to(device))).cpu() for part in images.split(batch_size)])
+    return torch.cat(
+        [
+            model.encode_image(pixel_values(part.to(device))).cpu()
+            for part in images.split(batch_size)
+        ]
+    )
 
 
 @torch.no_grad()
@@ -142,12 +226,19 @@ def embed_texts(model, texts, tokenizer, batch_size=500):
     """N strings -> joint embeddings (N, P), not normalised. UserError for none, and for one beyond the context."""
     if isinstance(texts, str) or not len(texts):
         raise UserError(f"embed_texts got {texts!r}; expected a list of one string or more.")
-    ends = tokenizer.bos_token or "", tokenizer.eos_token  # OpenAI's CLIP begins its texts with a token too
+    ends = (
+        tokenizer.bos_token or "",
+        tokenizer.eos_token,
+    )  # OpenAI's CLIP begins its texts with a token too
     check_lengths(model, [[text] for text in texts], tokenizer, special=sum(map(bool, ends)))
     parts = []
     for start in range(0, len(texts), batch_size):
-        text = tokenizer([ends[0] + t + ends[1] for t in texts[start:start + batch_size]], padding=True,
-                         return_tensors="pt", add_special_tokens=False)
+        text = tokenizer(
+            [ends[0] + t + ends[1] for t in texts[start : start + batch_size]],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=False,
+        )
         text = text.to(model.logit_scale.device)
         parts.append(model.encode_text(text["input_ids"], text["attention_mask"]).cpu())
     return torch.cat(parts)
@@ -157,8 +248,13 @@ def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
     """Recall@K both ways over N pictures and their N texts, identical strings counting as hits."""
     was_training = model.training
     model.eval()
-    found = recall_at_k(embed_images(model, images), embed_texts(model, texts, tokenizer), torch.arange(len(texts)), ks,
-                        texts=texts)
+    found = recall_at_k(
+        embed_images(model, images),
+        embed_texts(model, texts, tokenizer),
+        torch.arange(len(texts)),
+        ks,
+        texts=texts,
+    )
     model.train(was_training)
     return found
 
@@ -167,12 +263,15 @@ def tells_apart(model, images, texts, tokenizer):
     """How often N pictures are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
     rng = np.random.default_rng(0)
     image_embeds = embed_images(model, images)
-    right, wrong = (torch.cosine_similarity(image_embeds, embed_texts(model, some, tokenizer))
-                    for some in (texts, [hard_negative(text, rng) for text in texts]))
+    right, wrong = (
+        torch.cosine_similarity(image_embeds, embed_texts(model, some, tokenizer))
+        for some in (texts, [hard_negative(text, rng) for text in texts])
+    )
     return (right > wrong).float().mean().item()
 
 
 # ---------------------------------------------------------------- the nerve
+
 
 def picture_features(vision, images, *, layer=-2, **options):
     """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by eye, layer, transform and pixels.
@@ -183,18 +282,32 @@ def picture_features(vision, images, *, layer=-2, **options):
     device = next(vision.parameters()).device
     precision = "no" if device.type == "cpu" else get_compute().mixed_precision
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    key = {"weights": weights_hash(vision), "config": repr(vision.config),  # the same weights, another activation
-           "layer": layer, "mean": CLIP_MEAN, "std": CLIP_STD}
+    key = {
+        "weights": weights_hash(vision),
+        "config": repr(vision.config),  # the same weights, another activation
+        "layer": layer,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+    }
 
     def encode(batch):
         with torch.autocast(device.type, half, enabled=half is not None):
             return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
 
-    return cache_features(encode, images, key=key if half is None else {**key, "precision": precision}, **options)
+    return cache_features(
+        encode, images, key=key if half is None else {**key, "precision": precision}, **options
+    )
 
 
-def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language_model="shapes-gpt2", stage1=None,
-            **settings):
+def new_vlm(
+    connector="qformer",
+    *,
+    seed=0,
+    vision_model="shapes-clip",
+    language_model="shapes-gpt2",
+    stage1=None,
+    **settings,
+):
     """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id.
 
     stage1: the zoo name or folder of a Q-Former that has been through the first stage; all but its last layer, the
@@ -203,20 +316,33 @@ def new_vlm(connector="qformer", *, seed=0, vision_model="shapes-clip", language
     vision = CLIP.from_pretrained(resolve_model(vision_model))
     language_model, tokenizer = load_language_model(resolve_model(language_model))
     torch.manual_seed(seed)
-    nerve = make_connector(connector, vision.config.vision_width, language_model.config.hidden_size,
-                           **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings})
+    nerve = make_connector(
+        connector,
+        vision.config.vision_width,
+        language_model.config.hidden_size,
+        **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings},
+    )
     if stage1 is not None:
         trained = VLM.from_pretrained(resolve_model(stage1)).connector
         other = {key for key in nerve.settings if nerve.settings[key] != trained.settings.get(key)}
         if other:
-            raise UserError(f"the Q-Former of {stage1} was trained with other settings: " + ", ".join(
-                f"{key} {trained.settings.get(key)}, not {nerve.settings[key]}" for key in sorted(other)) +
-                ". Ask for those, or train its first stage again.")
+            raise UserError(
+                f"the Q-Former of {stage1} was trained with other settings: "
+                + ", ".join(
+                    f"{key} {trained.settings.get(key)}, not {nerve.settings[key]}"
+                    for key in sorted(other)
+                )
+                + ". Ask for those, or train its first stage again."
+            )
         nerve.vision_norm, nerve.qformer = trained.vision_norm, trained.qformer
-    return VLM(vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer).eval()
+    return VLM(
+        vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer
+    ).eval()
 
 
-def train_stage1(stage1, features, captions, tokenizer, *, steps, batch_size=64, lr=1e-3, **options):
+def train_stage1(
+    stage1, features, captions, tokenizer, *, steps, batch_size=64, lr=1e-3, **options
+):
     """BLIP-2's first stage: train a `models.blip2.QFormerStage1` on features and captions; a History.
 
     features (N, T, D) from `picture_features`; captions: N lists of strings. The loss is the sum of the three, each
@@ -230,8 +356,15 @@ def train_stage1(stage1, features, captions, tokenizer, *, steps, batch_size=64,
 
     options = {"weight_decay": 0.05, "description": "stage 1", **options}
     try:
-        return train(stage1, caption_batches(features, captions, tokenizer, batch_size), loss_fn, steps=steps, lr=lr,
-                     settings={"batch_size": batch_size, "images": len(features)}, **options)
+        return train(
+            stage1,
+            caption_batches(features, captions, tokenizer, batch_size),
+            loss_fn,
+            steps=steps,
+            lr=lr,
+            settings={"batch_size": batch_size, "images": len(features)},
+            **options,
+        )
     finally:
         stage1.connector.language_projection.requires_grad_(True)
 
@@ -239,8 +372,10 @@ def train_stage1(stage1, features, captions, tokenizer, *, steps, batch_size=64,
 def check_answer(image_id, question, answer):
     """UserError for a question of a table that has no answer to train on."""
     if not (answer or "").strip():
-        raise UserError(f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
-                        "`answer`), or leave it out of the training.")
+        raise UserError(
+            f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
+            "`answer`), or leave it out of the training."
+        )
 
 
 def picture_exchanges(captions, questions, *, captions_each=1, chat=False):
@@ -248,8 +383,10 @@ def picture_exchanges(captions, questions, *, captions_each=1, chat=False):
 
     With `chat`, every third question is put as an instruction, answered in a sentence.
     """
-    said = {row_id: [(CAPTION_PROMPT, text) for text in texts[:captions_each]]
-            for row_id, texts in zip(captions["image_id"][:], captions["captions"][:], strict=True)}
+    said = {
+        row_id: [(CAPTION_PROMPT, text) for text in texts[:captions_each]]
+        for row_id, texts in zip(captions["image_id"][:], captions["captions"][:], strict=True)
+    }
     columns = (questions[name][:] for name in ("image_id", "question", "answer", "question_type"))
     for number, (image_id, question, answer, kind) in enumerate(zip(*columns, strict=True)):
         pair = short_prompt(question), answer
@@ -268,10 +405,14 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
     pairs, or of conversations (lists of pairs), whose turns do read one another. UserError when they are not as many.
     """
     if len(features) != len(exchanges):
-        raise UserError(f"{len(features)} pictures, and exchanges about {len(exchanges)}; expected as many, in the "
-                        "same order. A picture of which nothing is said has an empty list.")
-    text = build_text_batch(tokenizer, [[pair] if isinstance(pair[0], str) else pair for row in exchanges
-                                        for pair in row])
+        raise UserError(
+            f"{len(features)} pictures, and exchanges about {len(exchanges)}; expected as many, in the "
+            "same order. A picture of which nothing is said has an empty list."
+        )
+    text = build_text_batch(
+        tokenizer,
+        [[pair] if isinstance(pair[0], str) else pair for row in exchanges for pair in row],
+    )
     lengths = text["attention_mask"].sum(1).tolist()
     ids = [row[:n] for row, n in zip(text["input_ids"], lengths, strict=True)]
     labels = [row[:n] for row, n in zip(text["labels"], lengths, strict=True)]
@@ -279,12 +420,19 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
     first = (counts.cumsum(0) - counts).tolist()
     usable = counts.nonzero()[:, 0]
     if not 1 <= batch_size <= len(usable):
-        raise UserError(f"batch_size is {batch_size}; expected 1 to {len(usable)}, the number of pictures with text.")
+        raise UserError(
+            f"batch_size is {batch_size}; expected 1 to {len(usable)}, the number of pictures with text."
+        )
 
     def batches(step, generator):
         rows = usable[torch.randperm(len(usable), generator=generator)[:batch_size]]
-        chosen = [[first[r] + k for k in torch.randperm(int(counts[r]), generator=generator)[:per_row].tolist()]
-                  for r in rows.tolist()]
+        chosen = [
+            [
+                first[r] + k
+                for k in torch.randperm(int(counts[r]), generator=generator)[:per_row].tolist()
+            ]
+            for r in rows.tolist()
+        ]
         longest = 16 * -(-max(sum(len(ids[k]) for k in row) for row in chosen) // 16)
         batch_ids = torch.zeros(batch_size, longest, dtype=torch.long)
         batch_labels = torch.full((batch_size, longest), IGNORE)
@@ -293,13 +441,17 @@ def exchange_batches(features, exchanges, tokenizer, batch_size, per_row=6):
             length = sum(len(ids[k]) for k in row)
             batch_ids[i, :length] = torch.cat([ids[k] for k in row])
             batch_labels[i, :length] = torch.cat([labels[k] for k in row])
-            mask[i, :length] = torch.cat([torch.full((len(ids[k]),), n) for n, k in enumerate(row, 1)])
+            mask[i, :length] = torch.cat(
+                [torch.full((len(ids[k]),), n) for n, k in enumerate(row, 1)]
+            )
         return features[rows], batch_ids, mask, batch_labels
 
     return batches
 
 
-def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-2, per_row=6, **options):
+def train_connector(
+    vlm, features, exchanges, *, steps, batch_size=64, lr=1e-2, per_row=6, **options
+):
     """Train the connector of a VLM through its frozen language model; the loss is on answer tokens only. A History.
 
     features (N, T, D) from `picture_features`; exchanges: N lists of (prompt, answer). Recipe: Muon for the matrices
@@ -308,14 +460,23 @@ def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-2, 
     `train.train`.
     """
     compute = options.pop("compute", None) or get_compute()
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        compute.mixed_precision, torch.float32
+    )
     whole, vlm.language_model = vlm.language_model, copy.deepcopy(vlm.language_model).to(half)
     vlm.train()
     options = {"description": "connector", "optimizer": "muon", **options}
     try:
-        return train(vlm, exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
-                     lambda model, batch: model(*batch).loss, steps=steps, lr=lr, compute=compute,
-                     settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)}, **options)
+        return train(
+            vlm,
+            exchange_batches(features, exchanges, vlm.tokenizer, batch_size, per_row),
+            lambda model, batch: model(*batch).loss,
+            steps=steps,
+            lr=lr,
+            compute=compute,
+            settings={"batch_size": batch_size, "per_row": per_row, "images": len(features)},
+            **options,
+        )
     finally:
         vlm.language_model = whole.to(vlm.device)
         vlm.eval()
@@ -324,11 +485,21 @@ def train_connector(vlm, features, exchanges, *, steps, batch_size=64, lr=1e-2, 
 def probe(vlm, captions, questions, *, limit=1000, **options):
     """`evals.probes.run_probes` on the first `limit` questions: blind, shuffled, blank and oracle beside the VLM."""
     images, _, ids = load_pictures(captions)
-    blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
-    rows = questions.select_columns(["question", "answers", "question_type", "image_id", "description"])
+    blank = (
+        torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
+    )
+    rows = questions.select_columns(
+        ["question", "answers", "question_type", "image_id", "description"]
+    )
     rows = rows.select(range(min(limit, len(rows))))
-    return run_probes(vlm, picture_features(vlm.vision, images, progress=False), rows,
-                      blank_features=vlm.encode(pixel_values(blank))[0], image_ids=ids, **options)
+    return run_probes(
+        vlm,
+        picture_features(vlm.vision, images, progress=False),
+        rows,
+        blank_features=vlm.encode(pixel_values(blank))[0],
+        image_ids=ids,
+        **options,
+    )
 
 
 def load_pictures(captions):

@@ -31,7 +31,12 @@ from .profiles import get_compute
 from .train import train
 
 TUNE = ("frozen", "lora", "full")
-CHECKS = ("swap", "hide", "concrete", "sees")  # each is 0 for a model that does not look: see `evaluate`
+CHECKS = (
+    "swap",
+    "hide",
+    "concrete",
+    "sees",
+)  # each is 0 for a model that does not look: see `evaluate`
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,21 @@ def llava_plan(steps=(120, 60, 100), batch_size=64, lr=3e-2, lora_lr=1e-3, optim
     too; in a hundred steps it gets hold of the captions with some seeds only.
     """
     first, second, third = steps
-    return (Stage("captions", "captions", first, lr, "frozen", batch_size, per_row=1, optimizer=optimizer),
-            Stage("instructions", "instructions", second, lora_lr, "lora", max(1, batch_size // 2), per_row=1),
-            Stage("VQA", "vqa", third, lora_lr, "lora", max(1, batch_size // 2)))
+    return (
+        Stage(
+            "captions", "captions", first, lr, "frozen", batch_size, per_row=1, optimizer=optimizer
+        ),
+        Stage(
+            "instructions",
+            "instructions",
+            second,
+            lora_lr,
+            "lora",
+            max(1, batch_size // 2),
+            per_row=1,
+        ),
+        Stage("VQA", "vqa", third, lora_lr, "lora", max(1, batch_size // 2)),
+    )
 
 
 class Pictures(NamedTuple):
@@ -78,7 +95,9 @@ def load_pictures(vision, split, count, **options):
     with PartialState().main_process_first():
         captions, questions = load_shapes(split, count, **options)
         images, _, ids = recipes.load_pictures(captions)
-        return Pictures(recipes.picture_features(vision, images, **options), ids, captions, questions)
+        return Pictures(
+            recipes.picture_features(vision, images, **options), ids, captions, questions
+        )
 
 
 def stage_texts(pictures, *, seed=0, shuffled=0.0, ask=short_prompt):
@@ -89,7 +108,7 @@ def stage_texts(pictures, *, seed=0, shuffled=0.0, ask=short_prompt):
     """
     said = [[(CAPTION_PROMPT, texts[0])] for texts in pictures.captions["captions"][:]]
     rng = np.random.default_rng([seed, 1])
-    moved = rng.permutation(len(said))[:round(shuffled * len(said))]
+    moved = rng.permutation(len(said))[: round(shuffled * len(said))]
     for row, text in zip(moved, [said[k] for k in np.roll(moved, 1)], strict=True):
         said[row] = text
     asked = {image_id: [] for image_id in pictures.ids}
@@ -97,8 +116,14 @@ def stage_texts(pictures, *, seed=0, shuffled=0.0, ask=short_prompt):
     for image_id, question, answer in zip(*columns, strict=True):
         recipes.check_answer(image_id, question, answer)
         asked[image_id].append((ask(question), answer))
-    talks = [[instructions.as_pairs(instructions.conversation(text, np.random.default_rng([seed, 2, k])))]
-             for k, text in enumerate(pictures.captions["description"][:])]
+    talks = [
+        [
+            instructions.as_pairs(
+                instructions.conversation(text, np.random.default_rng([seed, 2, k]))
+            )
+        ]
+        for k, text in enumerate(pictures.captions["description"][:])
+    ]
     return {"captions": said, "instructions": talks, "vqa": list(asked.values())}
 
 
@@ -113,11 +138,15 @@ def add_lora(language_model, rank=16):
 
     is_gpt2 = any(isinstance(module, Conv1D) for module in language_model.modules())
     targets = ["c_attn", "c_proj", "c_fc"] if is_gpt2 else "all-linear"
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=is_gpt2),
-                            language_model)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=is_gpt2),
+        language_model,
+    )
     for module in language_model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # autocast does it: no detour of every input through fp32
+            module.cast_input_dtype_enabled = (
+                False  # autocast does it: no detour of every input through fp32
+            )
 
 
 def set_trainable(vlm, tune, seed=0):
@@ -143,7 +172,11 @@ def shard(batch, rank, processes):
 @contextlib.contextmanager
 def halved(module, dtype):
     """Within the block what does not learn is kept in `dtype`: autocast would turn it over at every step."""
-    kept = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.requires_grad]
+    kept = [
+        (parameter, parameter.data)
+        for parameter in module.parameters()
+        if not parameter.requires_grad
+    ]
     for parameter, value in kept:
         parameter.data = value.to(dtype)
     try:
@@ -157,17 +190,40 @@ def train_stage(vlm, features, texts, stage, *, seed=0, compute=None, **options)
     """Train one stage; a History. `texts`: N lists of exchanges. `options` go to `train.train` (checkpoint, ...)."""
     set_trainable(vlm, stage.tune, seed)
     compute = compute or get_compute()
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        compute.mixed_precision, torch.float32
+    )
     begins = weights_hash(vlm.connector), weights_hash(vlm.language_model)
     with halved(vlm.language_model, half):
-        return train(vlm, recipes.exchange_batches(features, texts, vlm.tokenizer, stage.batch_size, stage.per_row),
-                     lambda model, batch: model(*batch).loss, steps=stage.steps, lr=stage.lr, seed=seed, shard=shard,
-                     compute=compute, settings={**asdict(stage), "images": len(features), "begins": begins},
-                     **{"weight_decay": 0.0, "description": stage.name, **options})
+        return train(
+            vlm,
+            recipes.exchange_batches(
+                features, texts, vlm.tokenizer, stage.batch_size, stage.per_row
+            ),
+            lambda model, batch: model(*batch).loss,
+            steps=stage.steps,
+            lr=stage.lr,
+            seed=seed,
+            shard=shard,
+            compute=compute,
+            settings={**asdict(stage), "images": len(features), "begins": begins},
+            **{"weight_decay": 0.0, "description": stage.name, **options},
+        )
 
 
-def run_stages(vlm, pictures, held_out, plan=None, *, texts=None, folder=None, seed=0, measure=None, on_stage=None,
-               **options):
+def run_stages(
+    vlm,
+    pictures,
+    held_out,
+    plan=None,
+    *,
+    texts=None,
+    folder=None,
+    seed=0,
+    measure=None,
+    on_stage=None,
+    **options,
+):
     """Evaluate, then train and evaluate stage after stage: [(name, scores), ...], "nothing trained" first.
 
     pictures, held_out: Pictures to train on and to evaluate with; texts: default `stage_texts(pictures)`; measure:
@@ -181,9 +237,18 @@ def run_stages(vlm, pictures, held_out, plan=None, *, texts=None, folder=None, s
         history = None
         if stage is not None:
             checkpoint = None if folder is None else f"{folder}/stage-{number}"
-            history = train_stage(vlm, pictures.features, texts[stage.data], stage, seed=seed, checkpoint=checkpoint,
-                                  **{"optimizer": stage.optimizer, **options})
-        scores = _measured(vlm, measure, None if folder is None else f"{folder}/stage-{number}.json")
+            history = train_stage(
+                vlm,
+                pictures.features,
+                texts[stage.data],
+                stage,
+                seed=seed,
+                checkpoint=checkpoint,
+                **{"optimizer": stage.optimizer, **options},
+            )
+        scores = _measured(
+            vlm, measure, None if folder is None else f"{folder}/stage-{number}.json"
+        )
         found.append((stage.name if stage else "nothing trained", scores))
         if on_stage is not None:
             on_stage(*found[-1], history)
@@ -209,6 +274,7 @@ def _measured(vlm, measure, path):
 
 # ---------------------------------------------------------------- the same evaluation after every stage
 
+
 def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     """{name: [value, low, high]} with 95% bootstrap intervals: what a stage bought.
 
@@ -219,41 +285,75 @@ def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     "concrete" is the share of a picture's things that its caption names, less what another picture's caption names.
     """
     count = min(pictures, len(held_out.ids))
-    said = vlm.generate(held_out.features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48)
+    said = vlm.generate(
+        held_out.features[:count].float(), [CAPTION_PROMPT] * count, max_new_tokens=48
+    )
     references = dict(enumerate(held_out.captions["captions"][:count]))
-    cider = caption_scores(references, dict(enumerate(said)), metrics=("CIDEr",), each=True)["CIDEr_each"]
+    cider = caption_scores(references, dict(enumerate(said)), metrics=("CIDEr",), each=True)[
+        "CIDEr_each"
+    ]
     things = [_things(text) for text in held_out.captions["description"][:count]]
-    own, other = ([sum(thing in text for thing in there) / len(there) for text, there in
-                   zip(texts, things, strict=True)] for texts in (said, said[1:] + said[:1]))
+    own, other = (
+        [
+            sum(thing in text for thing in there) / len(there)
+            for text, there in zip(texts, things, strict=True)
+        ]
+        for texts in (said, said[1:] + said[:1])
+    )
     asked = instructions.instruction_set(held_out.captions, orders, seed)
-    replies = vlm.generate(held_out.features[[row for row, *_ in asked]].float(),
-                           [instructions.chat_prompt(text) for _, text, *_ in asked], max_new_tokens=64)
-    form = [float(instructions.has_form(reply, kind)) for reply, (*_, kind) in zip(replies, asked, strict=True)]
-    followed = [instructions.follows(reply, right, kind)
-                for reply, (*_, right, kind) in zip(replies, asked, strict=True)]
+    replies = vlm.generate(
+        held_out.features[[row for row, *_ in asked]].float(),
+        [instructions.chat_prompt(text) for _, text, *_ in asked],
+        max_new_tokens=64,
+    )
+    form = [
+        float(instructions.has_form(reply, kind))
+        for reply, (*_, kind) in zip(replies, asked, strict=True)
+    ]
+    followed = [
+        instructions.follows(reply, right, kind)
+        for reply, (*_, right, kind) in zip(replies, asked, strict=True)
+    ]
     rows = held_out.questions.select_columns(["question", "answers", "question_type", "image_id"])
     rows = [{**row, "description": None} for row in rows.select(range(min(questions, len(rows))))]
     size = vlm.vision.config.image_size
     empty = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, size, size)
-    result = run_probes(vlm, held_out.features, rows, image_ids=held_out.ids, seed=seed,
-                        blank_features=vlm.encode(recipes.pixel_values(empty))[0])
+    result = run_probes(
+        vlm,
+        held_out.features,
+        rows,
+        image_ids=held_out.ids,
+        seed=seed,
+        blank_features=vlm.encode(recipes.pixel_values(empty))[0],
+    )
     vqa = result.scores["vlm"]
-    intervals = {"CIDEr": bootstrap_interval(cider), "VQA": result.accuracy["vlm"],
-                 **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
-                 "blind": result.accuracy["blind"], "form": bootstrap_interval(form),
-                 "following": bootstrap_interval(followed),
-                 **{f"form {kind}": bootstrap_interval(np.array(form)[[row[3] == kind for row in asked]])
-                    for kind in sorted({row[3] for row in asked})},
-                 "swap": multimodal_gain(vqa, result.scores["shuffled"]),
-                 "hide": multimodal_gain(vqa, result.scores["blank"]),
-                 "concrete": multimodal_gain(own, other), "sees": result.gain}
-    return {name: [round(value, 4) for value in (each.value, each.low, each.high)]
-            for name, each in intervals.items()}
+    intervals = {
+        "CIDEr": bootstrap_interval(cider),
+        "VQA": result.accuracy["vlm"],
+        **{f"VQA {kind}": part.accuracy["vlm"] for kind, part in result.by_type.items()},
+        "blind": result.accuracy["blind"],
+        "form": bootstrap_interval(form),
+        "following": bootstrap_interval(followed),
+        **{
+            f"form {kind}": bootstrap_interval(np.array(form)[[row[3] == kind for row in asked]])
+            for kind in sorted({row[3] for row in asked})
+        },
+        "swap": multimodal_gain(vqa, result.scores["shuffled"]),
+        "hide": multimodal_gain(vqa, result.scores["blank"]),
+        "concrete": multimodal_gain(own, other),
+        "sees": result.gain,
+    }
+    return {
+        name: [round(value, 4) for value in (each.value, each.low, each.high)]
+        for name, each in intervals.items()
+    }
 
 
 def _things(description):
-    return [f"{item.colour} {item.shape}" if not item.is_digit else f"handwritten {item.value}"
-            for item in instructions.read_boxes(description).items]
+    return [
+        f"{item.colour} {item.shape}" if not item.is_digit else f"handwritten {item.value}"
+        for item in instructions.read_boxes(description).items
+    ]
 
 
 @torch.no_grad()
@@ -262,5 +362,8 @@ def perplexity(vlm, texts):
 
     No picture: this is what the language model still knows of what it could do before.
     """
-    rows = [[(f"{context} {prompt}".strip(), answer), *rest] for context, ((prompt, answer), *rest) in texts]
+    rows = [
+        [(f"{context} {prompt}".strip(), answer), *rest]
+        for context, ((prompt, answer), *rest) in texts
+    ]
     return vlm(None, **build_text_batch(vlm.tokenizer, rows)).loss.exp().item()

@@ -34,14 +34,26 @@ def clip_infonce(seed, profile):
     tokenizer = language.make_tokenizer()
     images, texts, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
     model = recipes.make_shapes_clip(tokenizer, seed=seed)
-    history = recipes.train_clip(model, images, texts, tokenizer, steps=profile.clip_steps, lr=profile.clip_lr,
-                                 batch_size=profile.clip_batch_size, seed=seed, description=f"CLIP, seed {seed}")
+    history = recipes.train_clip(
+        model,
+        images,
+        texts,
+        tokenizer,
+        steps=profile.clip_steps,
+        lr=profile.clip_lr,
+        batch_size=profile.clip_batch_size,
+        seed=seed,
+        description=f"CLIP, seed {seed}",
+    )
     figures = {}
     for split in ("val", "novel"):
         pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, profile.val_images)[0])
         found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
-        figures |= {f"{split} {way.replace('_', ' ')} R@{k}": v for way, recall in found.items()
-                    for k, v in recall.items()}
+        figures |= {
+            f"{split} {way.replace('_', ' ')} R@{k}": v
+            for way, recall in found.items()
+            for k, v in recall.items()
+        }
     figures["chance R@5"] = chance_recall(profile.val_images, 5)
     figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
     return history, figures
@@ -53,9 +65,16 @@ def qformer_connector(seed, profile):
     images, _, ids = recipes.load_pictures(captions)
     vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
     said = recipes.picture_exchanges(captions, questions)
-    history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
-                                      steps=profile.connector_steps, batch_size=profile.connector_batch_size,
-                                      lr=profile.connector_lr, seed=seed, description=f"Q-Former, seed {seed}")
+    history = recipes.train_connector(
+        vlm,
+        recipes.picture_features(vlm.vision, images),
+        [said[i] for i in ids],
+        steps=profile.connector_steps,
+        batch_size=profile.connector_batch_size,
+        lr=profile.connector_lr,
+        seed=seed,
+        description=f"Q-Former, seed {seed}",
+    )
     result = recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images))
     figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
     # A brain or a training too short to tell oracle from blind has no bridge score: then the figure is left out.
@@ -69,23 +88,33 @@ def shapes_vlm(seed, profile):
     """The long run behind the zoo's `shapes-vlm` (`zoo.train_vlm`); VQA beside its controls, and by type."""
     _, history, result, _ = zoo.train_vlm(seed, profile)
     figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
-    figures |= {f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in result.by_type.items()}
+    figures |= {
+        f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in result.by_type.items()
+    }
     if result.bridge.value is not None:
         figures["bridge score"] = result.bridge.value
     return history, figures
 
 
 def vit_digits(seed, profile):
-    """Notebook 02's training: a ViT from scratch on handwriting at random places, and the same with one thing changed.
-    """
-    (pictures, classes, _), (val, truth, _) = (digits.make_canvases(split, count) for split, count in (
-        ("train", profile.train_images), ("val", profile.val_images)))
+    """Notebook 02's training: a ViT from scratch on handwriting at random places, and the same with one thing changed."""
+    (pictures, classes, _), (val, truth, _) = (
+        digits.make_canvases(split, count)
+        for split, count in (("train", profile.train_images), ("val", profile.val_images))
+    )
     figures, histories = {"chance": 0.1}, {}
     for name, changes in vit_recipe.VARIANTS.items():
         model = vit_recipe.make_digits_vit(seed=seed, **changes)
         histories[name] = vit_recipe.train_classifier(
-            model, pictures, classes, steps=profile.vit_steps, batch_size=profile.vit_batch_size, lr=profile.vit_lr,
-            seed=seed, description=f"{name}, seed {seed}")
+            model,
+            pictures,
+            classes,
+            steps=profile.vit_steps,
+            batch_size=profile.vit_batch_size,
+            lr=profile.vit_lr,
+            seed=seed,
+            description=f"{name}, seed {seed}",
+        )
         figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)
     return histories["the ViT"], figures
 
@@ -99,8 +128,15 @@ def llava_stages(seed, profile):
         figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
         histories.append(history)
 
-    stages.run_stages(vlm, pictures, held_out, stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
-                      measure=lambda vlm: _evaluated(vlm, held_out), seed=seed, on_stage=keep)
+    stages.run_stages(
+        vlm,
+        pictures,
+        held_out,
+        stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
+        measure=lambda vlm: _evaluated(vlm, held_out),
+        seed=seed,
+        on_stage=keep,
+    )
     return _joined(histories[1:]), figures
 
 
@@ -111,7 +147,10 @@ def llava_failures(seed, profile):
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
     captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
-    texts = [language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5) for k in range(80)]
+    texts = [
+        language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
+        for k in range(80)
+    ]
     histories, figures = [], {}
 
     def measured(name, vlm):
@@ -121,8 +160,17 @@ def llava_failures(seed, profile):
 
     def after(name, start, stage, **changed):
         vlm, said = copy.deepcopy(start), stages.stage_texts(pictures, seed=seed, **changed)
-        histories.append(stages.train_stage(vlm, pictures.features, said[stage.data], stage, seed=seed,
-                                            optimizer=stage.optimizer, description=name))
+        histories.append(
+            stages.train_stage(
+                vlm,
+                pictures.features,
+                said[stage.data],
+                stage,
+                seed=seed,
+                optimizer=stage.optimizer,
+                description=name,
+            )
+        )
         measured(name, vlm)
         return vlm
 
@@ -131,25 +179,40 @@ def llava_failures(seed, profile):
         after(f"captions, {share:.0%} exchanged", untrained, captions, shuffled=share)
     after("instructions alone", untrained, talks)
     both = after("captions, instructions", right, talks)
-    after("captions, instructions, full tuning", right,
-          dataclasses.replace(talks, tune="full", name="full tuning"))
-    after("captions, instructions, VQA as chat", both,
-          dataclasses.replace(talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6),
-          ask=language.chat_prompt)
+    after(
+        "captions, instructions, full tuning",
+        right,
+        dataclasses.replace(talks, tune="full", name="full tuning"),
+    )
+    after(
+        "captions, instructions, VQA as chat",
+        both,
+        dataclasses.replace(
+            talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6
+        ),
+        ask=language.chat_prompt,
+    )
     return _joined(histories), figures
 
 
 def _llava(seed, profile):
     vlm = recipes.new_vlm("mlp", seed=seed)
-    return vlm, *(stages.load_pictures(vlm.vision, split, count) for split, count in
-                  (("train", profile.stage_images), ("val", profile.val_images)))
+    return vlm, *(
+        stages.load_pictures(vlm.vision, split, count)
+        for split, count in (("train", profile.stage_images), ("val", profile.val_images))
+    )
 
 
 def _evaluated(vlm, held_out, half=1):
     """`stages.evaluate` on 200 pictures, 400 questions and 200 instructions, or `half` of it; less in a short form."""
     count = len(held_out.ids)
-    return stages.evaluate(vlm, held_out, pictures=min(200, count // 5) // half,
-                           questions=min(400, 2 * count) // half, orders=min(200, count // 2) // half)
+    return stages.evaluate(
+        vlm,
+        held_out,
+        pictures=min(200, count // 5) // half,
+        questions=min(400, 2 * count) // half,
+        orders=min(200, count // 2) // half,
+    )
 
 
 def _joined(histories):
@@ -164,47 +227,110 @@ def _joined(histories):
 
 
 CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
-CLIP_VARIANTS_RECIPE = (*CLIP_RECIPE, recipes.make_shapes_clip, recipes.POSITION_STD, *recipes.ALMOST_RIGHT,
-                        clip_variants, clip.info_nce, clip.info_nce_hard, clip.info_nce_shared, clip.one_direction,
-                        clip.siglip)
-CONNECTOR_RECIPE = (recipes.train_connector, recipes.exchange_batches, recipes.picture_exchanges,
-                    recipes.SHAPES_QFORMER)
-STAGES_RECIPE = (stages.llava_plan, stages.stage_texts, stages.add_lora, stages.train_stage, stages.evaluate,
-                 instructions.turns, instructions.follows, recipes.exchange_batches)
-CONNECTOR_VARIANTS_RECIPE = (connector_variants, *CONNECTOR_RECIPE[1:], recipes.train_stage1, recipes.caption_batches,
-                             stages.set_trainable, stages.add_lora, stages.train_stage)
+CLIP_VARIANTS_RECIPE = (
+    *CLIP_RECIPE,
+    recipes.make_shapes_clip,
+    recipes.POSITION_STD,
+    *recipes.ALMOST_RIGHT,
+    clip_variants,
+    clip.info_nce,
+    clip.info_nce_hard,
+    clip.info_nce_shared,
+    clip.one_direction,
+    clip.siglip,
+)
+CONNECTOR_RECIPE = (
+    recipes.train_connector,
+    recipes.exchange_batches,
+    recipes.picture_exchanges,
+    recipes.SHAPES_QFORMER,
+)
+STAGES_RECIPE = (
+    stages.llava_plan,
+    stages.stage_texts,
+    stages.add_lora,
+    stages.train_stage,
+    stages.evaluate,
+    instructions.turns,
+    instructions.follows,
+    recipes.exchange_batches,
+)
+CONNECTOR_VARIANTS_RECIPE = (
+    connector_variants,
+    *CONNECTOR_RECIPE[1:],
+    recipes.train_stage1,
+    recipes.caption_batches,
+    stages.set_trainable,
+    stages.add_lora,
+    stages.train_stage,
+)
 # What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
 VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
 # name: the study, the recipe that it depends on, the zoo models that it reads
-STUDIES = {"clip_infonce": (clip_infonce, (*CLIP_RECIPE, recipes.make_shapes_clip, clip.info_nce), ()),
-           "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
-           "qformer_connector": (qformer_connector, (*CONNECTOR_RECIPE, *VLM_CODE, qformer),
-                                 ("shapes-clip", "shapes-gpt2")),
-           "connector_variants": (connector_variants.connector_variants, CONNECTOR_VARIANTS_RECIPE,
-                                  ("shapes-clip", "shapes-gpt2")),
-           "shapes_vlm": (shapes_vlm, (zoo.train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
-                          ("shapes-clip", "shapes-gpt2")),
-           "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-           "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-           "vit_digits": (vit_digits, (vit_recipe, digits), ())}
-CONNECTOR_FIELDS = ("train_images", "val_images", "connector_batch_size", "connector_steps", "connector_lr",
-                    "num_query_tokens")
+STUDIES = {
+    "clip_infonce": (clip_infonce, (*CLIP_RECIPE, recipes.make_shapes_clip, clip.info_nce), ()),
+    "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
+    "qformer_connector": (
+        qformer_connector,
+        (*CONNECTOR_RECIPE, *VLM_CODE, qformer),
+        ("shapes-clip", "shapes-gpt2"),
+    ),
+    "connector_variants": (
+        connector_variants.connector_variants,
+        CONNECTOR_VARIANTS_RECIPE,
+        ("shapes-clip", "shapes-gpt2"),
+    ),
+    "shapes_vlm": (
+        shapes_vlm,
+        (zoo.train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
+        ("shapes-clip", "shapes-gpt2"),
+    ),
+    "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
+    "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
+    "vit_digits": (vit_digits, (vit_recipe, digits), ()),
+}
+CONNECTOR_FIELDS = (
+    "train_images",
+    "val_images",
+    "connector_batch_size",
+    "connector_steps",
+    "connector_lr",
+    "num_query_tokens",
+)
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
-CLIP_FIELDS = ("image_size", "train_images", "val_images", "clip_batch_size", "clip_steps", "clip_lr")
-FIELDS = {"clip_infonce": CLIP_FIELDS, "clip_variants": CLIP_FIELDS,
-          "qformer_connector": CONNECTOR_FIELDS, "shapes_vlm": CONNECTOR_FIELDS,
-          "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
-          "llava_stages": LLAVA_FIELDS, "llava_failures": LLAVA_FIELDS,
-          "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")}
+CLIP_FIELDS = (
+    "image_size",
+    "train_images",
+    "val_images",
+    "clip_batch_size",
+    "clip_steps",
+    "clip_lr",
+)
+FIELDS = {
+    "clip_infonce": CLIP_FIELDS,
+    "clip_variants": CLIP_FIELDS,
+    "qformer_connector": CONNECTOR_FIELDS,
+    "shapes_vlm": CONNECTOR_FIELDS,
+    "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
+    "llava_stages": LLAVA_FIELDS,
+    "llava_failures": LLAVA_FIELDS,
+    "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
+}
 
 
 def study_hash(name):
     """A hash of all that the record of study `name` depends on: its source, the recipe's, the settings, the zoo."""
     function, recipe, models = _study(name)
     profile = dataclasses.asdict(PROFILES["tiny"])
-    parts = [*(what_counts(inspect.getsource(part)) if callable(part) or inspect.ismodule(part) else repr(part)
-               for part in (function, *recipe)),
-             repr((shapes.VERSION, [profile[field] for field in FIELDS[name]]))]
+    parts = [
+        *(
+            what_counts(inspect.getsource(part))
+            if callable(part) or inspect.ismodule(part)
+            else repr(part)
+            for part in (function, *recipe)
+        ),
+        repr((shapes.VERSION, [profile[field] for field in FIELDS[name]])),
+    ]
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())
@@ -218,6 +344,7 @@ def what_counts(source):
     `check_...`, a warning, an `if` or `for` around these alone, and an `if` that ends in `raise`, whatever it does
     before. The same on every version of Python.
     """
+
     def idle(node):
         if isinstance(node, ast.If | ast.For):
             stops = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
@@ -225,12 +352,19 @@ def what_counts(source):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             name = ast.unparse(node.value.func)
             return name == "warnings.warn" or name.split(".")[-1].lstrip("_").startswith("check_")
-        return isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        return (
+            isinstance(node, ast.Raise)
+            or isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+        )
 
     def written(node):
         if isinstance(node, ast.AST):
-            fields = [f"{name}={written(value)}" for name, value in ast.iter_fields(node)
-                      if value not in (None, []) and name not in ("ctx", "kind")]
+            fields = [
+                f"{name}={written(value)}"
+                for name, value in ast.iter_fields(node)
+                if value not in (None, []) and name not in ("ctx", "kind")
+            ]
             return f"{type(node).__name__}({', '.join(fields)})"
         if isinstance(node, list):
             kept = (item for item in node if not (isinstance(item, ast.stmt) and idle(item)))
@@ -255,27 +389,54 @@ def run(name, *, seeds=3, profile=None, folder=None):
         except UserError:  # not there yet
             started = time.time()
             history, figures = function(seed, profile)
-            part = {"steps": history.steps, "losses": _round(history.losses), "seconds": _round(history.seconds),
-                    "figures": {k: round(v, 4) for k, v in figures.items()}, "took": time.time() - started}
+            part = {
+                "steps": history.steps,
+                "losses": _round(history.losses),
+                "seconds": _round(history.seconds),
+                "figures": {k: round(v, 4) for k, v in figures.items()},
+                "took": time.time() - started,
+            }
             write_json(kept[-1], part)
-            print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+            print(
+                f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()),
+                flush=True,
+            )
         runs.append({"seed": seed, **part})
     seconds = round(sum(run.pop("took") for run in runs))
     losses = np.array([run["losses"] for run in runs])
     shared = [key for key in runs[0]["figures"] if all(key in run["figures"] for run in runs)]
     compute = get_compute()
     record = {
-        "name": name, "what": inspect.getdoc(function), "command": f"vlm-lite study {name} --seeds {seeds}",
-        "settings": {field: getattr(profile, field) for field in FIELDS[name]}, "seeds": list(range(seeds)),
-        "hash": stamp, "runs": runs, "seconds": seconds,
+        "name": name,
+        "what": inspect.getdoc(function),
+        "command": f"vlm-lite study {name} --seeds {seeds}",
+        "settings": {field: getattr(profile, field) for field in FIELDS[name]},
+        "seeds": list(range(seeds)),
+        "hash": stamp,
+        "runs": runs,
+        "seconds": seconds,
         "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
         "torch": torch.__version__,
-        "band": {"steps": runs[0]["steps"], "mean": _round(losses.mean(0)), "low": _round(losses.min(0)),
-                 "high": _round(losses.max(0))},
-        "summary": {key: dict(zip(("mean", "low", "high"), _summary([run["figures"][key] for run in runs]),
-                                  strict=True)) for key in shared},
+        "band": {
+            "steps": runs[0]["steps"],
+            "mean": _round(losses.mean(0)),
+            "low": _round(losses.min(0)),
+            "high": _round(losses.max(0)),
+        },
+        "summary": {
+            key: dict(
+                zip(
+                    ("mean", "low", "high"),
+                    _summary([run["figures"][key] for run in runs]),
+                    strict=True,
+                )
+            )
+            for key in shared
+        },
     }
-    path = Path(folder or Path(__file__).resolve().parent.parent / "data" / "results") / f"{name}.json"
+    path = (
+        Path(folder or Path(__file__).resolve().parent.parent / "data" / "results") / f"{name}.json"
+    )
     write_json(path, record)
     for part in kept:
         part.unlink(missing_ok=True)
@@ -285,9 +446,17 @@ def run(name, *, seeds=3, profile=None, folder=None):
 def _kept_at(name, stamp, profile, seed):
     """Where a seed of a study waits for the rest; another study, setting or precision has another place."""
     compute = get_compute()
-    mark = (stamp, [getattr(profile, field) for field in FIELDS[name]], seed, compute.device,
-            compute.mixed_precision, torch.__version__)
-    return home() / "studies" / f"{name}-{hashlib.sha256(repr(mark).encode()).hexdigest()[:24]}.json"
+    mark = (
+        stamp,
+        [getattr(profile, field) for field in FIELDS[name]],
+        seed,
+        compute.device,
+        compute.mixed_precision,
+        torch.__version__,
+    )
+    return (
+        home() / "studies" / f"{name}-{hashlib.sha256(repr(mark).encode()).hexdigest()[:24]}.json"
+    )
 
 
 def load_study(name):

@@ -22,7 +22,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
-from vlm_lite.checkpoints import load_checkpoint, save_checkpoint, trainable_parameters, writable_folder
+from vlm_lite.checkpoints import (
+    load_checkpoint,
+    save_checkpoint,
+    trainable_parameters,
+    writable_folder,
+)
 from vlm_lite.files import UserError
 from vlm_lite.optim import MuonAdamW
 
@@ -58,15 +63,22 @@ def weight_decay_groups(model, weight_decay):
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     decayed, plain = [], []
     for name, parameter in trainable_parameters(model).items():
-        is_matrix = parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
+        is_matrix = (
+            parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
+        )
         (decayed if is_matrix else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
 def step_seed(seed, step, what="step"):
     """A 64-bit seed that depends on `(seed, step, what)` only."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()[:8], "little") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()[:8], "little") >> 1
+    )
 
 
 def _seed_everything(value, device):
@@ -78,9 +90,28 @@ def _seed_everything(value, device):
     random.seed(value)
 
 
-def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05, max_grad_norm=1.0, compute=None,
-          seed=0, checkpoint=None, checkpoint_every=200, log_every=10, progress=True, description="", on_step=None,
-          settings=None, shard=None, optimizer="adamw"):
+def train(
+    model,
+    batches,
+    loss_fn,
+    *,
+    steps,
+    lr,
+    weight_decay=0.01,
+    warmup=0.05,
+    max_grad_norm=1.0,
+    compute=None,
+    seed=0,
+    checkpoint=None,
+    checkpoint_every=200,
+    log_every=10,
+    progress=True,
+    description="",
+    on_step=None,
+    settings=None,
+    shard=None,
+    optimizer="adamw",
+):
     """Train the parameters of `model` that require a gradient, and return a History. The model is changed in place.
 
     batches: function `(step, generator) -> batch`, a tensor or nested tuples/dicts of CPU tensors; `generator` is a
@@ -105,8 +136,10 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
     and raises KeyboardInterrupt; a second Ctrl-C stops at once.
     """
     if steps < 1 or log_every < 1 or checkpoint_every < 1:
-        raise UserError(f"steps={steps}, log_every={log_every}, checkpoint_every={checkpoint_every}: each must be at "
-                        "least 1.")
+        raise UserError(
+            f"steps={steps}, log_every={log_every}, checkpoint_every={checkpoint_every}: each must be at "
+            "least 1."
+        )
     if optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer={optimizer!r}; expected 'adamw' or 'muon'.")
     trainable_parameters(model)
@@ -117,27 +150,44 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
     parameters = trainable_parameters(model)
     kind, groups = optimizer, weight_decay_groups(model, weight_decay)
     # The fused AdamW is one call for all tensors: 5 times faster than the loop on a CPU as well (60 tensors, measured).
-    optimizer = accelerator.prepare(MuonAdamW(groups, lr) if kind == "muon" else
-                                    torch.optim.AdamW(groups, lr=lr, fused=True))
-    fingerprint = {"steps": steps, "lr": lr, "optimizer": kind, "weight_decay": weight_decay, "warmup": warmup,
-                   "seed": seed, "max_grad_norm": max_grad_norm, "log_every": log_every, **(settings or {}),
-                   "parameters": {name: list(p.shape) for name, p in parameters.items()}}
+    optimizer = accelerator.prepare(
+        MuonAdamW(groups, lr) if kind == "muon" else torch.optim.AdamW(groups, lr=lr, fused=True)
+    )
+    fingerprint = {
+        "steps": steps,
+        "lr": lr,
+        "optimizer": kind,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "seed": seed,
+        "max_grad_norm": max_grad_norm,
+        "log_every": log_every,
+        **(settings or {}),
+        "parameters": {name: list(p.shape) for name, p in parameters.items()},
+    }
     fingerprint = json.loads(json.dumps(fingerprint))
     history, window, done, saved = History(), [], 0, -1
     if checkpoint is not None:
         checkpoint = writable_folder(checkpoint)
-        state = load_checkpoint(checkpoint, model, optimizer.optimizer, accelerator.scaler, fingerprint)
+        state = load_checkpoint(
+            checkpoint, model, optimizer.optimizer, accelerator.scaler, fingerprint
+        )
         if state is not None:
             history, window, done = History(**state["history"]), state["window"], state["step"]
             saved = done
     elapsed = state["seconds"] if saved >= 0 else 0.0
-    pending, figures = [], {}  # per step (loss, gradient norm); floats on a CPU, tensors not yet fetched on a GPU
+    pending, figures = (
+        [],
+        {},
+    )  # per step (loss, gradient norm); floats on a CPU, tensors not yet fetched on a GPU
 
     def fetch():
         """Bring pending losses to the CPU, check them, and add them to the window of the next history entry."""
         if not pending:
             return
-        rows = torch.tensor(pending) if on_cpu else torch.stack([torch.stack(row) for row in pending])
+        rows = (
+            torch.tensor(pending) if on_cpu else torch.stack([torch.stack(row) for row in pending])
+        )
         for offset, (loss, norm) in enumerate(rows.tolist()):
             _check_finite(loss, norm, done - len(pending) + offset + 1, accelerator.mixed_precision)
             window.append(loss)
@@ -145,8 +195,12 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
 
     def record():
         fetch()
-        values = {"steps": done, "losses": sum(window) / len(window), "seconds": round(elapsed, 3),
-                  "learning_rates": learning_rate(done - 1, steps=steps, lr=lr, warmup=warmup)}
+        values = {
+            "steps": done,
+            "losses": sum(window) / len(window),
+            "seconds": round(elapsed, 3),
+            "learning_rates": learning_rate(done - 1, steps=steps, lr=lr, warmup=warmup),
+        }
         for name, value in values.items():
             getattr(history, name).append(value)
         for name, value in figures.items():
@@ -162,16 +216,33 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
             if not accelerator.is_main_process:
                 saved = done
                 return accelerator.wait_for_everyone()
-            save_checkpoint(checkpoint, model, optimizer.optimizer, accelerator.scaler, {
-                "step": done, "seconds": elapsed, "window": window, "history": dataclasses.asdict(history),
-                "fingerprint": fingerprint})
+            save_checkpoint(
+                checkpoint,
+                model,
+                optimizer.optimizer,
+                accelerator.scaler,
+                {
+                    "step": done,
+                    "seconds": elapsed,
+                    "window": window,
+                    "history": dataclasses.asdict(history),
+                    "fingerprint": fingerprint,
+                },
+            )
             saved = done
             accelerator.wait_for_everyone()
 
     was_training, mid_step, pieces = model.training, False, 1
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    bar = tqdm(total=steps, initial=done, desc=description or None, ncols=width, mininterval=1.0, unit="step",
-               disable=not progress or done == steps or not accelerator.is_main_process)
+    bar = tqdm(
+        total=steps,
+        initial=done,
+        desc=description or None,
+        ncols=width,
+        mininterval=1.0,
+        unit="step",
+        disable=not progress or done == steps or not accelerator.is_main_process,
+    )
     with bar, _DeferredInterrupt() as interrupt:
         try:
             while done < steps:
@@ -182,20 +253,28 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                 batch = batches(done, torch.Generator().manual_seed(step_seed(seed, done, "batch")))
                 weight = 1.0
                 if several:
-                    batch, weight = shard(batch, accelerator.process_index, accelerator.num_processes)
+                    batch, weight = shard(
+                        batch, accelerator.process_index, accelerator.num_processes
+                    )
                 if not on_cpu:
                     batch = send_to_device(batch, device, non_blocking=True)
                 for group in optimizer.param_groups:
-                    group["lr"] = group.get("share", 1.0) * learning_rate(done, steps=steps, lr=lr, warmup=warmup)
+                    group["lr"] = group.get("share", 1.0) * learning_rate(
+                        done, steps=steps, lr=lr, warmup=warmup
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 mid_step = True
                 while True:
                     try:
-                        loss, figures = _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, done + 1)
+                        loss, figures = _backward(
+                            accelerator, model, batch, loss_fn, weight, pieces, shard, done + 1
+                        )
                         break
                     except torch.OutOfMemoryError as error:
                         pieces = _more_pieces(batch, pieces, shard, done + 1, error)
-                    optimizer.zero_grad(set_to_none=True)  # here the error, and with it what it holds, is gone
+                    optimizer.zero_grad(
+                        set_to_none=True
+                    )  # here the error, and with it what it holds, is gone
                     torch.cuda.empty_cache()
                     _seed_everything(step_seed(seed, done), device)
                 loss = _average(accelerator, loss, parameters.values()) if several else loss
@@ -204,7 +283,9 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                     _check_finite(0.0, norm.item(), done + 1, accelerator.mixed_precision)
                 optimizer.step()
                 done, mid_step = done + 1, False
-                pending.append((loss.item(), norm.item()) if on_cpu else (loss.detach().float(), norm.float()))
+                pending.append(
+                    (loss.item(), norm.item()) if on_cpu else (loss.detach().float(), norm.float())
+                )
                 elapsed += time.perf_counter() - started
                 if done % log_every == 0 or done == steps:
                     record()
@@ -216,10 +297,15 @@ def train(model, batches, loss_fn, *, steps, lr, weight_decay=0.01, warmup=0.05,
                 if interrupt.asked:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            if not mid_step:  # after a second Ctrl-C the step may be half done: then the checkpoint before stands
+            if (
+                not mid_step
+            ):  # after a second Ctrl-C the step may be half done: then the checkpoint before stands
                 save()
-            where = (f"Saved up to step {max(saved, 0)} in {checkpoint}: the same call goes on from there."
-                     if checkpoint is not None else "Nothing was saved: give `checkpoint` a folder to go on later.")
+            where = (
+                f"Saved up to step {max(saved, 0)} in {checkpoint}: the same call goes on from there."
+                if checkpoint is not None
+                else "Nothing was saved: give `checkpoint` a folder to go on later."
+            )
             tqdm.write(f"Stopped after step {done} of {steps}. {where}")
             raise
         finally:
@@ -236,8 +322,10 @@ def equal_shares(batch, rank, processes):
     batch: tensors (B, ...). UserError unless B is a multiple of `processes`: what is gathered must be of one size.
     """
     if any(len(part) % processes for part in batch):
-        raise UserError(f"a batch of {len(batch[0])} cannot be shared out equally among {processes} processes. "
-                        f"Take a batch size that is a multiple of {processes}.")
+        raise UserError(
+            f"a batch of {len(batch[0])} cannot be shared out equally among {processes} processes. "
+            f"Take a batch size that is a multiple of {processes}."
+        )
     return tuple(part.chunk(processes)[rank] for part in batch), 1.0
 
 
@@ -251,22 +339,29 @@ def _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, step):
         loss, found = result if isinstance(result, tuple) else (result, {})
         _check_loss(loss)
         loss = loss * (weight * share / pieces)
-        if accelerator.device.type == "cpu":  # reading a number is free there: a bad step is caught before it harms
+        if (
+            accelerator.device.type == "cpu"
+        ):  # reading a number is free there: a bad step is caught before it harms
             _check_finite(loss.item(), 0.0, step, accelerator.mixed_precision)
         accelerator.backward(loss)
         total = total + loss.detach()
-        figures = {name: figures.get(name, 0.0) + value * share / pieces for name, value in found.items()}
+        figures = {
+            name: figures.get(name, 0.0) + value * share / pieces for name, value in found.items()
+        }
     return total, figures
 
 
 def _more_pieces(batch, pieces, shard, step, error):
     """Twice as many pieces for a batch that did not fit; UserError where it cannot be cut any smaller."""
     if shard in (None, equal_shares) or 2 * pieces > len(batch[0]):
-        raise UserError(f"out of GPU memory at step {step}, and the batch cannot be cut any smaller here. Give "
-                        "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."
-                        ) from error
-    tqdm.write(f"Out of GPU memory at step {step}: from here on a batch of {len(batch[0])} goes in {2 * pieces} parts, "
-               "one after another. Their gradients add up, so the effective batch stays as it is.")
+        raise UserError(
+            f"out of GPU memory at step {step}, and the batch cannot be cut any smaller here. Give "
+            "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."
+        ) from error
+    tqdm.write(
+        f"Out of GPU memory at step {step}: from here on a batch of {len(batch[0])} goes in {2 * pieces} parts, "
+        "one after another. Their gradients add up, so the effective batch stays as it is."
+    )
     return 2 * pieces
 
 
@@ -275,7 +370,9 @@ def _average(accelerator, loss, parameters):
     gradients = [p.grad for p in parameters if p.grad is not None]
     message = torch.cat([loss.detach().float().view(1), *(g.float().flatten() for g in gradients)])
     mean = accelerator.reduce(message, reduction="mean")
-    for gradient, part in zip(gradients, mean[1:].split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(
+        gradients, mean[1:].split([g.numel() for g in gradients]), strict=True
+    ):
         gradient.copy_(part.view_as(gradient))
     return mean[0]
 
@@ -284,39 +381,58 @@ def _accelerator(compute, shard=None):
     """An Accelerator for `compute`. Accelerate keeps one state a process: a changed precision needs a fresh one."""
     if compute is None:
         from vlm_lite import profiles
+
         compute = profiles.get_compute()
     kind = torch.device(compute.device).type
     options = {"mixed_precision": compute.mixed_precision, "cpu": kind == "cpu"}
     state = AcceleratorState._shared_state
-    if state and (state.get("_mixed_precision") != compute.mixed_precision or state["device"].type != kind):
+    if state and (
+        state.get("_mixed_precision") != compute.mixed_precision or state["device"].type != kind
+    ):
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(**options)
     if accelerator.device.type != kind:
-        raise UserError(f"device {compute.device!r} was asked for; this machine offers {accelerator.device.type!r}. "
-                        "Run `vlm-lite doctor` to see what it has.")
+        raise UserError(
+            f"device {compute.device!r} was asked for; this machine offers {accelerator.device.type!r}. "
+            "Run `vlm-lite doctor` to see what it has."
+        )
     if accelerator.num_processes > 1 and shard is None:
-        raise UserError(f"this training runs in one process, and {accelerator.num_processes} were launched. "
-                        "Start it with plain `python`.")
+        raise UserError(
+            f"this training runs in one process, and {accelerator.num_processes} were launched. "
+            "Start it with plain `python`."
+        )
     return accelerator
 
 
 def _check_loss(loss):
     if not torch.is_tensor(loss) or loss.ndim != 0:
-        found = f"a tensor of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else f"a {type(loss).__name__}"
-        raise UserError(f"loss_fn returned {found}, and a scalar tensor was expected: take the mean over the batch.")
+        found = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if torch.is_tensor(loss)
+            else f"a {type(loss).__name__}"
+        )
+        raise UserError(
+            f"loss_fn returned {found}, and a scalar tensor was expected: take the mean over the batch."
+        )
     if not loss.requires_grad:
-        raise UserError("the loss of loss_fn carries no gradient. Look for torch.no_grad(), inference_mode(), "
-                        ".detach() or .item() between the model and the loss.")
+        raise UserError(
+            "the loss of loss_fn carries no gradient. Look for torch.no_grad(), inference_mode(), "
+            ".detach() or .item() between the model and the loss."
+        )
 
 
 def _check_finite(loss, norm, step, mixed_precision):
-    scaled = mixed_precision == "fp16"  # its GradScaler meets infinite gradients itself, and skips the step
+    scaled = (
+        mixed_precision == "fp16"
+    )  # its GradScaler meets infinite gradients itself, and skips the step
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return
     found = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-    raise UserError(f"{found} at step {step}. Check, in this order: a learning rate that is too high (try a tenth); a "
-                    "batch with no label to learn from (all -100) or with NaN in it; a log or a division by zero in "
-                    f"the loss; mixed precision (it is {mixed_precision!r}: try 'no').")
+    raise UserError(
+        f"{found} at step {step}. Check, in this order: a learning rate that is too high (try a tenth); a "
+        "batch with no label to learn from (all -100) or with NaN in it; a log or a division by zero in "
+        f"the loss; mixed precision (it is {mixed_precision!r}: try 'no')."
+    )
 
 
 class _DeferredInterrupt:
@@ -324,7 +440,10 @@ class _DeferredInterrupt:
 
     def __enter__(self):
         self.asked, self.before = 0, None
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not None
+        ):
             self.before = signal.signal(signal.SIGINT, self._ask)
         return self
 

@@ -27,8 +27,16 @@ from .models.text import load_language_model
 from .profiles import PROFILES, get_compute
 from .train import train
 
-GPT2 = dict(n_embd=256, n_layer=4, n_head=4, n_positions=256, activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+GPT2 = dict(
+    n_embd=256,
+    n_layer=4,
+    n_head=4,
+    n_positions=256,
+    activation_function="gelu_pytorch_tanh",
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+)
 DOCUMENT_TOKENS = 160
 
 
@@ -50,8 +58,8 @@ def _documents(seed, start, stop):
         for part, segment in enumerate(tokens):
             if position + len(segment) > DOCUMENT_TOKENS:
                 break
-            ids[row, position:position + len(segment)] = segment
-            is_output[row, position:position + len(segment)] = part > 0 and part % 2 == 0
+            ids[row, position : position + len(segment)] = segment
+            is_output[row, position : position + len(segment)] = part > 0 and part % 2 == 0
             position += len(segment)
     return ids, is_output
 
@@ -81,7 +89,9 @@ def _source_hash(*modules):
     return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
 
 
-def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0, start=None):
+def build_gpt2(
+    folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0, start=None
+):
     """Train the brain on text only and write it to `folder`. `start`: the folder of a brain to go on from."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -89,18 +99,30 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
     tokenizer = language.make_tokenizer()
     eos = tokenizer.eos_token_id
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=eos, eos_token_id=eos,
-                                       pad_token_id=tokenizer.pad_token_id, attn_implementation="eager", **GPT2))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            bos_token_id=eos,
+            eos_token_id=eos,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager",
+            **GPT2,
+        )
+    )
     if start is not None:
         model.load_state_dict(load_language_model(start)[0].state_dict())
     ids, is_output = text_corpus(documents, seed=seed)
-    window = 16 * batch_size  # documents of nearly one length share a batch, so that little of it is padding
+    window = (
+        16 * batch_size
+    )  # documents of nearly one length share a batch, so that little of it is padding
 
     def batches(step, generator):
         start = int(torch.randint(len(ids) - window, (1,), generator=generator))
         rows = start + torch.randperm(window, generator=generator)[:batch_size]
         tokens, outputs = ids[rows].long(), is_output[rows]
-        longest = 16 * -(-int((tokens > 0).sum(1).max()) // 16)  # few shapes: a CPU plans its matmuls once for each
+        longest = 16 * -(
+            -int((tokens > 0).sum(1).max()) // 16
+        )  # few shapes: a CPU plans its matmuls once for each
         return tokens[:, :longest], outputs[:, :longest]
 
     def loss_fn(model, batch):
@@ -108,22 +130,48 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
         hidden = model.transformer(tokens, use_cache=False).last_hidden_state[:, :-1]
         target, learn = tokens[:, 1:], outputs[:, 1:]
         logits = model.lm_head(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(
+            target
+        )
         # Descriptions and questions are random: nothing is to be learned from them but their grammar.
         weight = torch.where(learn, 1.0, 0.1) * (target > 0)
         answers = (loss * learn).sum().detach() / learn.sum()
         return (loss * weight).sum() / weight.sum(), {"answers": answers}
 
-    history = train(model, batches, loss_fn, steps=steps, lr=lr, weight_decay=0.01, seed=seed, checkpoint_every=500,
-                    checkpoint=home() / "zoo-runs" / "shapes-gpt2", description="shapes-gpt2", log_every=50)
+    history = train(
+        model,
+        batches,
+        loss_fn,
+        steps=steps,
+        lr=lr,
+        weight_decay=0.01,
+        seed=seed,
+        checkpoint_every=500,
+        checkpoint=home() / "zoo-runs" / "shapes-gpt2",
+        description="shapes-gpt2",
+        log_every=50,
+    )
     model.eval()
     scores = reading_scores(model, tokenizer, seed=seed + 1)
     with atomic_dir(folder) as temporary:
         model.half().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        _card(temporary, "shapes-gpt2", "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
-              dict(steps=steps, documents=documents, batch_size=batch_size, lr=lr, seed=seed, start=start), history,
-              scores, started)
+        _card(
+            temporary,
+            "shapes-gpt2",
+            "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
+            dict(
+                steps=steps,
+                documents=documents,
+                batch_size=batch_size,
+                lr=lr,
+                seed=seed,
+                start=start,
+            ),
+            history,
+            scores,
+            started,
+        )
 
 
 @torch.no_grad()
@@ -143,12 +191,20 @@ def reading_scores(model, tokenizer, *, scenes_count=500, seed=1):
             for i in rng.permutation(len(same))[:2]:
                 rows.append((language.describe(scene, rng if index % 2 else None), *same[i]))
     scores = {}
-    for name, prompts in (("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
-                          ("blind", [language.short_prompt(q) for _, q, _, _ in rows])):
-        right = np.array([vqa_accuracy(answer, [row[2]] * 10) for answer, row in
-                          zip(_first_words(model, tokenizer, prompts), rows, strict=True)])
+    for name, prompts in (
+        ("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
+        ("blind", [language.short_prompt(q) for _, q, _, _ in rows]),
+    ):
+        right = np.array(
+            [
+                vqa_accuracy(answer, [row[2]] * 10)
+                for answer, row in zip(_first_words(model, tokenizer, prompts), rows, strict=True)
+            ]
+        )
         kinds = np.array([row[3] for row in rows])
-        scores[name] = {kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))}
+        scores[name] = {
+            kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))
+        }
         scores[name]["all"] = round(100 * float(np.mean(right)), 1)
     return scores
 
@@ -157,25 +213,45 @@ def _first_words(model, tokenizer, prompts, batch_size=250):
     """The most likely next word of each prompt: enough for short answers, which are one word."""
     words = []
     for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(prompts[start:start + batch_size], padding=True, return_tensors="pt")
+        batch = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt")
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         last = batch["attention_mask"].sum(1) - 1
-        words += tokenizer.convert_ids_to_tokens(logits[torch.arange(len(last)), last].argmax(-1).tolist())
+        words += tokenizer.convert_ids_to_tokens(
+            logits[torch.arange(len(last)), last].argmax(-1).tolist()
+        )
     return words
 
 
 def _card(folder, name, what, settings, history, scores, started):
     """Write a model card (README.md) and the same facts for programs (card.json) into `folder`."""
     compute = get_compute()
-    facts = {"name": name, "command": f"vlm-lite zoo build {name}", "settings": settings, "scores": scores,
-             "seconds": round(history.seconds[-1]), "seconds_in_all": round(time.time() - started),
-             "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
-             "torch": torch.__version__}
+    facts = {
+        "name": name,
+        "command": f"vlm-lite zoo build {name}",
+        "settings": settings,
+        "scores": scores,
+        "seconds": round(history.seconds[-1]),
+        "seconds_in_all": round(time.time() - started),
+        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "torch": torch.__version__,
+    }
     write_json(folder / "card.json", facts)
-    lines = [f"# {name}", "", f"{what[0].upper()}{what[1:]}.", "", f"Made by `{facts['command']}` with settings "
-             f"`{json.dumps(settings)}` in {facts['seconds']} s of training on {facts['hardware']}; torch "
-             f"{facts['torch']}. Licence: Apache-2.0, like the course.", "", "## Scores", "", "```json",
-             json.dumps(scores, indent=1), "```", ""]
+    lines = [
+        f"# {name}",
+        "",
+        f"{what[0].upper()}{what[1:]}.",
+        "",
+        f"Made by `{facts['command']}` with settings "
+        f"`{json.dumps(settings)}` in {facts['seconds']} s of training on {facts['hardware']}; torch "
+        f"{facts['torch']}. Licence: Apache-2.0, like the course.",
+        "",
+        "## Scores",
+        "",
+        "```json",
+        json.dumps(scores, indent=1),
+        "```",
+        "",
+    ]
     with atomic_write(folder / "README.md", "w") as file:
         file.write("\n".join(lines))
 
@@ -187,22 +263,49 @@ def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
     captions, _ = shapes.load_shapes("train", profile.train_images)
     images, texts, _ = recipes.load_pictures(captions)
     model = recipes.make_shapes_clip(tokenizer, seed=seed)
-    settings = dict(steps=steps, batch_size=profile.clip_batch_size, lr=lr, optimizer="muon", weight_decay=0.01,
-                    hard_negatives=True, seed=seed)
-    history = recipes.train_clip(model, images, texts, tokenizer, **settings, loss=info_nce_hard,
-                                 checkpoint=home() / "zoo-runs" / "shapes-clip", checkpoint_every=500, log_every=50,
-                                 description="shapes-clip")
+    settings = dict(
+        steps=steps,
+        batch_size=profile.clip_batch_size,
+        lr=lr,
+        optimizer="muon",
+        weight_decay=0.01,
+        hard_negatives=True,
+        seed=seed,
+    )
+    history = recipes.train_clip(
+        model,
+        images,
+        texts,
+        tokenizer,
+        **settings,
+        loss=info_nce_hard,
+        checkpoint=home() / "zoo-runs" / "shapes-clip",
+        checkpoint_every=500,
+        log_every=50,
+        description="shapes-clip",
+    )
     scores = {}
     for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
         pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, count)[0])
         found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
-        scores[split] = {way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()}
-        scores[split]["tells apart"] = round(recipes.tells_apart(model, pictures, [t[0] for t in texts], tokenizer), 4)
+        scores[split] = {
+            way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()
+        }
+        scores[split]["tells apart"] = round(
+            recipes.tells_apart(model, pictures, [t[0] for t in texts], tokenizer), 4
+        )
     with atomic_dir(folder) as temporary:
         model.save_pretrained(temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
-        _card(temporary, "shapes-clip", "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right "
-              "captions", {**settings, "images": profile.train_images}, history, scores, started)
+        _card(
+            temporary,
+            "shapes-clip",
+            "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right captions",
+            {**settings, "images": profile.train_images},
+            history,
+            scores,
+            started,
+        )
 
 
 def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
@@ -216,27 +319,59 @@ def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
     images, _, ids = recipes.load_pictures(captions)
     said = recipes.picture_exchanges(captions, questions, chat=True)
     for image_id, description in zip(ids, captions["description"][:], strict=True):
-        said[image_id] += instructions.more_exchanges(description, np.random.default_rng([5, image_id]))
+        said[image_id] += instructions.more_exchanges(
+            description, np.random.default_rng([5, image_id])
+        )
     vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
-    settings = dict(steps=steps or 8 * profile.connector_steps, batch_size=profile.connector_batch_size,
-                    lr=profile.connector_lr / 2, optimizer="muon", seed=seed)
-    history = recipes.train_connector(vlm, recipes.picture_features(vlm.vision, images), [said[i] for i in ids],
-                                      **settings, **options, description=f"shapes-vlm, seed {seed}")
-    return vlm, history, recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images)), settings
+    settings = dict(
+        steps=steps or 8 * profile.connector_steps,
+        batch_size=profile.connector_batch_size,
+        lr=profile.connector_lr / 2,
+        optimizer="muon",
+        seed=seed,
+    )
+    history = recipes.train_connector(
+        vlm,
+        recipes.picture_features(vlm.vision, images),
+        [said[i] for i in ids],
+        **settings,
+        **options,
+        description=f"shapes-vlm, seed {seed}",
+    )
+    return (
+        vlm,
+        history,
+        recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images)),
+        settings,
+    )
 
 
 def build_vlm(folder, *, steps=None, seed=0):
     """Train the nerve between the shipped eye and brain, as the study `shapes_vlm` does; write it to `folder`."""
     started = time.time()
-    vlm, history, result, settings = train_vlm(seed, steps=steps, checkpoint=home() / "zoo-runs" / "shapes-vlm",
-                                               checkpoint_every=200)
-    scores = {"VQA on val, percent": {k: round(100 * v.value, 1) for k, v in result.accuracy.items()},
-              "bridge score": str(result.bridge), "questions": result.overall.count}
+    vlm, history, result, settings = train_vlm(
+        seed, steps=steps, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=200
+    )
+    scores = {
+        "VQA on val, percent": {k: round(100 * v.value, 1) for k, v in result.accuracy.items()},
+        "bridge score": str(result.bridge),
+        "questions": result.overall.count,
+    }
     count = vlm.connector.settings["num_query_tokens"]
     with atomic_dir(folder) as temporary:
-        vlm.save_pretrained(temporary, vision_model="shapes-clip", language_model="shapes-gpt2", dtype=torch.float16)
-        _card(temporary, "shapes-vlm", f"the nerve between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
-              "trained on captions, questions and instructions", settings, history, scores, started)
+        vlm.save_pretrained(
+            temporary, vision_model="shapes-clip", language_model="shapes-gpt2", dtype=torch.float16
+        )
+        _card(
+            temporary,
+            "shapes-vlm",
+            f"the nerve between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
+            "trained on captions, questions and instructions",
+            settings,
+            history,
+            scores,
+            started,
+        )
 
 
 BUILDERS = {"shapes-gpt2": build_gpt2, "shapes-clip": build_clip, "shapes-vlm": build_vlm}

@@ -61,7 +61,7 @@ class Site:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        half = data[:len(data) // 2]
+        half = data[: len(data) // 2]
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(half if fault == "short" else data)))
         handler.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
@@ -71,7 +71,7 @@ class Site:
             return
         if fault == "slow":
             for start in range(0, len(data), 1 + len(data) // 20):
-                handler.wfile.write(data[start:start + 1 + len(data) // 20])
+                handler.wfile.write(data[start : start + 1 + len(data) // 20])
                 time.sleep(0.01)
         elif fault in ("cut", "short", "stall"):
             handler.wfile.write(half)
@@ -85,11 +85,25 @@ class Site:
     def add_model(self, name, files, revision="main"):
         """A model repository of the hub: {file name: bytes} at a revision."""
         commit = hashlib.sha1(revision.encode()).hexdigest()
-        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps({
-            "id": name, "sha": commit, "private": False, "siblings": [{"rfilename": file} for file in files]}).encode()
-        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps([
-            {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-            for file, data in files.items()]).encode()
+        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps(
+            {
+                "id": name,
+                "sha": commit,
+                "private": False,
+                "siblings": [{"rfilename": file} for file in files],
+            }
+        ).encode()
+        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps(
+            [
+                {
+                    "type": "file",
+                    "path": file,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
+                for file, data in files.items()
+            ]
+        ).encode()
         for file, data in files.items():
             for place in (revision, commit):
                 self.files[f"/{name}/resolve/{place}/{file}"] = data

@@ -24,16 +24,25 @@ def official():
     load_shapes_benchmarks("val", 32)
     world = home() / f"shapes-v{VERSION}" / "val-32-0"
     notes, images = world / "annotations", ["--images", str(world / "images" / "shapes_val")]
-    return {"captions": ["--annotations", str(notes / "captions_shapes_val.json"), *images],
-            "vqa": ["--questions", str(notes / "v2_OpenEnded_mscoco_shapes_val_questions.json"),
-                    "--annotations", str(notes / "v2_mscoco_shapes_val_annotations.json"), *images],
-            "llava": ["--annotations", str(notes / "llava_instruct_shapes_val.json"), *images],
-            "pope": ["--annotations", str(notes / "shapes_pope_val.json"), *images],
-            "mmbench": ["--annotations", str(notes / "mmbench_shapes_val.tsv")]}
+    return {
+        "captions": ["--annotations", str(notes / "captions_shapes_val.json"), *images],
+        "vqa": [
+            "--questions",
+            str(notes / "v2_OpenEnded_mscoco_shapes_val_questions.json"),
+            "--annotations",
+            str(notes / "v2_mscoco_shapes_val_annotations.json"),
+            *images,
+        ],
+        "llava": ["--annotations", str(notes / "llava_instruct_shapes_val.json"), *images],
+        "pope": ["--annotations", str(notes / "shapes_pope_val.json"), *images],
+        "mmbench": ["--annotations", str(notes / "mmbench_shapes_val.tsv")],
+    }
 
 
 @pytest.mark.parametrize("kind", ["captions", "vqa", "llava", "pope", "mmbench"])
-def test_a_sample_of_any_official_file_is_a_folder_that_reads_and_samples_itself(official, kind, tmp_path, capsys):
+def test_a_sample_of_any_official_file_is_a_folder_that_reads_and_samples_itself(
+    official, kind, tmp_path, capsys
+):
     out = tmp_path / "sample"
     assert main(["data", "sample", kind, *official[kind], "--count", "5", "-o", str(out)]) == 0
     table = read_folder(out)
@@ -42,15 +51,21 @@ def test_a_sample_of_any_official_file_is_a_folder_that_reads_and_samples_itself
     column = {"captions": "captions", "llava": "conversation"}.get(kind, "answers")
     assert all(table[column][:])
     again = tmp_path / "again"
-    assert main(["data", "sample", "folder", "--images", str(out), "--count", "5", "-o", str(again)]) == 0
+    assert (
+        main(["data", "sample", "folder", "--images", str(out), "--count", "5", "-o", str(again)])
+        == 0
+    )
     assert (again / "metadata.jsonl").read_text() == (out / "metadata.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["vqa", "--annotations", "a.json"], "vqa needs --questions and --images too"),
-    (["captions", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
-    (["folder", "--images", "nowhere"], "nowhere holds no metadata.jsonl"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vqa", "--annotations", "a.json"], "vqa needs --questions and --images too"),
+        (["captions", "--annotations", "none.json", "--images", "."], "none.json does not exist"),
+        (["folder", "--images", "nowhere"], "nowhere holds no metadata.jsonl"),
+    ],
+)
 def test_a_first_try_that_lacks_something_is_told_what(arguments, message, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["data", "sample", *arguments, "--count", "1", "-o", str(out)]) == 2
@@ -58,7 +73,10 @@ def test_a_first_try_that_lacks_something_is_told_what(arguments, message, tmp_p
 
 
 def test_a_sample_never_overwrites_a_folder(official, tmp_path, capsys):
-    assert main(["data", "sample", "pope", *official["pope"], "--count", "1", "-o", str(tmp_path)]) == 2
+    assert (
+        main(["data", "sample", "pope", *official["pope"], "--count", "1", "-o", str(tmp_path)])
+        == 2
+    )
     assert "is there already" in capsys.readouterr().err
 
 
@@ -71,7 +89,10 @@ def test_the_list_has_every_id_and_address_and_what_a_mirror_makes_of_them(monke
     monkeypatch.setenv("VLM_LITE_MIRROR", "http://mirror.example/")
     assert main(["data", "list"]) == 0
     told = capsys.readouterr().out
-    assert "http://mirror.example/images.cocodataset.org/annotations/annotations_trainval2014.zip" in told
+    assert (
+        "http://mirror.example/images.cocodataset.org/annotations/annotations_trainval2014.zip"
+        in told
+    )
     assert "http://images.cocodataset.org" not in told
 
 

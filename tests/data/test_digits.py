@@ -12,11 +12,16 @@ from vlm_lite.files import UserError
 def test_no_handwritten_image_is_in_both_splits_and_together_they_are_all_of_them():
     from sklearn.datasets import load_digits
 
-    (train, train_classes), (val, val_classes) = digits.load_glyphs("train"), digits.load_glyphs("val")
+    (train, train_classes), (val, val_classes) = (
+        digits.load_glyphs("train"),
+        digits.load_glyphs("val"),
+    )
     assert train.shape == (1297, 8, 8) and val.shape == (500, 8, 8) and train.dtype == torch.uint8
     every = torch.from_numpy((load_digits().images.astype(int) * 255 // 16).astype(np.uint8))
     assert sorted(map(bytes, torch.cat([train, val]).numpy())) == sorted(map(bytes, every.numpy()))
-    assert sorted(torch.cat([train_classes, val_classes]).tolist()) == sorted(load_digits().target.tolist())
+    assert sorted(torch.cat([train_classes, val_classes]).tolist()) == sorted(
+        load_digits().target.tolist()
+    )
     assert not {bytes(each.numpy()) for each in train} & {bytes(each.numpy()) for each in val}
 
 
@@ -24,12 +29,20 @@ def test_no_handwritten_image_is_in_both_splits_and_together_they_are_all_of_the
 def test_the_digit_lies_where_it_is_said_to_and_the_rest_is_paper(size):
     pictures, classes, places = digits.make_canvases("val", 50, size=size, shade=0, noise=0)
     glyphs, targets = digits.load_glyphs("val")
-    known = {(bytes(glyph.numpy()), target) for glyph, target in zip(glyphs, targets.tolist(), strict=True)}
+    known = {
+        (bytes(glyph.numpy()), target)
+        for glyph, target in zip(glyphs, targets.tolist(), strict=True)
+    }
     assert pictures.shape == (50, 3, size, size) and pictures.dtype == torch.uint8
     assert (pictures[:, :1] == pictures).all(), "grey: three equal channels"
-    for picture, target, (top, left) in zip(pictures[:, 0].clone(), classes.tolist(), places.tolist(), strict=True):
-        assert (bytes(picture[top:top + 8, left:left + 8].contiguous().numpy()), target) in known
-        picture[top:top + 8, left:left + 8] = 0
+    for picture, target, (top, left) in zip(
+        pictures[:, 0].clone(), classes.tolist(), places.tolist(), strict=True
+    ):
+        assert (
+            bytes(picture[top : top + 8, left : left + 8].contiguous().numpy()),
+            target,
+        ) in known
+        picture[top : top + 8, left : left + 8] = 0
         assert not picture.any()
 
 
@@ -38,7 +51,7 @@ def paper(**options):
     pictures, _, places = digits.make_canvases("train", 2000, **options)
     values = pictures[:, 0].float()
     for picture, (top, left) in zip(values, places.tolist(), strict=True):
-        picture[top:top + 8, left:left + 8] = torch.nan
+        picture[top : top + 8, left : left + 8] = torch.nan
     return values, places
 
 
@@ -55,7 +68,9 @@ def test_light_is_any_shade_at_the_corners_and_goes_over_evenly_between_them():
     seen = corners[~corners.isnan()]
     assert (seen.min(), seen.max()) == (0, 100) and abs(seen.mean() - 50) < 2
     whole = ~corners.isnan().any(dim=(1, 2))
-    even = F.interpolate(corners[whole][:, None], (13, 13), mode="bilinear", align_corners=True)[:, 0]
+    even = F.interpolate(corners[whole][:, None], (13, 13), mode="bilinear", align_corners=True)[
+        :, 0
+    ]
     away = (values[whole] - even).nan_to_num(-0.5)
     assert whole.sum() > 100 and away.min() > -1 and away.max() < 1e-3  # rounded down
 
@@ -67,10 +82,16 @@ def test_the_same_arguments_give_the_same_pixels_and_other_seeds_and_splits_do_n
     assert not torch.equal(first[2], digits.make_canvases("val", 30, seed=1)[2])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(split="test"), "'test'; the digits have train, val"), (dict(size=7), "size is 7"),
-    (dict(noise=256), "noise 256"), (dict(count=0), "count 0"),
-    (dict(shade=-1), "shade -1")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(split="test"), "'test'; the digits have train, val"),
+        (dict(size=7), "size is 7"),
+        (dict(noise=256), "noise 256"),
+        (dict(count=0), "count 0"),
+        (dict(shade=-1), "shade -1"),
+    ],
+)
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         digits.make_canvases(**arguments)

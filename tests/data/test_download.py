@@ -29,14 +29,18 @@ DATA = bytes(range(256)) * 40
 
 def jpeg(seed=0):
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 48, 3), np.uint8)).save(buffer, "jpeg")
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 48, 3), np.uint8)).save(
+        buffer, "jpeg"
+    )
     return buffer.getvalue()
 
 
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # back-off without the waiting
+    quick = SimpleNamespace(
+        **{**vars(time), "sleep": lambda seconds: None}
+    )  # back-off without the waiting
     monkeypatch.setattr("pooch.core.time", quick)
     monkeypatch.setattr(download, "time", quick)
     monkeypatch.setattr(download, "TIMEOUT", (2, 0.5))
@@ -52,9 +56,13 @@ def item(site, tmp_path, data=DATA, name="a.bin", faults=(), **kw):
     return Item(Source(f"{site.address}/{name}", **kw), tmp_path / "out" / name, picture)
 
 
-@pytest.mark.parametrize("faults", [[], [500, 500], [503, "cut"], ["cut", "cut", "cut"], ["slow"], ["redirect"],
-                                    ["stall"], [429]])
-@pytest.mark.parametrize("known", [{}, {"size": len(DATA), "hash": f"md5:{hashlib.md5(DATA).hexdigest()}"}])
+@pytest.mark.parametrize(
+    "faults",
+    [[], [500, 500], [503, "cut"], ["cut", "cut", "cut"], ["slow"], ["redirect"], ["stall"], [429]],
+)
+@pytest.mark.parametrize(
+    "known", [{}, {"size": len(DATA), "hash": f"md5:{hashlib.md5(DATA).hexdigest()}"}]
+)
 def test_a_file_arrives_whole_through_what_passes(site, tmp_path, faults, known, capsys):
     one = item(site, tmp_path, faults=faults, **known)
     assert fetch([one]) == {}
@@ -65,15 +73,18 @@ def test_a_file_arrives_whole_through_what_passes(site, tmp_path, faults, known,
     assert fetch([one]) == {} and len(site.asked) == asked  # what is there is not asked for again
 
 
-@pytest.mark.parametrize(("faults", "known", "reason"), [
-    ([404], {}, "Absent: the server answers 404"),
-    ([500] * 9, {}, "500 Server Error"),
-    (["cut"] * 9, {}, "IncompleteRead|was cut"),
-    (["short"] * 9, {"size": len(DATA)}, "has 5120 bytes, expected 10240"),
-    (["short"] * 9, {"hash": f"md5:{hashlib.md5(DATA).hexdigest()}"}, "hash"),
-    ([], {"size": len(DATA) + 1}, "has 10240 bytes, expected 10241"),
-    ([], {"hash": f"md5:{'0' * 32}"}, "MD5 hash|hash of downloaded file"),
-])
+@pytest.mark.parametrize(
+    ("faults", "known", "reason"),
+    [
+        ([404], {}, "Absent: the server answers 404"),
+        ([500] * 9, {}, "500 Server Error"),
+        (["cut"] * 9, {}, "IncompleteRead|was cut"),
+        (["short"] * 9, {"size": len(DATA)}, "has 5120 bytes, expected 10240"),
+        (["short"] * 9, {"hash": f"md5:{hashlib.md5(DATA).hexdigest()}"}, "hash"),
+        ([], {"size": len(DATA) + 1}, "has 10240 bytes, expected 10241"),
+        ([], {"hash": f"md5:{'0' * 32}"}, "MD5 hash|hash of downloaded file"),
+    ],
+)
 def test_nothing_wrong_is_kept_and_the_reason_is_said(site, tmp_path, faults, known, reason):
     one = item(site, tmp_path, faults=faults, **known)
     with pytest.raises(UserError, match="1 of 1 files cannot be had: a.bin") as raised:
@@ -92,7 +103,9 @@ def test_a_server_that_trickles_is_given_up_and_asked_again(site, tmp_path, monk
     assert len(site.asked) == 1 + download.RETRIES
 
 
-@pytest.mark.parametrize("harm", [lambda d: d[:len(d) // 2], lambda d: b"<html>404</html>", lambda d: b""])
+@pytest.mark.parametrize(
+    "harm", [lambda d: d[: len(d) // 2], lambda d: b"<html>404</html>", lambda d: b""]
+)
 def test_a_picture_that_does_not_decode_is_not_kept(site, tmp_path, harm):
     one = item(site, tmp_path, data=harm(jpeg()), name="a.jpg", picture=True)
     with pytest.raises(UserError, match="a.jpg .*not a whole picture"):
@@ -104,7 +117,10 @@ def test_a_picture_that_does_not_decode_is_not_kept(site, tmp_path, harm):
 def test_a_decompression_bomb_is_no_picture(tmp_path, monkeypatch):
     (tmp_path / "bomb.jpg").write_bytes(jpeg())
     check_picture(tmp_path / "bomb.jpg")
-    for limit in (64 * 48 - 1, 64 * 48 // 2 - 1):  # Pillow warns above the limit and raises above twice the limit
+    for limit in (
+        64 * 48 - 1,
+        64 * 48 // 2 - 1,
+    ):  # Pillow warns above the limit and raises above twice the limit
         monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match="(?i)decompression bomb"):
             check_picture(tmp_path / "bomb.jpg")
@@ -114,7 +130,10 @@ def test_a_few_missing_pictures_are_named_and_counted_and_the_run_goes_on(site, 
     items = [item(site, tmp_path, data=jpeg(k), name=f"{k}.jpg", picture=True) for k in range(100)]
     del site.files["/7.jpg"]
     assert list(fetch(items, what="pictures", tolerated=0.01)) == ["7.jpg"]
-    assert "1 of 100 pictures cannot be had: 7.jpg (Absent: the server answers 404" in capsys.readouterr().out
+    assert (
+        "1 of 100 pictures cannot be had: 7.jpg (Absent: the server answers 404"
+        in capsys.readouterr().out
+    )
     assert len(os.listdir(tmp_path / "out")) == 99
     del site.files["/8.jpg"]
     os.remove(tmp_path / "out" / "8.jpg")
@@ -140,7 +159,9 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_whole(site, tmp_path, monke
     with pytest.raises(UserError, match="the disk of .*out is full"):
         fetch(items, progress=False, tolerated=1.0)
     kept = os.listdir(tmp_path / "out")
-    assert 1 <= len(kept) <= 6 and all((tmp_path / "out" / name).read_bytes() == DATA for name in kept)
+    assert 1 <= len(kept) <= 6 and all(
+        (tmp_path / "out" / name).read_bytes() == DATA for name in kept
+    )
 
 
 def test_too_little_space_is_said_before_anything_is_asked(site, tmp_path, monkeypatch):
@@ -152,16 +173,22 @@ def test_too_little_space_is_said_before_anything_is_asked(site, tmp_path, monke
 
 def test_ctrl_c_keeps_what_is_whole(site, tmp_path, monkeypatch):
     items = [item(site, tmp_path, name=f"{k}.bin") for k in range(40)]
-    monkeypatch.setattr(download, "as_completed", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        download, "as_completed", lambda jobs: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         fetch(items, progress=False)
-    assert all((tmp_path / "out" / name).read_bytes() == DATA for name in os.listdir(tmp_path / "out"))
+    assert all(
+        (tmp_path / "out" / name).read_bytes() == DATA for name in os.listdir(tmp_path / "out")
+    )
 
 
 def test_offline_nothing_is_asked_and_what_lacks_is_listed(site, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     items = [item(site, tmp_path, name=f"{k}.bin") for k in range(3)]
-    with pytest.raises(UserError, match="3 of 3 files cannot be had: 0.bin, 1.bin, 2.bin .not in the local cache"):
+    with pytest.raises(
+        UserError, match="3 of 3 files cannot be had: 0.bin, 1.bin, 2.bin .not in the local cache"
+    ):
         fetch(items)
     assert site.asked == []
 
@@ -189,6 +216,7 @@ def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- the hub
 
+
 @pytest.fixture
 def hub(site, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", site.address)
@@ -207,7 +235,10 @@ def test_the_hubs_files_come_by_its_own_client(hub, tmp_path, faults):
 
 
 def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
-    one = Item(Source(f"{sources.HUB}/datasets/someone/talks/resolve/main/none.json"), tmp_path / "out" / "none.json")
+    one = Item(
+        Source(f"{sources.HUB}/datasets/someone/talks/resolve/main/none.json"),
+        tmp_path / "out" / "none.json",
+    )
     with pytest.raises(UserError, match="1 of 1 files cannot be had: none.json"):
         fetch([one], progress=False)
     assert not one.path.exists()
@@ -221,20 +252,49 @@ def tiny_clip(hub, tmp_path, monkeypatch):
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    CLIP(image_size=32, patch_size=16, vision_width=8, vision_layers=1, vision_heads=2, vocab_size=9, context_length=8,
-         text_width=8, text_layers=1, text_heads=2, projection_dim=8).save_pretrained(tmp_path / "clip")
+    CLIP(
+        image_size=32,
+        patch_size=16,
+        vision_width=8,
+        vision_layers=1,
+        vision_heads=2,
+        vocab_size=9,
+        context_length=8,
+        text_width=8,
+        text_layers=1,
+        text_heads=2,
+        projection_dim=8,
+    ).save_pretrained(tmp_path / "clip")
     files = {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()}
-    hub.add_model("someone/clip", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"})
+    hub.add_model(
+        "someone/clip", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"}
+    )
     return files
 
 
 def offer(hub, author="SFconvertbot", title="Adding `safetensors` variant of this model"):
-    hub.files["/api/models/someone/clip/discussions"] = json.dumps({"count": 1, "start": 0, "discussions": [
-        {"num": 3, "title": title, "author": {"name": author}, "repo": {"name": "someone/clip", "type": "model"},
-         "status": "open", "isPullRequest": True, "createdAt": "2024-01-01T00:00:00.000Z"}]}).encode()
+    hub.files["/api/models/someone/clip/discussions"] = json.dumps(
+        {
+            "count": 1,
+            "start": 0,
+            "discussions": [
+                {
+                    "num": 3,
+                    "title": title,
+                    "author": {"name": author},
+                    "repo": {"name": "someone/clip", "type": "model"},
+                    "status": "open",
+                    "isPullRequest": True,
+                    "createdAt": "2024-01-01T00:00:00.000Z",
+                }
+            ],
+        }
+    ).encode()
 
 
-def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion(hub, tiny_clip, monkeypatch):
+def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion(
+    hub, tiny_clip, monkeypatch
+):
     from vlm_lite.models.clip import CLIP
     from vlm_lite.profiles import cached_snapshot
 
@@ -244,7 +304,9 @@ def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion
     assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
     assert cached_snapshot("someone/clip").name == hashlib.sha1(b"refs/pr/3").hexdigest()
     assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and from then on without a network
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # and from then on without a network
     assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
 
 
@@ -254,11 +316,14 @@ def test_nobody_elses_conversion_is_taken(hub, tiny_clip, other):
 
     hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
     offer(hub, **other)
-    with pytest.raises(UserError, match="'someone/clip' is neither .* and the hub offers no conversion"):
+    with pytest.raises(
+        UserError, match="'someone/clip' is neither .* and the hub offers no conversion"
+    ):
         CLIP.from_pretrained("someone/clip")
 
 
 # ---------------------------------------------------------------- zips
+
 
 def archive(path, entries):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -268,7 +333,11 @@ def archive(path, entries):
 
 
 def test_one_member_is_unpacked_under_our_own_name(tmp_path):
-    extract(archive(tmp_path / "a.zip", {"annotations/c.json": "[1]", "x": "y"}), "annotations/c.json", tmp_path / "c")
+    extract(
+        archive(tmp_path / "a.zip", {"annotations/c.json": "[1]", "x": "y"}),
+        "annotations/c.json",
+        tmp_path / "c",
+    )
     assert (tmp_path / "c").read_text() == "[1]"
 
 

@@ -16,7 +16,9 @@ from vlm_lite.files import UserError
 
 
 def picture(seed, size=(8, 8), mode="RGB"):
-    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).convert(mode)
+    return PIL.Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    ).convert(mode)
 
 
 class World:
@@ -26,23 +28,51 @@ class World:
         self.folder, self.images = folder, folder / "images"
         self.images.mkdir()
         self.captions = {
-            "info": {}, "licenses": [],
-            "images": [{"id": 42, "file_name": "COCO_val2014_000000000042.png", "height": 8},
-                       {"id": 7, "file_name": "COCO_val2014_000000000007.jpg"}],
-            "annotations": [{"id": 1, "image_id": 7, "caption": "seven a"},
-                            {"id": 2, "image_id": 42, "caption": "forty-two é"},
-                            {"id": 3, "image_id": 7, "caption": "seven b"}],
+            "info": {},
+            "licenses": [],
+            "images": [
+                {"id": 42, "file_name": "COCO_val2014_000000000042.png", "height": 8},
+                {"id": 7, "file_name": "COCO_val2014_000000000007.jpg"},
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 7, "caption": "seven a"},
+                {"id": 2, "image_id": 42, "caption": "forty-two é"},
+                {"id": 3, "image_id": 7, "caption": "seven b"},
+            ],
         }
-        self.questions = {"data_subtype": "val2014", "questions": [
-            {"question_id": 70, "image_id": 7, "question": "how many?"},
-            {"question_id": 420, "image_id": 42, "question": "what colour?"},
-            {"question_id": 71, "image_id": 7, "question": "is it?"}]}
-        self.annotations = {"data_subtype": "val2014", "annotations": [
-            {"question_id": q, "image_id": i, "question_type": t, "answer_type": a, "multiple_choice_answer": m,
-             "answers": [{"answer": m if k < 9 else "other", "answer_confidence": "yes", "answer_id": k + 1}
-                         for k in range(10)]}
-            for q, i, t, a, m in ((71, 7, "is it", "yes/no", "yes"), (70, 7, "how many", "number", "2"),
-                                  (420, 42, "what", "other", "red"))]}
+        self.questions = {
+            "data_subtype": "val2014",
+            "questions": [
+                {"question_id": 70, "image_id": 7, "question": "how many?"},
+                {"question_id": 420, "image_id": 42, "question": "what colour?"},
+                {"question_id": 71, "image_id": 7, "question": "is it?"},
+            ],
+        }
+        self.annotations = {
+            "data_subtype": "val2014",
+            "annotations": [
+                {
+                    "question_id": q,
+                    "image_id": i,
+                    "question_type": t,
+                    "answer_type": a,
+                    "multiple_choice_answer": m,
+                    "answers": [
+                        {
+                            "answer": m if k < 9 else "other",
+                            "answer_confidence": "yes",
+                            "answer_id": k + 1,
+                        }
+                        for k in range(10)
+                    ],
+                }
+                for q, i, t, a, m in (
+                    (71, 7, "is it", "yes/no", "yes"),
+                    (70, 7, "how many", "number", "2"),
+                    (420, 42, "what", "other", "red"),
+                )
+            ],
+        }
         self.descriptions = {"7": "seven in words", "42": "forty-two in words"}
         picture(42).save(self.images / "COCO_val2014_000000000042.png")
         picture(7).save(self.images / "COCO_val2014_000000000007.jpg")
@@ -117,6 +147,7 @@ def test_reading_opens_no_picture(world):
 
 # ---------------------------------------------------------------- image_tensor
 
+
 def test_image_tensor_decodes_each_picture_once_in_first_seen_order(world):
     data = world.read_vqa()
     pixels, ids = image_tensor(data)
@@ -130,14 +161,22 @@ def test_image_tensor_decodes_each_picture_once_in_first_seen_order(world):
 def test_pictures_of_any_mode_become_rgb(world, mode):
     picture(1, mode=mode).save(world.images / "COCO_val2014_000000000042.png")
     pixels, _ = image_tensor(world.read_captions())
-    assert torch.equal(pixels[0], torch.from_numpy(np.array(picture(1, mode=mode).convert("RGB"))).permute(2, 0, 1))
+    assert torch.equal(
+        pixels[0], torch.from_numpy(np.array(picture(1, mode=mode).convert("RGB"))).permute(2, 0, 1)
+    )
 
 
 def test_pictures_held_as_bytes_are_decoded_too(world):
     buffer = io.BytesIO()
     picture(3).save(buffer, "PNG")
-    data = world.read_captions().select([0]).map(lambda row: {"image": {"bytes": buffer.getvalue(), "path": None}})
-    assert torch.equal(image_tensor(data)[0][0], torch.from_numpy(np.array(picture(3))).permute(2, 0, 1))
+    data = (
+        world.read_captions()
+        .select([0])
+        .map(lambda row: {"image": {"bytes": buffer.getvalue(), "path": None}})
+    )
+    assert torch.equal(
+        image_tensor(data)[0][0], torch.from_numpy(np.array(picture(3))).permute(2, 0, 1)
+    )
 
 
 def test_image_size_resizes_the_shorter_side_and_crops_the_centre(world):
@@ -145,7 +184,9 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(world):
     wide.paste("blue", (10, 0, 30, 10))
     wide.save(world.images / "COCO_val2014_000000000042.png")
     picture(7, (3, 11)).save(world.images / "COCO_val2014_000000000007.jpg")
-    with pytest.raises(UserError, match=r"000007.jpg is 3x11 pixels, .* are 40x10. Pass image_size="):
+    with pytest.raises(
+        UserError, match=r"000007.jpg is 3x11 pixels, .* are 40x10. Pass image_size="
+    ):
         image_tensor(world.read_captions())
     pixels, _ = image_tensor(world.read_captions(), image_size=6)
     assert pixels.shape == (2, 3, 6, 6)
@@ -162,9 +203,16 @@ def flipped(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("spoil", [
-    truncated, flipped, lambda path: path.write_bytes(b""), lambda path: path.write_text("<html>404</html>"),
-], ids=["truncated", "flipped bit", "empty", "a web page"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        truncated,
+        flipped,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("<html>404</html>"),
+    ],
+    ids=["truncated", "flipped bit", "empty", "a web page"],
+)
 def test_a_corrupt_picture_is_named(world, spoil):
     path = world.images / "COCO_val2014_000000000042.png"
     data = world.read_captions()
@@ -187,10 +235,15 @@ def test_a_picture_deleted_meanwhile_is_named(world):
         image_tensor(data)
 
 
-@pytest.mark.parametrize("limit", [40, 20])  # Pillow warns above its limit and refuses above twice of it
+@pytest.mark.parametrize(
+    "limit", [40, 20]
+)  # Pillow warns above its limit and refuses above twice of it
 def test_a_decompression_bomb_is_refused(world, monkeypatch, limit):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    with warnings.catch_warnings(), pytest.raises(UserError, match="000042.png is refused: .*decompression bomb"):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(UserError, match="000042.png is refused: .*decompression bomb"),
+    ):
         warnings.simplefilter("ignore")
         image_tensor(world.read_captions())
 
@@ -205,8 +258,20 @@ def test_no_rows_and_no_picture_are_reported(world):
 
 # ---------------------------------------------------------------- bad files
 
-@pytest.mark.parametrize("name", ["../outside.png", "a/../../outside.png", "{folder}/outside.png", "link.png",
-                                  "linked/outside.png", ".", "", "a\0b.png"])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.png",
+        "a/../../outside.png",
+        "{folder}/outside.png",
+        "link.png",
+        "linked/outside.png",
+        ".",
+        "",
+        "a\0b.png",
+    ],
+)
 @pytest.mark.parametrize("of", ["captions", "vqa"])
 def test_an_image_path_that_leaves_its_folder_is_refused(world, name, of):
     picture(0).save(world.folder / "outside.png")
@@ -214,7 +279,10 @@ def test_an_image_path_that_leaves_its_folder_is_refused(world, name, of):
     (world.images / "linked").symlink_to(world.folder)
     if of == "captions":
         world.captions["images"][0]["file_name"] = name.format(folder=world.folder)
-        with pytest.raises(UserError, match=r"`images\[\].file_name` makes .* \(image 42\), which leaves the folder"):
+        with pytest.raises(
+            UserError,
+            match=r"`images\[\].file_name` makes .* \(image 42\), which leaves the folder",
+        ):
             world.read_captions()
     else:
         world.questions["data_subtype"] = world.annotations["data_subtype"] = "x/../../../outside"
@@ -232,6 +300,7 @@ def test_a_link_inside_the_folder_and_a_linked_folder_are_fine(world):
 
 def spoil(path, value):
     """A function that sets (or, without a value, deletes) the place `path` of a JSON value."""
+
     def change(data):
         *parents, last = path
         for key in parents:
@@ -240,26 +309,50 @@ def spoil(path, value):
             del data[last]
         else:
             data[last] = value
+
     return change
 
 
-@pytest.mark.parametrize("path, value, message", [
-    (["images"], None, r"captions.json: `images` is missing \(found: 'info', 'licenses', 'annotations'\)"),
-    (["annotations"], None, "`annotations` is missing"),
-    (["annotations"], {}, r"`annotations` is \{\}; expected a list"),
-    (["annotations", 1], "x", r"annotations\[1\] is 'x'; expected an object with the field `image_id`"),
-    (["annotations", 1, "caption"], None, r"`annotations\[1\].caption` is missing"),
-    (["annotations", 1, "caption"], 5, r"`annotations\[1\].caption` is 5; expected text"),
-    (["annotations", 1, "caption"], "\ud800", "expected text"),
-    (["annotations", 1, "image_id"], "42", r"`annotations\[1\].image_id` is '42'; expected a whole number"),
-    (["annotations", 1, "image_id"], True, "is True; expected a whole number"),
-    (["annotations", 1, "image_id"], 2**63, "expected a whole number"),
-    (["annotations", 1, "image_id"], 8, r"1 caption\(s\) belong to an image that `images` does not list, .* 8\."),
-    (["images", 0, "file_name"], None, r"`images\[0\].file_name` is missing"),
-    (["images", 0, "file_name"], "gone.png", r"1 of 2 pictures are not in .*images, for example gone.png"),
-    (["images", 1, "id"], 42, r"images\[1\].id is 42, which an image before it has"),
-    (["annotations"], [], "holds no captions: the data set is empty"),
-])
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (
+            ["images"],
+            None,
+            r"captions.json: `images` is missing \(found: 'info', 'licenses', 'annotations'\)",
+        ),
+        (["annotations"], None, "`annotations` is missing"),
+        (["annotations"], {}, r"`annotations` is \{\}; expected a list"),
+        (
+            ["annotations", 1],
+            "x",
+            r"annotations\[1\] is 'x'; expected an object with the field `image_id`",
+        ),
+        (["annotations", 1, "caption"], None, r"`annotations\[1\].caption` is missing"),
+        (["annotations", 1, "caption"], 5, r"`annotations\[1\].caption` is 5; expected text"),
+        (["annotations", 1, "caption"], "\ud800", "expected text"),
+        (
+            ["annotations", 1, "image_id"],
+            "42",
+            r"`annotations\[1\].image_id` is '42'; expected a whole number",
+        ),
+        (["annotations", 1, "image_id"], True, "is True; expected a whole number"),
+        (["annotations", 1, "image_id"], 2**63, "expected a whole number"),
+        (
+            ["annotations", 1, "image_id"],
+            8,
+            r"1 caption\(s\) belong to an image that `images` does not list, .* 8\.",
+        ),
+        (["images", 0, "file_name"], None, r"`images\[0\].file_name` is missing"),
+        (
+            ["images", 0, "file_name"],
+            "gone.png",
+            r"1 of 2 pictures are not in .*images, for example gone.png",
+        ),
+        (["images", 1, "id"], 42, r"images\[1\].id is 42, which an image before it has"),
+        (["annotations"], [], "holds no captions: the data set is empty"),
+    ],
+)
 def test_a_bad_captions_file_is_named_with_its_field(world, path, value, message):
     spoil(path, value)(world.captions)
     with pytest.raises(UserError, match=message) as caught:
@@ -267,21 +360,74 @@ def test_a_bad_captions_file_is_named_with_its_field(world, path, value, message
     assert "captions.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("file, path, value, message", [
-    ("questions", ["questions"], None, "questions.json: `questions` is missing"),
-    ("questions", ["data_subtype"], None, "questions.json: `data_subtype` is missing"),
-    ("questions", ["data_subtype"], "train2014", "'train2014' in .*questions.json and 'val2014' in .*annotations.json"),
-    ("questions", ["questions", 1, "question"], 3, r"`questions\[1\].question` is 3; expected text"),
-    ("questions", ["questions", 1, "question_id"], 70, r"questions\[1\].question_id is 70, which a question before it"),
-    ("questions", ["questions", 1, "question_id"], 5, r"1 question\(s\) of .* have no annotation, .* question_id 5"),
-    ("questions", ["questions", 1, "image_id"], 43, r"annotations\[2\].image_id is 42, but .* 420 about image 43"),
-    ("questions", ["questions"], [], "holds no questions: the data set is empty"),
-    ("annotations", ["annotations", 2, "question_type"], None, r"`annotations\[2\].question_type` is missing"),
-    ("annotations", ["annotations", 2, "answers"], ["red"] * 9, r"`annotations\[2\].answers` has 9 entries"),
-    ("annotations", ["annotations", 2, "answers"], ["red"] * 10, r"annotations\[2\].answers\[0\] is 'red'"),
-    ("annotations", ["annotations", 2, "answers", 4, "answer"], 2, r"`annotations\[2\].answers\[4\].answer` is 2"),
-    ("annotations", ["annotations", 2, "answers", 4, "answer"], None, r"\[2\].answers\[4\].answer` is missing"),
-])
+@pytest.mark.parametrize(
+    "file, path, value, message",
+    [
+        ("questions", ["questions"], None, "questions.json: `questions` is missing"),
+        ("questions", ["data_subtype"], None, "questions.json: `data_subtype` is missing"),
+        (
+            "questions",
+            ["data_subtype"],
+            "train2014",
+            "'train2014' in .*questions.json and 'val2014' in .*annotations.json",
+        ),
+        (
+            "questions",
+            ["questions", 1, "question"],
+            3,
+            r"`questions\[1\].question` is 3; expected text",
+        ),
+        (
+            "questions",
+            ["questions", 1, "question_id"],
+            70,
+            r"questions\[1\].question_id is 70, which a question before it",
+        ),
+        (
+            "questions",
+            ["questions", 1, "question_id"],
+            5,
+            r"1 question\(s\) of .* have no annotation, .* question_id 5",
+        ),
+        (
+            "questions",
+            ["questions", 1, "image_id"],
+            43,
+            r"annotations\[2\].image_id is 42, but .* 420 about image 43",
+        ),
+        ("questions", ["questions"], [], "holds no questions: the data set is empty"),
+        (
+            "annotations",
+            ["annotations", 2, "question_type"],
+            None,
+            r"`annotations\[2\].question_type` is missing",
+        ),
+        (
+            "annotations",
+            ["annotations", 2, "answers"],
+            ["red"] * 9,
+            r"`annotations\[2\].answers` has 9 entries",
+        ),
+        (
+            "annotations",
+            ["annotations", 2, "answers"],
+            ["red"] * 10,
+            r"annotations\[2\].answers\[0\] is 'red'",
+        ),
+        (
+            "annotations",
+            ["annotations", 2, "answers", 4, "answer"],
+            2,
+            r"`annotations\[2\].answers\[4\].answer` is 2",
+        ),
+        (
+            "annotations",
+            ["annotations", 2, "answers", 4, "answer"],
+            None,
+            r"\[2\].answers\[4\].answer` is missing",
+        ),
+    ],
+)
 def test_a_bad_vqa_file_is_named_with_its_field(world, file, path, value, message):
     spoil(path, value)(getattr(world, file))
     with pytest.raises(UserError, match=message):
@@ -290,12 +436,16 @@ def test_a_bad_vqa_file_is_named_with_its_field(world, file, path, value, messag
 
 def test_a_question_whose_picture_is_not_on_the_disk_is_named(world):
     (world.images / "COCO_val2014_000000000007.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 pictures are not in .*_000000000007.jpg or COCO_.*7.png"):
+    with pytest.raises(
+        UserError, match=r"1 of 2 pictures are not in .*_000000000007.jpg or COCO_.*7.png"
+    ):
         world.read_vqa()
 
 
 def test_swapped_files_missing_folder_and_malformed_json_are_named(world):
-    captions, questions, annotations = (world.write(n) for n in ("captions", "questions", "annotations"))
+    captions, questions, annotations = (
+        world.write(n) for n in ("captions", "questions", "annotations")
+    )
     with pytest.raises(UserError, match="questions.json: `annotations` is missing .*another kind"):
         read_vqa(annotations, questions, world.images)
     with pytest.raises(UserError, match="questions.json: `annotations` is missing .*data_subtype"):
@@ -313,7 +463,9 @@ def test_swapped_files_missing_folder_and_malformed_json_are_named(world):
 
 def test_a_missing_description_is_named(world):
     world.descriptions.pop("42")
-    with pytest.raises(UserError, match=r"descriptions.json: 1 image\(s\) have no description, .* image_id 42"):
+    with pytest.raises(
+        UserError, match=r"descriptions.json: 1 image\(s\) have no description, .* image_id 42"
+    ):
         world.read_captions(descriptions=world.write("descriptions"))
     world.descriptions = {"7": "x", "42": 5}
     with pytest.raises(UserError, match="`42` is 5; expected text"):
@@ -324,11 +476,16 @@ def test_a_missing_description_is_named(world):
 
 
 KEYS = st.sampled_from(["id", "image_id", "file_name", "caption", "answers", "answer"])
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner), max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),
+    max_leaves=6,
+)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(value=JSON, data=st.data())
 def test_no_value_anywhere_makes_anything_but_a_user_error(tmp_path_factory, value, data):
     world = World(tmp_path_factory.mktemp("world"))

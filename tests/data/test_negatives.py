@@ -22,7 +22,10 @@ def test_a_pair_of_words_changes_places_or_one_changes(captions):
         wrong = hard_negative(text, rng)
         before, after = (re.findall(r"\w+", t) for t in (text, wrong))
         changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-        assert 1 <= len(changed) <= 2 and all(KIND_OF[a] == KIND_OF[b] for a, b in changed), (text, wrong)
+        assert 1 <= len(changed) <= 2 and all(KIND_OF[a] == KIND_OF[b] for a, b in changed), (
+            text,
+            wrong,
+        )
         assert _meaning(wrong) != _meaning(text)
 
 
@@ -38,17 +41,22 @@ def test_most_have_the_very_same_words_and_all_kinds_of_errors_occur(captions):
 
 
 def test_the_order_of_the_things_makes_no_difference_in_meaning():
-    assert _meaning("a red circle and a blue star.") == _meaning("this is a blue star and a red circle.")
+    assert _meaning("a red circle and a blue star.") == _meaning(
+        "this is a blue star and a red circle."
+    )
     rng = np.random.default_rng(0)
     # exchanging the colours of two equal shapes says the same again, so one of them must change
     found = {hard_negative("a red circle and a blue circle.", rng) for _ in range(30)}
-    assert "a blue circle and a red circle." not in found and all("circle" in text for text in found)
+    assert "a blue circle and a red circle." not in found and all(
+        "circle" in text for text in found
+    )
 
 
 def test_it_repeats_and_leaves_other_captions_alone():
     texts = ["a small red circle above a large blue star."] * 5
-    assert [hard_negative(t, np.random.default_rng(1)) for t in texts] == [hard_negative(texts[0],
-                                                                                       np.random.default_rng(1))] * 5
+    assert [hard_negative(t, np.random.default_rng(1)) for t in texts] == [
+        hard_negative(texts[0], np.random.default_rng(1))
+    ] * 5
     assert hard_negative("a man with a dog.", np.random.default_rng(0)) == "a man with a dog."
 
 
@@ -56,7 +64,7 @@ def test_a_replaced_word_is_one_word_of_the_same_kind_and_most_often_a_shape(cap
     rng, kinds = np.random.default_rng(0), collections.Counter()
     for text in captions:
         before, after = (re.findall(r"\w+", t) for t in (text, replaced_word(text, rng)))
-        (old, new), = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+        ((old, new),) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
         assert KIND_OF[old] == KIND_OF[new]
         kinds[KIND_OF[old]] += 1
     assert len(kinds) == 4 and kinds.most_common(1)[0][0] == scenes.SHAPES

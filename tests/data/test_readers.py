@@ -18,7 +18,9 @@ from vlm_lite.files import UserError
 
 
 def picture(seed, size=(8, 8)):
-    return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8))
+    return PIL.Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    )
 
 
 def png(seed):
@@ -45,63 +47,128 @@ def talk(*texts):
     return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
 
 
-LLAVA = [{"id": "42", "image": "000000000042.jpg", "conversations": talk("<image>\nwhat?", "é", "and?", "b")},
-         {"id": "7", "image": "coco/train2017/000000000007.jpg", "conversations": talk("why?\n<image>", "c")},
-         {"id": "000000000042", "image": "000000000042.jpg", "conversations": talk("<image>\nmore?", "d")}]
+LLAVA = [
+    {
+        "id": "42",
+        "image": "000000000042.jpg",
+        "conversations": talk("<image>\nwhat?", "é", "and?", "b"),
+    },
+    {
+        "id": "7",
+        "image": "coco/train2017/000000000007.jpg",
+        "conversations": talk("why?\n<image>", "c"),
+    },
+    {
+        "id": "000000000042",
+        "image": "000000000042.jpg",
+        "conversations": talk("<image>\nmore?", "d"),
+    },
+]
 
 
-def test_conversations_take_turns_and_lose_the_image_mark_and_train2014s_pictures_will_do(tmp_path, images):
+def test_conversations_take_turns_and_lose_the_image_mark_and_train2014s_pictures_will_do(
+    tmp_path, images
+):
     table = read_llava(write(tmp_path / "llava.json", LLAVA), images)
     assert table.features == FEATURES
     assert table["image_id"][:] == [42, 7, 42]
-    assert table[0]["conversation"] == [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "é"},
-                                        {"role": "user", "content": "and?"}, {"role": "assistant", "content": "b"}]
+    assert table[0]["conversation"] == [
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "content": "é"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "b"},
+    ]
     assert table[1]["conversation"][0]["content"] == "why?"
     assert image_tensor(table)[1] == [42, 7]
     assert len(read_llava(tmp_path / "llava.json", images, image_ids={7})) == 1
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda d: {"data": d}, "the top level is .*expected a list"),
-    (lambda d: d[0].pop("image"), r"`\[0\].image` is missing"),
-    (lambda d: d[1].update(image="cat.jpg"), r"`\[1\].image` is 'cat.jpg'; expected a name that ends in"),
-    (lambda d: d[0].update(image="../../000000000042.jpg"), "leaves the folder"),
-    (lambda d: d[0].update(image="/etc/000000000042.jpg"), "leaves the folder"),
-    (lambda d: d[1].update(image="000000000009.jpg"), "1 of 2 pictures are not in .*9.jpg or COCO_train2014"),
-    (lambda d: d[0]["conversations"].pop(), r"`\[0\].conversations` has 3 turns; expected pairs"),
-    (lambda d: d[0]["conversations"].reverse(), r"`\[0\].conversations\[0\].from` is 'gpt'; expected 'human'"),
-    (lambda d: d[2]["conversations"][1].update(value=" <image> "), r"`\[2\].conversations\[1\].value` is empty"),
-    (lambda d: d[2].update(conversations=[]), "has 0 turns"),
-    (lambda d: d.clear(), "holds no conversations"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"data": d}, "the top level is .*expected a list"),
+        (lambda d: d[0].pop("image"), r"`\[0\].image` is missing"),
+        (
+            lambda d: d[1].update(image="cat.jpg"),
+            r"`\[1\].image` is 'cat.jpg'; expected a name that ends in",
+        ),
+        (lambda d: d[0].update(image="../../000000000042.jpg"), "leaves the folder"),
+        (lambda d: d[0].update(image="/etc/000000000042.jpg"), "leaves the folder"),
+        (
+            lambda d: d[1].update(image="000000000009.jpg"),
+            "1 of 2 pictures are not in .*9.jpg or COCO_train2014",
+        ),
+        (
+            lambda d: d[0]["conversations"].pop(),
+            r"`\[0\].conversations` has 3 turns; expected pairs",
+        ),
+        (
+            lambda d: d[0]["conversations"].reverse(),
+            r"`\[0\].conversations\[0\].from` is 'gpt'; expected 'human'",
+        ),
+        (
+            lambda d: d[2]["conversations"][1].update(value=" <image> "),
+            r"`\[2\].conversations\[1\].value` is empty",
+        ),
+        (lambda d: d[2].update(conversations=[]), "has 0 turns"),
+        (lambda d: d.clear(), "holds no conversations"),
+    ],
+)
 def test_an_error_in_llavas_file_names_the_entry_and_the_field(tmp_path, images, change, message):
     data = json.loads(json.dumps(LLAVA))
     changed = change(data)
-    file = write(tmp_path / "llava.json", changed if isinstance(changed, dict) and "data" in changed else data)
+    file = write(
+        tmp_path / "llava.json",
+        changed if isinstance(changed, dict) and "data" in changed else data,
+    )
     with pytest.raises(UserError, match=message) as raised:
         read_llava(file, images)
     assert "llava.json" in str(raised.value)
 
 
-POPE = [{"question_id": 1, "image": "000000000042.jpg", "text": "Is there a cat in the image?", "label": "yes"},
-        {"question_id": 2, "image": "000000000042.jpg", "text": "Is there a dog in the image?", "label": "no"}]
+POPE = [
+    {
+        "question_id": 1,
+        "image": "000000000042.jpg",
+        "text": "Is there a cat in the image?",
+        "label": "yes",
+    },
+    {
+        "question_id": 2,
+        "image": "000000000042.jpg",
+        "text": "Is there a dog in the image?",
+        "label": "no",
+    },
+]
 
 
 def test_pope_is_read_with_its_label_as_ten_answers(tmp_path, images):
     table = read_pope(write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE))), images)
     assert table.features == FEATURES
     assert table[1] | {"image": None} == {
-        "image": None, "image_id": 42, "captions": [], "question_id": 2, "question": "Is there a dog in the image?",
-        "question_type": "existence", "answer_type": "yes/no", "answer": "no", "answers": ["no"] * 10,
-        "conversation": [], "description": None}
+        "image": None,
+        "image_id": 42,
+        "captions": [],
+        "question_id": 2,
+        "question": "Is there a dog in the image?",
+        "question_type": "existence",
+        "answer_type": "yes/no",
+        "answer": "no",
+        "answers": ["no"] * 10,
+        "conversation": [],
+        "description": None,
+    }
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"label": "maybe"}, "line 2.label is 'maybe'; expected yes or no"),
-    ({"text": 3}, "`line 2.text` is 3; expected text"),
-    ({"image": "../000000000043.jpg"}, "leaves the folder"),
-    ({"question_id": -1}, "`line 2.question_id` is -1"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "maybe"}, "line 2.label is 'maybe'; expected yes or no"),
+        ({"text": 3}, "`line 2.text` is 3; expected text"),
+        ({"image": "../000000000043.jpg"}, "leaves the folder"),
+        ({"question_id": -1}, "`line 2.question_id` is -1"),
+    ],
+)
 def test_an_error_in_popes_file_names_the_line(tmp_path, images, change, message):
     file = write(tmp_path / "pope.json", "\n".join(map(json.dumps, [POPE[0], POPE[1] | change])))
     with pytest.raises(UserError, match=message):
@@ -118,20 +185,39 @@ def mmbench(path, rows):
 
 def test_mmbench_writes_hint_and_options_into_the_question_and_decodes_the_picture(tmp_path):
     image = base64.b64encode(png(3)).decode()
-    file = mmbench(tmp_path / "m.tsv", [[3, "what is it?", "look well", "a cat", "a dog", "", "B", "things", image],
-                                        [1000003, "what is it?", "", "a dog", "a cat", "", "A", "things", "3"]])
+    file = mmbench(
+        tmp_path / "m.tsv",
+        [
+            [3, "what is it?", "look well", "a cat", "a dog", "", "B", "things", image],
+            [1000003, "what is it?", "", "a dog", "a cat", "", "A", "things", "3"],
+        ],
+    )
     table = read_mmbench(file)
     assert table.features == FEATURES
-    assert table["question"][:] == ["look well\nwhat is it?\nA. a cat\nB. a dog", "what is it?\nA. a dog\nB. a cat"]
+    assert table["question"][:] == [
+        "look well\nwhat is it?\nA. a cat\nB. a dog",
+        "what is it?\nA. a dog\nB. a cat",
+    ]
     assert table["answer"][:] == ["B", "A"] and table["image_id"][:] == [3, 3]
     assert table["question_id"][:] == [3, 1000003]
     assert np.array_equal(np.asarray(table[1]["image"]), np.asarray(picture(3)))
 
 
-OWN = [{"file_name": "b.png", "captions": ["<script>alert(1)</script>", "two"], "description": "words"},
-       {"file_name": "sub/a.png", "question": "how many?", "answer": "2"},
-       {"file_name": "b.png", "conversation": [{"role": "user", "content": "hi"},
-                                               {"role": "assistant", "content": "yes"}]}]
+OWN = [
+    {
+        "file_name": "b.png",
+        "captions": ["<script>alert(1)</script>", "two"],
+        "description": "words",
+    },
+    {"file_name": "sub/a.png", "question": "how many?", "answer": "2"},
+    {
+        "file_name": "b.png",
+        "conversation": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "yes"},
+        ],
+    },
+]
 
 
 @pytest.fixture
@@ -158,24 +244,33 @@ def test_the_folder_is_also_one_that_datasets_reads_by_itself(own):
     from datasets import load_dataset
 
     write(own / "metadata.jsonl", "\n".join(json.dumps({**row, "captions": []}) for row in OWN[:2]))
-    assert load_dataset("imagefolder", data_dir=str(own), split="train")[1]["question"] == "how many?"
+    assert (
+        load_dataset("imagefolder", data_dir=str(own), split="train")[1]["question"] == "how many?"
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"file_name": "../b.png"}, "leaves the folder"),
-    ({"file_name": "/etc/passwd"}, "leaves the folder"),
-    ({"file_name": "c.png"}, "1 of 3 pictures are not in .*c.png"),
-    ({"file_name": None}, "`line 3.file_name` is None; expected text"),
-    ({"captoins": ["a"]}, "line 3: unknown field 'captoins'. Expected file_name and any of image_id, captions"),
-    ({"image": "b.png"}, "line 3: unknown field 'image'"),
-    ({"captions": "a caption"}, "`line 3.captions` is 'a caption'; expected a list"),
-    ({"captions": ["a", 3]}, r"`line 3.captions\[1\]` is 3; expected text"),
-    ({"captions": ["a", " "]}, r"`line 3.captions` has an empty one \(\['a', ' '\]\)"),
-    ({"question": " "}, "`line 3.question` is empty"), ({"answer": ""}, "`line 3.answer` is empty"),
-    ({"conversation": [{"role": "user"}]}, r"`line 3.conversation\[0\].content` is missing"),
-    ({"image_id": 9}, "'b.png' has image_id 9, and 1 in a line before it"),
-    ({"file_name": "c.png", "image_id": 1}, "two pictures have one image_id"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file_name": "../b.png"}, "leaves the folder"),
+        ({"file_name": "/etc/passwd"}, "leaves the folder"),
+        ({"file_name": "c.png"}, "1 of 3 pictures are not in .*c.png"),
+        ({"file_name": None}, "`line 3.file_name` is None; expected text"),
+        (
+            {"captoins": ["a"]},
+            "line 3: unknown field 'captoins'. Expected file_name and any of image_id, captions",
+        ),
+        ({"image": "b.png"}, "line 3: unknown field 'image'"),
+        ({"captions": "a caption"}, "`line 3.captions` is 'a caption'; expected a list"),
+        ({"captions": ["a", 3]}, r"`line 3.captions\[1\]` is 3; expected text"),
+        ({"captions": ["a", " "]}, r"`line 3.captions` has an empty one \(\['a', ' '\]\)"),
+        ({"question": " "}, "`line 3.question` is empty"),
+        ({"answer": ""}, "`line 3.answer` is empty"),
+        ({"conversation": [{"role": "user"}]}, r"`line 3.conversation\[0\].content` is missing"),
+        ({"image_id": 9}, "'b.png' has image_id 9, and 1 in a line before it"),
+        ({"file_name": "c.png", "image_id": 1}, "two pictures have one image_id"),
+    ],
+)
 def test_an_error_in_ones_own_folder_names_the_line_and_the_field(own, change, message):
     write(own / "metadata.jsonl", "\n".join(map(json.dumps, [*OWN[:2], OWN[2] | change])))
     with pytest.raises(UserError, match=message):
@@ -226,13 +321,35 @@ def test_a_row_without_a_picture_and_a_picture_that_is_none_are_not_written(tmp_
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(
-    inner, max_size=3) | st.dictionaries(st.sampled_from(["image", "conversations", "from", "value", "text", "label",
-                                                          "question_id", "file_name", "captions"]), inner, max_size=4),
-                    max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "image",
+                    "conversations",
+                    "from",
+                    "value",
+                    "text",
+                    "label",
+                    "question_id",
+                    "file_name",
+                    "captions",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(JSON)
 def test_any_json_is_read_or_refused_with_a_clear_error(tmp_path, images, value):
     for read, file in ((read_llava, tmp_path / "x.json"), (read_pope, tmp_path / "x.jsonl")):

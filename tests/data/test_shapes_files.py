@@ -13,9 +13,14 @@ def test_the_three_files_tell_the_truth_of_the_questions_they_are_made_from():
     captions, questions = load_shapes("val", 32, progress=False)
     instructions, pope, choices = load_shapes_benchmarks("val", 32)
     assert instructions["image_id"][:] == captions["image_id"][:]
-    truth = {(row["image_id"], row["question"]): row["answer"] for row in questions.remove_columns("image")}
+    truth = {
+        (row["image_id"], row["question"]): row["answer"]
+        for row in questions.remove_columns("image")
+    }
     asked = 0
-    for row, texts in zip(instructions.remove_columns("image"), captions["captions"][:], strict=True):
+    for row, texts in zip(
+        instructions.remove_columns("image"), captions["captions"][:], strict=True
+    ):
         turns = [turn["content"] for turn in row["conversation"]]
         assert turns[1] == texts[0]
         for question, answer in zip(turns[2::2], turns[3::2], strict=True):
@@ -37,7 +42,7 @@ def test_the_three_files_tell_the_truth_of_the_questions_they_are_made_from():
 def test_mmbenchs_rotations_are_whole_and_their_picture_is_the_questions():
     _, questions = load_shapes("val", 32, progress=False)
     _, _, choices = load_shapes_benchmarks("val", 32)
-    path, = home().rglob("val-32-0/annotations/mmbench_shapes_val.tsv")
+    (path,) = home().rglob("val-32-0/annotations/mmbench_shapes_val.tsv")
     rows = records.read_mmbench(path)
     groups = collections.Counter(row["index"] % 1_000_000 for row in rows)
     assert set(groups.values()) == {4}

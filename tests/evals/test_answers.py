@@ -27,23 +27,31 @@ def test_missing_duplicate_and_unknown_ids_are_counted_with_an_example_each():
     with pytest.raises(UserError) as caught:
         match([1, 2, 3, 4, 5], pairs, **NAMED)
     message = str(caught.value)
-    assert message.startswith("r.json does not answer q.json: 3 question_id(s) missing, for example 3; "
-                              "1 question_id(s) there more than once, for example 2; "
-                              "2 question_id(s) unknown, for example 8. Expected each of 5 question_ids once.")
+    assert message.startswith(
+        "r.json does not answer q.json: 3 question_id(s) missing, for example 3; "
+        "1 question_id(s) there more than once, for example 2; "
+        "2 question_id(s) unknown, for example 8. Expected each of 5 question_ids once."
+    )
 
 
 def test_a_part_is_scored_only_when_told_and_is_counted():
     pairs = [(9, "e"), (2, "b")]
     with pytest.raises(UserError, match="--partial"):
         match([1, 2], pairs, **NAMED)
-    assert match([1, 2], pairs, **NAMED, partial=True) == ({2: "b"}, {"scored": 1, "missing": 1, "unknown": 1})
+    assert match([1, 2], pairs, **NAMED, partial=True) == (
+        {2: "b"},
+        {"scored": 1, "missing": 1, "unknown": 1},
+    )
 
 
-@pytest.mark.parametrize("pairs, message", [
-    ([(2, "b"), (2, "b")], "Keep one answer each"),
-    ([(7, "b")], "None is shared: is it of another split"),
-    ([], "None is shared"),
-])
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        ([(2, "b"), (2, "b")], "Keep one answer each"),
+        ([(7, "b")], "None is shared: is it of another split"),
+        ([], "None is shared"),
+    ],
+)
 def test_what_no_option_mends(pairs, message):
     with pytest.raises(UserError, match=message):
         match([1, 2], pairs, **NAMED, partial=True)
@@ -57,15 +65,18 @@ def test_json_lines_may_be_a_list_have_empty_lines_and_a_byte_order_mark(tmp_pat
     assert read_lines(file) == [("[0]", {"a": 1}), ("[1]", {"a": 2})]
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "is empty"),
-    (b"\n\n", "is empty"),
-    (b'{"a": 1}\n{"a": ', "line 2: not valid JSON"),
-    (b"[" * 100_000, "not valid JSON"),
-    (b"1" * 10_000, "line 1: not valid JSON"),
-    (b"\xff\xfe", "cannot be read as text"),
-    (None, "does not exist"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b'{"a": 1}\n{"a": ', "line 2: not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 10_000, "line 1: not valid JSON"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (None, "does not exist"),
+    ],
+)
 def test_a_bad_file_of_lines_is_named(tmp_path, content, message):
     file = tmp_path / "a.jsonl"
     if content is not None:
@@ -74,14 +85,29 @@ def test_a_bad_file_of_lines_is_named(tmp_path, content, message):
         read_lines(file)
 
 
-@pytest.mark.parametrize("value, message", [
-    ({"annotations": []}, "the top level is .* expected a list of objects with `question_id` and `answer`"),
-    ([{"image_id": 3, "caption": "a"}], r"`\[0\].question_id` is missing \(found: 'image_id', 'caption'\)"),
-    ([{"question_id": "3", "answer": "a"}], r"`\[0\].question_id` is '3'; expected a whole number"),
-    ([{"question_id": 3, "answer": "a"}, {"question_id": 4, "answer": ["a"]}], r"`\[1\].answer` is \['a'\]; .* text"),
-    ([{"question_id": 3, "answer": None}], r"`\[0\].answer` is None; expected text"),
-    ([3], r"\[0\] is 3; expected an object"),
-])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (
+            {"annotations": []},
+            "the top level is .* expected a list of objects with `question_id` and `answer`",
+        ),
+        (
+            [{"image_id": 3, "caption": "a"}],
+            r"`\[0\].question_id` is missing \(found: 'image_id', 'caption'\)",
+        ),
+        (
+            [{"question_id": "3", "answer": "a"}],
+            r"`\[0\].question_id` is '3'; expected a whole number",
+        ),
+        (
+            [{"question_id": 3, "answer": "a"}, {"question_id": 4, "answer": ["a"]}],
+            r"`\[1\].answer` is \['a'\]; .* text",
+        ),
+        ([{"question_id": 3, "answer": None}], r"`\[0\].answer` is None; expected text"),
+        ([3], r"\[0\] is 3; expected an object"),
+    ],
+)
 def test_a_bad_result_file_is_named_with_its_entry(tmp_path, value, message):
     file = tmp_path / "r.json"
     file.write_text(json.dumps(value))
@@ -95,22 +121,39 @@ def write(folder, name, value):
 
 
 def test_captions_are_read_without_pictures(tmp_path):
-    file = write(tmp_path, "c.json", {"images": [{"id": 2, "file_name": "2.jpg"}, {"id": 1, "file_name": "1.jpg"}],
-                                      "annotations": [{"image_id": 1, "caption": text} for text in "ab"]})
+    file = write(
+        tmp_path,
+        "c.json",
+        {
+            "images": [{"id": 2, "file_name": "2.jpg"}, {"id": 1, "file_name": "1.jpg"}],
+            "annotations": [{"image_id": 1, "caption": text} for text in "ab"],
+        },
+    )
     assert read_caption_lists(file) == ({2: "2.jpg", 1: "1.jpg"}, {1: ["a", "b"]})
 
 
 def test_vqa_is_read_without_pictures_and_where_told_without_types(tmp_path):
     answers = [{"answer": str(k)} for k in range(10)]
-    questions = write(tmp_path, "q.json", {"questions": [{"question_id": 5, "image_id": 1, "question": "?"}]})
+    questions = write(
+        tmp_path, "q.json", {"questions": [{"question_id": 5, "image_id": 1, "question": "?"}]}
+    )
     notes = {"annotations": [{"question_id": 5, "image_id": 1, "answers": answers}]}
     annotations = write(tmp_path, "a.json", notes)
     rows, subtype = read_vqa_rows(questions, annotations, complete=False)
     assert subtype is None
-    assert rows == {"question_id": [5], "image_id": [1], "question": ["?"], "question_type": [None],
-                    "answer_type": [None], "answer": [None], "answers": [[str(k) for k in range(10)]]}
+    assert rows == {
+        "question_id": [5],
+        "image_id": [1],
+        "question": ["?"],
+        "question_type": [None],
+        "answer_type": [None],
+        "answer": [None],
+        "answers": [[str(k) for k in range(10)]],
+    }
     with pytest.raises(UserError, match="`data_subtype` is missing"):
         read_vqa_rows(questions, annotations)
     write(tmp_path, "a.json", {"annotations": notes["annotations"] * 2})
-    with pytest.raises(UserError, match=r"annotations\[1\].question_id is 5, which an annotation before it has"):
+    with pytest.raises(
+        UserError, match=r"annotations\[1\].question_id is 5, which an annotation before it has"
+    ):
         read_vqa_rows(questions, annotations, complete=False)

@@ -16,7 +16,11 @@ from vlm_lite.evals.captions import caption_scores, find_java
 from vlm_lite.files import UserError
 
 REFERENCES = {
-    1: ["A red circle, left of a blue square.", "It's a café: two shapes (red and blue)!", "circle and square"],
+    1: [
+        "A red circle, left of a blue square.",
+        "It's a café: two shapes (red and blue)!",
+        "circle and square",
+    ],
     2: ["Two dogs are running\non the beach.", "dogs run on sand"],
     3: ["A green triangle above a yellow star."],
 }
@@ -48,21 +52,36 @@ def test_scores_equal_pycocoevalcap_run_by_hand(monkeypatch, capfd):
     monkeypatch.setenv("PATH", f"{find_java().parent}{os.pathsep}{path}")
     results = {**RESULTS, 3: RESULTS[3].replace("||| ", "")}
     tokenize = PTBTokenizer().tokenize
-    together = tokenize({i: [{"caption": c} for c in [*REFERENCES[i], results[i]]] for i in results})
+    together = tokenize(
+        {i: [{"caption": c} for c in [*REFERENCES[i], results[i]]] for i in results}
+    )
     gts, res = {i: t[:-1] for i, t in together.items()}, {i: t[-1:] for i, t in together.items()}
-    assert gts[1][1] == "it 's a café two shapes -lrb- red and blue -rrb-"  # lower case saves the brackets
+    assert (
+        gts[1][1] == "it 's a café two shapes -lrb- red and blue -rrb-"
+    )  # lower case saves the brackets
     for n, value in enumerate(Bleu(4).compute_score(gts, res, verbose=0)[0], 1):
         assert scores[f"Bleu_{n}"] == pytest.approx(value, abs=1e-12)
     assert scores["ROUGE_L"] == pytest.approx(Rouge().compute_score(gts, res)[0])
     assert scores["CIDEr"] == pytest.approx(Cider().compute_score(gts, res)[0])
     assert 0 < scores["METEOR"] < 1
     assert scores["tokenizer"] == "PTB"
-    assert list(scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "tokenizer"]
+    assert list(scores) == [
+        "Bleu_1",
+        "Bleu_2",
+        "Bleu_3",
+        "Bleu_4",
+        "METEOR",
+        "ROUGE_L",
+        "CIDEr",
+        "tokenizer",
+    ]
 
 
 WORDS = [f"w{letter}" for letter in "abcdefghijkl"]
 sentence = st.lists(st.sampled_from(WORDS), min_size=5, max_size=9, unique=True).map(" ".join)
-scored = st.lists(st.tuples(st.lists(sentence, min_size=1, max_size=3), sentence), min_size=2, max_size=5)
+scored = st.lists(
+    st.tuples(st.lists(sentence, min_size=1, max_size=3), sentence), min_size=2, max_size=5
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,12 +89,18 @@ scored = st.lists(st.tuples(st.lists(sentence, min_size=1, max_size=3), sentence
 def test_bounds_and_order(pairs, random):
     def score(order):
         pairs_of = {k: pairs[k] for k in order}
-        return caption_scores({k: sorted(refs) for k, (refs, _) in pairs_of.items()},
-                              {k: said for k, (_, said) in pairs_of.items()}, NO_JAVA, "whitespace")
+        return caption_scores(
+            {k: sorted(refs) for k, (refs, _) in pairs_of.items()},
+            {k: said for k, (_, said) in pairs_of.items()},
+            NO_JAVA,
+            "whitespace",
+        )
 
     scores, order = score(range(len(pairs))), list(range(len(pairs)))
     numbers = {name: value for name, value in scores.items() if name != "tokenizer"}
-    assert all(0 <= value <= (10 if name == "CIDEr" else 1) + 1e-9 for name, value in numbers.items())
+    assert all(
+        0 <= value <= (10 if name == "CIDEr" else 1) + 1e-9 for name, value in numbers.items()
+    )
     random.shuffle(order)
     assert {name: score(order)[name] for name in numbers} == pytest.approx(numbers)
 
@@ -83,14 +108,20 @@ def test_bounds_and_order(pairs, random):
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(WORDS), st.integers(2, 3))
 def test_a_perfect_copy_gets_the_top_score(words, count):
-    texts = {k: " ".join(words[4 * k:4 * k + 4]) for k in range(count)}  # no word in two: CIDEr's weights are not zero
+    texts = {
+        k: " ".join(words[4 * k : 4 * k + 4]) for k in range(count)
+    }  # no word in two: CIDEr's weights are not zero
     scores = caption_scores({k: [text] for k, text in texts.items()}, texts, NO_JAVA, "whitespace")
-    assert [scores[name] for name in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")] == pytest.approx([1, 1, 1, 10])
+    assert [scores[name] for name in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")] == pytest.approx(
+        [1, 1, 1, 10]
+    )
 
 
 def test_bleu_by_hand():
     """Three of four words and one of three pairs match; the reference is as long, so there is no brevity penalty."""
-    scores = caption_scores({1: ["a red circle here"]}, {1: "a red square here"}, ["BLEU"], "whitespace")
+    scores = caption_scores(
+        {1: ["a red circle here"]}, {1: "a red square here"}, ["BLEU"], "whitespace"
+    )
     assert scores["Bleu_1"] == pytest.approx(3 / 4)
     assert scores["Bleu_2"] == pytest.approx(math.sqrt(3 / 4 * 1 / 3))
     assert set(scores) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "tokenizer"}
@@ -99,8 +130,12 @@ def test_bleu_by_hand():
 def test_cider_of_one_image_alone_is_zero():
     alone = caption_scores({1: ["a red circle"]}, {1: "a red circle"}, ["CIDEr"], "whitespace")
     assert alone["CIDEr"] == 0
-    two = caption_scores({1: ["a red circle here"], 2: ["my dog runs fast"]},
-                         {1: "a red circle here", 2: "my dog runs fast"}, ["CIDEr"], "whitespace")
+    two = caption_scores(
+        {1: ["a red circle here"], 2: ["my dog runs fast"]},
+        {1: "a red circle here", 2: "my dog runs fast"},
+        ["CIDEr"],
+        "whitespace",
+    )
     assert two["CIDEr"] == pytest.approx(10)
 
 
@@ -171,7 +206,9 @@ def java_of_version(folder, version, *lines):
 
 
 def test_spice_says_why_it_cannot_run(monkeypatch, tmp_path):
-    assert captions.spice_obstacle(java_of_version(tmp_path / "25", "25.0.1")).startswith("it needs Java 8 to 15")
+    assert captions.spice_obstacle(java_of_version(tmp_path / "25", "25.0.1")).startswith(
+        "it needs Java 8 to 15"
+    )
     assert "is Java 16." in captions.spice_obstacle(java_of_version(tmp_path / "16", "16.0.2"))
     old = java_of_version(tmp_path / "8", "1.8.0_392")
     assert re.match(r"Stanford CoreNLP 3.6.0 is not in .*lib\. ", captions.spice_obstacle(old))
@@ -185,10 +222,17 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
     """Its Java program is stood in for by a script that writes the output that the real one would write."""
     from pycocoevalcap.spice import spice
 
-    output = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (2, 0.25), (3, 1.0))]
+    output = [
+        {"image_id": i, "scores": {"All": {"f": f}}} for i, f in ((1, 0.5), (2, 0.25), (3, 1.0))
+    ]
     (tmp_path / "output.json").write_text(json.dumps(output))
-    java = java_of_version(tmp_path / "8", "1.8.0_392", 'while [ "$1" != -out ]; do shift; done',
-                           f'cp "{tmp_path}/output.json" "$2"', f"exit {status}")
+    java = java_of_version(
+        tmp_path / "8",
+        "1.8.0_392",
+        'while [ "$1" != -out ]; do shift; done',
+        f'cp "{tmp_path}/output.json" "$2"',
+        f"exit {status}",
+    )
     (tmp_path / "lib").mkdir()
     for part in ("", "-models"):
         (tmp_path / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
@@ -203,15 +247,28 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
         assert scores["SPICE"] == pytest.approx((0.5 + 0.25 + 1) / 3) and "Bleu_4" in scores
 
 
-@pytest.mark.parametrize("references, results, options, message", [
-    ({}, {}, {}, "no captions to score"),
-    ({1: ["a"]}, {2: "a"}, {}, r"2 id\(s\) stand on one side only, for example 1 in `references`"),
-    ({1: ["a"]}, {1: ["a"]}, {}, r"results\[1\] is \['a'\]"),
-    ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'; expected a list"),
-    ({1: []}, {1: "a"}, {}, r"references\[1\] is \[\]"),
-    ({1: ["a"]}, {1: "a"}, {"metrics": ["BLUE"]}, "expected some of BLEU, METEOR, ROUGE_L, CIDEr, SPICE"),
-    ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'; expected one of ptb, whitespace"),
-])
+@pytest.mark.parametrize(
+    "references, results, options, message",
+    [
+        ({}, {}, {}, "no captions to score"),
+        (
+            {1: ["a"]},
+            {2: "a"},
+            {},
+            r"2 id\(s\) stand on one side only, for example 1 in `references`",
+        ),
+        ({1: ["a"]}, {1: ["a"]}, {}, r"results\[1\] is \['a'\]"),
+        ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'; expected a list"),
+        ({1: []}, {1: "a"}, {}, r"references\[1\] is \[\]"),
+        (
+            {1: ["a"]},
+            {1: "a"},
+            {"metrics": ["BLUE"]},
+            "expected some of BLEU, METEOR, ROUGE_L, CIDEr, SPICE",
+        ),
+        ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'; expected one of ptb, whitespace"),
+    ],
+)
 def test_bad_input_is_named(references, results, options, message):
     with pytest.raises(UserError, match=message):
         caption_scores(references, results, **options)

@@ -31,8 +31,12 @@ def write_tar(path, members):
 
 
 def sample(number, texts=2):
-    return {f"s{number:07d}.jpg": jpeg(10 * number),
-            f"s{number:07d}.txt": "\n".join(f"Number {number}, text {k}." for k in range(texts)).encode()}
+    return {
+        f"s{number:07d}.jpg": jpeg(10 * number),
+        f"s{number:07d}.txt": "\n".join(
+            f"Number {number}, text {k}." for k in range(texts)
+        ).encode(),
+    }
 
 
 @pytest.fixture
@@ -55,7 +59,8 @@ def shard(mirror, number=0):
 
 def test_the_mirror_lies_as_the_hub_does(mirror):
     assert shard(mirror).relative_to(mirror).as_posix() == (
-        "huggingface.co/datasets/clip-benchmark/wds_mscoco_captions/resolve/main/test/0.tar")
+        "huggingface.co/datasets/clip-benchmark/wds_mscoco_captions/resolve/main/test/0.tar"
+    )
 
 
 def test_every_sample_is_there_once_with_all_its_captions_and_in_order(mirror):
@@ -63,7 +68,9 @@ def test_every_sample_is_there_once_with_all_its_captions_and_in_order(mirror):
     texts, owners = recall_pairs(table)
     assert len(table) == 6 and texts[:2] == ["Number 0, text 0.", "Number 0, text 1."]
     assert owners == [0] * 5 + [1] * 6 + [2] * 5 + [3] * 6 + [4] * 5 + [5] * 6
-    assert all(text.startswith(f"Number {owner},") for text, owner in zip(texts, owners, strict=True))
+    assert all(
+        text.startswith(f"Number {owner},") for text, owner in zip(texts, owners, strict=True)
+    )
     pictures, ids = image_tensor(table, 16)
     assert pictures.shape == (6, 3, 16, 16) and ids == list(range(6))
     assert all(abs(int(p[0].float().mean()) - 10 * k) <= 3 for k, p in enumerate(pictures))
@@ -89,24 +96,38 @@ def test_it_comes_from_the_hub_by_its_own_client(mirror, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     assert len(load_coco_test(progress=False)) == 6
-    assert sorted(asked) == [("clip-benchmark/wds_mscoco_captions", f"test/{name}", "dataset", "main")
-                             for name in ("0.tar", "1.tar", "nshards.txt")]
+    assert sorted(asked) == [
+        ("clip-benchmark/wds_mscoco_captions", f"test/{name}", "dataset", "main")
+        for name in ("0.tar", "1.tar", "nshards.txt")
+    ]
 
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:3000])
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda m: shard(m, 1).unlink(), "1 of 2 files of COCO's retrieval test cannot be had: 1.tar"),
-    (lambda m: shard(m).parent.joinpath("nshards.txt").write_text("many"), "says 'many'; expected how many"),
-    (lambda m: cut(shard(m)), "0.tar is no whole tar file"),
-    (lambda m: shard(m).write_text("not found"), "0.tar is no whole tar file"),
-    (lambda m: write_tar(shard(m), sample(0) | {"s1.txt": b"alone"}), "s1 has captions only"),
-    (lambda m: write_tar(shard(m), sample(0) | {"s1.jpg": jpeg(0)}), "s1 has picture only"),
-    (lambda m: write_tar(shard(m), {"s1.jpg": jpeg(0), "s1.txt": b" \n"}), "s1 has no caption"),
-    (lambda m: write_tar(shard(m), {"s1.jpg": jpeg(0)[:200], "s1.txt": b"a"}), "s1 is not a whole picture"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda m: shard(m, 1).unlink(),
+            "1 of 2 files of COCO's retrieval test cannot be had: 1.tar",
+        ),
+        (
+            lambda m: shard(m).parent.joinpath("nshards.txt").write_text("many"),
+            "says 'many'; expected how many",
+        ),
+        (lambda m: cut(shard(m)), "0.tar is no whole tar file"),
+        (lambda m: shard(m).write_text("not found"), "0.tar is no whole tar file"),
+        (lambda m: write_tar(shard(m), sample(0) | {"s1.txt": b"alone"}), "s1 has captions only"),
+        (lambda m: write_tar(shard(m), sample(0) | {"s1.jpg": jpeg(0)}), "s1 has picture only"),
+        (lambda m: write_tar(shard(m), {"s1.jpg": jpeg(0), "s1.txt": b" \n"}), "s1 has no caption"),
+        (
+            lambda m: write_tar(shard(m), {"s1.jpg": jpeg(0)[:200], "s1.txt": b"a"}),
+            "s1 is not a whole picture",
+        ),
+    ],
+)
 def test_what_is_damaged_is_named_and_nothing_is_kept(mirror, spoil, message):
     spoil(mirror)
     with pytest.raises(UserError, match=message):

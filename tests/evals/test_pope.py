@@ -12,20 +12,38 @@ from vlm_lite.evals.pope import parse_answer, pope_scores, read_pope
 from vlm_lite.files import UserError
 
 
-@pytest.mark.parametrize("answer, official, strict", [
-    ("Yes", "yes", "yes"), ("yes, there is.", "yes", "yes"), ("No", "no", "no"), ("No, there is none.", "no", "no"),
-    ("no.", "no", "no"),
-    ("There is not a chair", "no", None),   # "not" and "no" anywhere in the first sentence
-    ("Yes, there is no doubt.", "no", "yes"),
-    ("Yes. There is no dog.", "yes", "yes"),  # the first sentence only
-    ("There is. No doubt.", "yes", None),
-    ("NO", "yes", "no"), ("Not at all", "yes", None),   # only these three spellings
-    ("no!", "yes", "no"), ("No;", "yes", "no"), ("'no'", "yes", "no"), ("nothing", "yes", None),
-    ("No\nThere is none", "yes", "no"), ("no\tchair", "yes", "no"),  # cut at spaces, not at other white space
-    ("There isn't", "yes", None), ("There is none", "yes", None), ("", "yes", None), (".No", "yes", "no"),
-    ("I,no", "yes", None), ("I, no", "no", None), ("n,o", "no", None),  # commas vanish
-    ("yesterday", "yes", None), ("Nope", "yes", None), ("?!", "yes", None),
-])
+@pytest.mark.parametrize(
+    "answer, official, strict",
+    [
+        ("Yes", "yes", "yes"),
+        ("yes, there is.", "yes", "yes"),
+        ("No", "no", "no"),
+        ("No, there is none.", "no", "no"),
+        ("no.", "no", "no"),
+        ("There is not a chair", "no", None),  # "not" and "no" anywhere in the first sentence
+        ("Yes, there is no doubt.", "no", "yes"),
+        ("Yes. There is no dog.", "yes", "yes"),  # the first sentence only
+        ("There is. No doubt.", "yes", None),
+        ("NO", "yes", "no"),
+        ("Not at all", "yes", None),  # only these three spellings
+        ("no!", "yes", "no"),
+        ("No;", "yes", "no"),
+        ("'no'", "yes", "no"),
+        ("nothing", "yes", None),
+        ("No\nThere is none", "yes", "no"),
+        ("no\tchair", "yes", "no"),  # cut at spaces, not at other white space
+        ("There isn't", "yes", None),
+        ("There is none", "yes", None),
+        ("", "yes", None),
+        (".No", "yes", "no"),
+        ("I,no", "yes", None),
+        ("I, no", "no", None),
+        ("n,o", "no", None),  # commas vanish
+        ("yesterday", "yes", None),
+        ("Nope", "yes", None),
+        ("?!", "yes", None),
+    ],
+)
 def test_each_habit_of_the_parsers(answer, official, strict):
     assert parse_answer(answer) == official
     assert parse_answer(answer, "strict") == strict
@@ -35,9 +53,20 @@ def test_the_figures_by_hand():
     """Of three yes-labels two are hit, of three no-labels one is taken for yes."""
     answers = ["Yes", "yes", "No", "No", "there is no one", "Yes"]
     scores = pope_scores(answers, ["yes", "yes", "yes", "no", "no", "no"])
-    assert scores == {"accuracy": pytest.approx(4 / 6), "precision": pytest.approx(2 / 3),
-                      "recall": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3), "yes_ratio": 0.5, "TP": 2, "FP": 1,
-                      "TN": 2, "FN": 1, "neither": 0, "count": 6, "parser": "official"}
+    assert scores == {
+        "accuracy": pytest.approx(4 / 6),
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(2 / 3),
+        "yes_ratio": 0.5,
+        "TP": 2,
+        "FP": 1,
+        "TN": 2,
+        "FN": 1,
+        "neither": 0,
+        "count": 6,
+        "parser": "official",
+    }
 
 
 def test_an_answer_that_is_neither_is_wrong_for_both_labels():
@@ -54,11 +83,21 @@ def test_yes_to_everything_has_a_recall_and_a_yes_ratio_of_one():
 
 def test_no_to_everything_divides_by_nothing():
     scores = pope_scores(["No"] * 4, ["yes", "no"] * 2)
-    assert (scores["accuracy"], scores["precision"], scores["recall"], scores["f1"]) == (0.5, 0, 0, 0)
+    assert (scores["accuracy"], scores["precision"], scores["recall"], scores["f1"]) == (
+        0.5,
+        0,
+        0,
+        0,
+    )
 
 
-pairs = st.lists(st.tuples(st.sampled_from(["Yes", "No", "maybe", "It is not."]), st.sampled_from(["yes", "no"])),
-                 min_size=1, max_size=30)
+pairs = st.lists(
+    st.tuples(
+        st.sampled_from(["Yes", "No", "maybe", "It is not."]), st.sampled_from(["yes", "no"])
+    ),
+    min_size=1,
+    max_size=30,
+)
 
 
 @given(pairs, st.sampled_from(["official", "strict"]), st.randoms(use_true_random=False))
@@ -67,10 +106,17 @@ def test_the_figures_are_scikit_learn_s_in_any_order(pairs, parser, random):
     scores = pope_scores(said, labels, parser)
     is_yes, parsed = np.array(labels) == "yes", [parse_answer(text, parser) for text in said]
     precision, recall, f1, _ = precision_recall_fscore_support(
-        is_yes, np.array([p == "yes" for p in parsed]), average="binary", zero_division=0)
-    assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx((precision, recall, f1))
-    assert scores["accuracy"] == pytest.approx(np.mean([p == label for p, label in zip(parsed, labels, strict=True)]))
-    assert all(0 <= scores[key] <= 1 for key in ("accuracy", "precision", "recall", "f1", "yes_ratio"))
+        is_yes, np.array([p == "yes" for p in parsed]), average="binary", zero_division=0
+    )
+    assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx(
+        (precision, recall, f1)
+    )
+    assert scores["accuracy"] == pytest.approx(
+        np.mean([p == label for p, label in zip(parsed, labels, strict=True)])
+    )
+    assert all(
+        0 <= scores[key] <= 1 for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    )
     random.shuffle(pairs)
     said, labels = map(list, zip(*pairs, strict=True))
     assert pope_scores(said, labels, parser) == scores
@@ -93,8 +139,10 @@ def files(tmp_path):
     return write
 
 
-LABELS = [{"question_id": i, "image": "a.jpg", "text": "Is there a cat?", "label": label}
-          for i, label in ((1, "yes"), (2, "no"))]
+LABELS = [
+    {"question_id": i, "image": "a.jpg", "text": "Is there a cat?", "label": label}
+    for i, label in ((1, "yes"), (2, "no"))
+]
 
 
 def test_files_are_paired_by_question_id(files):
@@ -106,32 +154,48 @@ def test_files_are_paired_by_question_id(files):
 def test_the_question_of_a_label_line_is_not_taken_for_an_answer(files):
     said, _, _ = read_pope(*files(LABELS, [{**row, "answer": "Yes"} for row in LABELS]))
     assert said == ["Yes", "Yes"]
-    with pytest.raises(UserError, match=r"answers.jsonl: `line 1.text` is missing|`line 1.answer` is missing"):
+    with pytest.raises(
+        UserError, match=r"answers.jsonl: `line 1.text` is missing|`line 1.answer` is missing"
+    ):
         read_pope(*files(LABELS, LABELS))
 
 
-@pytest.mark.parametrize("labels, answers, message", [
-    ([{**LABELS[0], "label": "maybe"}], LABELS, "labels.json: line 1.label is 'maybe'; expected yes or no"),
-    ([*LABELS, LABELS[0]], LABELS, "line 3.question_id is 1, which a line before it has"),
-    ([{"question_id": 1, "answers": []}], LABELS, "`line 1.label` is missing"),
-    (LABELS, [{"question_id": 1, "text": "a", "answer": "b"}], "line 1 has both"),
-    (LABELS, [{"question_id": 1, "text": 3}], "`line 1.text` is 3; expected text"),
-    (LABELS, [{"question": "Is there a cat?", "answer": "yes"}], "line 1 has no `question_id`. The authors' script"),
-    (LABELS, [{"question_id": "1", "text": "a"}], "`line 1.question_id` is '1'"),
-    (LABELS, [3], "line 1 is 3; expected an object"),
-    (LABELS, [{"question_id": 1, "text": "a"}], r"1 question_id\(s\) missing, for example 2"),
-])
+@pytest.mark.parametrize(
+    "labels, answers, message",
+    [
+        (
+            [{**LABELS[0], "label": "maybe"}],
+            LABELS,
+            "labels.json: line 1.label is 'maybe'; expected yes or no",
+        ),
+        ([*LABELS, LABELS[0]], LABELS, "line 3.question_id is 1, which a line before it has"),
+        ([{"question_id": 1, "answers": []}], LABELS, "`line 1.label` is missing"),
+        (LABELS, [{"question_id": 1, "text": "a", "answer": "b"}], "line 1 has both"),
+        (LABELS, [{"question_id": 1, "text": 3}], "`line 1.text` is 3; expected text"),
+        (
+            LABELS,
+            [{"question": "Is there a cat?", "answer": "yes"}],
+            "line 1 has no `question_id`. The authors' script",
+        ),
+        (LABELS, [{"question_id": "1", "text": "a"}], "`line 1.question_id` is '1'"),
+        (LABELS, [3], "line 1 is 3; expected an object"),
+        (LABELS, [{"question_id": 1, "text": "a"}], r"1 question_id\(s\) missing, for example 2"),
+    ],
+)
 def test_bad_input_is_named(files, labels, answers, message):
     with pytest.raises(UserError, match=message):
         read_pope(*files(labels, answers))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: parse_answer("yes", "loose"), "'loose'; expected one of official, strict"),
-    (lambda: parse_answer(3), "the answer is 3; expected text"),
-    (lambda: pope_scores(["yes"], []), "1 answers for 0 labels"),
-    (lambda: pope_scores(["yes"], ["Yes"]), "a label is 'Yes'; expected yes or no"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: parse_answer("yes", "loose"), "'loose'; expected one of official, strict"),
+        (lambda: parse_answer(3), "the answer is 3; expected text"),
+        (lambda: pope_scores(["yes"], []), "1 answers for 0 labels"),
+        (lambda: pope_scores(["yes"], ["Yes"]), "a label is 'Yes'; expected yes or no"),
+    ],
+)
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()

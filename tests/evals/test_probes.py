@@ -21,25 +21,47 @@ class FakeVLM:
         self.calls = []
 
     def generate(self, features, prompts, max_new_tokens):
-        assert features is None or (features.dtype == torch.float32 and len(features) == len(prompts))
-        self.calls.append((None if features is None else features.clone(), list(prompts), max_new_tokens))
+        assert features is None or (
+            features.dtype == torch.float32 and len(features) == len(prompts)
+        )
+        self.calls.append(
+            (None if features is None else features.clone(), list(prompts), max_new_tokens)
+        )
         if features is None:
-            return [prompt.split()[0] if prompt.split()[0] in COLOURS else "red" for prompt in prompts]
-        return [COLOURS[int(picture[0].argmax())] if picture.any() else "grey" for picture in features]
+            return [
+                prompt.split()[0] if prompt.split()[0] in COLOURS else "red" for prompt in prompts
+            ]
+        return [
+            COLOURS[int(picture[0].argmax())] if picture.any() else "grey" for picture in features
+        ]
 
 
 def world(copies=20):
     """Five pictures, one of each colour, each asked `copies` times; two types of question."""
     features = torch.eye(5, dtype=torch.float16)[:, None]  # (N, T, D) = (5, 1, 5)
-    rows = [{"question": f"which colour {copy % 3} ?", "answers": [colour] * 10, "image_id": 100 + i, "image_index": i,
-             "question_type": "colour" if copy % 2 else "paint", "description": f"{colour} thing ."}
-            for copy in range(copies) for i, colour in enumerate(COLOURS)]
+    rows = [
+        {
+            "question": f"which colour {copy % 3} ?",
+            "answers": [colour] * 10,
+            "image_id": 100 + i,
+            "image_index": i,
+            "question_type": "colour" if copy % 2 else "paint",
+            "description": f"{colour} thing .",
+        }
+        for copy in range(copies)
+        for i, colour in enumerate(COLOURS)
+    ]
     return features, rows
 
 
 def probe(rows, features, vlm=None, **options):
-    return run_probes(vlm or FakeVLM(), features, rows, blank_features=torch.zeros(1, 5),
-                      **{"prompt": "ask: {}".format, **options})
+    return run_probes(
+        vlm or FakeVLM(),
+        features,
+        rows,
+        blank_features=torch.zeros(1, 5),
+        **{"prompt": "ask: {}".format, **options},
+    )
 
 
 def test_each_condition_gives_the_model_what_it_says():
@@ -52,7 +74,10 @@ def test_each_condition_gives_the_model_what_it_says():
     assert not any(a == b for a, b in zip(result.answers["shuffled"], truth, strict=True))
     means = {name: interval.value for name, interval in result.accuracy.items()}
     assert means == pytest.approx({"vlm": 1, "blind": 0.2, "shuffled": 0, "blank": 0, "oracle": 1})
-    assert result.gain.value == pytest.approx(0.8) and 0.6 < result.gain.low < 0.8 < result.gain.high < 0.95
+    assert (
+        result.gain.value == pytest.approx(0.8)
+        and 0.6 < result.gain.low < 0.8 < result.gain.high < 0.95
+    )
     assert result.bridge.value == result.bridge.low == result.bridge.high == 1
     assert all(len(prompts) <= 7 and tokens == 4 for _, prompts, tokens in vlm.calls)
 
@@ -72,7 +97,13 @@ def test_without_a_picture_each_different_prompt_is_asked_once():
     features, rows = world()
     vlm = FakeVLM()
     probe(rows, features, vlm)
-    assert [len(prompts) for _, prompts, _ in vlm.calls] == [100, 3, 100, 3, 15]  # vlm, blind, shuffled, blank, oracle
+    assert [len(prompts) for _, prompts, _ in vlm.calls] == [
+        100,
+        3,
+        100,
+        3,
+        15,
+    ]  # vlm, blind, shuffled, blank, oracle
 
 
 @settings(deadline=None, max_examples=10)
@@ -84,7 +115,9 @@ def test_shuffling_never_leaves_a_picture_its_own(n, seed):
     probe(rows, features, vlm, seed=seed)
     shown = vlm.calls[2][0].argmax(-1)[:, 0].tolist()
     assert all(other != row["image_index"] for other, row in zip(shown, rows, strict=True))
-    assert sorted(shown) == sorted(row["image_index"] for row in rows)  # every picture is still shown as often
+    assert sorted(shown) == sorted(
+        row["image_index"] for row in rows
+    )  # every picture is still shown as often
 
 
 def test_two_rows_of_features_of_one_picture_are_not_exchanged():
@@ -99,7 +132,10 @@ def test_two_rows_of_features_of_one_picture_are_not_exchanged():
 def test_image_ids_may_stand_for_image_index():
     features, rows = world()
     bare = [{key: value for key, value in row.items() if key != "image_index"} for row in rows]
-    assert probe(bare, features, image_ids=[100, 101, 102, 103, 104]).answers == probe(rows, features).answers
+    assert (
+        probe(bare, features, image_ids=[100, 101, 102, 103, 104]).answers
+        == probe(rows, features).answers
+    )
     with pytest.raises(UserError, match="image_id that image_ids lacks"):
         probe(bare, features, image_ids=[100, 101])
 
@@ -108,16 +144,23 @@ def test_types_are_summed_up_apart_and_the_table_prints_them():
     features, rows = world()
     for row in rows:
         row["answers"] = ["red"] * 10 if row["question_type"] == "paint" else row["answers"]
-        row["description"] = "red thing ." if row["question_type"] == "paint" else row["description"]
+        row["description"] = (
+            "red thing ." if row["question_type"] == "paint" else row["description"]
+        )
     result = probe(rows, features)
-    assert {name: part.count for name, part in result.by_type.items()} == {"colour": 50, "paint": 50}
+    assert {name: part.count for name, part in result.by_type.items()} == {
+        "colour": 50,
+        "paint": 50,
+    }
     assert result.by_type["colour"].gain.value == pytest.approx(0.8)
     assert result.by_type["paint"].accuracy["blind"].value == 1
     assert result.by_type["paint"].bridge.value is None
     table = result.table()
     paint = next(line for line in table.splitlines() if line.startswith("paint"))
     assert paint.split() == ["paint", "50", "20.0", "100.0", "20.0", "0.0", "100.0", "-80.0", "-"]
-    assert f"multimodal gain (vlm - blind): {result.gain}" in table and "normalize='official'" in table
+    assert (
+        f"multimodal gain (vlm - blind): {result.gain}" in table and "normalize='official'" in table
+    )
 
 
 def test_without_descriptions_there_is_no_oracle_and_no_bridge_score():
@@ -135,13 +178,22 @@ def test_normalize_reaches_the_score():
     assert probe(rows, features, normalize="always").accuracy["vlm"].value == 1
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda rows: [], "no questions to ask"),
-    (lambda rows: rows[:1], "needs two"),
-    (lambda rows: [{**row, "image_index": row["image_index"] + 1} for row in rows], "from 1 to 5; expected 0 to 4"),
-    (lambda rows: [{**rows[0], "description": ""}, *rows[1:]], r"rows\[0\].description is empty"),
-    (lambda rows: [{"question": "?"}], "no field 'image_id'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: [], "no questions to ask"),
+        (lambda rows: rows[:1], "needs two"),
+        (
+            lambda rows: [{**row, "image_index": row["image_index"] + 1} for row in rows],
+            "from 1 to 5; expected 0 to 4",
+        ),
+        (
+            lambda rows: [{**rows[0], "description": ""}, *rows[1:]],
+            r"rows\[0\].description is empty",
+        ),
+        (lambda rows: [{"question": "?"}], "no field 'image_id'"),
+    ],
+)
 def test_bad_rows_are_named(change, message):
     features, rows = world(1)
     with pytest.raises(UserError, match=message):
@@ -153,7 +205,9 @@ def test_bootstrap_interval_covers_as_a_normal_interval_would():
     interval = bootstrap_interval(values)
     spread = 1.96 * values.std() / 20
     assert interval.value == pytest.approx(values.mean())
-    assert (interval.low, interval.high) == pytest.approx((values.mean() - spread, values.mean() + spread), abs=0.003)
+    assert (interval.low, interval.high) == pytest.approx(
+        (values.mean() - spread, values.mean() + spread), abs=0.003
+    )
     wider = bootstrap_interval(values, confidence=0.99)
     assert wider.low < interval.low and wider.high > interval.high
     assert interval == bootstrap_interval(values) != bootstrap_interval(values, seed=1)

@@ -22,8 +22,12 @@ def test_the_figures_are_those_of_the_evaluators(found):
     facts, pictures = found
     captions, questions = load_shapes("val", 64, progress=False)
     rows = questions.select(range(60))
-    probe = recipes.probe(report.VLM.from_pretrained(data_path("zoo", "shapes-vlm")), captions, rows, limit=60)
-    assert facts["accuracy"]["vlm"]["value"] == pytest.approx(score_vqa(probe.answers["vlm"], rows)["overall"] / 100)
+    probe = recipes.probe(
+        report.VLM.from_pretrained(data_path("zoo", "shapes-vlm")), captions, rows, limit=60
+    )
+    assert facts["accuracy"]["vlm"]["value"] == pytest.approx(
+        score_vqa(probe.answers["vlm"], rows)["overall"] / 100
+    )
     assert facts["multimodal gain"] == pytest.approx(vars(probe.gain))
     assert list(facts["accuracy"]) == list(report.ORDER)
     assert facts["pairs"]["both right"]["blind"] == facts["pairs"]["both right"]["majority"] == 0
@@ -59,16 +63,29 @@ def test_the_page_is_whole_and_loads_nothing(found):
     assert {tag for tag, _ in parsed.tags} <= set(known.split())
     sources = [attributes["src"] for tag, attributes in parsed.tags if tag == "img"]
     assert len(sources) > 10 and all(source.startswith("data:image/") for source in sources)
-    assert not any(name.startswith("on") or name == "href" for _, attributes in parsed.tags for name in attributes)
+    assert not any(
+        name.startswith("on") or name == "href"
+        for _, attributes in parsed.tags
+        for name in attributes
+    )
 
 
 def test_texts_from_a_model_or_a_file_are_escaped(found):
     bad = '<script>alert("1")</script>'
     facts = json.loads(json.dumps(found[0]))
     facts["model"] = facts["made by"] = bad
-    for row in facts["examples"] + facts["written"] + [r for rows in facts["failures"].values() for r in rows]:
-        row.update({name: bad for name in ("question", "right answer", "vlm", "blind", "shuffled", "reference")
-                    if name in row})
+    for row in (
+        facts["examples"]
+        + facts["written"]
+        + [r for rows in facts["failures"].values() for r in rows]
+    ):
+        row.update(
+            {
+                name: bad
+                for name in ("question", "right answer", "vlm", "blind", "shuffled", "reference")
+                if name in row
+            }
+        )
     for of in ("by type", "failures", "captions"):
         facts[of] = {bad + name: value for name, value in facts[of].items()}
     text = report.page(facts, found[1])
@@ -77,13 +94,19 @@ def test_texts_from_a_model_or_a_file_are_escaped(found):
 
 
 def test_a_bridge_score_that_is_undefined_is_printed_as_such(found):
-    facts = {**found[0], "bridge score": {"value": None, "low": None, "high": None, "reason": "oracle < blind"}}
+    facts = {
+        **found[0],
+        "bridge score": {"value": None, "low": None, "high": None, "reason": "oracle < blind"},
+    }
     assert "undefined (oracle &lt; blind)" in report.page(facts, found[1])
 
 
 def test_the_command_writes_both_files_and_prints_the_scores(found, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "collect", lambda run, **options: found)
-    assert cli.main(["report", "shapes-vlm", "--out", str(tmp_path / "a.html"), "--questions", "60"]) == 0
+    assert (
+        cli.main(["report", "shapes-vlm", "--out", str(tmp_path / "a.html"), "--questions", "60"])
+        == 0
+    )
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(found[0]))
     assert (tmp_path / "a.html").read_text() == report.page(*found)
     printed = capsys.readouterr().out
@@ -100,10 +123,12 @@ def test_help_has_an_example_that_the_command_understands(capsys):
 
 
 def test_bad_runs_end_with_status_2(tmp_path, capsys):
-    for arguments, words in ((["nowhere-vlm"], "'nowhere-vlm' is neither a folder nor a model of the zoo"),
-                             ([str(tmp_path)], "config.json does not exist"),
-                             ([str(data_path("zoo", "shapes-gpt2"))], "not the config of a VLM"),
-                             (["shapes-vlm", "--out", str(tmp_path / "a.txt")], "ends in .html")):
+    for arguments, words in (
+        (["nowhere-vlm"], "'nowhere-vlm' is neither a folder nor a model of the zoo"),
+        ([str(tmp_path)], "config.json does not exist"),
+        ([str(data_path("zoo", "shapes-gpt2"))], "not the config of a VLM"),
+        (["shapes-vlm", "--out", str(tmp_path / "a.txt")], "ends in .html"),
+    ):
         assert cli.main(["report", *arguments]) == 2
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

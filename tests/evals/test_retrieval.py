@@ -11,13 +11,17 @@ from vlm_lite.files import UserError
 
 def brute_force(images, texts, owners, k, strings):
     """Both recalls at k by sorting; a wrong candidate that ties stands first."""
+
     def norm(v):
         return v / v.norm()
 
     def hits(queries, gallery, right):
         count = 0
         for q, query in enumerate(queries):
-            order = sorted(range(len(gallery)), key=lambda g: (-float(norm(query) @ norm(gallery[g])), right(q, g)))
+            order = sorted(
+                range(len(gallery)),
+                key=lambda g: (-float(norm(query) @ norm(gallery[g])), right(q, g)),
+            )
             count += any(right(q, g) for g in order[:k])
         return count / len(queries)
 
@@ -28,7 +32,9 @@ def brute_force(images, texts, owners, k, strings):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 3), st.booleans(), st.integers(1, 9))
+@given(
+    st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 3), st.booleans(), st.integers(1, 9)
+)
 def test_recall_equals_a_brute_force_ranking(seed, n, captions, with_strings, chunk_size):
     generator = torch.Generator().manual_seed(seed)
     owners = torch.arange(n).repeat_interleave(captions)
@@ -36,15 +42,26 @@ def test_recall_equals_a_brute_force_ranking(seed, n, captions, with_strings, ch
     images = torch.randn(n, 4, generator=generator, dtype=torch.float64)
     texts = torch.randn(len(owners), 4, generator=generator, dtype=torch.float64)
     strings = [f"s{int(x)}" for x in torch.randint(0, 2 * n, (len(owners),), generator=generator)]
-    got = recall_at_k(images, texts, owners, ks=(1, 2, 5), texts=strings if with_strings else None,
-                      chunk_size=chunk_size)
+    got = recall_at_k(
+        images,
+        texts,
+        owners,
+        ks=(1, 2, 5),
+        texts=strings if with_strings else None,
+        chunk_size=chunk_size,
+    )
     for k in (1, 2, 5):
-        expected = brute_force(images, texts, owners.tolist(), k, strings if with_strings else range(len(owners)))
+        expected = brute_force(
+            images, texts, owners.tolist(), k, strings if with_strings else range(len(owners))
+        )
         assert (got["image_to_text"][k], got["text_to_image"][k]) == pytest.approx(expected)
 
 
 def test_identical_strings_count_as_hits_only_when_the_strings_are_given():
-    images, texts = torch.eye(3), torch.eye(3)[[1, 0, 2]]  # pictures 0 and 1 have each other's caption
+    images, texts = (
+        torch.eye(3),
+        torch.eye(3)[[1, 0, 2]],
+    )  # pictures 0 and 1 have each other's caption
     assert recall_at_k(images, texts, [0, 1, 2], ks=[1])["image_to_text"][1] == pytest.approx(1 / 3)
     same = recall_at_k(images, texts, [0, 1, 2], ks=[1], texts=["a circle", "a circle", "a square"])
     assert same == {"image_to_text": {1: 1.0}, "text_to_image": {1: 1.0}}
@@ -59,8 +76,14 @@ def test_five_captions_an_image_hit_where_any_is_near():
     images = torch.eye(2)
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.7, 0.7]])
     got = recall_at_k(images, texts, [0, 0, 1, 1], ks=(1, 2))
-    assert got["image_to_text"] == {1: 0.5, 2: 1.0}  # picture 1's nearest text is picture 0's second
-    assert got["text_to_image"] == {1: 0.5, 2: 1.0}  # texts 1 and 3 (a tie) prefer the wrong picture
+    assert got["image_to_text"] == {
+        1: 0.5,
+        2: 1.0,
+    }  # picture 1's nearest text is picture 0's second
+    assert got["text_to_image"] == {
+        1: 0.5,
+        2: 1.0,
+    }  # texts 1 and 3 (a tie) prefer the wrong picture
 
 
 def test_chance_is_what_a_random_order_gives():
@@ -68,21 +91,30 @@ def test_chance_is_what_a_random_order_gives():
     assert chance_recall(3, 10) == 1
     assert chance_recall(4, 2, relevant=2) == pytest.approx(1 - 1 / 6)
     torch.manual_seed(0)
-    got = recall_at_k(torch.randn(1000, 8), torch.randn(1000, 8), torch.arange(1000))["image_to_text"][10]
+    got = recall_at_k(torch.randn(1000, 8), torch.randn(1000, 8), torch.arange(1000))[
+        "image_to_text"
+    ][10]
     assert got == pytest.approx(chance_recall(1000, 10), abs=0.012)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"image_embeds": torch.ones(3, 5)}, "joint space"),
-    ({"image_embeds": torch.ones(3)}, "shape \\(3,\\)"),
-    ({"text_embeds": torch.full((3, 4), float("nan"))}, "text_embeds holds NaN"),
-    ({"image_of_text": [0, 1]}, "image_of_text has 2 entries for 3 texts"),
-    ({"image_of_text": [0, 1, 1]}, "each of the 3 pictures"),
-    ({"image_of_text": [0, 1, 3]}, "from 0 to 3"),
-    ({"texts": ["a"]}, "texts has 1 entries"),
-    ({"ks": (0,)}, "1 or more"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image_embeds": torch.ones(3, 5)}, "joint space"),
+        ({"image_embeds": torch.ones(3)}, "shape \\(3,\\)"),
+        ({"text_embeds": torch.full((3, 4), float("nan"))}, "text_embeds holds NaN"),
+        ({"image_of_text": [0, 1]}, "image_of_text has 2 entries for 3 texts"),
+        ({"image_of_text": [0, 1, 1]}, "each of the 3 pictures"),
+        ({"image_of_text": [0, 1, 3]}, "from 0 to 3"),
+        ({"texts": ["a"]}, "texts has 1 entries"),
+        ({"ks": (0,)}, "1 or more"),
+    ],
+)
 def test_bad_input_is_named(change, message):
-    good = {"image_embeds": torch.eye(3, 4), "text_embeds": torch.eye(3, 4), "image_of_text": [0, 1, 2]}
+    good = {
+        "image_embeds": torch.eye(3, 4),
+        "text_embeds": torch.eye(3, 4),
+        "image_of_text": [0, 1, 2],
+    }
     with pytest.raises(UserError, match=message):
         recall_at_k(**{**good, **change})

@@ -12,7 +12,13 @@ from PIL import Image
 
 from tests.evals.test_commands import tabs
 from tests.evals.test_mmbench import HEADER, M, cells, picture
-from vlm_lite.evals.mmbench import match_predictions, mmbench_scores, read_mmbench, read_predictions, sample_groups
+from vlm_lite.evals.mmbench import (
+    match_predictions,
+    mmbench_scores,
+    read_mmbench,
+    read_predictions,
+    sample_groups,
+)
 from vlm_lite.evals.vlmevalkit import VLMEvalModel, write_mmbench, write_pope
 from vlm_lite.files import UserError
 
@@ -49,7 +55,10 @@ def test_its_inference_loop_gets_an_answer_to_each_message(photo):
     assert infer(model, [message, message], "MMBench_DEV_EN") == [f"(20, 10) {text}"] * 2
     images, _, most = model.model.calls[0]
     assert images[0].mode == "RGB" and most == 7
-    assert message == [dict(type="image", value=photo), dict(type="text", value=text)]  # left as it was
+    assert message == [
+        dict(type="image", value=photo),
+        dict(type="text", value=text),
+    ]  # left as it was
 
 
 def test_the_short_forms_of_a_message_are_brought_to_the_long_one(photo):
@@ -61,18 +70,37 @@ def test_the_short_forms_of_a_message_are_brought_to_the_long_one(photo):
 
 def test_generate_inner_joins_texts_and_shows_the_first_of_several_pictures(photo, tmp_path):
     Image.new("RGB", (5, 5)).save(tmp_path / "b.png")
-    message = [dict(type="text", value="first"), dict(type="image", value=photo),
-               dict(type="image", value=str(tmp_path / "b.png")), dict(type="text", value="second")]
+    message = [
+        dict(type="text", value="first"),
+        dict(type="image", value=photo),
+        dict(type="image", value=str(tmp_path / "b.png")),
+        dict(type="text", value="second"),
+    ]
     with pytest.warns(UserWarning, match="2 pictures in one message"):
-        assert VLMEvalModel(Recorder()).generate_inner(message, dataset=None) == "(20, 10) first\nsecond"
+        assert (
+            VLMEvalModel(Recorder()).generate_inner(message, dataset=None)
+            == "(20, 10) first\nsecond"
+        )
 
 
-@pytest.mark.parametrize("message, words", [
-    ([dict(type="video", value="a.mp4"), dict(type="text", value="what?")], r"message\[0\] is .*'video'"),
-    ([dict(type="text", value="")], r"message\[0\]"), ([dict(type="image")], r"message\[0\]"),
-    ([], "has no text"), ([dict(type="image", value=__file__)], "has no text"),
-    ([dict(type="text", value="what?"), dict(type="image", value=__file__)], "not a picture"),
-    ([dict(type="text", value="what?"), dict(type="image", value="nowhere.png")], "not a picture")])
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        (
+            [dict(type="video", value="a.mp4"), dict(type="text", value="what?")],
+            r"message\[0\] is .*'video'",
+        ),
+        ([dict(type="text", value="")], r"message\[0\]"),
+        ([dict(type="image")], r"message\[0\]"),
+        ([], "has no text"),
+        ([dict(type="image", value=__file__)], "has no text"),
+        ([dict(type="text", value="what?"), dict(type="image", value=__file__)], "not a picture"),
+        (
+            [dict(type="text", value="what?"), dict(type="image", value="nowhere.png")],
+            "not a picture",
+        ),
+    ],
+)
 def test_a_message_that_will_not_do_is_named(message, words):
     with pytest.raises(UserError, match=words):
         VLMEvalModel(Recorder()).generate_inner(message)
@@ -80,8 +108,12 @@ def test_a_message_that_will_not_do_is_named(message, words):
 
 @pytest.fixture
 def rows(tmp_path):
-    table = [cells(1, "A", picture("red")), cells(M + 1, "B", "1"), cells(2, "B", picture("blue"), category="plants"),
-             cells(3, "A", picture("red"))]
+    table = [
+        cells(1, "A", picture("red")),
+        cells(M + 1, "B", "1"),
+        cells(2, "B", picture("blue"), category="plants"),
+        cells(3, "A", picture("red")),
+    ]
     path = tmp_path / "t.tsv"
     path.write_text(tabs([HEADER, *table]))
     return read_mmbench(path)
@@ -95,8 +127,18 @@ def test_a_table_that_is_written_is_read_as_it_was(rows, tmp_path):
 def test_predictions_are_a_table_as_pandas_reads_it_without_pictures(rows, tmp_path):
     said = {1: "A", M + 1: 'the "dog",\tor\nso', 2: "B. a dog", 3: "cat"}
     write_mmbench(tmp_path / "ours_MMBench_DEV_EN.tsv", rows, said)
-    table = pandas.read_csv(tmp_path / "ours_MMBench_DEV_EN.tsv", sep="\t")  # as vlmeval.smp.load does
-    assert "image" not in table and {"index", "question", "A", "B", "answer", "category", "prediction"} <= set(table)
+    table = pandas.read_csv(
+        tmp_path / "ours_MMBench_DEV_EN.tsv", sep="\t"
+    )  # as vlmeval.smp.load does
+    assert "image" not in table and {
+        "index",
+        "question",
+        "A",
+        "B",
+        "answer",
+        "category",
+        "prediction",
+    } <= set(table)
     assert dict(zip(table["index"], table["prediction"], strict=True)) == said
     given = read_predictions(tmp_path / "ours_MMBench_DEV_EN.tsv")
     kept, given, _ = match_predictions(rows, given, file="ours", against="t")
@@ -106,8 +148,12 @@ def test_predictions_are_a_table_as_pandas_reads_it_without_pictures(rows, tmp_p
 def test_a_column_that_no_row_fills_is_left_out_since_a_mean_over_it_would_be_nan(rows, tmp_path):
     plain = [{**row, "split": "", "l2-category": ""} for row in rows]
     write_mmbench(tmp_path / "p.tsv", plain, {row["index"]: row["answer"] for row in rows})
-    table = pandas.read_csv(tmp_path / "p.tsv", sep="\t")  # its report_acc means over the values of these columns
-    assert {"split", "l2-category", "category"} & set(table) == {"category"} and not table["category"].isna().any()
+    table = pandas.read_csv(
+        tmp_path / "p.tsv", sep="\t"
+    )  # its report_acc means over the values of these columns
+    assert {"split", "l2-category", "category"} & set(table) == {"category"} and not table[
+        "category"
+    ].isna().any()
     assert read_mmbench(tmp_path / "p.tsv") == [{**row, "image": ""} for row in plain]
 
 
@@ -122,21 +168,37 @@ def test_a_sample_of_whole_questions_may_be_predicted_and_a_missing_row_is_named
 
 def test_pope_is_exported_with_its_splits_as_categories(tmp_path):
     for name, label in (("random", "no"), ("popular", "yes")):
-        (tmp_path / f"{name}.json").write_text("\n".join(json.dumps(
-            {"question_id": k, "image": "a.jpg", "text": f"Is there a {k}?", "label": label}) for k in (1, 2)))
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(
-            {"question_id": k, "answer": f"{name} {k}"}) for k in (2, 1)))
-    write_pope(tmp_path / "ours_POPE.tsv", {name: (tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl")
-                                            for name in ("random", "popular")})
+        (tmp_path / f"{name}.json").write_text(
+            "\n".join(
+                json.dumps(
+                    {"question_id": k, "image": "a.jpg", "text": f"Is there a {k}?", "label": label}
+                )
+                for k in (1, 2)
+            )
+        )
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({"question_id": k, "answer": f"{name} {k}"}) for k in (2, 1))
+        )
+    write_pope(
+        tmp_path / "ours_POPE.tsv",
+        {
+            name: (tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl")
+            for name in ("random", "popular")
+        },
+    )
     table = pandas.read_csv(tmp_path / "ours_POPE.tsv", sep="\t")
-    assert table.values.tolist() == [[0, "Is there a 1?", "No", "random", "random 1"],
-                                     [1, "Is there a 2?", "No", "random", "random 2"],
-                                     [2, "Is there a 1?", "Yes", "popular", "popular 1"],
-                                     [3, "Is there a 2?", "Yes", "popular", "popular 2"]]
+    assert table.values.tolist() == [
+        [0, "Is there a 1?", "No", "random", "random 1"],
+        [1, "Is there a 2?", "No", "random", "random 2"],
+        [2, "Is there a 1?", "Yes", "popular", "popular 1"],
+        [3, "Is there a 2?", "Yes", "popular", "popular 2"],
+    ]
     assert list(table) == ["index", "question", "answer", "category", "prediction"]
 
 
-def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers(rows, tmp_path, monkeypatch, capsys):
+def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers(
+    rows, tmp_path, monkeypatch, capsys
+):
     """Against a stand-in for VLMEvalKit with the signatures of vlmeval/dataset/__init__.py and vlmeval/inference.py."""
     from vlm_lite.models import pretrained
 
@@ -144,23 +206,38 @@ def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers
         write_mmbench(tmp_path / "bench.tsv", rows)
         data = pandas.read_csv(tmp_path / "bench.tsv", sep="\t").astype({"index": str})
         prompts = lambda line: [dict(type="text", value=f"Question: {line['question']}\n")]  # noqa: E731
-        return types.SimpleNamespace(dataset_name=dataset_name, data=data, dump_image=None, build_prompt=prompts,
-                                     evaluate=lambda eval_file, **judge: pandas.read_csv(eval_file, sep="\t"))
+        return types.SimpleNamespace(
+            dataset_name=dataset_name,
+            data=data,
+            dump_image=None,
+            build_prompt=prompts,
+            evaluate=lambda eval_file, **judge: pandas.read_csv(eval_file, sep="\t"),
+        )
 
-    def infer_data_job(model, work_dir, model_name, dataset, verbose=False, api_nproc=4, ignore_failed=False,
-                       use_vllm=False):
+    def infer_data_job(
+        model,
+        work_dir,
+        model_name,
+        dataset,
+        verbose=False,
+        api_nproc=4,
+        ignore_failed=False,
+        use_vllm=False,
+    ):
         messages = [dataset.build_prompt(line) for _, line in dataset.data.iterrows()]
         dataset.data["prediction"] = infer(model, messages, dataset.dataset_name)
         dataset.data.to_csv(f"{work_dir}/{model_name}_{dataset.dataset_name}.tsv", sep="\t")
 
     for name, function in (("dataset", build_dataset), ("inference", infer_data_job)):
-        monkeypatch.setitem(sys.modules, f"vlmeval.{name}", types.SimpleNamespace(**{function.__name__: function}))
+        monkeypatch.setitem(
+            sys.modules, f"vlmeval.{name}", types.SimpleNamespace(**{function.__name__: function})
+        )
     monkeypatch.setitem(sys.modules, "vlmeval", types.ModuleType("vlmeval"))
     monkeypatch.setattr(pretrained, "PretrainedVLM", lambda name, **options: Recorder())
     monkeypatch.setenv("PRED_FORMAT", "")
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    code, = re.findall(r"^```py\n(.*?)^```$", readme, flags=re.M | re.S)
+    (code,) = re.findall(r"^```py\n(.*?)^```$", readme, flags=re.M | re.S)
     exec(code.replace('"MMBench_DEV_EN", 100', '"MMBench_DEV_EN", 2'), {"__name__": "readme"})
     asked = pandas.read_csv("outputs/smol_MMBench_DEV_EN.tsv", sep="\t")
     whole = {index % M for index in asked["index"]}

@@ -46,9 +46,21 @@ def openai_like(tmp_path_factory):
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    CLIP(image_size=64, patch_size=32, vision_width=32, vision_layers=2, vision_heads=2, vocab_size=len(words),
-         context_length=77, text_width=32, text_layers=2, text_heads=2, projection_dim=16,
-         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    CLIP(
+        image_size=64,
+        patch_size=32,
+        vision_width=32,
+        vision_layers=2,
+        vision_heads=2,
+        vocab_size=len(words),
+        context_length=77,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -59,27 +71,43 @@ def test_scores_equal_transformers_clip_by_hand(pictures, openai_like):
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
     scores = classify_folder(str(pictures), str(openai_like), TEMPLATES, batch_size=5)
-    model, tokenizer = CLIPModel.from_pretrained(openai_like, dtype=torch.float32).eval(), \
-        CLIPTokenizer.from_pretrained(openai_like)
+    model, tokenizer = (
+        CLIPModel.from_pretrained(openai_like, dtype=torch.float32).eval(),
+        CLIPTokenizer.from_pretrained(openai_like),
+    )
     names = sorted(COLOURS)
-    files = [(pictures / name / f"{k}.png", number) for number, name in enumerate(names) for k in range(2)]
+    files = [
+        (pictures / name / f"{k}.png", number)
+        for number, name in enumerate(names)
+        for k in range(2)
+    ]
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)
-    pixels = processor([Image.open(path).convert("RGB") for path, _ in files], return_tensors="pt")["pixel_values"]
+    pixels = processor([Image.open(path).convert("RGB") for path, _ in files], return_tensors="pt")[
+        "pixel_values"
+    ]
     with torch.no_grad():
         images = model.get_image_features(pixel_values=pixels).pooler_output
         weights = []
         texts = ["a cat", "two dogs."]
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
-        torch.testing.assert_close(embed_texts(CLIP.from_pretrained(openai_like), texts, tokenizer),
-                                   model.get_text_features(**encoded).pooler_output)
+        torch.testing.assert_close(
+            embed_texts(CLIP.from_pretrained(openai_like), texts, tokenizer),
+            model.get_text_features(**encoded).pooler_output,
+        )
         for name in names:
-            texts = tokenizer([t.format(name.replace("_", " ")) for t in TEMPLATES], padding=True, return_tensors="pt")
+            texts = tokenizer(
+                [t.format(name.replace("_", " ")) for t in TEMPLATES],
+                padding=True,
+                return_tensors="pt",
+            )
             embeds = model.get_text_features(**texts).pooler_output
             weights.append(embeds / embeds.norm(dim=-1, keepdim=True))
     weights = torch.stack(weights)  # (C, T, P)
     labels = torch.tensor([label for _, label in files])
     for key, w in (("ensemble", weights.mean(1)), ("single", weights[:, 0])):
-        similarity = images / images.norm(dim=-1, keepdim=True) @ (w / w.norm(dim=-1, keepdim=True)).T
+        similarity = (
+            images / images.norm(dim=-1, keepdim=True) @ (w / w.norm(dim=-1, keepdim=True)).T
+        )
         best = similarity.topk(5, dim=1).indices
         for k in (1, 5):
             hits = (best[:, :k] == labels[:, None]).any(dim=1)
@@ -101,7 +129,7 @@ def test_a_model_of_the_zoo_tells_the_colours(tmp_path):
 
 def test_the_ensemble_is_a_unit_mean_of_unit_vectors():
     embeds = torch.tensor([[[10.0, 0, 0], [0, 1, 0]], [[0, 0, 2], [0, 0, 5]]])
-    expected = torch.tensor([[0.5 ** 0.5, 0.5 ** 0.5, 0], [0, 0, 1]])
+    expected = torch.tensor([[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]])
     torch.testing.assert_close(ensemble(embeds), expected)
 
 
@@ -119,24 +147,54 @@ def test_bounds_order_and_a_perfect_copy(classes, seed):
 
 
 def test_equal_embeddings_earn_nothing():
-    assert zeroshot_scores(torch.ones(4, 3), torch.ones(9, 3), [0, 1, 2, 3]) == {"top1": 0, "top5": 0}
+    assert zeroshot_scores(torch.ones(4, 3), torch.ones(9, 3), [0, 1, 2, 3]) == {
+        "top1": 0,
+        "top5": 0,
+    }
 
 
 def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_path):
     paths, labels, names = class_folders(pictures)
-    assert names == ["black", "blue square", "green", "orange", "red", "white", "yellow"] and len(paths) == 14
+    assert (
+        names == ["black", "blue square", "green", "orange", "red", "white", "yellow"]
+        and len(paths) == 14
+    )
     assert labels == [k for k in range(7) for _ in range(2)]
     file = tmp_path / "names.txt"
-    file.write_text("zebra\n" + "\n".join(sorted(COLOURS, reverse=True)).replace("red", "red\tcrimson") + "\n")
+    file.write_text(
+        "zebra\n" + "\n".join(sorted(COLOURS, reverse=True)).replace("red", "red\tcrimson") + "\n"
+    )
     paths, labels, names = class_folders(pictures, file)
-    assert names == ["zebra", "yellow", "white", "crimson", "orange", "green", "blue square", "black"]
-    assert [names[k] for k in labels[::2]] == ["black", "blue square", "green", "orange", "crimson", "white", "yellow"]
+    assert names == [
+        "zebra",
+        "yellow",
+        "white",
+        "crimson",
+        "orange",
+        "green",
+        "blue square",
+        "black",
+    ]
+    assert [names[k] for k in labels[::2]] == [
+        "black",
+        "blue square",
+        "green",
+        "orange",
+        "crimson",
+        "white",
+        "yellow",
+    ]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("red\nblue", r"names.txt does not name 6 of 7 sub-folder\(s\).* for example 'black'"),
-    ("red\nred", "names 'red' twice"), ("", "has 0 class names"), (None, "cannot be read as text"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("red\nblue", r"names.txt does not name 6 of 7 sub-folder\(s\).* for example 'black'"),
+        ("red\nred", "names 'red' twice"),
+        ("", "has 0 class names"),
+        (None, "cannot be read as text"),
+    ],
+)
 def test_bad_class_names_are_named(pictures, tmp_path, text, message):
     if text is not None:
         (tmp_path / "names.txt").write_text(text)
@@ -162,12 +220,15 @@ def test_bad_folders_pictures_and_templates_are_named(tmp_path, openai_like):
             classify_folder(tmp_path, str(openai_like), templates)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"image_embeds": torch.full((2, 3), float("nan"))}, "image_embeds .* NaN"),
-    ({"class_embeds": torch.ones(3)}, r"class_embeds of shape \(3,\)"),
-    ({"labels": [0, 2]}, "2 class numbers, each below 2"),
-    ({"labels": [0]}, "expected 2 class numbers"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image_embeds": torch.full((2, 3), float("nan"))}, "image_embeds .* NaN"),
+        ({"class_embeds": torch.ones(3)}, r"class_embeds of shape \(3,\)"),
+        ({"labels": [0, 2]}, "2 class numbers, each below 2"),
+        ({"labels": [0]}, "expected 2 class numbers"),
+    ],
+)
 def test_bad_embeddings_are_named(change, message):
     good = {"image_embeds": torch.eye(2, 3), "class_embeds": torch.eye(2, 3), "labels": [0, 1]}
     with pytest.raises(UserError, match=message):

@@ -9,7 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nbgrader calls alembic
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)  # nbgrader calls alembic
 
 from nbgrader.apps.api import NbGraderAPI  # noqa: E402
 from traitlets.config import Config  # noqa: E402
@@ -37,5 +39,14 @@ for released in sorted((course / "release" / "labs").glob("*.ipynb")):
     handed_in.write_text(json.dumps(notebook), encoding="utf-8")
 done(api.autograde("labs", "ada"))
 with api.gradebook as book:
-    print(json.dumps({name: {grade.name: [grade.auto_score, grade.max_score] for grade in
-                             book.find_submission_notebook(name, "labs", "ada").grades} for name in answers}))
+    print(
+        json.dumps(
+            {
+                name: {
+                    grade.name: [grade.auto_score, grade.max_score]
+                    for grade in book.find_submission_notebook(name, "labs", "ada").grades
+                }
+                for name in answers
+            }
+        )
+    )

@@ -12,8 +12,11 @@ def by_blocks(task, num_queries, text_mask):
     words = text_mask[:, None].expand(-1, length, -1) == 1
     if task == "itg":
         words = words & (torch.arange(length)[:, None] >= torch.arange(length))
-    heard = text_mask[:, None].expand(-1, num_queries, -1) == 1 if task == "itm" else torch.zeros(
-        rows, num_queries, length, dtype=torch.bool)
+    heard = (
+        text_mask[:, None].expand(-1, num_queries, -1) == 1
+        if task == "itm"
+        else torch.zeros(rows, num_queries, length, dtype=torch.bool)
+    )
     asked = torch.full((rows, length, num_queries), task != "itc")
     among = torch.ones(rows, num_queries, num_queries, dtype=torch.bool)
     return torch.cat([torch.cat([among, heard], dim=2), torch.cat([asked, words], dim=2)], dim=1)
@@ -23,8 +26,11 @@ def changed(task_of, change):
     def wrong(task, num_queries, text_mask):
         mask = right(task, num_queries, text_mask).clone()
         if task == task_of:
-            change(mask, slice(0, num_queries), slice(num_queries, None), text_mask.bool()[:, None, :])
+            change(
+                mask, slice(0, num_queries), slice(num_queries, None), text_mask.bool()[:, None, :]
+            )
         return mask
+
     return wrong
 
 
@@ -57,8 +63,11 @@ def causal_text(mask, queries, text, real):
     mask[:, text, text] &= torch.ones(real.shape[-1], real.shape[-1], dtype=torch.bool).tril()
 
 
-RIGHT = [(check.stage1_mask, right), (check.stage1_mask, by_blocks),
-         (check.stage1_mask, lambda task, q, m: right(task, q, m).long())]
+RIGHT = [
+    (check.stage1_mask, right),
+    (check.stage1_mask, by_blocks),
+    (check.stage1_mask, lambda task, q, m: right(task, q, m).long()),
+]
 WRONG = [
     (check.stage1_mask, changed("itg", leak), "a query reads the text wrongly"),
     (check.stage1_mask, changed("itc", leak), "pass on words instead of what they saw"),
@@ -68,7 +77,11 @@ WRONG = [
     (check.stage1_mask, changed("itg", blind_to_itself), "itself and all that stands before it"),
     (check.stage1_mask, changed("itc", causal_text), "later ones too"),
     (check.stage1_mask, changed("itc", causal_queries), "the queries are a set"),
-    (check.stage1_mask, lambda task, q, m: right(task, q, torch.ones_like(m)), "somebody reads padding"),
+    (
+        check.stage1_mask,
+        lambda task, q, m: right(task, q, torch.ones_like(m)),
+        "somebody reads padding",
+    ),
     (check.stage1_mask, lambda task, q, m: ~right(task, q, m), "the wrong way round"),
     (check.stage1_mask, lambda task, q, m: right(task, q, m).transpose(1, 2), "transposed"),
     (check.stage1_mask, lambda task, q, m: right(task, q, m)[0], "shape"),

@@ -27,24 +27,43 @@ def small(tmp_path):
     """A notebook with one exercise, and its parts to damage."""
     exercise = nbformat.v4.new_code_cell(
         f"def recall_at_k(similarity, k):\n    {build.BEGIN}\n    return the_answer_of_this_one(similarity)\n"
-        f"    {build.END}", metadata={"nbgrader": {"grade_id": "recall_at_k", "solution": True, "grade": False}})
-    checked = nbformat.v4.new_code_cell("recall_at_k = check.recall_at_k(recall_at_k)", metadata={
-        "nbgrader": {"grade_id": "recall_at_k-check", "solution": False, "grade": True, "points": 2}})
+        f"    {build.END}",
+        metadata={"nbgrader": {"grade_id": "recall_at_k", "solution": True, "grade": False}},
+    )
+    checked = nbformat.v4.new_code_cell(
+        "recall_at_k = check.recall_at_k(recall_at_k)",
+        metadata={
+            "nbgrader": {
+                "grade_id": "recall_at_k-check",
+                "solution": False,
+                "grade": True,
+                "points": 2,
+            }
+        },
+    )
     title = nbformat.v4.new_markdown_cell("**Exercise 1: recall.** ★★☆ 5 minutes. Do it.")
-    nbformat.write(nbformat.v4.new_notebook(cells=[title, exercise, checked]), tmp_path / "99.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[title, exercise, checked]), tmp_path / "99.ipynb"
+    )
     return build.read(tmp_path / "99.ipynb")
 
 
 def test_the_labs_are_the_notebooks_with_exercises_whatever_they_are():
-    with_exercises = {source.stem for source in notebooks.sources() if build.BEGIN in source.read_text("utf-8")}
+    with_exercises = {
+        source.stem for source in notebooks.sources() if build.BEGIN in source.read_text("utf-8")
+    }
     assert set(LABS) == with_exercises and len(LABS) >= 2
 
 
 def test_the_copies_in_the_folder_labs_are_those_of_today(tmp_path):
     wanted = {path.name: text for path, text in build.build_all(tmp_path).items()}
-    there = {path.name: path.read_text(encoding="utf-8") for path in (notebooks.ROOT / "labs").iterdir()}
-    assert there.keys() == wanted.keys() and {name for name in wanted if wanted[name] != there[name]} == set(), \
-        "labs/ is stale: run `make notebooks`, and commit it"
+    there = {
+        path.name: path.read_text(encoding="utf-8") for path in (notebooks.ROOT / "labs").iterdir()
+    }
+    assert (
+        there.keys() == wanted.keys()
+        and {name for name in wanted if wanted[name] != there[name]} == set()
+    ), "labs/ is stale: run `make notebooks`, and commit it"
 
 
 @each_lab
@@ -61,10 +80,14 @@ def test_outputs_and_measurements_do_not_make_a_copy_stale_but_text_and_code_do(
 
 
 @each_lab
-def test_a_student_s_copy_is_a_valid_notebook_without_outputs_or_pairing_and_all_else_is_there(name, notebook):
+def test_a_student_s_copy_is_a_valid_notebook_without_outputs_or_pairing_and_all_else_is_there(
+    name, notebook
+):
     made = build.student(notebook, name, LABS)
     nbformat.validate(nbformat.from_dict(made))
-    assert "jupytext" not in json.dumps(made["metadata"]) and made["metadata"]["vlm_lite"] == {"lab": name}
+    assert "jupytext" not in json.dumps(made["metadata"]) and made["metadata"]["vlm_lite"] == {
+        "lab": name
+    }
     assert not any(cell.get("outputs") or cell.get("attachments") for cell in made["cells"])
     changed = {each.cell for each in LABS[name][1]}
     for k, (mine, theirs) in enumerate(zip(made["cells"], notebook["cells"], strict=True)):
@@ -84,7 +107,9 @@ def test_no_part_of_a_solution_is_anywhere_in_a_student_s_copy(name):
 
 
 @each_lab
-def test_a_student_s_copy_opens_at_its_own_badge_and_its_links_lead_to_copies_and_files(name, notebook):
+def test_a_student_s_copy_opens_at_its_own_badge_and_its_links_lead_to_copies_and_files(
+    name, notebook
+):
     made = build.student(notebook, name, LABS)
     slug, ref = notebooks.repository()
     colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}/"
@@ -105,7 +130,8 @@ def test_a_solved_copy_has_the_answers_and_the_outputs_and_no_marks(name, notebo
     nbformat.validate(nbformat.from_dict(made))
     assert "SOLUTION" not in json.dumps(made) and "jupytext" not in made["metadata"]
     assert sum(len(cell.get("outputs", [])) for cell in made["cells"]) == sum(
-        len(cell.get("outputs", [])) for cell in notebook["cells"])
+        len(cell.get("outputs", [])) for cell in notebook["cells"]
+    )
     for each in LABS[name][1]:
         compile(made["cells"][each.cell]["source"], name, "exec")
         assert "return" in made["cells"][each.cell]["source"]
@@ -122,39 +148,71 @@ def test_the_rubric_has_every_exercise_with_its_points_and_what_its_check_looks_
 
 
 def test_an_answer_outside_a_function_becomes_a_name_with_nothing_in_it_yet(small):
-    small["cells"][1]["source"] = f"{build.BEGIN}\nrecall_at_k = the_answer_of_this_one\n{build.END}"
+    small["cells"][1]["source"] = (
+        f"{build.BEGIN}\nrecall_at_k = the_answer_of_this_one\n{build.END}"
+    )
     assert build.student(small, "99")["cells"][1]["source"] == (
-        "recall_at_k = ...  # Exercise 1: recall: write recall_at_k here")
+        "recall_at_k = ...  # Exercise 1: recall: write recall_at_k here"
+    )
 
 
 def test_a_solution_that_is_also_told_elsewhere_is_refused(small):
     small["cells"][0]["source"] += " Hint: return the_answer_of_this_one(similarity)"
-    with pytest.raises(UserError, match="99: the student's copy would still hold a line of a solution: 'return the_an"):
+    with pytest.raises(
+        UserError,
+        match="99: the student's copy would still hold a line of a solution: 'return the_an",
+    ):
         build.student(small, "99")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda cells: cells.pop(2), "99, cell 2: recall_at_k needs a cell after it with the grade_id recall_at_k-check"),
-    (lambda cells: cells.reverse(), "99, cell 2: recall_at_k needs a cell after it"),
-    (lambda cells: cells.append(cells[1]), "99, cell 4: the grade_id recall_at_k stands twice"),
-    (lambda cells: cells[2]["metadata"]["nbgrader"].pop("points"), "needs a cell after it .* points"),
-    (lambda cells: cells[1].update(source="def recall_at_k():\n    pass"), "has no ### BEGIN SOLUTION"),
-    (lambda cells: cells[1]["metadata"].clear(), "cell 2: ### BEGIN SOLUTION in a cell that nbgrader's metadata"),
-    (lambda cells: cells.clear(), "99 has no exercises, so there is no lab in it"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda cells: cells.pop(2),
+            "99, cell 2: recall_at_k needs a cell after it with the grade_id recall_at_k-check",
+        ),
+        (lambda cells: cells.reverse(), "99, cell 2: recall_at_k needs a cell after it"),
+        (lambda cells: cells.append(cells[1]), "99, cell 4: the grade_id recall_at_k stands twice"),
+        (
+            lambda cells: cells[2]["metadata"]["nbgrader"].pop("points"),
+            "needs a cell after it .* points",
+        ),
+        (
+            lambda cells: cells[1].update(source="def recall_at_k():\n    pass"),
+            "has no ### BEGIN SOLUTION",
+        ),
+        (
+            lambda cells: cells[1]["metadata"].clear(),
+            "cell 2: ### BEGIN SOLUTION in a cell that nbgrader's metadata",
+        ),
+        (lambda cells: cells.clear(), "99 has no exercises, so there is no lab in it"),
+    ],
+)
 def test_a_faulty_notebook_is_refused_by_the_cell(small, damage, message):
     damage(small["cells"])
     with pytest.raises(UserError, match=message):
         build.student(small, "99")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("hello", "line 1 column 1: not valid JSON"), ("[]", "not a notebook of format 4"),
-    ('{"nbformat": 3, "worksheets": []}', "not a notebook of format 4"), ("[" * 100_000, "recursion"),
-    ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}', "cell 1: not a notebook cell"),
-    ('{"nbformat": 4, "cells": [7]}', "cell 1: not a notebook cell"),
-    ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}', "cell 1: not a notebook cell"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("hello", "line 1 column 1: not valid JSON"),
+        ("[]", "not a notebook of format 4"),
+        ('{"nbformat": 3, "worksheets": []}', "not a notebook of format 4"),
+        ("[" * 100_000, "recursion"),
+        (
+            '{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}',
+            "cell 1: not a notebook cell",
+        ),
+        ('{"nbformat": 4, "cells": [7]}', "cell 1: not a notebook cell"),
+        (
+            '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}',
+            "cell 1: not a notebook cell",
+        ),
+    ],
+)
 def test_a_file_that_is_no_notebook_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "lab.ipynb").write_text(text)
     with pytest.raises(UserError, match=f"lab.ipynb.*{message}"):
@@ -172,18 +230,24 @@ def test_a_missing_and_a_huge_file_are_refused(tmp_path):
 
 # ---------------------------------------------------------------- the commands
 
+
 def test_the_commands_write_and_print_what_they_make(tmp_path, capsys):
     name = next(iter(LABS))
     source = str(notebooks.ROOT / "notebooks" / f"{name}.ipynb")
     assert cli.main(["lab", "student", source, "-o", str(tmp_path / "lab.ipynb")]) == 0
-    assert (tmp_path / "lab.ipynb").read_text() == (notebooks.ROOT / "labs" / f"{name}.ipynb").read_text()
+    assert (tmp_path / "lab.ipynb").read_text() == (
+        notebooks.ROOT / "labs" / f"{name}.ipynb"
+    ).read_text()
     assert cli.main(["lab", "solution", source, "-o", str(tmp_path / "solved.ipynb")]) == 0
     assert "NotImplementedError(" not in (tmp_path / "solved.ipynb").read_text()
     capsys.readouterr()
     assert cli.main(["lab", "rubric", source]) == 0
     assert capsys.readouterr().out == build.rubric(LABS[name][0], name)
     assert cli.main(["lab", "all", "-o", str(tmp_path / "all")]) == 0
-    assert {path.name for path in (tmp_path / "all").iterdir()} == {"RUBRIC.md", *(f"{n}.ipynb" for n in LABS)}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        "RUBRIC.md",
+        *(f"{n}.ipynb" for n in LABS),
+    }
 
 
 @pytest.mark.parametrize("action", EXAMPLES)
@@ -192,14 +256,21 @@ def test_help_has_an_example_that_the_command_understands(action, capsys):
         cli.main(["lab", action, "--help"])
     shown = capsys.readouterr().out.split("example:\n")[1]
     words = shown.split("\n\n")[0].split()
-    assert words[:3] == ["vlm-lite", "lab", action] and cli.build_parser().parse_args(words[1:]).action == action
+    assert (
+        words[:3] == ["vlm-lite", "lab", action]
+        and cli.build_parser().parse_args(words[1:]).action == action
+    )
     assert ("code that your students wrote, with your rights" in shown) == (action == "grade")
 
 
 def test_the_commands_refuse_what_is_no_lab_with_status_2(tmp_path, capsys):
     assert cli.main(["lab", "student", str(tmp_path / "none.ipynb")]) == 2
-    assert cli.main(["lab", "student", str(notebooks.ROOT / "notebooks" / "00_start_here.ipynb")]) == 2
-    assert cli.main(["lab", "all", "-o", str(tmp_path), "--notebooks", str(tmp_path / "nowhere")]) == 2
+    assert (
+        cli.main(["lab", "student", str(notebooks.ROOT / "notebooks" / "00_start_here.ipynb")]) == 2
+    )
+    assert (
+        cli.main(["lab", "all", "-o", str(tmp_path), "--notebooks", str(tmp_path / "nowhere")]) == 2
+    )
     said = capsys.readouterr().err
     assert "none.ipynb does not exist" in said and "00_start_here has no exercises" in said
     assert "nowhere does not exist. The notebooks are not part of the installed package" in said

@@ -26,7 +26,7 @@ def by_hand(x, y, s):
 
 
 def through_softmax(x, y, s):
-    p = (s.exp() * unit(x) @ unit(y).T)
+    p = s.exp() * unit(x) @ unit(y).T
     return -(p.softmax(0).diagonal().log() + p.softmax(1).diagonal().log()).mean() / 2
 
 
@@ -52,7 +52,13 @@ def best_of_the_others(similarity, k):
 
 
 def top_k(similarity, k):
-    return (similarity.topk(k).indices == torch.arange(len(similarity))[:, None]).any(1).float().mean().item()
+    return (
+        (similarity.topk(k).indices == torch.arange(len(similarity))[:, None])
+        .any(1)
+        .float()
+        .mean()
+        .item()
+    )
 
 
 def single(encode, prompts):
@@ -77,18 +83,33 @@ RIGHT = [
     (check.recall_at_k, lambda s, k: (ranks(s) < k).float().mean()),
     (check.recall_at_k, best_of_the_others),
     (check.class_embeddings, means),
-    (check.class_embeddings, lambda encode, prompts: unit(torch.stack([unit(encode(p)).sum(0) for p in prompts]))),
+    (
+        check.class_embeddings,
+        lambda encode, prompts: unit(torch.stack([unit(encode(p)).sum(0) for p in prompts])),
+    ),
 ]
 WRONG = [
     (check.cosine_similarity, lambda x, y: x @ y.T, "dot products"),
     (check.cosine_similarity, lambda x, y: unit(x) @ y.T, "only one side"),
-    (check.cosine_similarity, lambda x, y: F.normalize(x, dim=0) @ F.normalize(y, dim=0).T, "dim=-1"),
+    (
+        check.cosine_similarity,
+        lambda x, y: F.normalize(x, dim=0) @ F.normalize(y, dim=0).T,
+        "dim=-1",
+    ),
     (check.cosine_similarity, lambda x, y: unit(y) @ unit(x).T, "Transpose"),
     (check.cosine_similarity, lambda x, y: (unit(x) @ unit(y).T).softmax(-1), "softmax"),
     (check.cosine_similarity, lambda x, y: unit(x) @ unit(y).T + 1, "no mistake we know"),
     (check.cosine_similarity, lambda x, y: (unit(x) * unit(x)).sum(-1), "shape (5,)"),
-    (check.info_nce, lambda x, y, s: cross_entropy(s.exp() * unit(x) @ unit(y).T), "one-directional, pictures"),
-    (check.info_nce, lambda x, y, s: cross_entropy(s.exp() * unit(y) @ unit(x).T), "one-directional, captions"),
+    (
+        check.info_nce,
+        lambda x, y, s: cross_entropy(s.exp() * unit(x) @ unit(y).T),
+        "one-directional, pictures",
+    ),
+    (
+        check.info_nce,
+        lambda x, y, s: cross_entropy(s.exp() * unit(y) @ unit(x).T),
+        "one-directional, captions",
+    ),
     (check.info_nce, lambda x, y, s: 2 * by_hand(x, y, s), "divide by 2"),
     (check.info_nce, lambda x, y, s: both_ways(s.exp() * x @ y.T), "unit length"),
     (check.info_nce, lambda x, y, s: both_ways(s * unit(x) @ unit(y).T), "*logarithm*"),
@@ -119,10 +140,26 @@ WRONG = [
     (check.recall_at_k, ties_for_you, "counted for you"),
     (check.recall_at_k, top_k, "the order of the columns decides"),
     (check.class_embeddings, single, "only one prompt"),
-    (check.class_embeddings, lambda encode, prompts: means(encode, prompts, after=same), "once more"),
-    (check.class_embeddings, lambda encode, prompts: means(encode, prompts, before=same), "*before* averaging"),
-    (check.class_embeddings, lambda encode, prompts: means(encode, prompts, same, same), "nothing is normalised"),
-    (check.class_embeddings, lambda encode, prompts: unit(torch.cat([encode(p) for p in prompts])), "row a *prompt*"),
+    (
+        check.class_embeddings,
+        lambda encode, prompts: means(encode, prompts, after=same),
+        "once more",
+    ),
+    (
+        check.class_embeddings,
+        lambda encode, prompts: means(encode, prompts, before=same),
+        "*before* averaging",
+    ),
+    (
+        check.class_embeddings,
+        lambda encode, prompts: means(encode, prompts, same, same),
+        "nothing is normalised",
+    ),
+    (
+        check.class_embeddings,
+        lambda encode, prompts: unit(torch.cat([encode(p) for p in prompts])),
+        "row a *prompt*",
+    ),
     (check.class_embeddings, lambda encode, prompts: [encode(p) for p in prompts], "torch.stack"),
     (check.class_embeddings, lambda encode, prompts: encode(prompts), "list of strings"),
 ]

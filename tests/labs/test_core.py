@@ -39,7 +39,10 @@ def test_a_right_function_is_given_back_and_one_line_printed(capsys):
 
 def test_a_wrong_function_is_diagnosed_and_the_reference_given_back(capsys):
     assert double(lambda x: x) is double_reference
-    assert capsys.readouterr().out == "✗ double: wrong: you returned x itself. The cells below use vlm_lite's.\n"
+    assert (
+        capsys.readouterr().out
+        == "✗ double: wrong: you returned x itself. The cells below use vlm_lite's.\n"
+    )
 
 
 def attempt_nothing(x):
@@ -67,7 +70,10 @@ def test_a_forgotten_return_is_named():
     def learner(x):
         x + x
 
-    assert verdict(learner) == ("wrong", "your function returned None; is the `return` line missing?")
+    assert verdict(learner) == (
+        "wrong",
+        "your function returned None; is the `return` line missing?",
+    )
 
 
 def test_a_crash_names_the_error_and_the_learners_own_line():
@@ -89,7 +95,10 @@ def test_a_crash_in_a_notebook_cell_names_its_line():
         found = verdict(shell.user_ns["learner"])
     finally:
         InteractiveShell.clear_instance()
-    assert found.message == "NameError: name 'undefined_name' is not defined, in line 3: `return undefined_name * x`"
+    assert (
+        found.message
+        == "NameError: name 'undefined_name' is not defined, in line 3: `return undefined_name * x`"
+    )
 
 
 def test_a_result_that_cannot_be_compared_is_said_so_and_nothing_escapes():
@@ -99,7 +108,9 @@ def test_a_result_that_cannot_be_compared_is_said_so_and_nothing_escapes():
         return None if learner(torch.ones(2)).shape == (2,) else "shape"
 
     assert fragile.verdict(lambda x: 3.0) == (
-        "crashed", "what it returned could not be compared (AttributeError: 'float' object has no attribute 'shape')")
+        "crashed",
+        "what it returned could not be compared (AttributeError: 'float' object has no attribute 'shape')",
+    )
 
 
 def test_something_that_is_no_function_is_told_apart():
@@ -142,11 +153,16 @@ def test_a_class_can_be_an_exercise():
 def test_close_compares_shapes_numbers_tuples_and_dicts():
     assert close(1.0, torch.tensor(1.0)) and close((1, torch.ones(2)), (1, torch.ones(2)))
     assert close({"a": [1.0, 2.0]}, {"a": [1.0, 2.0]}) and close("yes", "yes")
-    assert not close(torch.ones(2), torch.ones(1)) and not close((1,), (1, 2)) and not close({"a": 1}, {"b": 1})
+    assert (
+        not close(torch.ones(2), torch.ones(1))
+        and not close((1,), (1, 2))
+        and not close({"a": 1}, {"b": 1})
+    )
     assert not close(1.0, 1.01) and not close("yes", "no") and not close(float("nan"), 1.0)
 
 
 # ---------------------------------------------------------------- under a grader, and the line at the end
+
 
 class Shell:
     """What the checks use of IPython's shell."""
@@ -163,12 +179,18 @@ def shell(monkeypatch):
     shell = Shell()
     shell.shown = []
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shell.shown.append(data[VERDICT]))
+    monkeypatch.setattr(
+        "IPython.display.display", lambda data, raw: shell.shown.append(data[VERDICT])
+    )
     return shell
 
 
-@pytest.mark.parametrize("variable, value", [("VLM_LITE_GRADING", "5"), ("NBGRADER_EXECUTION", "autograde")])
-def test_under_a_grader_a_verdict_is_left_as_data_and_unless_right_as_an_error(shell, monkeypatch, variable, value):
+@pytest.mark.parametrize(
+    "variable, value", [("VLM_LITE_GRADING", "5"), ("NBGRADER_EXECUTION", "autograde")]
+)
+def test_under_a_grader_a_verdict_is_left_as_data_and_unless_right_as_an_error(
+    shell, monkeypatch, variable, value
+):
     monkeypatch.setenv(variable, value)
     assert double(lambda x: x) is double_reference  # the cell goes on
     double(attempt_nothing)
@@ -206,7 +228,9 @@ def test_under_a_grader_a_check_does_not_wait_for_ever_even_where_errors_are_swa
     monkeypatch.setenv("VLM_LITE_GRADING", "0.2")
     found = verdict(learner)
     assert found.status == "crashed"
-    assert found.message.startswith("it had not ended after 0.2 seconds (an endless loop?), in line ")
+    assert found.message.startswith(
+        "it had not ended after 0.2 seconds (an endless loop?), in line "
+    )
     assert verdict(double_reference).status == "right"
 
 
@@ -231,5 +255,7 @@ def test_the_progress_line_counts_the_last_verdicts_and_the_claims(monkeypatch, 
     double(double_reference)
     progress({"it looks": True, "it reads": False})
     assert capsys.readouterr().out.splitlines() == [
-        "Progress: 1 of 2 exercises passed (not yet: double).", "✓ double: right.",
-        "Progress: 2 of 2 exercises passed; 1 of 2 claims ticked (not yet: it reads)."]
+        "Progress: 1 of 2 exercises passed (not yet: double).",
+        "✓ double: right.",
+        "Progress: 2 of 2 exercises passed; 1 of 2 claims ticked (not yet: it reads).",
+    ]

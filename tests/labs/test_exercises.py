@@ -21,7 +21,9 @@ for path in sorted(Path(__file__).parent.glob("test_*_checks.py")):
     spec.loader.exec_module(module)
     TABLES.append(module)
 EXERCISES = [(name, each) for name, (_, found) in build.labs().items() for each in found]
-each_exercise = pytest.mark.parametrize("name, exercise", EXERCISES, ids=[f"{n[:2]}-{e.name}" for n, e in EXERCISES])
+each_exercise = pytest.mark.parametrize(
+    "name, exercise", EXERCISES, ids=[f"{n[:2]}-{e.name}" for n, e in EXERCISES]
+)
 
 
 def answers(table, exercise):
@@ -34,7 +36,9 @@ def code(answer):
 
 
 @each_exercise
-def test_three_wrong_answers_or_more_are_kept_and_each_is_told_what_is_wrong_with_it(name, exercise):
+def test_three_wrong_answers_or_more_are_kept_and_each_is_told_what_is_wrong_with_it(
+    name, exercise
+):
     checked = getattr(check, exercise.check)
     verdicts = [checked.verdict(wrong) for wrong in answers("WRONG", exercise)]
     assert {verdict.status for verdict in verdicts} <= {"wrong", "crashed"}
@@ -64,7 +68,9 @@ def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner
     assert checked(learner) is learner
 
 
-@pytest.mark.parametrize("checked, learner, words", [row for module in TABLES for row in module.WRONG])
+@pytest.mark.parametrize(
+    "checked, learner, words", [row for module in TABLES for row in module.WRONG]
+)
 def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
     for _ in range(10):
         status, message = checked.verdict(learner)
@@ -76,10 +82,18 @@ def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
 def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, exercise):
     checked = getattr(check, exercise.check)
     source = build.labs()[name][0]["cells"][exercise.cell]["source"]
-    stub, count = re.subn(r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", source, flags=re.S)
+    stub, count = re.subn(
+        r"### BEGIN SOLUTION.*?### END SOLUTION", "raise NotImplementedError()", source, flags=re.S
+    )
     assert count == 1
     for text, verdict in ((source, "right"), (stub, "not attempted")):
-        names = {"F": F, "math": math, "nn": nn, "rearrange": rearrange, "torch": torch}  # what the notebooks import
+        names = {
+            "F": F,
+            "math": math,
+            "nn": nn,
+            "rearrange": rearrange,
+            "torch": torch,
+        }  # what the notebooks import
         exec(text, names)
         assert checked.verdict(names[checked.__name__]) == (verdict, "")
 
@@ -89,5 +103,9 @@ def test_difficulty_minutes_points_and_a_hint_stand_with_the_exercise(name, exer
     assert exercise.stars in ("★☆☆", "★★☆", "★★★") and exercise.minutes > 0
     assert exercise.points >= 1 and exercise.title[0].isdigit()
     notebook, _ = build.labs()[name]
-    text = [cell["source"] for cell in notebook["cells"][:exercise.cell] if "**Exercise" in cell["source"]][-1]
+    text = [
+        cell["source"]
+        for cell in notebook["cells"][: exercise.cell]
+        if "**Exercise" in cell["source"]
+    ][-1]
     assert "<summary>Hint</summary>" in text

@@ -24,12 +24,25 @@ def course(tmp_path_factory):
     """A folder with a lab of two exercises."""
     folder = tmp_path_factory.mktemp("course")
     cells = [nbformat.v4.new_code_cell("import math\nfrom vlm_lite.labs import check")]
-    for name, source, points in (("recall_at_k", RECALL.format(RANKS), 2), ("information_bound", BOUND.format(LOG), 1)):
+    for name, source, points in (
+        ("recall_at_k", RECALL.format(RANKS), 2),
+        ("information_bound", BOUND.format(LOG), 1),
+    ):
         head, body = source.split("\n", 1)
         marked = f"{head}\n    {build.BEGIN}\n{body}\n    {build.END}"
-        cells.append(nbformat.v4.new_code_cell(marked, metadata={"nbgrader": {"grade_id": name, "solution": True}}))
-        cells.append(nbformat.v4.new_code_cell(f"{name} = check.{name}({name})\nassert callable({name})", metadata={
-            "nbgrader": {"grade_id": f"{name}-check", "grade": True, "points": points}}))
+        cells.append(
+            nbformat.v4.new_code_cell(
+                marked, metadata={"nbgrader": {"grade_id": name, "solution": True}}
+            )
+        )
+        cells.append(
+            nbformat.v4.new_code_cell(
+                f"{name} = check.{name}({name})\nassert callable({name})",
+                metadata={
+                    "nbgrader": {"grade_id": f"{name}-check", "grade": True, "points": points}
+                },
+            )
+        )
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "98_small.ipynb")
     other = nbformat.v4.new_notebook(cells=cells[3:])
     other.cells[0].source = other.cells[0].source.replace("information_bound", "cosine_similarity")
@@ -51,9 +64,13 @@ def hand_in(course, tmp_path_factory):
         made = copy.deepcopy(notebook)
         for k, source in changes.items():
             made["cells"][k]["source"] = source or ""
-        made["cells"] = [cell for k, cell in enumerate(made["cells"]) if changes.get(k, "") is not None]
+        made["cells"] = [
+            cell for k, cell in enumerate(made["cells"]) if changes.get(k, "") is not None
+        ]
         if extra:
-            made["cells"].insert(0, {**copy.deepcopy(notebook["cells"][0]), "id": "extra", "source": extra})
+            made["cells"].insert(
+                0, {**copy.deepcopy(notebook["cells"][0]), "id": "extra", "source": extra}
+            )
         path = folder / f"{name}.ipynb"
         path.write_text(build.dumps(made), encoding="utf-8")
         return path
@@ -66,34 +83,89 @@ def reports(course, hand_in):
     """The reports on a whole class, by name, and the statuses of the two exercises in each."""
     right = {FIRST: RECALL.format(RANKS), SECOND: BOUND.format(LOG)}
     hand_in("loud", right, extra="for _ in range(40):\n    print(100_000 * 'x')")
-    hand_in("percent", {FIRST: RECALL.format(RANKS + " * 100"), SECOND: BOUND.format(TODO),
-                        SECOND_CHECK: "information_bound = math.log\nprint('✓ information_bound: right.')"})
+    hand_in(
+        "percent",
+        {
+            FIRST: RECALL.format(RANKS + " * 100"),
+            SECOND: BOUND.format(TODO),
+            SECOND_CHECK: "information_bound = math.log\nprint('✓ information_bound: right.')",
+        },
+    )
     hand_in("deleted", {FIRST: None, SECOND: BOUND.format("raise SystemExit")})
-    hand_in("renamed", {FIRST: RECALL.format(RANKS).replace("recall_at_k", "my_recall"), SECOND: BOUND.format(LOG),
-                        SECOND_CHECK: None})
-    hand_in("endless", {**right, FIRST: RECALL.format("while True:\n        try:\n            k\n"
-                                                      "        except Exception:\n            k")})
+    hand_in(
+        "renamed",
+        {
+            FIRST: RECALL.format(RANKS).replace("recall_at_k", "my_recall"),
+            SECOND: BOUND.format(LOG),
+            SECOND_CHECK: None,
+        },
+    )
+    hand_in(
+        "endless",
+        {
+            **right,
+            FIRST: RECALL.format(
+                "while True:\n        try:\n            k\n        except Exception:\n            k"
+            ),
+        },
+    )
     hand_in("syntax", {**right, FIRST: "def recall_at_k(similarity, k)\n    return 1"})
-    path = hand_in("broken", {FIRST: "x = not_there\n" + RECALL.format(RANKS), SECOND: "import os\nos._exit(3)"})
+    path = hand_in(
+        "broken",
+        {FIRST: "x = not_there\n" + RECALL.format(RANKS), SECOND: "import os\nos._exit(3)"},
+    )
     (path.parent / "letter.ipynb").write_text("Dear teacher, my notebook is lost.")
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), path.parent / "poem.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]),
+        path.parent / "poem.ipynb",
+    )
     found = grade([path.parent], notebooks=course, jobs=2, seconds=400, check_seconds=5)
     return {report["file"].rsplit("/")[-1].removesuffix(".ipynb"): report for report in found}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, first, second, problem", [
-    ("loud", "passed", "passed", "cell 1: it printed 4 MB, which were thrown away"),
-    ("percent", "wrong: that is a percentage; a fraction in 0..1 is wanted", "not attempted", None),
-    ("deleted", "missing: no cell defines recall_at_k; was its cell deleted?",
-     "crashed: SystemExit: no message, in line 2: `raise SystemExit`", None),
-    ("renamed", "missing: cell 2 defines my_recall and not recall_at_k; was it renamed?", "passed", None),
-    ("endless", "crashed: it had not ended after 5 seconds (an endless loop?), in line ", "passed", None),
-    ("syntax", "crashed: SyntaxError: expected ':', in line 1: `def recall_at_k(similarity, k)` (cell 2)", "passed",
-     None),
-    ("broken", "crashed: NameError: name 'not_there' is not defined (cell 2)",
-     "crashed: Python ended here, and nothing after it was run (cell 4)", None),
-])
+@pytest.mark.parametrize(
+    "name, first, second, problem",
+    [
+        ("loud", "passed", "passed", "cell 1: it printed 4 MB, which were thrown away"),
+        (
+            "percent",
+            "wrong: that is a percentage; a fraction in 0..1 is wanted",
+            "not attempted",
+            None,
+        ),
+        (
+            "deleted",
+            "missing: no cell defines recall_at_k; was its cell deleted?",
+            "crashed: SystemExit: no message, in line 2: `raise SystemExit`",
+            None,
+        ),
+        (
+            "renamed",
+            "missing: cell 2 defines my_recall and not recall_at_k; was it renamed?",
+            "passed",
+            None,
+        ),
+        (
+            "endless",
+            "crashed: it had not ended after 5 seconds (an endless loop?), in line ",
+            "passed",
+            None,
+        ),
+        (
+            "syntax",
+            "crashed: SyntaxError: expected ':', in line 1: `def recall_at_k(similarity, k)` (cell 2)",
+            "passed",
+            None,
+        ),
+        (
+            "broken",
+            "crashed: NameError: name 'not_there' is not defined (cell 2)",
+            "crashed: Python ended here, and nothing after it was run (cell 4)",
+            None,
+        ),
+    ],
+)
 def test_each_exercise_of_each_copy_has_its_line(reports, name, first, second, problem):
     report = reports[name]
     said = [f"{row['status']}: {row['message']}".removesuffix(": ") for row in report["exercises"]]
@@ -101,7 +173,11 @@ def test_each_exercise_of_each_copy_has_its_line(reports, name, first, second, p
     assert report["problems"] == ([problem] if problem else [])
     passed = [first == "passed", second == "passed"]
     assert [row["points"] for row in report["exercises"]] == [2 * passed[0], 1 * passed[1]]
-    assert (report["points"], report["max_points"], report["lab"]) == (2 * passed[0] + passed[1], 3, "98_small")
+    assert (report["points"], report["max_points"], report["lab"]) == (
+        2 * passed[0] + passed[1],
+        3,
+        "98_small",
+    )
     for words in said:
         assert words.split(" (cell")[0] in as_text(report)
 
@@ -111,47 +187,79 @@ def test_what_is_no_copy_of_a_lab_has_a_line_too(reports):
     assert len(reports) == 9
     assert "letter.ipynb, line 1 column 1: not valid JSON" in reports["letter"]["problems"][0]
     assert reports["poem"]["problems"] == [
-        "it holds no exercise of any lab here (98_small, 99_other): is it another notebook?"]
+        "it holds no exercise of any lab here (98_small, 99_other): is it another notebook?"
+    ]
     for name in ("letter", "poem"):
         assert reports[name]["exercises"] == [] and reports[name]["points"] == 0
         assert reports[name]["problems"][0] in as_text(reports[name])
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_lines_writes_json_and_a_stuck_copy_is_ended(course, hand_in, tmp_path, capsys):
-    stuck = hand_in("stuck", {}, extra="while True:\n    try:\n        while True:\n            pass\n"
-                                       "    except BaseException:\n        pass")
+def test_the_command_prints_the_lines_writes_json_and_a_stuck_copy_is_ended(
+    course, hand_in, tmp_path, capsys
+):
+    stuck = hand_in(
+        "stuck",
+        {},
+        extra="while True:\n    try:\n        while True:\n            pass\n"
+        "    except BaseException:\n        pass",
+    )
     letter = stuck.parent / "nobody.ipynb"
-    status = cli.main(["lab", "grade", str(stuck), str(letter), "--notebooks", str(course), "--timeout", "4", "--jobs",
-                       "2", "--json", str(tmp_path / "grades.json")])
+    status = cli.main(
+        [
+            "lab",
+            "grade",
+            str(stuck),
+            str(letter),
+            "--notebooks",
+            str(course),
+            "--timeout",
+            "4",
+            "--jobs",
+            "2",
+            "--json",
+            str(tmp_path / "grades.json"),
+        ]
+    )
     printed = capsys.readouterr().out
     assert status == 1  # one of them could not be graded at all
     assert "(98_small): 0 of 3 points" in printed and "nobody.ipynb does not exist" in printed
     reports = json.loads((tmp_path / "grades.json").read_text())
     assert [row["status"] for row in reports[0]["exercises"]] == ["not run", "not run"]
-    assert reports[0]["problems"] == ["cell 1: it did not stop after 2 seconds, and nothing after it was run"]
+    assert reports[0]["problems"] == [
+        "cell 1: it did not stop after 2 seconds, and nothing after it was run"
+    ]
 
 
 @pytest.mark.slow
 def test_a_copy_of_another_lab_is_told_when_one_lab_is_asked_for(course, hand_in):
-    report, = grade([hand_in("small", {})], notebooks=course, lab="99_other")
+    (report,) = grade([hand_in("small", {})], notebooks=course, lab="99_other")
     assert report["problems"] == [
-        "it is a copy of 98_small (2 of its exercises are there); a copy of 99_other is expected"]
+        "it is a copy of 98_small (2 of its exercises are there); a copy of 99_other is expected"
+    ]
     assert report["exercises"] == []
 
 
-def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where_they_are_gone(course):
+def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where_they_are_gone(
+    course,
+):
     master = build.read(course / "98_small.ipynb")
     found = build.exercises(master)
     made = copy.deepcopy(master["cells"])
     made[FIRST_CHECK]["source"] = "recall_at_k = check.recall_at_k(check.recall_at_k.reference)"
     del made[SECOND_CHECK]
     rows, places = to_run(made, master["cells"], found)
-    assert [number for number, _ in rows] == [1, 2, 3, 4, None] and {k: e.name for k, e in places.items()} == {
-        2: "recall_at_k", 4: "information_bound"}
-    assert "reference" not in rows[2][1] and rows[2][1].endswith(master["cells"][FIRST_CHECK]["source"])
+    assert [number for number, _ in rows] == [1, 2, 3, 4, None] and {
+        k: e.name for k, e in places.items()
+    } == {2: "recall_at_k", 4: "information_bound"}
+    assert "reference" not in rows[2][1] and rows[2][1].endswith(
+        master["cells"][FIRST_CHECK]["source"]
+    )
     rows, places = to_run([], master["cells"], found)
-    assert len(rows) == 2 and [each.name for each in places.values()] == ["recall_at_k", "information_bound"]
+    assert len(rows) == 2 and [each.name for each in places.values()] == [
+        "recall_at_k",
+        "information_bound",
+    ]
 
 
 def test_the_metadata_may_be_lost_on_the_way(course):
@@ -163,7 +271,9 @@ def test_the_metadata_may_be_lost_on_the_way(course):
 
 
 def test_what_the_teacher_asks_for_wrongly_is_refused(course, tmp_path):
-    with pytest.raises(UserError, match="there is no lab '97' in .*; there are: 98_small, 99_other"):
+    with pytest.raises(
+        UserError, match="there is no lab '97' in .*; there are: 98_small, 99_other"
+    ):
         grade([tmp_path / "x.ipynb"], notebooks=course, lab="97")
     with pytest.raises(UserError, match="holds no .ipynb file"):
         grade([tmp_path], notebooks=course)

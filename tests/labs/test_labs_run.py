@@ -46,21 +46,35 @@ def empty_and_full(name):
 def nbgrader(tmp_path_factory):
     """nbgrader at work on an assignment of all labs; the last exercise of each is answered, the first wrongly."""
     python = Path(sys.prefix + "-grade") / "bin" / "python"
-    assert python.exists(), f"{python} is missing: `make test` sets it up (or `python tools/install.py ... --grade`)"
+    assert python.exists(), (
+        f"{python} is missing: `make test` sets it up (or `python tools/install.py ... --grade`)"
+    )
     course = tmp_path_factory.mktemp("nbgrader")
     answers = {}
     for name, (_, found) in LABS.items():
         target = course / "source" / "labs" / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((notebooks.ROOT / "notebooks" / target.name).read_bytes())
-        answers[name] = {found[0].grade_id: f"def {found[0].name}(*arguments):\n    return 'wrong'",
-                         found[-1].grade_id: empty_and_full(name)[1][found[-1].name]}
+        answers[name] = {
+            found[0].grade_id: f"def {found[0].name}(*arguments):\n    return 'wrong'",
+            found[-1].grade_id: empty_and_full(name)[1][found[-1].name],
+        }
     (course / "answers.json").write_text(json.dumps(answers))
-    environment = {**os.environ, "VLM_LITE_PROFILE": "smoke", "PYTHONPATH": str(notebooks.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "VLM_LITE_PROFILE": "smoke",
+        "PYTHONPATH": str(notebooks.ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
     with open(course / "log", "w") as log:
-        process = subprocess.Popen([python, Path(__file__).parent / "nbgrader_course.py", course,
-                                    course / "answers.json"], stdout=subprocess.PIPE, stderr=log, text=True, cwd=course,
-                                   env=environment)
+        process = subprocess.Popen(
+            [python, Path(__file__).parent / "nbgrader_course.py", course, course / "answers.json"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=course,
+            env=environment,
+        )
     yield course, process
     process.kill()
     process.wait()
@@ -73,10 +87,14 @@ def reports(nbgrader, tmp_path_factory):
     for name, (notebook, found) in LABS.items():
         made = build.student(notebook, name)
         empty, full = empty_and_full(name)
-        extra = (f"from vlm_lite.labs import check\nempty, full = {empty!r}, {full!r}\n"
-                 f"checks = { {each.name: each.check for each in found}!r}\n{ONE_AT_A_TIME}")
+        extra = (
+            f"from vlm_lite.labs import check\nempty, full = {empty!r}, {full!r}\n"
+            f"checks = { {each.name: each.check for each in found}!r}\n{ONE_AT_A_TIME}"
+        )
         code = next(cell for cell in made["cells"] if cell["cell_type"] == "code")
-        made["cells"].append({**copy.deepcopy(code), "id": "one-at-a-time", "source": extra, "metadata": {}})
+        made["cells"].append(
+            {**copy.deepcopy(code), "id": "one-at-a-time", "source": extra, "metadata": {}}
+        )
         (folder / f"{name}.ipynb").write_text(build.dumps(made), encoding="utf-8")
     return {report["lab"]: report for report in grade([folder], jobs=1, seconds=1000, whole=True)}
 
@@ -94,7 +112,9 @@ def marks(nbgrader, reports):
 def test_a_student_s_copy_runs_to_its_end_and_every_answer_makes_its_own_check_pass(reports, name):
     assert reports[name]["problems"] == []
     assert {row["status"] for row in reports[name]["exercises"]} == {"not attempted"}
-    assert [row["name"] for row in reports[name]["exercises"]] == [each.name for each in LABS[name][1]]
+    assert [row["name"] for row in reports[name]["exercises"]] == [
+        each.name for each in LABS[name][1]
+    ]
     assert reports[name]["points"] == 0 and reports[name]["max_points"] > 0
 
 
@@ -102,14 +122,24 @@ def test_a_student_s_copy_runs_to_its_end_and_every_answer_makes_its_own_check_p
 @each_lab
 def test_nbgrader_gives_the_points_of_the_one_right_answer_and_no_others(marks, nbgrader, name):
     found = LABS[name][1]
-    wanted = {f"{each.grade_id}-check": [each.points * (each is found[-1]), each.points] for each in found}
+    wanted = {
+        f"{each.grade_id}-check": [each.points * (each is found[-1]), each.points] for each in found
+    }
     assert marks[name] == wanted
-    graded = nbformat.read(nbgrader[0] / "autograded" / "ada" / "labs" / f"{name}.ipynb", as_version=4)
-    errors = {build.mark(cell).get("grade_id"): output.evalue for cell in graded.cells
-              for output in cell.get("outputs", []) if output.output_type == "error"}
+    graded = nbformat.read(
+        nbgrader[0] / "autograded" / "ada" / "labs" / f"{name}.ipynb", as_version=4
+    )
+    errors = {
+        build.mark(cell).get("grade_id"): output.evalue
+        for cell in graded.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    }
     assert errors.keys() == {f"{each.grade_id}-check" for each in found[:-1]}
     assert re.match(rf"{found[0].check}: (wrong|crashed): .", errors[f"{found[0].grade_id}-check"])
-    assert all(errors[f"{each.grade_id}-check"] == f"{each.check}: not attempted" for each in found[1:-1])
+    assert all(
+        errors[f"{each.grade_id}-check"] == f"{each.check}: not attempted" for each in found[1:-1]
+    )
 
 
 @pytest.mark.slow

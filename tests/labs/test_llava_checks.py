@@ -26,6 +26,7 @@ def two_layers(act=F.gelu, end=lambda x: x, bias=(1, 1)):
 
 # ---- insert_image
 
+
 def by_loop(embeds, ids, image, image_id):
     rows = []
     for vector, token in zip(embeds, ids.tolist(), strict=True):
@@ -41,7 +42,8 @@ def inserting(before=0, after=1, pool=False):
     def insert(embeds, ids, image, image_id):
         k = place_of(ids, image_id)
         image = image.mean(0, keepdim=True) if pool else image
-        return torch.cat([embeds[:k + before], image, embeds[k + after:]])
+        return torch.cat([embeds[: k + before], image, embeds[k + after :]])
+
     return insert
 
 
@@ -54,20 +56,29 @@ def behind(embeds, ids, image, image_id):
 
 
 def cut(embeds, ids, image, image_id):
-    return torch.cat([embeds[:place_of(ids, image_id)], image])
+    return torch.cat([embeds[: place_of(ids, image_id)], image])
 
 
 # ---- chat_text
 
+
 def by_join(messages, eos):
     parts = []
     for message in messages:
-        parts += [f"<{message['role']}>", message["content"]] + [eos] * (message["role"] == "assistant")
+        parts += [f"<{message['role']}>", message["content"]] + [eos] * (
+            message["role"] == "assistant"
+        )
     return " ".join(parts + ["<assistant>"] * (messages[-1]["role"] == "user"))
 
 
-def chatting(user_eos=False, eos_at=lambda k, n: True, open_end=lambda last: last == "user", last_only=False,
-             names=("<user>", "<assistant>"), space=" "):
+def chatting(
+    user_eos=False,
+    eos_at=lambda k, n: True,
+    open_end=lambda last: last == "user",
+    last_only=False,
+    names=("<user>", "<assistant>"),
+    space=" ",
+):
     def chat(messages, eos):
         messages = messages[-1:] if last_only else messages
         parts = []
@@ -76,14 +87,18 @@ def chatting(user_eos=False, eos_at=lambda k, n: True, open_end=lambda last: las
             parts += [names[own], message["content"]]
             parts += [eos] if (own and eos_at(k, len(messages))) or (user_eos and not own) else []
         return space.join(parts + [names[1]] * open_end(messages[-1]["role"]))
+
     return chat
 
 
 # ---- conversation_labels
 
+
 def labels_by_lists(turns, eos):
     ids = [i for prompt, answer in turns for i in [*prompt, *answer, eos]]
-    counts = [c for prompt, answer in turns for c in [False] * len(prompt) + [True] * (len(answer) + 1)]
+    counts = [
+        c for prompt, answer in turns for c in [False] * len(prompt) + [True] * (len(answer) + 1)
+    ]
     return torch.tensor(ids), torch.where(torch.tensor(counts), torch.tensor(ids), -100)
 
 
@@ -91,6 +106,7 @@ def relabelled(change):
     def label(turns, eos):
         ids, labels = (part.tolist() for part in labels_by_lists(turns, eos))
         return ids, change(ids, labels, turns, eos)
+
     return label
 
 
@@ -100,7 +116,9 @@ def last_only(ids, labels, turns, eos):
 
 
 def prompts_first(turns, eos):
-    ids = [i for prompt, _ in turns for i in prompt] + [i for _, answer in turns for i in [*answer, eos]]
+    ids = [i for prompt, _ in turns for i in prompt] + [
+        i for _, answer in turns for i in [*answer, eos]
+    ]
     return ids, ids
 
 
@@ -116,13 +134,15 @@ def eos_after_prompts(turns, eos):
 
 # ---- lora_linear
 
+
 def merged(x, weight, bias, a, b, alpha):
     return F.linear(x, (weight.T + alpha / a.shape[0] * b @ a), bias)
 
 
 def lora(scale=lambda alpha, r: alpha / r, base=1, low=1, bias=1, whole=1):
-    return lambda x, w, c, a, b, alpha: whole * (
-        base * (x @ w + bias * c) + low * scale(alpha, len(a)) * (x @ a.T @ b.T))
+    return lambda x, w, c, a, b, alpha: (
+        whole * (base * (x @ w + bias * c) + low * scale(alpha, len(a)) * (x @ a.T @ b.T))
+    )
 
 
 RIGHT = [
@@ -151,7 +171,11 @@ WRONG = [
     (check.mlp_projector, two_layers(act=lambda x: F.gelu(x, approximate="tanh")), "tanh"),
     (check.mlp_projector, two_layers(end=F.gelu), "after the second layer"),
     (check.mlp_projector, two_layers(bias=(0, 0)), "biases are missing"),
-    (check.mlp_projector, lambda x, w1, b1, w2, b2: F.gelu(x @ w1.T + b1) @ w2 + b2, "turned round"),
+    (
+        check.mlp_projector,
+        lambda x, w1, b1, w2, b2: F.gelu(x @ w1.T + b1) @ w2 + b2,
+        "turned round",
+    ),
     (check.mlp_projector, two_layers(act=F.silu), "not Linear, GELU, Linear"),
     (check.insert_image, inserting(before=0, after=0), "*replaced*"),
     (check.insert_image, inserting(before=1, after=1), "*replaced*"),
@@ -171,13 +195,33 @@ WRONG = [
     (check.chat_text, chatting(space="\n"), "the spaces are not"),
     (check.chat_text, lambda messages, eos: str(messages), "under 'content'"),
     (check.conversation_labels, relabelled(last_only), "only the last answer"),
-    (check.conversation_labels, relabelled(lambda ids, labels, *_: ids), "ask the user's questions"),
-    (check.conversation_labels, relabelled(lambda ids, labels, turns, eos: [
-        -100 if label == eos else label for label in labels]), "never told to stop"),
+    (
+        check.conversation_labels,
+        relabelled(lambda ids, labels, *_: ids),
+        "ask the user's questions",
+    ),
+    (
+        check.conversation_labels,
+        relabelled(
+            lambda ids, labels, turns, eos: [-100 if label == eos else label for label in labels]
+        ),
+        "never told to stop",
+    ),
     (check.conversation_labels, relabelled(lambda ids, labels, *_: labels[1:] + [-100]), "shifted"),
-    (check.conversation_labels, relabelled(lambda ids, labels, *_: [
-        i if label == -100 else -100 for i, label in zip(ids, labels, strict=True)]), "turned round"),
-    (check.conversation_labels, relabelled(lambda ids, labels, *_: [max(label, 0) for label in labels]), "label -100"),
+    (
+        check.conversation_labels,
+        relabelled(
+            lambda ids, labels, *_: [
+                i if label == -100 else -100 for i, label in zip(ids, labels, strict=True)
+            ]
+        ),
+        "turned round",
+    ),
+    (
+        check.conversation_labels,
+        relabelled(lambda ids, labels, *_: [max(label, 0) for label in labels]),
+        "label -100",
+    ),
     (check.conversation_labels, relabelled(lambda ids, labels, *_: labels[:-1]), "one each"),
     (check.conversation_labels, prompts_first, "all prompts come first"),
     (check.conversation_labels, one_eos, "after each *answer*"),
@@ -191,5 +235,5 @@ WRONG = [
     (check.lora_linear, lora(scale=lambda alpha, r: alpha / 6), "instead of the rank"),
     (check.lora_linear, lora(bias=0), "bias is missing"),
     (check.lora_linear, lora(scale=lambda alpha, r: 1, whole=4), "frozen layer too"),
-    (check.lora_linear, lora(scale=lambda alpha, r: alpha / r ** 2), "is not x W"),
+    (check.lora_linear, lora(scale=lambda alpha, r: alpha / r**2), "is not x W"),
 ]

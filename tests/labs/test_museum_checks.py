@@ -16,7 +16,9 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "06_bug_museum.py
 def broken(name):
     """The broken function of the notebook that goes with an exercise."""
     for cell in jupytext.read(NOTEBOOK).cells:
-        if found := re.search(rf"^def broken_{name}\(.*?(?=^\S|\Z)", cell.source, flags=re.M | re.S):
+        if found := re.search(
+            rf"^def broken_{name}\(.*?(?=^\S|\Z)", cell.source, flags=re.M | re.S
+        ):
             names = {"F": F, "torch": torch}
             exec(found.group(), names)
             return names[f"broken_{name}"]
@@ -25,8 +27,11 @@ def broken(name):
 
 # ---- answer_loss
 
+
 def cross_entropy(logits, labels, **options):
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **{"ignore_index": -100} | options)
+    return F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), **{"ignore_index": -100} | options
+    )
 
 
 def on_the_whole_row(logits, labels, q):
@@ -36,15 +41,18 @@ def on_the_whole_row(logits, labels, q):
 
 def by_hand(logits, labels, q):
     chosen = labels != -100
-    log_p = logits[:, q - 1:-1].log_softmax(-1)[chosen]  # (n, V)
+    log_p = logits[:, q - 1 : -1].log_softmax(-1)[chosen]  # (n, V)
     return -log_p.gather(1, labels[chosen][:, None]).mean()
 
 
 def mean_of_rows(logits, labels, q):
-    return torch.stack([cross_entropy(a[None, q - 1:-1], b[None]) for a, b in zip(logits, labels, strict=True)]).mean()
+    return torch.stack(
+        [cross_entropy(a[None, q - 1 : -1], b[None]) for a, b in zip(logits, labels, strict=True)]
+    ).mean()
 
 
 # ---- position_ids
+
 
 def by_loop(mask):
     places = torch.zeros_like(mask)
@@ -67,6 +75,7 @@ def row_by_mask(mask):
 
 # ---- mean_pool
 
+
 def pool_by_loop(hidden, mask):
     return torch.stack([h[m == 1].mean(0) for h, m in zip(hidden, mask, strict=True)])
 
@@ -82,9 +91,10 @@ def masked_sum(hidden, mask):
 
 # ---- load_weights
 
+
 def with_a_wrapper(model, state):
     if all(name.startswith("module.") for name in state):
-        state = {name[len("module."):]: value for name, value in state.items()}
+        state = {name[len("module.") :]: value for name, value in state.items()}
     result = model.load_state_dict(state, strict=False)
     if result.missing_keys or result.unexpected_keys:
         raise ValueError(str(result))
@@ -102,7 +112,9 @@ def replaced_everywhere(model, state):
 
 
 def stripped_but_lenient(model, state):
-    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=False)
+    model.load_state_dict(
+        {name.removeprefix("module."): value for name, value in state.items()}, strict=False
+    )
     return model
 
 
@@ -112,29 +124,42 @@ def always_cut(model, state):
 
 
 def missing_only(model, state):
-    found = model.load_state_dict({name.removeprefix("module."): v for name, v in state.items()}, strict=False)
+    found = model.load_state_dict(
+        {name.removeprefix("module."): v for name, v in state.items()}, strict=False
+    )
     if found.missing_keys:
         raise KeyError(found.missing_keys)
     return model
 
 
 def returns_the_report(model, state):
-    return model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return model.load_state_dict(
+        {name.removeprefix("module."): value for name, value in state.items()}
+    )
 
 
 # ---- accumulate
 
-def accumulating(reduction="sum", divide=lambda micro, all_labels: (all_labels != -100).sum(), clear=False, stop=None,
-                 result=lambda total: total):
+
+def accumulating(
+    reduction="sum",
+    divide=lambda micro, all_labels: (all_labels != -100).sum(),
+    clear=False,
+    stop=None,
+    result=lambda total: total,
+):
     def run(model, micro_batches):
         all_labels, total = torch.cat([labels for _, labels in micro_batches]), 0.0
         for x, labels in micro_batches[:stop]:
             if clear:
                 model.zero_grad()
-            loss = cross_entropy(model(x), labels, reduction=reduction) / divide(micro_batches, all_labels)
+            loss = cross_entropy(model(x), labels, reduction=reduction) / divide(
+                micro_batches, all_labels
+            )
             loss.backward()
             total += loss.item()
         return result(total)
+
     return run
 
 
@@ -147,7 +172,10 @@ def in_one_go(model, micro_batches):
 
 def means_weighted(model, micro_batches):
     counts = [(labels != -100).sum() for _, labels in micro_batches]
-    losses = [cross_entropy(model(x), y) * n / sum(counts) for (x, y), n in zip(micro_batches, counts, strict=True)]
+    losses = [
+        cross_entropy(model(x), y) * n / sum(counts)
+        for (x, y), n in zip(micro_batches, counts, strict=True)
+    ]
     sum(losses).backward()
     return sum(losses).item()
 
@@ -158,31 +186,45 @@ def without_backward(model, micro_batches):
 
 # ---- split_by_picture
 
-def split_with(shuffle=True, share=lambda ids, share: share, seeded=True, drop=False, by_row=False, swap=False,
-               by_id=False):
+
+def split_with(
+    shuffle=True,
+    share=lambda ids, share: share,
+    seeded=True,
+    drop=False,
+    by_row=False,
+    swap=False,
+    by_id=False,
+):
     def split(image_ids, test_share, seed):
         pictures = sorted(set(image_ids))
         if shuffle:
             (random.Random(seed) if seeded else random).shuffle(pictures)
-        held = set(pictures[:round(share(image_ids, test_share) * len(pictures))])
+        held = set(pictures[: round(share(image_ids, test_share) * len(pictures))])
         train = [k for k, i in enumerate(image_ids) if i not in held]
         test = [k for k, i in enumerate(image_ids) if i in held]
         if by_row:
             rows = list(range(len(image_ids)))
             random.Random(seed).shuffle(rows)
-            test, train = rows[:round(test_share * len(rows))], rows[round(test_share * len(rows)):]
+            test, train = (
+                rows[: round(test_share * len(rows))],
+                rows[round(test_share * len(rows)) :],
+            )
         if drop:  # what leaks is thrown out of the training rows
             train = [k for k in train if image_ids[k] not in {image_ids[j] for j in test}]
         if by_id:
             train, test = [image_ids[k] for k in train], [image_ids[k] for k in test]
         return (test, train) if swap else (train, test)
+
     return split
 
 
 def split_by_hand(image_ids, test_share, seed):
     pictures = torch.tensor(sorted(set(image_ids)))
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
-    is_test = torch.isin(torch.tensor(image_ids), pictures[order[:round(test_share * len(pictures))]])
+    is_test = torch.isin(
+        torch.tensor(image_ids), pictures[order[: round(test_share * len(pictures))]]
+    )
     return (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
 
 
@@ -194,7 +236,12 @@ RIGHT = [
     (check.mean_pool, pool_by_loop),
     (check.mean_pool, pool_by_einsum),
     (check.load_weights, with_a_wrapper),
-    (check.load_weights, lambda model, state: strict_only(model, {k.removeprefix("module."): state[k] for k in state})),
+    (
+        check.load_weights,
+        lambda model, state: strict_only(
+            model, {k.removeprefix("module."): state[k] for k in state}
+        ),
+    ),
     (check.accumulate, in_one_go),
     (check.accumulate, means_weighted),
     (check.split_by_picture, split_with()),
@@ -202,15 +249,35 @@ RIGHT = [
 ]
 WRONG = [
     (check.answer_loss, broken("answer_loss"), "nothing is shifted"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q:-1], y[:, 1:]), "first token is never predicted"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 2:-2], y), "shifted twice"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 1:-2], y[:, 1:]), "shifted twice"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q + 1:], y[:, :-1]), "the wrong way"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, :y.shape[1]], y), "the first T positions"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 1:-1], y.clamp(min=0)), "ignore_index=-100"),
+    (
+        check.answer_loss,
+        lambda x, y, q: cross_entropy(x[:, q:-1], y[:, 1:]),
+        "first token is never predicted",
+    ),
+    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 2 : -2], y), "shifted twice"),
+    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 1 : -2], y[:, 1:]), "shifted twice"),
+    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q + 1 :], y[:, :-1]), "the wrong way"),
+    (
+        check.answer_loss,
+        lambda x, y, q: cross_entropy(x[:, : y.shape[1]], y),
+        "the first T positions",
+    ),
+    (
+        check.answer_loss,
+        lambda x, y, q: cross_entropy(x[:, q - 1 : -1], y.clamp(min=0)),
+        "ignore_index=-100",
+    ),
     (check.answer_loss, mean_of_rows, "average each row first"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 1:-1], y, reduction="sum"), "take their mean"),
-    (check.answer_loss, lambda x, y, q: cross_entropy(x[:, q - 1:-1], y, reduction="none"), "one number"),
+    (
+        check.answer_loss,
+        lambda x, y, q: cross_entropy(x[:, q - 1 : -1], y, reduction="sum"),
+        "take their mean",
+    ),
+    (
+        check.answer_loss,
+        lambda x, y, q: cross_entropy(x[:, q - 1 : -1], y, reduction="none"),
+        "one number",
+    ),
     (check.answer_loss, lambda x, y, q: on_the_whole_row(x, y, q) - 50, "the mean surprise"),
     (check.position_ids, broken("position_ids"), "padding is counted"),
     (check.position_ids, lambda mask: mask.cumsum(1), "take 1 off"),
@@ -220,7 +287,11 @@ WRONG = [
     (check.position_ids, row_by_mask, "padding is counted"),
     (check.position_ids, lambda mask: mask.flip(1).cumsum(1).flip(1) - 1, "from the right"),
     (check.position_ids, lambda mask: (mask.cumsum(1) - 1).clamp(min=0).float(), "whole numbers"),
-    (check.position_ids, lambda mask: (mask.cumsum(1) - 1).masked_fill(mask == 0, 99), "beyond the table"),
+    (
+        check.position_ids,
+        lambda mask: (mask.cumsum(1) - 1).masked_fill(mask == 0, 99),
+        "beyond the table",
+    ),
     (check.position_ids, lambda mask: by_loop(mask)[0], "shape (7,)"),
     (check.position_ids, lambda mask: by_loop(mask) * 2, "the places are"),
     (check.mean_pool, broken("mean_pool"), "averaged in"),
@@ -228,7 +299,11 @@ WRONG = [
     (check.mean_pool, masked_sum, "number of own tokens"),
     (check.mean_pool, lambda h, m: masked_sum(h, m) / m.sum(), "whole batch"),
     (check.mean_pool, lambda h, m: h.sum(1) / m.sum(1, keepdim=True), "still added"),
-    (check.mean_pool, lambda h, m: h.masked_fill(m[..., None] == 0, -torch.inf).amax(1), "largest value"),
+    (
+        check.mean_pool,
+        lambda h, m: h.masked_fill(m[..., None] == 0, -torch.inf).amax(1),
+        "largest value",
+    ),
     (check.mean_pool, lambda h, m: h[:, -1], "one token"),
     (check.mean_pool, lambda h, m: h * m[..., None], "shape (4, 6, 10)"),
     (check.load_weights, broken("load_weights"), "not one weight arrived"),
@@ -253,7 +328,15 @@ WRONG = [
     (check.split_by_picture, split_with(shuffle=False), "every seed gives the same"),
     (check.split_by_picture, split_with(seeded=False), "nobody can repeat"),
     (check.split_by_picture, split_with(swap=True), "swapped"),
-    (check.split_by_picture, split_with(share=lambda ids, share: 0.5), "of 40 pictures are held out"),
+    (
+        check.split_by_picture,
+        split_with(share=lambda ids, share: 0.5),
+        "of 40 pictures are held out",
+    ),
     (check.split_by_picture, split_with(by_id=True), "not row numbers"),
-    (check.split_by_picture, lambda ids, share, seed: split_with()(ids, share, seed)[0], "two lists"),
+    (
+        check.split_by_picture,
+        lambda ids, share, seed: split_with()(ids, share, seed)[0],
+        "two lists",
+    ),
 ]

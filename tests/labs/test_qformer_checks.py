@@ -15,6 +15,7 @@ STRIPES = "b n (h heads) -> b heads n h"
 
 # ---- queries
 
+
 def by_init(count, width):
     queries = nn.Parameter(torch.empty(count, width))
     nn.init.normal_(queries, std=0.02)
@@ -27,13 +28,27 @@ def one_row_repeated(count, width):
 
 # ---- attention
 
-def attention(q, k, v, heads, *, scale=lambda width, h: h ** 0.5, dim=-1, mask=False, split=SPLIT, merge=MERGE,
-              softmax=True):
+
+def attention(
+    q,
+    k,
+    v,
+    heads,
+    *,
+    scale=lambda width, h: h**0.5,
+    dim=-1,
+    mask=False,
+    split=SPLIT,
+    merge=MERGE,
+    softmax=True,
+):
     width = q.shape[-1]
     q, k, v = (rearrange(x, split, heads=heads) for x in (q, k, v))
     scores = q @ k.transpose(-2, -1) / scale(width, width // heads)
     if mask:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf"))
+        scores = scores.masked_fill(
+            torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf")
+        )
     weights = scores.softmax(dim=dim) if softmax else scores
     return rearrange(weights @ v, merge), weights
 
@@ -69,8 +84,11 @@ def causal_among_queries(q, k, v, heads):
 
 # ---- a layer
 
+
 def layer(queries, patches, talk, look, think, norms):
-    for norm, step in zip(norms, (lambda x: talk(x, x), lambda x: look(x, patches), think), strict=True):
+    for norm, step in zip(
+        norms, (lambda x: talk(x, x), lambda x: look(x, patches), think), strict=True
+    ):
         queries = norm(step(queries) + queries)
     return queries
 
@@ -132,6 +150,7 @@ def think_beside(queries, patches, talk, look, think, norms):
 
 # ---- labels and padding
 
+
 def labels(prefix, prompt, answer, eos):
     return [-100] * (prefix + len(prompt)) + answer + [eos]
 
@@ -140,7 +159,10 @@ def pad_batch(rows, labels, pad, *, left=False, mask=None, lost=False, pad_label
     length = max(map(len, rows)) + extra
 
     def fill(row, value):
-        return [value] * (length - len(row)) * left + row + [value] * (length - len(row)) * (not left)
+        return (
+            [value] * (length - len(row)) * left + row + [value] * (length - len(row)) * (not left)
+        )
+
     ids = torch.tensor([fill(row, pad) for row in rows])
     by_length = torch.tensor([fill([1] * len(row), 0) for row in rows])
     targets = torch.tensor([fill(row, pad_label) for row in labels])
@@ -154,13 +176,23 @@ def wrong_padding(**mistake):
 
 def with_pad_sequence(rows, labels, pad):
     def padded(lists, value):
-        return nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], batch_first=True, padding_value=value)
-    return padded(rows, pad), padded([[1] * len(row) for row in rows], 0).bool(), padded(labels, -100)
+        return nn.utils.rnn.pad_sequence(
+            [torch.tensor(x) for x in lists], batch_first=True, padding_value=value
+        )
+
+    return (
+        padded(rows, pad),
+        padded([[1] * len(row) for row in rows], 0).bool(),
+        padded(labels, -100),
+    )
 
 
 RIGHT = [
     (check.make_queries, by_init),
-    (check.make_queries, lambda count, width: nn.Parameter(torch.normal(0.0, 0.02, (count, width)))),
+    (
+        check.make_queries,
+        lambda count, width: nn.Parameter(torch.normal(0.0, 0.02, (count, width))),
+    ),
     (check.multihead_attention, attention),
     (check.multihead_attention, with_views),
     (check.qformer_layer, layer),
@@ -173,16 +205,32 @@ WRONG = [
     (check.make_queries, lambda n, d: nn.Parameter(torch.zeros(n, d)), "all zero"),
     (check.make_queries, one_row_repeated, "one and the same vector"),
     (check.make_queries, lambda n, d: nn.Parameter(torch.randn(n, d)), "expected 0.02"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 ** 0.5 * torch.randn(n, d)), "no variance"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.rand(n, d)), "mean of your queries"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * 3 ** 0.5 * (2 * torch.rand(n, d) - 1)), "uniform"),
+    (check.make_queries, lambda n, d: nn.Parameter(0.02**0.5 * torch.randn(n, d)), "no variance"),
+    (
+        check.make_queries,
+        lambda n, d: nn.Parameter(0.02 * torch.rand(n, d)),
+        "mean of your queries",
+    ),
+    (
+        check.make_queries,
+        lambda n, d: nn.Parameter(0.02 * 3**0.5 * (2 * torch.rand(n, d) - 1)),
+        "uniform",
+    ),
     (check.make_queries, lambda n, d: 0.02 * torch.randn(n, d), "plain tensor"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(n, d), requires_grad=False), "never learn"),
+    (
+        check.make_queries,
+        lambda n, d: nn.Parameter(0.02 * torch.randn(n, d), requires_grad=False),
+        "never learn",
+    ),
     (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(1, n, d)), "no batch axis"),
     (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(d, n)), "one row a query"),
     (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(d)), "expected (48, 320)"),
     (check.multihead_attention, wrong_attention(scale=lambda width, h: 1), "left out the division"),
-    (check.multihead_attention, wrong_attention(scale=lambda width, h: width ** 0.5), "the whole width"),
+    (
+        check.multihead_attention,
+        wrong_attention(scale=lambda width, h: width**0.5),
+        "the whole width",
+    ),
     (check.multihead_attention, wrong_attention(scale=lambda width, h: h), "divide by its root"),
     (check.multihead_attention, wrong_attention(dim=-2), "runs over the queries"),
     (check.multihead_attention, wrong_attention(dim=1), "do not sum to 1"),
@@ -190,13 +238,25 @@ WRONG = [
     (check.multihead_attention, causal_among_queries, "hide nobody"),
     (check.multihead_attention, wrong_attention(softmax=False), "the weights are their softmax"),
     (check.multihead_attention, wrong_attention(split=STRIPES), "split in the wrong order"),
-    (check.multihead_attention, wrong_attention(merge="b heads n h -> b n (h heads)"), "merged in the wrong order"),
+    (
+        check.multihead_attention,
+        wrong_attention(merge="b heads n h -> b n (h heads)"),
+        "merged in the wrong order",
+    ),
     (check.multihead_attention, bare_split, "mixes tokens with heads"),
     (check.multihead_attention, bare_merge, "mixes queries with heads"),
     (check.multihead_attention, one_head, "one head"),
     (check.multihead_attention, lambda q, k, v, heads: attention(q, k, v, heads)[0], "two things"),
-    (check.multihead_attention, lambda q, k, v, heads: attention(q, k, v, heads)[::-1], "the weights, has shape"),
-    (check.multihead_attention, lambda q, k, v, heads: attention(q, k, k, heads), "multiply the weights with v"),
+    (
+        check.multihead_attention,
+        lambda q, k, v, heads: attention(q, k, v, heads)[::-1],
+        "the weights, has shape",
+    ),
+    (
+        check.multihead_attention,
+        lambda q, k, v, heads: attention(q, k, k, heads),
+        "multiply the weights with v",
+    ),
     (check.qformer_layer, pre_norm, "post-norm"),
     (check.qformer_layer, no_residual, "add it to them"),
     (check.qformer_layer, look_first, "talk, look, think"),
@@ -212,13 +272,25 @@ WRONG = [
     (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos)[1:], "shifting twice"),
     (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos)[:-1], "told to stop"),
     (check.make_labels, lambda n, p, a, eos: labels(n, p, a, -100), "told to stop"),
-    (check.make_labels, lambda n, p, a, eos: [-100] * n + p + a + [eos], "the prompt is in the loss"),
+    (
+        check.make_labels,
+        lambda n, p, a, eos: [-100] * n + p + a + [eos],
+        "the prompt is in the loss",
+    ),
     (check.make_labels, lambda n, p, a, eos: [0] * n + labels(0, p, a, eos), "real tokens"),
     (check.make_labels, lambda n, p, a, eos: labels(4, p, a, eos), "not a fixed number"),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos) + [-100], "labels for 10 positions"),
+    (
+        check.make_labels,
+        lambda n, p, a, eos: labels(n, p, a, eos) + [-100],
+        "labels for 10 positions",
+    ),
     (check.make_labels, lambda n, p, a, eos: labels(n, p, a[::-1], eos), "they should be"),
     (check.make_labels, lambda n, p, a, eos: "red", "whole numbers"),
-    (check.pad_batch, wrong_padding(mask=lambda ids, pad: (ids != pad).long()), "the true EOS is masked"),
+    (
+        check.pad_batch,
+        wrong_padding(mask=lambda ids, pad: (ids != pad).long()),
+        "the true EOS is masked",
+    ),
     (check.pad_batch, wrong_padding(lost=True), "labels lost the EOS"),
     (check.pad_batch, wrong_padding(left=True), "pad on the left"),
     (check.pad_batch, wrong_padding(mask=lambda ids, pad: torch.ones_like(ids)), "1 everywhere"),
@@ -227,18 +299,31 @@ WRONG = [
     (check.pad_batch, wrong_padding(extra=2), "longest row"),
     (check.pad_batch, lambda rows, labels, pad: pad_batch(rows, labels, 0), "followed by `pad`"),
     (check.pad_batch, lambda rows, labels, pad: pad_batch(rows, labels, pad)[:2], "three tensors"),
-    (check.pad_batch, lambda rows, labels, pad: dict(enumerate(pad_batch(rows, labels, pad))), "not a dict"),
+    (
+        check.pad_batch,
+        lambda rows, labels, pad: dict(enumerate(pad_batch(rows, labels, pad))),
+        "not a dict",
+    ),
     (check.pad_batch, lambda rows, labels, pad: tuple(rows for _ in range(3)), "is a list"),
 ]
 
 
 def test_the_references_of_labels_and_padding_agree_with_the_package():
     tokenizer = make_tokenizer()
-    pairs = [("question: what colour is the circle? answer:", "red"), ("caption:", "a large blue star.")]
-    rows = [tokenizer([prompt, answer], add_special_tokens=False)["input_ids"] for prompt, answer in pairs]
+    pairs = [
+        ("question: what colour is the circle? answer:", "red"),
+        ("caption:", "a large blue star."),
+    ]
+    rows = [
+        tokenizer([prompt, answer], add_special_tokens=False)["input_ids"]
+        for prompt, answer in pairs
+    ]
     eos = tokenizer.eos_token_id
-    result = check.pad_batch.reference([p + a + [eos] for p, a in rows],
-                                       [check.make_labels.reference(0, p, a, eos) for p, a in rows], 0)
+    result = check.pad_batch.reference(
+        [p + a + [eos] for p, a in rows],
+        [check.make_labels.reference(0, p, a, eos) for p, a in rows],
+        0,
+    )
     expected = build_text_batch(tokenizer, [[pair] for pair in pairs])
     for mine, name in zip(result, ("input_ids", "attention_mask", "labels"), strict=True):
         assert torch.equal(mine, expected[name]), name

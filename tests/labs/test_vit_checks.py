@@ -33,7 +33,9 @@ def by_einsum(q, k, v):
 
 def causal(q, k, v):
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    weights = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(-1)
+    weights = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(
+        -1
+    )
     return weights @ v, weights
 
 
@@ -95,7 +97,9 @@ def resized(positions, grid, mode="bicubic", keep_first=True, back="(rows column
 def permuted(positions, grid):
     first, rest = positions[:1], positions[1:]
     side, width = int(len(rest) ** 0.5), rest.shape[1]
-    rest = nn.functional.interpolate(rest.T.reshape(1, width, side, side), size=grid, mode="bicubic", antialias=True)
+    rest = nn.functional.interpolate(
+        rest.T.reshape(1, width, side, side), size=grid, mode="bicubic", antialias=True
+    )
     return torch.cat([first, rest.reshape(width, -1).T])
 
 
@@ -123,7 +127,9 @@ def rolled(attentions, residual=True, half=True, backwards=False):
 
 
 def from_the_end(attentions):
-    matrices = [0.5 * (weights.mean(dim=1) + torch.eye(weights.shape[-1])) for weights in attentions]
+    matrices = [
+        0.5 * (weights.mean(dim=1) + torch.eye(weights.shape[-1])) for weights in attentions
+    ]
     return matrices[2] @ (matrices[1] @ matrices[0])
 
 
@@ -168,20 +174,32 @@ WRONG = [
     (check.patchify, cut("b (columns rows) (c p q)"), "column by column"),
     (check.patchify, cut("b (rows columns) (p q c)"), "channels come last"),
     (check.patchify, cut("b (rows columns) (c q p)"), "transposed"),
-    (check.patchify, cut("b (rows columns) (c p q)", "b c (p rows) (q columns)"), "every third pixel"),
+    (
+        check.patchify,
+        cut("b (rows columns) (c p q)", "b c (p rows) (q columns)"),
+        "every third pixel",
+    ),
     (check.patchify, cut("b rows columns (c p q)"), "one of N"),
     (check.patchify, cut("b (c p q) (rows columns)"), "shape (2, 48, 9)"),
     (check.patchify, lambda x, p: cut("b (rows columns) (c p q)")(x, p) + 1, "no mistake we know"),
-    (check.patchify, lambda x, p: cut("b (rows columns) (c p q)")(x, 4) if len(x) == 2 else x.flatten(2), "grey"),
+    (
+        check.patchify,
+        lambda x, p: cut("b (rows columns) (c p q)")(x, 4) if len(x) == 2 else x.flatten(2),
+        "grey",
+    ),
     (check.attention, lambda q, k, v: mixed(q, k, v, 1), "left out the division"),
     (check.attention, lambda q, k, v: mixed(q, k, v, 8), "divide by h"),
-    (check.attention, lambda q, k, v: mixed(q, k, v, 24 ** 0.5), "*whole* width"),
+    (check.attention, lambda q, k, v: mixed(q, k, v, 24**0.5), "*whole* width"),
     (check.attention, lambda q, k, v: mixed(q, k, v, dim=-2), "tokens that ask"),
     (check.attention, scores_only, "their softmax"),
     (check.attention, lambda q, k, v: mixed(k, q, v), "exchanged"),
     (check.attention, causal, "causal"),
     (check.attention, lambda q, k, v: (weights_of(q, k) @ k, weights_of(q, k)), "*values* v"),
-    (check.attention, lambda q, k, v: (weights_of(q, k).transpose(-2, -1) @ v, weights_of(q, k)), "transposed before"),
+    (
+        check.attention,
+        lambda q, k, v: (weights_of(q, k).transpose(-2, -1) @ v, weights_of(q, k)),
+        "transposed before",
+    ),
     (check.attention, lambda q, k, v: mixed(q, k, v)[::-1], "other order"),
     (check.attention, lambda q, k, v: mixed(q, k, v)[0], "return two things"),
     (check.pre_norm_block, post_norm, "*post*-norm"),
@@ -193,11 +211,27 @@ WRONG = [
     (check.pre_norm_block, one_norm, "norm of its own"),
     (check.pre_norm_block, exchanged, "norms are exchanged"),
     (check.resize_positions, resized, "antialias=True"),
-    (check.resize_positions, lambda p, grid: resized(p, grid, "bilinear", antialias=True), "bilinear"),
-    (check.resize_positions, lambda p, grid: resized(p, grid, align_corners=True, antialias=True), "align_corners"),
+    (
+        check.resize_positions,
+        lambda p, grid: resized(p, grid, "bilinear", antialias=True),
+        "bilinear",
+    ),
+    (
+        check.resize_positions,
+        lambda p, grid: resized(p, grid, align_corners=True, antialias=True),
+        "align_corners",
+    ),
     (check.resize_positions, lambda p, grid: resized(p, grid, "nearest"), "nearest neighbour"),
-    (check.resize_positions, lambda p, grid: resized(p, grid, keep_first=False, antialias=True), "position is lost"),
-    (check.resize_positions, lambda p, grid: resized(p, grid, back="(columns rows) d", antialias=True), "transposed"),
+    (
+        check.resize_positions,
+        lambda p, grid: resized(p, grid, keep_first=False, antialias=True),
+        "position is lost",
+    ),
+    (
+        check.resize_positions,
+        lambda p, grid: resized(p, grid, back="(columns rows) d", antialias=True),
+        "transposed",
+    ),
     (check.resize_positions, bare_reshape, "bare reshape"),
     (check.resize_positions, new_class_token, "first row"),
     (check.attention_rollout, lambda a: rolled(a, residual=False), "residual is missing"),
@@ -227,9 +261,15 @@ def test_the_reference_of_flops_is_what_pytorch_counts():
     from vlm_lite.models.vit import MLP
 
     n, d, m, heads = 7, 24, 40, 3
-    x, maps, mlp = torch.randn(1, n, d), [nn.Linear(d, d) for _ in range(4)], MLP(width=d, mlp_width=m)
+    x, maps, mlp = (
+        torch.randn(1, n, d),
+        [nn.Linear(d, d) for _ in range(4)],
+        MLP(width=d, mlp_width=m),
+    )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        q, k, v = (rearrange(linear(x), "b n (heads h) -> b heads n h", heads=heads) for linear in maps[:3])
+        q, k, v = (
+            rearrange(linear(x), "b n (heads h) -> b heads n h", heads=heads) for linear in maps[:3]
+        )
         maps[3](rearrange(mixed(q, k, v)[0], "b heads n h -> b n (heads h)"))
         mlp(x)
     assert counter.get_total_flops() == check.block_flops.reference(n, d, m)

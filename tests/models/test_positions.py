@@ -13,17 +13,25 @@ from vlm_lite.models.positions import resize_positions, sincos_positions
 def test_sines_and_cosines_equal_those_of_transformers_mae_and_of_timm(width, grid):
     mae = ViTMAEEmbeddings(ViTMAEConfig(hidden_size=width, image_size=8 * grid, patch_size=8))
     mae.initialize_weights()
-    torch.testing.assert_close(sincos_positions(width, grid), mae.position_embeddings[0], atol=1e-6, rtol=0)
-    rows_first = build_sincos2d_pos_embed([grid, grid], width, interleave_sin_cos=True)  # (N, D), row, then column
+    torch.testing.assert_close(
+        sincos_positions(width, grid), mae.position_embeddings[0], atol=1e-6, rtol=0
+    )
+    rows_first = build_sincos2d_pos_embed(
+        [grid, grid], width, interleave_sin_cos=True
+    )  # (N, D), row, then column
     rows, columns = rows_first.chunk(2, dim=1)
-    torch.testing.assert_close(sincos_positions(width, grid)[1:], torch.cat([columns, rows], dim=1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        sincos_positions(width, grid)[1:], torch.cat([columns, rows], dim=1), atol=1e-6, rtol=0
+    )
 
 
 def test_columns_are_said_first_and_the_class_token_stands_nowhere():
     positions = sincos_positions(16, 4)
     assert (positions[0] == 0).all()
     grid = positions[1:].view(4, 4, 16)  # (row, column, D)
-    torch.testing.assert_close(grid[0, :, :8], grid[3, :, :8])  # the column does not depend on the row
+    torch.testing.assert_close(
+        grid[0, :, :8], grid[3, :, :8]
+    )  # the column does not depend on the row
     torch.testing.assert_close(grid[:, 0, 8:], grid[:, 3, 8:])
 
 
@@ -34,10 +42,15 @@ def test_another_resolution_equals_timm_s(new):
     torch.testing.assert_close(resize_positions(positions, new), theirs, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: sincos_positions(18, 4), "multiple of 4"), (lambda: sincos_positions(16, 0), "grid of 1 or more"),
-    (lambda: resize_positions(torch.zeros(16, 4), 8), r"\(16, 4\)"),
-    (lambda: resize_positions(torch.zeros(1, 17, 4), 8), r"\(1, 17, 4\)")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: sincos_positions(18, 4), "multiple of 4"),
+        (lambda: sincos_positions(16, 0), "grid of 1 or more"),
+        (lambda: resize_positions(torch.zeros(16, 4), 8), r"\(16, 4\)"),
+        (lambda: resize_positions(torch.zeros(1, 17, 4), 8), r"\(1, 17, 4\)"),
+    ],
+)
 def test_sizes_that_cannot_be_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -16,31 +16,76 @@ def smol(tmp_path_factory):
     """The folder of a SmolVLM of the real architecture with few random weights, and its processor."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers import (
+        PreTrainedTokenizerFast,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMProcessor,
+    )
     from transformers import SmolVLMImageProcessor as Pictures
     from transformers import SmolVLMVideoProcessor as Videos
 
     allow_smolvlm()
-    special = ["<pad>", "<unk>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>",
-               *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5))]
+    special = [
+        "<pad>",
+        "<unk>",
+        "<end_of_utterance>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        *(f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)),
+    ]
     words = [*special, *"User : Assistant Is there a dog cat here ? yes no Answer".split()]
     core = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>",
-                                        eos_token="<end_of_utterance>", additional_special_tokens=special[3:])
-    template = ("{% for m in messages %}User : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
-                "{% else %} {{ c['text'] }}{% endif %}{% endfor %} <end_of_utterance> {% endfor %} Assistant :")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end_of_utterance>",
+        additional_special_tokens=special[3:],
+    )
+    template = (
+        "{% for m in messages %}User : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
+        "{% else %} {{ c['text'] }}{% endif %}{% endfor %} <end_of_utterance> {% endfor %} Assistant :"
+    )
     size, most = {"longest_edge": 64}, {"longest_edge": 32}
-    processor = SmolVLMProcessor(Pictures(size=size, max_image_size=most), tokenizer,
-                                 Videos(size=size, max_image_size=most), image_seq_len=4, chat_template=template)
+    processor = SmolVLMProcessor(
+        Pictures(size=size, max_image_size=most),
+        tokenizer,
+        Videos(size=size, max_image_size=most),
+        image_seq_len=4,
+        chat_template=template,
+    )
     torch.manual_seed(0)
-    model = SmolVLMForConditionalGeneration(SmolVLMConfig(
-        image_token_id=3, pad_token_id=0, scale_factor=2,
-        vision_config=dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                           image_size=32, patch_size=8),
-        text_config=dict(model_type="llama", vocab_size=len(words), hidden_size=32, num_hidden_layers=2,
-                         num_attention_heads=2, num_key_value_heads=2, intermediate_size=64, pad_token_id=0,
-                         bos_token_id=1, eos_token_id=2, max_position_embeddings=512)))
+    model = SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            image_token_id=3,
+            pad_token_id=0,
+            scale_factor=2,
+            vision_config=dict(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                image_size=32,
+                patch_size=8,
+            ),
+            text_config=dict(
+                model_type="llama",
+                vocab_size=len(words),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                intermediate_size=64,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                max_position_embeddings=512,
+            ),
+        )
+    )
     folder = tmp_path_factory.mktemp("smol")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -49,8 +94,12 @@ def smol(tmp_path_factory):
 
 def photographs():
     generator = torch.Generator().manual_seed(0)
-    return [Image.fromarray(torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8).numpy())
-            for h, w in ((40, 64), (64, 64), (90, 30))]
+    return [
+        Image.fromarray(
+            torch.randint(256, (h, w, 3), generator=generator, dtype=torch.uint8).numpy()
+        )
+        for h, w in ((40, 64), (64, 64), (90, 30))
+    ]
 
 
 TEXTS = ["Is there a dog ?", "Is there a cat here ? Answer yes", "a dog ?"]
@@ -60,7 +109,9 @@ def test_a_batch_answers_what_each_question_gets_alone(smol):
     vlm, images = PretrainedVLM(str(smol), compute=CPU), photographs()
     alone = [vlm.answer([image], [text], 6)[0] for image, text in zip(images, TEXTS, strict=True)]
     assert vlm.answer(images, TEXTS, 6) == alone
-    assert not any("User" in text and "Assistant" in text for text in alone)  # the answer only, not the prompt
+    assert not any(
+        "User" in text and "Assistant" in text for text in alone
+    )  # the answer only, not the prompt
 
 
 def test_the_picture_is_seen_and_blind_it_is_not(smol):
@@ -79,8 +130,9 @@ def test_the_longest_edge_decides_into_how_many_tiles_a_picture_is_cut(smol):
     for edge in (32, 64, 128):
         vlm = PretrainedVLM(str(smol), compute=CPU, longest_edge=edge)
         forward = vlm.model.generate
-        vlm.model.generate = lambda edge=edge, forward=forward, **inputs: tiles.update(
-            {edge: inputs["pixel_values"].shape[1]}) or forward(**inputs)
+        vlm.model.generate = lambda edge=edge, forward=forward, **inputs: (
+            tiles.update({edge: inputs["pixel_values"].shape[1]}) or forward(**inputs)
+        )
         vlm.answer(photographs()[1:2], TEXTS[:1], 2)
     assert tiles[32] < tiles[64] < tiles[128]
 

@@ -8,17 +8,28 @@ from vlm_lite.models.projectors import CONNECTORS, make_connector
 from vlm_lite.models.qformer import QFormer
 
 OUR_NAMES = [  # (a part of transformers' name, ours); applied in this order
-    ("encoder.layer.", "layers."), ("crossattention.attention", "cross_attention"), ("attention.attention",
-     "self_attention"), ("crossattention.output.dense", "cross_attention.output"), ("crossattention.output.LayerNorm",
-     "cross_norm"), (".attention.output.dense", ".self_attention.output"), (".attention.output.LayerNorm",
-     ".self_norm"), ("intermediate_query.dense", "mlp_in"), ("output_query.dense", "mlp_out"),
-    ("output_query.LayerNorm", "mlp_norm"), ("layernorm.", "input_norm."),
+    ("encoder.layer.", "layers."),
+    ("crossattention.attention", "cross_attention"),
+    ("attention.attention", "self_attention"),
+    ("crossattention.output.dense", "cross_attention.output"),
+    ("crossattention.output.LayerNorm", "cross_norm"),
+    (".attention.output.dense", ".self_attention.output"),
+    (".attention.output.LayerNorm", ".self_norm"),
+    ("intermediate_query.dense", "mlp_in"),
+    ("output_query.dense", "mlp_out"),
+    ("output_query.LayerNorm", "mlp_norm"),
+    ("layernorm.", "input_norm."),
 ]
 
 
 def make_qformer(**settings):
     torch.manual_seed(0)
-    return QFormer(**{**dict(num_query_tokens=8, width=32, num_layers=4, num_heads=4, vision_width=24), **settings})
+    return QFormer(
+        **{
+            **dict(num_query_tokens=8, width=32, num_layers=4, num_heads=4, vision_width=24),
+            **settings,
+        }
+    )
 
 
 def our_name(name):
@@ -35,18 +46,31 @@ def image_embeds():
 @pytest.mark.parametrize("frequency", [1, 2, 3])
 def test_equals_transformers_with_copied_weights(image_embeds, frequency):
     ours = make_qformer(cross_attention_frequency=frequency, mlp_width=48).eval()
-    theirs = Blip2QFormerModel(Blip2QFormerConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, encoder_hidden_size=24,
-        cross_attention_frequency=frequency, attn_implementation="eager")).eval()
+    theirs = Blip2QFormerModel(
+        Blip2QFormerConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=48,
+            encoder_hidden_size=24,
+            cross_attention_frequency=frequency,
+            attn_implementation="eager",
+        )
+    ).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     state = {our_name(name): value for name, value in theirs.state_dict().items()}
-    ours.load_state_dict({"query_tokens": ours.query_tokens.detach(), **state})  # strict: every name on both sides
+    ours.load_state_dict(
+        {"query_tokens": ours.query_tokens.detach(), **state}
+    )  # strict: every name on both sides
     with torch.no_grad():
         out, attention = ours(image_embeds, return_attention=True)
-        expected = theirs(query_embeds=ours.query_tokens.expand(2, -1, -1), encoder_hidden_states=image_embeds,
-                          output_attentions=True)
+        expected = theirs(
+            query_embeds=ours.query_tokens.expand(2, -1, -1),
+            encoder_hidden_states=image_embeds,
+            output_attentions=True,
+        )
     torch.testing.assert_close(out, expected.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(attention, expected.cross_attentions[-1], atol=1e-5, rtol=0)
 
@@ -54,10 +78,14 @@ def test_equals_transformers_with_copied_weights(image_embeds, frequency):
 def test_queries_attend_to_each_other_both_ways(image_embeds):
     qformer = make_qformer().eval()
     with torch.no_grad():
-        for parameter in qformer.layers.parameters():  # fresh weights are so small that the effect would be too
+        for (
+            parameter
+        ) in qformer.layers.parameters():  # fresh weights are so small that the effect would be too
             parameter.add_(0.2 * torch.randn_like(parameter))
         before = qformer(image_embeds)
-        qformer.query_tokens[5] += torch.randn(32)  # noise: a constant shift would vanish in LayerNorm
+        qformer.query_tokens[5] += torch.randn(
+            32
+        )  # noise: a constant shift would vanish in LayerNorm
         change = (qformer(image_embeds) - before).abs().amax(dim=(0, 2))
     assert (change > 1e-3).all(), f"perturbing query 5 changed each query by {change.tolist()}"
 
@@ -99,7 +127,9 @@ def test_dropout_is_on_in_training_only(image_embeds):
 
 
 @pytest.mark.parametrize("name, num_prefix", [("linear", 10), ("mlp", 10), ("qformer", 8)])
-def test_every_connector_maps_to_the_language_width_and_can_be_built_again(image_embeds, name, num_prefix):
+def test_every_connector_maps_to_the_language_width_and_can_be_built_again(
+    image_embeds, name, num_prefix
+):
     connector = make_connector(name, 24, 48).eval()
     prefix = connector(image_embeds)
     assert prefix.shape == (2, num_prefix, 48)
@@ -111,16 +141,21 @@ def test_every_connector_maps_to_the_language_width_and_can_be_built_again(image
 def test_mlp_is_linear_gelu_linear(image_embeds):
     mlp = make_connector("mlp", 24, 48)
     first, second = mlp.projection[0], mlp.projection[2]
-    torch.testing.assert_close(mlp(image_embeds), second(torch.nn.functional.gelu(first(image_embeds))))
+    torch.testing.assert_close(
+        mlp(image_embeds), second(torch.nn.functional.gelu(first(image_embeds)))
+    )
 
 
 @pytest.mark.parametrize("name", CONNECTORS)
-@pytest.mark.parametrize("bad, message", [
-    (torch.zeros(2, 10, 32), "expected.*24.*vision_width=32"),
-    (torch.zeros(2, 3, 16, 16), "pixels.*encode"),
-    (torch.zeros(10, 24), "expected"),
-    (torch.zeros(2, 10, 24, dtype=torch.long), "floating point"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.zeros(2, 10, 32), "expected.*24.*vision_width=32"),
+        (torch.zeros(2, 3, 16, 16), "pixels.*encode"),
+        (torch.zeros(10, 24), "expected"),
+        (torch.zeros(2, 10, 24, dtype=torch.long), "floating point"),
+    ],
+)
 def test_wrong_features_are_refused_with_advice(name, bad, message):
     with pytest.raises(ValueError, match=message):
         make_connector(name, 24, 48)(bad)

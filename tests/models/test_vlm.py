@@ -23,11 +23,20 @@ from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.vlm import VLM, build_text_batch
 
-WORDS = ("<pad> <unk> <image> <user> <assistant> <eos> question : answer caption is it "
-         "red blue round small yes no").split()
+WORDS = (
+    "<pad> <unk> <image> <user> <assistant> <eos> question : answer caption is it "
+    "red blue round small yes no"
+).split()
 EOS, PAD = 5, 0
-PROMPTS = ["caption :", "question : is it red answer :", "question : is it small round blue answer :"]
-EXCHANGES = [[("caption :", "small red")], [("question : is it red answer :", "yes"), ("caption :", "blue round")]]
+PROMPTS = [
+    "caption :",
+    "question : is it red answer :",
+    "question : is it small round blue answer :",
+]
+EXCHANGES = [
+    [("caption :", "small red")],
+    [("question : is it red answer :", "yes"), ("caption :", "blue round")],
+]
 
 
 def make_tokenizer(**special):
@@ -39,16 +48,39 @@ def make_tokenizer(**special):
 
 def make_language_model(attention="eager"):
     torch.manual_seed(3)
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=len(WORDS), n_positions=40, n_embd=32, n_layer=2, n_head=4, bos_token_id=EOS, eos_token_id=EOS,
-        initializer_range=0.6, attn_implementation=attention))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(WORDS),
+            n_positions=40,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            bos_token_id=EOS,
+            eos_token_id=EOS,
+            initializer_range=0.6,
+            attn_implementation=attention,
+        )
+    )
 
 
 def make_clip():
     torch.manual_seed(0)
-    return CLIP(image_size=32, patch_size=8, vision_width=24, vision_layers=2, vision_heads=4, vocab_size=len(WORDS),
-                context_length=12, text_width=16, text_layers=1, text_heads=2, projection_dim=16, eos_token_id=EOS,
-                bos_token_id=None, pad_token_id=PAD)
+    return CLIP(
+        image_size=32,
+        patch_size=8,
+        vision_width=24,
+        vision_layers=2,
+        vision_heads=4,
+        vocab_size=len(WORDS),
+        context_length=12,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+        projection_dim=16,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        pad_token_id=PAD,
+    )
 
 
 def make_vlm(name="qformer", attention="eager", **settings):
@@ -58,7 +90,12 @@ def make_vlm(name="qformer", attention="eager", **settings):
     with torch.no_grad():
         for parameter in connector.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return VLM(vision=vision, connector=connector, language_model=language_model, tokenizer=make_tokenizer())
+    return VLM(
+        vision=vision,
+        connector=connector,
+        language_model=language_model,
+        tokenizer=make_tokenizer(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,42 +133,84 @@ def test_the_loss_is_transformers_own_on_answer_tokens_only(features, name, atte
     expected = vlm.language_model(
         inputs_embeds=torch.cat([prefix, vlm.embed(batch["input_ids"])], dim=1),
         attention_mask=torch.nn.functional.pad(batch["attention_mask"], (num_prefix, 0), value=1),
-        labels=torch.nn.functional.pad(batch["labels"], (num_prefix, 0), value=-100))
+        labels=torch.nn.functional.pad(batch["labels"], (num_prefix, 0), value=-100),
+    )
     training, evaluating = vlm.train()(features[:2], **batch), vlm.eval()(features[:2], **batch)
     torch.testing.assert_close(training.loss, expected.loss, atol=1e-5, rtol=0)
     torch.testing.assert_close(evaluating.loss, expected.loss, atol=1e-5, rtol=0)
     assert training.logits is None
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(evaluating.logits[real], expected.logits[:, num_prefix:][real], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        evaluating.logits[real], expected.logits[:, num_prefix:][real], atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("kind", "config"), [
-    (OPTForCausalLM, OPTConfig(vocab_size=len(WORDS), hidden_size=32, word_embed_proj_dim=32, ffn_dim=64,
-                             num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=60, init_std=0.6)),
-    (Qwen2ForCausalLM, Qwen2Config(vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=60,
-                                 initializer_range=0.6))], ids=["OPT", "Qwen2"])
-def test_the_language_models_of_the_photographs_are_read_and_asked_the_same_way(features, kind, config, attention):
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            OPTForCausalLM,
+            OPTConfig(
+                vocab_size=len(WORDS),
+                hidden_size=32,
+                word_embed_proj_dim=32,
+                ffn_dim=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=60,
+                init_std=0.6,
+            ),
+        ),
+        (
+            Qwen2ForCausalLM,
+            Qwen2Config(
+                vocab_size=len(WORDS),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=60,
+                initializer_range=0.6,
+            ),
+        ),
+    ],
+    ids=["OPT", "Qwen2"],
+)
+def test_the_language_models_of_the_photographs_are_read_and_asked_the_same_way(
+    features, kind, config, attention
+):
     torch.manual_seed(0)
     model = kind(config)
     model.set_attn_implementation(attention)
-    vlm = VLM(vision=make_clip(), connector=make_connector("qformer", 24, 32), language_model=model,
-              tokenizer=make_tokenizer()).eval()
+    vlm = VLM(
+        vision=make_clip(),
+        connector=make_connector("qformer", 24, 32),
+        language_model=model,
+        tokenizer=make_tokenizer(),
+    ).eval()
     batch, prefix = build_text_batch(vlm.tokenizer, EXCHANGES), vlm.prefix(features[:2])
-    expected = model(inputs_embeds=torch.cat([prefix, vlm.embed(batch["input_ids"])], dim=1), **{
-        name: torch.nn.functional.pad(batch[name], (prefix.shape[1], 0), value=value)
-        for name, value in (("attention_mask", 1), ("labels", -100))})
+    expected = model(
+        inputs_embeds=torch.cat([prefix, vlm.embed(batch["input_ids"])], dim=1),
+        **{
+            name: torch.nn.functional.pad(batch[name], (prefix.shape[1], 0), value=value)
+            for name, value in (("attention_mask", 1), ("labels", -100))
+        },
+    )
     torch.testing.assert_close(vlm(features[:2], **batch).loss, expected.loss, atol=1e-5, rtol=0)
-    alone = [vlm.generate(row[None], [prompt], max_new_tokens=8)[0]
-             for row, prompt in zip(features, PROMPTS, strict=True)]
+    alone = [
+        vlm.generate(row[None], [prompt], max_new_tokens=8)[0]
+        for row, prompt in zip(features, PROMPTS, strict=True)
+    ]
     assert vlm.generate(features, PROMPTS, max_new_tokens=8) == alone
 
 
 def test_a_tokenizer_that_adds_a_bos_changes_nothing(features):
     plain, adds = make_tokenizer(), make_tokenizer()
-    adds.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<user> $A", special_tokens=[
-        ("<user>", WORDS.index("<user>"))])
+    adds.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<user> $A", special_tokens=[("<user>", WORDS.index("<user>"))]
+    )
     assert adds("caption :")["input_ids"][0] == WORDS.index("<user>")
     with_bos, without = build_text_batch(adds, EXCHANGES), build_text_batch(plain, EXCHANGES)
     assert all(torch.equal(with_bos[name], without[name]) for name in without)
@@ -144,9 +223,13 @@ def test_a_tokenizer_that_adds_a_bos_changes_nothing(features):
 def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused():
     batch = build_text_batch(make_tokenizer(), [[("caption : 漢字", "red")]])
     assert WORDS[batch["input_ids"][0, 2]] == "<unk>" and (batch["labels"][0] != -100).sum() == 2
-    core = Tokenizer(models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, []))  # no bytes, no <unk>: it leaves out
+    core = Tokenizer(
+        models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, [])
+    )  # no bytes, no <unk>: it leaves out
     letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
-    with pytest.raises(ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"):
+    with pytest.raises(
+        ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"
+    ):
         build_text_batch(letters, [[("red", "red")], [("red", "漢字")]])
 
 
@@ -160,7 +243,10 @@ def test_generate_names_the_words_it_does_not_know_once_a_call():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
-        for special in ({"unk_token": "<eos>"}, {"unk_token": None}):  # as in GPT-2 and Qwen: a real token, or none
+        for special in (
+            {"unk_token": "<eos>"},
+            {"unk_token": None},
+        ):  # as in GPT-2 and Qwen: a real token, or none
             vlm.tokenizer = make_tokenizer(**special)
             vlm.generate(None, ["caption : <eos> red"])
 
@@ -176,26 +262,40 @@ def test_changing_an_unlabelled_token_at_the_end_or_the_padding_leaves_the_loss(
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("seeing", [True, False])
-def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(features, seeing, attention):
+def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(
+    features, seeing, attention
+):
     vlm = make_vlm(attention=attention)
     own = features[:1] if seeing else None
-    exchanges = [("question : is it round answer :", "yes"), ("caption :", "small red round"),
-                 ("question : is it blue answer :", "no")]
+    exchanges = [
+        ("question : is it round answer :", "yes"),
+        ("caption :", "small red round"),
+        ("question : is it blue answer :", "no"),
+    ]
     row = build_text_batch(vlm.tokenizer, [exchanges])
     alone = [build_text_batch(vlm.tokenizer, [[pair]]) for pair in exchanges]
     number = torch.cat([k * one["attention_mask"] for k, one in enumerate(alone, 1)], dim=1)
     with torch.no_grad():
         together = vlm(own, row["input_ids"], number).logits
-        expected = torch.cat([vlm(own, one["input_ids"], one["attention_mask"]).logits for one in alone], dim=1)
+        expected = torch.cat(
+            [vlm(own, one["input_ids"], one["attention_mask"]).logits for one in alone], dim=1
+        )
         plain = vlm(own, row["input_ids"], row["attention_mask"]).logits
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-4)
-    assert (plain - expected).abs().max() > 1e-2, "without the numbers a later exchange reads the earlier ones"
+    assert (plain - expected).abs().max() > 1e-2, (
+        "without the numbers a later exchange reads the earlier ones"
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("layout", ["padded right", "padded left", "numbered"])
-def test_reading_rows_of_like_length_together_changes_neither_the_loss_nor_a_gradient(monkeypatch, layout, attention):
-    vlm, draw = make_vlm(attention=attention, num_query_tokens=3).train(), torch.Generator().manual_seed(0)
+def test_reading_rows_of_like_length_together_changes_neither_the_loss_nor_a_gradient(
+    monkeypatch, layout, attention
+):
+    vlm, draw = (
+        make_vlm(attention=attention, num_query_tokens=3).train(),
+        torch.Generator().manual_seed(0),
+    )
     count, length = 37, 30  # groups of 19 and 18
     lengths = torch.randint(4, length - 5, (count, 1), generator=draw)
     place = torch.arange(length)
@@ -206,7 +306,8 @@ def test_reading_rows_of_like_length_together_changes_neither_the_loss_nor_a_gra
     labels = torch.where((mask > 0) & (torch.rand(count, length, generator=draw) < 0.5), ids, -100)
     shown, read = torch.randn(count, 16, 24, generator=draw), []
     vlm.language_model.get_decoder().register_forward_hook(
-        lambda decoder, given, out: read.append(out.last_hidden_state[..., 0].numel()))
+        lambda decoder, given, out: read.append(out.last_hidden_state[..., 0].numel())
+    )
 
     def learnt():
         read.clear()
@@ -242,8 +343,11 @@ def test_only_the_connector_learns_and_the_frozen_parts_stay_in_eval(features):
         assert not any(module.training for module in part.modules())
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
     assert vlm.connector.training
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in vlm.connector.named_parameters()
-               if "key.bias" not in name)  # a key's bias shifts all scores of a row alike: softmax forgets it
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for name, p in vlm.connector.named_parameters()
+        if "key.bias" not in name
+    )  # a key's bias shifts all scores of a row alike: softmax forgets it
 
 
 def test_a_few_steps_make_the_answer_depend_on_the_picture(features):
@@ -279,11 +383,19 @@ def test_generate_batched_is_one_by_one_is_greedy_without_cache(features, seeing
     vlm = make_vlm(attention=attention).eval()
     rows = list(features[:, None]) if seeing else [None] * 3
     batched = vlm.generate(features if seeing else None, PROMPTS, max_new_tokens=12)
-    alone = [vlm.generate(row, [prompt], max_new_tokens=12)[0] for row, prompt in zip(rows, PROMPTS, strict=True)]
-    slow = [greedy_without_cache(vlm, row, prompt, 12) for row, prompt in zip(rows, PROMPTS, strict=True)]
+    alone = [
+        vlm.generate(row, [prompt], max_new_tokens=12)[0]
+        for row, prompt in zip(rows, PROMPTS, strict=True)
+    ]
+    slow = [
+        greedy_without_cache(vlm, row, prompt, 12)
+        for row, prompt in zip(rows, PROMPTS, strict=True)
+    ]
     chunked = vlm.generate(features if seeing else None, PROMPTS, max_new_tokens=12, batch_size=2)
     assert batched == alone == slow == chunked
-    assert len(set(batched)) == 3 and any(len(set(answer.split())) > 2 for answer in batched)  # not one word for all
+    assert len(set(batched)) == 3 and any(
+        len(set(answer.split())) > 2 for answer in batched
+    )  # not one word for all
 
 
 def test_padding_on_the_left_does_not_move_the_logits(features):
@@ -296,14 +408,20 @@ def test_padding_on_the_left_does_not_move_the_logits(features):
 
 def test_generate_stops_at_eos_and_says_nothing_after_it(features):
     vlm = make_vlm().eval()
-    long = max((answer.split() for answer in vlm.generate(features, PROMPTS, max_new_tokens=12)),
-               key=lambda words: len(set(words)))
-    vlm.tokenizer.eos_token = next(word for word in long if word != long[0])  # a word it will say, as the end
+    long = max(
+        (answer.split() for answer in vlm.generate(features, PROMPTS, max_new_tokens=12)),
+        key=lambda words: len(set(words)),
+    )
+    vlm.tokenizer.eos_token = next(
+        word for word in long if word != long[0]
+    )  # a word it will say, as the end
     answers = vlm.generate(features, PROMPTS, max_new_tokens=12)
-    assert " ".join(long[:long.index(vlm.tokenizer.eos_token)]) in answers
+    assert " ".join(long[: long.index(vlm.tokenizer.eos_token)]) in answers
     assert not any(vlm.tokenizer.eos_token in answer.split() for answer in answers)
-    assert answers == [greedy_without_cache(vlm, row[None], prompt, 12)
-                       for row, prompt in zip(features, PROMPTS, strict=True)]
+    assert answers == [
+        greedy_without_cache(vlm, row[None], prompt, 12)
+        for row, prompt in zip(features, PROMPTS, strict=True)
+    ]
 
 
 def test_attention_maps_show_where_each_query_looks(features):
@@ -380,21 +498,27 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
 def test_a_language_models_cut_file_is_named(tmp_path, name):
     folder = shutil.copytree(data_path("zoo", "shapes-gpt2"), tmp_path / "brain")
     whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[:len(whole) // 2])
+    (folder / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=f"brain/{name}.*may be cut short"):
         load_language_model(folder)
     (folder / name).unlink()
-    with pytest.raises(UserError, match=r"no language model could be loaded .*the folder holds \w.*Check the name"):
+    with pytest.raises(
+        UserError, match=r"no language model could be loaded .*the folder holds \w.*Check the name"
+    ):
         load_language_model(folder)
 
 
 def test_widths_that_do_not_meet_are_refused():
-    parts = dict(vision=make_clip(), language_model=make_language_model(), tokenizer=make_tokenizer())
+    parts = dict(
+        vision=make_clip(), language_model=make_language_model(), tokenizer=make_tokenizer()
+    )
     with pytest.raises(ValueError, match="vision_width 20.*vision_width=24"):
         VLM(connector=make_connector("linear", 20, 32), **parts)
     with pytest.raises(ValueError, match="language_width 20.*language_width=32"):
         VLM(connector=make_connector("linear", 24, 20), **parts)
-    own = VLM(connector=torch.nn.Linear(24, 20), **parts)  # a learner's own connector is checked when it runs
+    own = VLM(
+        connector=torch.nn.Linear(24, 20), **parts
+    )  # a learner's own connector is checked when it runs
     with pytest.raises(ValueError, match=r"expected \(3, Q, 32\)"):
         own.prefix(torch.zeros(3, 16, 24))
     parts["tokenizer"].add_tokens(["newword"])
@@ -410,13 +534,16 @@ def test_what_does_not_fit_the_context_is_refused(features):
         vlm.generate(features[:1], PROMPTS[:1], max_new_tokens=30)
 
 
-@pytest.mark.parametrize("bad, message", [
-    (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
-    (lambda f: (f * 10).byte(), "uint8"),
-    (lambda f: torch.zeros(3, 3, 32, 32), "encode"),
-    (lambda f: f[..., :20], "vision_width=20"),
-    (lambda f: f[:2], "2 pictures for 3"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
+        (lambda f: (f * 10).byte(), "uint8"),
+        (lambda f: torch.zeros(3, 3, 32, 32), "encode"),
+        (lambda f: f[..., :20], "vision_width=20"),
+        (lambda f: f[:2], "2 pictures for 3"),
+    ],
+)
 def test_wrong_features_are_refused(features, bad, message):
     vlm = make_vlm()
     with pytest.raises(ValueError, match=message):

@@ -37,32 +37,65 @@ Brings the annotation files of COCO captions 2014, VQA v2 and LLaVA-Instruct-150
 all three, and downloads those: about 0.5 GB of annotations and 1 GB of pictures. Run it again to finish what
 was cut."""
 
+
 def add(commands):
     """Register `data` with the argparse subparsers of `vlm-lite`."""
+
     def parser(parent, name, text, call, epilog):
-        made = parent.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+        made = parent.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         made.set_defaults(call=call)
         return made
 
-    data = commands.add_parser("data", help="real data: where it comes from, getting it, cutting samples of it")
+    data = commands.add_parser(
+        "data", help="real data: where it comes from, getting it, cutting samples of it"
+    )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    parser(actions, "list", "every id and address, and what a mirror makes of them", run_list,
-           "example:\n  VLM_LITE_MIRROR=http://mirror.example vlm-lite data list")
+    parser(
+        actions,
+        "list",
+        "every id and address, and what a mirror makes of them",
+        run_list,
+        "example:\n  VLM_LITE_MIRROR=http://mirror.example vlm-lite data list",
+    )
     get = parser(actions, "get", "download the photographs and texts of profile t4", run_get, GET)
     get.add_argument("--minimal", action="store_true", help="5,000 questions instead of 10,000")
-    get.add_argument("--images", type=int, metavar="N", help="N images to train on, with as many questions (default "
-                                                             "5,000; a fifth of it is held out)")
+    get.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="N images to train on, with as many questions (default "
+        "5,000; a fifth of it is held out)",
+    )
     get.add_argument("--seed", type=int, default=0, help="which images (default 0)")
-    sample = parser(actions, "sample", "cut a sample of official files, or of a folder of your own", run_sample, SAMPLE)
-    sample.add_argument("kind", metavar="KIND", choices=READERS, help="; ".join(
-        f"{name}: {about}" for name, (about, _) in READERS.items()))
-    sample.add_argument("--annotations", metavar="FILE", help="the official file (vqa: the annotations)")
+    sample = parser(
+        actions,
+        "sample",
+        "cut a sample of official files, or of a folder of your own",
+        run_sample,
+        SAMPLE,
+    )
+    sample.add_argument(
+        "kind",
+        metavar="KIND",
+        choices=READERS,
+        help="; ".join(f"{name}: {about}" for name, (about, _) in READERS.items()),
+    )
+    sample.add_argument(
+        "--annotations", metavar="FILE", help="the official file (vqa: the annotations)"
+    )
     sample.add_argument("--questions", metavar="FILE", help="vqa: the questions")
     sample.add_argument("--images", metavar="FOLDER", help="the folder of its pictures")
     sample.add_argument("--count", type=int, required=True, metavar="N", help="how many pictures")
     sample.add_argument("--seed", type=int, default=0, help="which N (default 0)")
-    sample.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a folder that is not there yet")
+    sample.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, help="a folder that is not there yet"
+    )
 
 
 def run_list(options):
@@ -70,13 +103,19 @@ def run_list(options):
     from vlm_lite.data.sources import DATASETS, MODELS, SOURCES, locate, mirrored_model
 
     for name, model in MODELS.items():
-        print(f"{name:16} {model}" + (f"  -> {mirrored_model(model)}" if mirrored_model(model) else ""))
+        print(
+            f"{name:16} {model}"
+            + (f"  -> {mirrored_model(model)}" if mirrored_model(model) else "")
+        )
     for name, dataset in DATASETS.items():
         print(f"{name:16} datasets/{dataset}")
     for name, source in SOURCES.items():
         size = source.size or source.about
-        print(f"{name:16} {locate(source.address)}" + (f"  {size / 1e6:,.1f} MB" if size else "")
-              + (f"  {source.hash}" if source.hash else ""))
+        print(
+            f"{name:16} {locate(source.address)}"
+            + (f"  {size / 1e6:,.1f} MB" if size else "")
+            + (f"  {source.hash}" if source.hash else "")
+        )
 
 
 def run_get(options):
@@ -90,12 +129,20 @@ def run_get(options):
         if options.images < 5:
             raise UserError(f"--images {options.images}: expected 5 or more.")
         n = options.images
-        choice = dataclasses.replace(choice, images=n, val_images=n // 5, instructions=n, questions=n,
-                                     val_questions=n // 5)
+        choice = dataclasses.replace(
+            choice, images=n, val_images=n // 5, instructions=n, questions=n, val_questions=n // 5
+        )
     for split in ("train", "val"):
         tables = load_photographs(split, choice)
-        print(f"{split}: " + ", ".join(f"{len(table):,} {name}" for name, table in
-                                       zip(("images", "questions", "conversations"), tables, strict=True)))
+        print(
+            f"{split}: "
+            + ", ".join(
+                f"{len(table):,} {name}"
+                for name, table in zip(
+                    ("images", "questions", "conversations"), tables, strict=True
+                )
+            )
+        )
 
 
 def run_sample(options):
@@ -105,11 +152,21 @@ def run_sample(options):
     _, needed = READERS[options.kind]
     lacking = [f"--{name}" for name in needed if getattr(options, name) is None]
     if lacking:
-        raise UserError(f"{options.kind} needs {' and '.join(lacking)} too. See vlm-lite data sample --help.")
+        raise UserError(
+            f"{options.kind} needs {' and '.join(lacking)} too. See vlm-lite data sample --help."
+        )
     if Path(options.output).exists():
-        raise UserError(f"{options.output} is there already. Name a folder that is not, so that nothing is lost.")
-    read = {"captions": formats.read_coco_captions, "vqa": formats.read_vqa, "llava": readers.read_llava,
-            "pope": readers.read_pope, "mmbench": readers.read_mmbench, "folder": readers.read_folder}[options.kind]
+        raise UserError(
+            f"{options.output} is there already. Name a folder that is not, so that nothing is lost."
+        )
+    read = {
+        "captions": formats.read_coco_captions,
+        "vqa": formats.read_vqa,
+        "llava": readers.read_llava,
+        "pope": readers.read_pope,
+        "mmbench": readers.read_mmbench,
+        "folder": readers.read_folder,
+    }[options.kind]
     chosen = sample(read(*(getattr(options, name) for name in needed)), options.count, options.seed)
     write_folder(chosen, options.output)
     print(f"{len(chosen)} rows of {options.count} pictures in {options.output}")
@@ -119,9 +176,13 @@ def sample(dataset, count, seed=0):
     """The rows of `count` pictures, all that belongs to them, in their order; the same seed chooses the same."""
     ids = sorted(set(dataset["image_id"][:]))
     if not 1 <= count <= len(ids):
-        raise UserError(f"{count} pictures were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}.")
+        raise UserError(
+            f"{count} pictures were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}."
+        )
     chosen = set(random.Random(seed).sample(ids, count))
-    return dataset.select([row for row, image_id in enumerate(dataset["image_id"][:]) if image_id in chosen])
+    return dataset.select(
+        [row for row, image_id in enumerate(dataset["image_id"][:]) if image_id in chosen]
+    )
 
 
 def write_folder(dataset, folder):
@@ -138,13 +199,18 @@ def write_folder(dataset, folder):
             if image_id not in names:
                 names[image_id] = _write_picture(cell, temporary / "images", image_id)
             said = {key: value for key, value in row.items() if value not in (None, [])}
-            listing.write(json.dumps({"file_name": f"images/{names[image_id]}", **said}, ensure_ascii=False) + "\n")
+            listing.write(
+                json.dumps({"file_name": f"images/{names[image_id]}", **said}, ensure_ascii=False)
+                + "\n"
+            )
 
 
 def _write_picture(cell, folder, image_id):
     if not cell:
-        raise UserError(f"image_id {image_id} has no picture, so it cannot stand in a folder of pictures. Leave it "
-                        "out.")
+        raise UserError(
+            f"image_id {image_id} has no picture, so it cannot stand in a folder of pictures. Leave it "
+            "out."
+        )
     import PIL.Image
 
     try:
@@ -152,9 +218,15 @@ def _write_picture(cell, folder, image_id):
         with PIL.Image.open(io.BytesIO(data)) as picture:
             kind = picture.format.lower()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        why = "it is damaged, or not a picture" if isinstance(error, PIL.UnidentifiedImageError) else error
-        raise UserError(f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied: {why}. Make or "
-                        "download it again.") from error
+        why = (
+            "it is damaged, or not a picture"
+            if isinstance(error, PIL.UnidentifiedImageError)
+            else error
+        )
+        raise UserError(
+            f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied: {why}. Make or "
+            "download it again."
+        ) from error
     name = f"{image_id:012d}.{'jpg' if kind == 'jpeg' else kind}"
     (folder / name).write_bytes(data)
     return name

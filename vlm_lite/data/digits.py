@@ -23,7 +23,9 @@ def load_glyphs(split="train"):
         raise UserError(f"split is {split!r}; the digits have {', '.join(SPLITS)}.")
     images, targets, pools = scenes._digits()
     pool = pools[SPLITS[split]]
-    return torch.from_numpy((images[pool] * 255 // 16).astype(np.uint8)), torch.from_numpy(targets[pool].astype(int))
+    return torch.from_numpy((images[pool] * 255 // 16).astype(np.uint8)), torch.from_numpy(
+        targets[pool].astype(int)
+    )
 
 
 def make_canvases(split="train", count=1000, *, size=20, shade=200, noise=10, seed=0):
@@ -35,15 +37,24 @@ def make_canvases(split="train", count=1000, *, size=20, shade=200, noise=10, se
     every machine. UserError for a size, shade, noise or count that cannot be.
     """
     if size < 8 or shade < 0 or noise < 0 or shade + noise > 255 or count < 1:
-        raise UserError(f"size is {size}, shade {shade}, noise {noise} and count {count}; expected a size of 8 pixels "
-                        "or more, shade and noise of at least 0 and at most 255 together, and at least one canvas.")
+        raise UserError(
+            f"size is {size}, shade {shade}, noise {noise} and count {count}; expected a size of 8 pixels "
+            "or more, shade and noise of at least 0 and at most 255 together, and at least one canvas."
+        )
     glyphs, targets = (values.numpy() for values in load_glyphs(split))
     rng = np.random.default_rng([seed, list(SPLITS).index(split), size])
     which, places = rng.integers(len(glyphs), size=count), rng.integers(size - 7, size=(count, 2))
     corners, last = rng.integers(shade + 1, size=(4, count, 1, 1)), size - 1
     y, x = np.arange(size)[:, None], np.arange(size)
-    weights = (last - y) * (last - x), (last - y) * x, y * (last - x), y * x  # of the four corners, last² together
-    canvases = sum(corner * weight for corner, weight in zip(corners, weights, strict=True)) // last ** 2
+    weights = (
+        (last - y) * (last - x),
+        (last - y) * x,
+        y * (last - x),
+        y * x,
+    )  # of the four corners, last² together
+    canvases = (
+        sum(corner * weight for corner, weight in zip(corners, weights, strict=True)) // last**2
+    )
     canvases += rng.integers(noise + 1, size=canvases.shape)  # (N, size, size)
     rows, columns = (places[:, axis, None] + np.arange(8) for axis in (0, 1))  # (N, 8) each
     at = np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]

@@ -54,7 +54,9 @@ def fetch(items, *, what="files", tolerated=0.0, mirror=None, progress=True):
         return {}
     missing = {}
     if told_offline() and "://" in locate(wanted[0].source.address, mirror):
-        missing = {item.path.name: "not in the local cache, and HF_HUB_OFFLINE is set" for item in wanted}
+        missing = {
+            item.path.name: "not in the local cache, and HF_HUB_OFFLINE is set" for item in wanted
+        }
     else:
         _say_cost(wanted, what, progress)
         _fetch_all(wanted, missing, tolerated * len(items), what, mirror, progress)
@@ -62,8 +64,10 @@ def fetch(items, *, what="files", tolerated=0.0, mirror=None, progress=True):
         some = ", ".join(list(missing)[:5]) + (", ..." if len(missing) > 5 else "")
         text = f"{len(missing)} of {len(items)} {what} cannot be had: {some} ({next(iter(missing.values()))})."
         if len(missing) > tolerated * len(items):
-            raise UserError(f"{text} Check the network and run again: what is here already counts. A mirror can be "
-                            "named by VLM_LITE_MIRROR (vlm-lite data list shows the addresses).")
+            raise UserError(
+                f"{text} Check the network and run again: what is here already counts. A mirror can be "
+                "named by VLM_LITE_MIRROR (vlm-lite data list shows the addresses)."
+            )
         tqdm.write(f"{text} Going on without.")
     return missing
 
@@ -74,18 +78,28 @@ def _say_cost(items, what, progress):
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if progress:
-        tqdm.write(f"To download: {len(items):,} {what}, about {size / 1e6:,.0f} MB, into {folder} "
-                   f"({free / 1e9:.1f} GB free).")
+        tqdm.write(
+            f"To download: {len(items):,} {what}, about {size / 1e6:,.0f} MB, into {folder} "
+            f"({free / 1e9:.1f} GB free)."
+        )
     if size > free:
-        raise UserError(f"{what} need about {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free. Free some "
-                        "space, or set VLM_LITE_HOME to another disk.")
+        raise UserError(
+            f"{what} need about {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free. Free some "
+            "space, or set VLM_LITE_HOME to another disk."
+        )
 
 
 def _fetch_all(items, missing, allowed, what, mirror, progress):
     """Download `items` in parallel, noting in `missing` what cannot be had; stops early when that is too much."""
     pool = ThreadPoolExecutor(WORKERS)
-    bar = tqdm(total=len(items), desc=what, unit="file", disable=not progress, mininterval=1.0,
-               ncols=min(100, shutil.get_terminal_size((100, 24)).columns))
+    bar = tqdm(
+        total=len(items),
+        desc=what,
+        unit="file",
+        disable=not progress,
+        mininterval=1.0,
+        ncols=min(100, shutil.get_terminal_size((100, 24)).columns),
+    )
     try:
         jobs = {pool.submit(_fetch_one, item, mirror): item for item in items}
         for job in as_completed(jobs):
@@ -94,8 +108,10 @@ def _fetch_all(items, missing, allowed, what, mirror, progress):
                 job.result()
             except OSError as error:
                 if error.errno in FULL:
-                    raise UserError(f"the disk of {item.path.parent} is full. Free some space, or set VLM_LITE_HOME to "
-                                    "another disk; what is whole counts when you run again.") from error
+                    raise UserError(
+                        f"the disk of {item.path.parent} is full. Free some space, or set VLM_LITE_HOME to "
+                        "another disk; what is whole counts when you run again."
+                    ) from error
                 missing[item.path.name] = _reason(error)
             except (Absent, ValueError) as error:
                 missing[item.path.name] = _reason(error)
@@ -108,7 +124,11 @@ def _fetch_all(items, missing, allowed, what, mirror, progress):
 
 
 def _reason(error):
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+    return (
+        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if str(error)
+        else type(error).__name__
+    )
 
 
 def _fetch_one(item, mirror):
@@ -118,9 +138,16 @@ def _fetch_one(item, mirror):
 
     pooch.get_logger().setLevel("ERROR")
     size, known_hash = (None, None) if mirror else (item.source.size, item.source.hash)
-    store = pooch.create(item.path.parent, base_url="", registry={item.path.name: known_hash},
-                         urls={item.path.name: locate(item.source.address, mirror)}, retry_if_failed=RETRIES)
-    store.fetch(item.path.name, downloader=lambda url, output, _: get(url, output, size, item.picture))
+    store = pooch.create(
+        item.path.parent,
+        base_url="",
+        registry={item.path.name: known_hash},
+        urls={item.path.name: locate(item.source.address, mirror)},
+        retry_if_failed=RETRIES,
+    )
+    store.fetch(
+        item.path.name, downloader=lambda url, output, _: get(url, output, size, item.picture)
+    )
 
 
 def _fetch_from_hub(item):
@@ -128,15 +155,25 @@ def _fetch_from_hub(item):
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-    parts = item.source.address.removeprefix(f"{HUB}/datasets/").split("/")  # owner, name, "resolve", revision, file
+    parts = item.source.address.removeprefix(f"{HUB}/datasets/").split(
+        "/"
+    )  # owner, name, "resolve", revision, file
     for attempt in range(1, RETRIES + 2):
         try:
-            return hf_hub_download("/".join(parts[:2]), "/".join(parts[4:]), repo_type="dataset", revision=parts[3],
-                                   endpoint=os.environ.get("HF_ENDPOINT"),
-                                   local_dir=item.path.parents[len(parts) - 5])  # the client makes the file's folders
+            return hf_hub_download(
+                "/".join(parts[:2]),
+                "/".join(parts[4:]),
+                repo_type="dataset",
+                revision=parts[3],
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                local_dir=item.path.parents[len(parts) - 5],
+            )  # the client makes the file's folders
         except OSError as error:
-            if isinstance(error, EntryNotFoundError | RepositoryNotFoundError) or error.errno in FULL or (
-                    attempt > RETRIES):
+            if (
+                isinstance(error, EntryNotFoundError | RepositoryNotFoundError)
+                or error.errno in FULL
+                or (attempt > RETRIES)
+            ):
                 raise
             time.sleep(attempt)
 
@@ -163,7 +200,9 @@ def get(address, path, size=None, picture=False):
 def _get_http(address, path):
     import requests
 
-    with requests.get(address, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as response:
+    with requests.get(
+        address, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
+    ) as response:
         if response.status_code in (401, 403, 404, 410):
             raise Absent(f"the server answers {response.status_code} for {address}")
         response.raise_for_status()
@@ -184,10 +223,16 @@ def check_picture(path):
     """ValueError unless the file decodes to its end as a picture of a sane size."""
     try:
         with PIL.Image.open(path) as picture:
-            if picture.width * picture.height > PIL.Image.MAX_IMAGE_PIXELS:  # Pillow itself only warns at first
-                raise ValueError(f"{picture.width}x{picture.height} pixels could be a decompression bomb")
+            if (
+                picture.width * picture.height > PIL.Image.MAX_IMAGE_PIXELS
+            ):  # Pillow itself only warns at first
+                raise ValueError(
+                    f"{picture.width}x{picture.height} pixels could be a decompression bomb"
+                )
             picture.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise ValueError(f"not a whole picture ({error or type(error).__name__})") from error
 
 
@@ -200,16 +245,28 @@ def extract(archive, member, path, limit=2_000_000_000):
     again = "Delete it and download it again."
     try:
         with zipfile.ZipFile(archive) as opened:
-            bad = [name for name in opened.namelist() if name.startswith(("/", "\\")) or ".." in Path(name).parts
-                   or ":" in name or "\\" in name]
+            bad = [
+                name
+                for name in opened.namelist()
+                if name.startswith(("/", "\\"))
+                or ".." in Path(name).parts
+                or ":" in name
+                or "\\" in name
+            ]
             if bad:
-                raise UserError(f"{archive}: the entry {bad[0]!r} leaves the folder, so nothing of it is used. {again}")
+                raise UserError(
+                    f"{archive}: the entry {bad[0]!r} leaves the folder, so nothing of it is used. {again}"
+                )
             if member not in opened.namelist():
-                raise UserError(f"{archive} has no {member} (found: {', '.join(opened.namelist()[:8])}). {again}")
+                raise UserError(
+                    f"{archive} has no {member} (found: {', '.join(opened.namelist()[:8])}). {again}"
+                )
             size = opened.getinfo(member).file_size
             if size > limit:
-                raise UserError(f"{archive}: {member} unpacks to {size / 1e9:.1f} GB; expected under {limit / 1e9:g} "
-                                f"GB. {again}")
+                raise UserError(
+                    f"{archive}: {member} unpacks to {size / 1e9:.1f} GB; expected under {limit / 1e9:g} "
+                    f"GB. {again}"
+                )
             with opened.open(member) as source, atomic_write(path) as file:
                 shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:

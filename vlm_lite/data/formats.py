@@ -20,19 +20,21 @@ from datasets import Dataset, Features, Image, List, Value
 from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
 from vlm_lite.files import UserError, read_json
 
-FEATURES = Features({
-    "image": Image(),
-    "image_id": Value("int64"),
-    "captions": List(Value("string")),
-    "question_id": Value("int64"),
-    "question": Value("string"),
-    "question_type": Value("string"),
-    "answer_type": Value("string"),
-    "answer": Value("string"),
-    "answers": List(Value("string")),
-    "conversation": List({"role": Value("string"), "content": Value("string")}),
-    "description": Value("string"),
-})
+FEATURES = Features(
+    {
+        "image": Image(),
+        "image_id": Value("int64"),
+        "captions": List(Value("string")),
+        "question_id": Value("int64"),
+        "question": Value("string"),
+        "question_type": Value("string"),
+        "answer_type": Value("string"),
+        "answer": Value("string"),
+        "answers": List(Value("string")),
+        "conversation": List({"role": Value("string"), "content": Value("string")}),
+        "description": Value("string"),
+    }
+)
 
 
 def make_dataset(columns):
@@ -43,7 +45,9 @@ def make_dataset(columns):
     count = len(columns["image_id"])
     empty = {name: [] if isinstance(feature, List) else None for name, feature in FEATURES.items()}
     filled = {name: columns.get(name, [empty[name]] * count) for name in FEATURES}
-    return Dataset(pa.table(filled, schema=FEATURES.arrow_schema))  # 5 times faster than Dataset.from_dict
+    return Dataset(
+        pa.table(filled, schema=FEATURES.arrow_schema)
+    )  # 5 times faster than Dataset.from_dict
 
 
 def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None):
@@ -58,12 +62,14 @@ def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None
     kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
     refuse_empty(kept, "captions", annotations, image_ids)
     paths = find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
-    return make_dataset({
-        "image": [paths[i] for i in kept],
-        "image_id": kept,
-        "captions": [captions[i] for i in kept],
-        "description": _descriptions(descriptions, kept),
-    })
+    return make_dataset(
+        {
+            "image": [paths[i] for i in kept],
+            "image_id": kept,
+            "captions": [captions[i] for i in kept],
+            "description": _descriptions(descriptions, kept),
+        }
+    )
 
 
 def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=None):
@@ -75,10 +81,19 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
     """
     rows, subtype = read_vqa_rows(questions, annotations, image_ids=image_ids)
     stems = {i: f"COCO_{subtype}_{i:012d}" for i in rows["image_id"]}
-    paths = find_images({i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()}, images, questions,
-                         "data_subtype")
-    return make_dataset({**rows, "image": [paths[i] for i in rows["image_id"]],
-                         "description": _descriptions(descriptions, rows["image_id"])})
+    paths = find_images(
+        {i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()},
+        images,
+        questions,
+        "data_subtype",
+    )
+    return make_dataset(
+        {
+            **rows,
+            "image": [paths[i] for i in rows["image_id"]],
+            "description": _descriptions(descriptions, rows["image_id"]),
+        }
+    )
 
 
 def image_tensor(dataset, image_size=None):
@@ -92,9 +107,13 @@ def image_tensor(dataset, image_size=None):
     for index, image_id in enumerate(dataset["image_id"][:]):
         first.setdefault(image_id, index)
     if not first:
-        raise UserError("the data set has no rows, so there are no pictures to decode. Read one with captions or "
-                        "questions in it.")
-    sources = dataset.select(list(first.values())).cast_column("image", Image(decode=False))["image"][:]
+        raise UserError(
+            "the data set has no rows, so there are no pictures to decode. Read one with captions or "
+            "questions in it."
+        )
+    sources = dataset.select(list(first.values())).cast_column("image", Image(decode=False))[
+        "image"
+    ][:]
     pixels = None
     with warnings.catch_warnings():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
@@ -104,8 +123,10 @@ def image_tensor(dataset, image_size=None):
             if pixels is None:
                 pixels = np.empty((len(first), 3, *picture.shape[:2]), np.uint8)
             if picture.shape[:2] != pixels.shape[2:]:
-                raise UserError(f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels, the pictures before it are "
-                                f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size.")
+                raise UserError(
+                    f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels, the pictures before it are "
+                    f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size."
+                )
             pixels[index] = picture.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     return torch.from_numpy(pixels), list(first)
 
@@ -113,18 +134,28 @@ def image_tensor(dataset, image_size=None):
 def _decode(source, name, image_size):
     """The pixels (H, W, 3) of one undecoded `image` cell, {"bytes", "path"}."""
     if not source:
-        raise UserError(f"{name} is missing: its `image` is empty. Give the row a picture, or take it out.")
+        raise UserError(
+            f"{name} is missing: its `image` is empty. Give the row a picture, or take it out."
+        )
     try:
         data = source["bytes"]
         with PIL.Image.open(source["path"] if data is None else io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
     except FileNotFoundError as error:
-        raise UserError(f"{name} does not exist any more. Make or download the pictures again.") from error
+        raise UserError(
+            f"{name} does not exist any more. Make or download the pictures again."
+        ) from error
     except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is refused: {error}. Replace it with a smaller picture.") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise UserError(f"{name} cannot be decoded ({error}). It is damaged or not a picture: delete it and make or "
-                        "download it again.") from error
+        raise UserError(
+            f"{name} is refused: {error}. Replace it with a smaller picture."
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise UserError(
+            f"{name} cannot be decoded ({error}). It is damaged or not a picture: delete it and make or "
+            "download it again."
+        ) from error
     if image_size is not None and picture.size != (image_size, image_size):
         scale = image_size / min(picture.size)
         width, height = (max(image_size, round(side * scale)) for side in picture.size)
@@ -137,23 +168,29 @@ def _decode(source, name, image_size):
 def find_images(candidates, folder, file, field):
     """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk."""
     if not os.path.isdir(folder):
-        raise UserError(f"{folder} is not a folder; expected the folder of the pictures of {file}. Check the path.")
+        raise UserError(
+            f"{folder} is not a folder; expected the folder of the pictures of {file}. Check the path."
+        )
     root = os.path.realpath(folder)
     found, absent = {}, []
     for image_id, names in candidates.items():
         for name in names:
             path = os.path.join(root, name)
             if "\0" in name or not os.path.realpath(path).startswith(os.path.join(root, "")):
-                raise UserError(f"{file}: `{field}` makes {name!r} (image {image_id}), which leaves the folder {root}. "
-                                "Expected a name inside it: put the picture itself there.")
+                raise UserError(
+                    f"{file}: `{field}` makes {name!r} (image {image_id}), which leaves the folder {root}. "
+                    "Expected a name inside it: put the picture itself there."
+                )
             if os.path.isfile(path):
                 found[image_id] = {"bytes": None, "path": path}
                 break
         else:
             absent.append(" or ".join(names))
     if absent:
-        raise UserError(f"{file}: {len(absent)} of {len(candidates)} pictures are not in {folder}, for example "
-                        f"{absent[0]}. Make or download them, or take what speaks of them out of that file.")
+        raise UserError(
+            f"{file}: {len(absent)} of {len(candidates)} pictures are not in {folder}, for example "
+            f"{absent[0]}. Make or download them, or take what speaks of them out of that file."
+        )
     return found
 
 
@@ -162,8 +199,12 @@ def _descriptions(path, image_ids):
     if path is None:
         return [None] * len(image_ids)
     texts = read_json(path)
-    absent = [i for i in dict.fromkeys(image_ids) if isinstance(texts, dict) and str(i) not in texts]
+    absent = [
+        i for i in dict.fromkeys(image_ids) if isinstance(texts, dict) and str(i) not in texts
+    ]
     if absent:
-        raise UserError(f"{path}: {len(absent)} image(s) have no description, for example image_id {absent[0]}. "
-                        "Add them, or pass no descriptions.")
+        raise UserError(
+            f"{path}: {len(absent)} image(s) have no description, for example image_id {absent[0]}. "
+            "Add them, or pass no descriptions."
+        )
     return [field(texts, str(i), str, path) for i in image_ids]

@@ -11,14 +11,28 @@ from collections import Counter
 import numpy as np
 
 from ..files import UserError
-from .language import COLUMNS, ROWS, _a, _join, _name, chat_prompt, exchange, place, questions, sentence, short_prompt
+from .language import (
+    COLUMNS,
+    ROWS,
+    _a,
+    _join,
+    _name,
+    chat_prompt,
+    exchange,
+    place,
+    questions,
+    sentence,
+    short_prompt,
+)
 from .scenes import COLOURS, SHAPES, SIZES, Item, Scene
 
 ONE_WORD = "answer the question using a single word."  # LLaVA-1.5's words for a short answer, cut to the vocabulary
 IN_DETAIL = "describe the picture in detail."
 FORMS = ("word", "sentence", "list", "detail", "reason")
-_BOX = re.compile(r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
-                  r"(?P<row>\w+) row, (?P<column>\w+) column\.")
+_BOX = re.compile(
+    r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
+    r"(?P<row>\w+) row, (?P<column>\w+) column\."
+)
 
 
 def read_boxes(description):
@@ -28,13 +42,18 @@ def read_boxes(description):
     """
     found = list(_BOX.finditer(description))
     if not found or " ".join(match.group() for match in found) != description.strip():
-        raise UserError(f"{description[:80]!r} is no description of a Shapes scene; expected sentences such as 'a "
-                        "small red circle in the top row, left column.'")
+        raise UserError(
+            f"{description[:80]!r} is no description of a Shapes scene; expected sentences such as 'a "
+            "small red circle in the top row, left column.'"
+        )
     items = []
     for match in found:
         cell = {"row": ROWS.index(match["row"]), "col": COLUMNS.index(match["column"])}
-        items.append(Item("digit", "white", "large", **cell, value=int(match["value"])) if match["value"] else
-                     Item(match["shape"], match["colour"], match["size"], **cell))
+        items.append(
+            Item("digit", "white", "large", **cell, value=int(match["value"]))
+            if match["value"]
+            else Item(match["shape"], match["colour"], match["size"], **cell)
+        )
     return Scene(tuple(items))
 
 
@@ -54,16 +73,33 @@ def turns(scene, rng):
         return same[int(rng.integers(len(same)))]
 
     one, other = ask(), ask()
-    found = [(f"{one[0]} {ONE_WORD}", one[1], "word"), (other[0], sentence(*other), "sentence"),
-             (f"list the {'things' if scene.digit else 'shapes'} in the picture.",
-              ", ".join(_name(item, without=item.size) for item in items), "list"),
-             (IN_DETAIL, " ".join(f"there is {_a(_name(item))} in the {place(item)}." for item in items), "detail")]
+    found = [
+        (f"{one[0]} {ONE_WORD}", one[1], "word"),
+        (other[0], sentence(*other), "sentence"),
+        (
+            f"list the {'things' if scene.digit else 'shapes'} in the picture.",
+            ", ".join(_name(item, without=item.size) for item in items),
+            "list",
+        ),
+        (
+            IN_DETAIL,
+            " ".join(f"there is {_a(_name(item))} in the {place(item)}." for item in items),
+            "detail",
+        ),
+    ]
     if scene.shapes:
         key = ("colour", "size")[int(rng.integers(2))]
         word = getattr(scene.shapes[int(rng.integers(len(scene.shapes)))], key)
         same = [item for item in items if getattr(item, key) == word and not item.is_digit]
-        names = _join([_a(_name(item, without=getattr(item, key) if key == "size" else item.size)) for item in same])
-        found.append((f"how many {word} shapes are there, and which?", f"{len(same)}: {names}.", "reason"))
+        names = _join(
+            [
+                _a(_name(item, without=getattr(item, key) if key == "size" else item.size))
+                for item in same
+            ]
+        )
+        found.append(
+            (f"how many {word} shapes are there, and which?", f"{len(same)}: {names}.", "reason")
+        )
     return [found[k] for k in rng.permutation(len(found))]
 
 
@@ -73,8 +109,11 @@ def conversation(description, rng, length=3):
     The roles are "user" and "assistant", in turn.
     """
     chosen = turns(read_boxes(description), rng)[:length]
-    return [{"role": role, "content": text} for ask, reply, _ in chosen
-            for role, text in (("user", ask), ("assistant", reply))]
+    return [
+        {"role": role, "content": text}
+        for ask, reply, _ in chosen
+        for role, text in (("user", ask), ("assistant", reply))
+    ]
 
 
 def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
@@ -101,19 +140,45 @@ def as_pairs(messages, prompt=chat_prompt, later=None):
     """
     roles = [message["role"] for message in messages]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise UserError(f"the roles of a conversation are {roles}; expected user and assistant in turn.")
+        raise UserError(
+            f"the roles of a conversation are {roles}; expected user and assistant in turn."
+        )
     texts = [message["content"] for message in messages]
-    return [((later or prompt)(ask) if turn else prompt(ask), reply)
-            for turn, (ask, reply) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
+    return [
+        ((later or prompt)(ask) if turn else prompt(ask), reply)
+        for turn, (ask, reply) in enumerate(zip(texts[::2], texts[1::2], strict=True))
+    ]
 
 
 # ---------------------------------------------------------------- is it followed?
 
-_NOUNS = {**{name: name for name in SHAPES}, **{f"{name}s": name for name in SHAPES}, "crosses": "cross"}
-_FACTS = {*SHAPES, *COLOURS, *SIZES, *"0123456789", "yes", "no", "not", "top", "bottom", "left", "right", "above",
-          "below"}
-_SHAPE_OF = {"word": r"[\w-]+\.?", "sentence": r"[^.:]+ (?:is|are) [^.:]+\.", "list": r"\w+ \w+(?:, \w+ \w+)*\.?",
-             "detail": r"(?:there is [^.:]+\. ?)+", "reason": r"\d ?: [^.:]+\."}
+_NOUNS = {
+    **{name: name for name in SHAPES},
+    **{f"{name}s": name for name in SHAPES},
+    "crosses": "cross",
+}
+_FACTS = {
+    *SHAPES,
+    *COLOURS,
+    *SIZES,
+    *"0123456789",
+    "yes",
+    "no",
+    "not",
+    "top",
+    "bottom",
+    "left",
+    "right",
+    "above",
+    "below",
+}
+_SHAPE_OF = {
+    "word": r"[\w-]+\.?",
+    "sentence": r"[^.:]+ (?:is|are) [^.:]+\.",
+    "list": r"\w+ \w+(?:, \w+ \w+)*\.?",
+    "detail": r"(?:there is [^.:]+\. ?)+",
+    "reason": r"\d ?: [^.:]+\.",
+}
 
 
 def has_form(reply, form):
@@ -139,5 +204,5 @@ def instruction_set(captions, count, seed=0):
     rows, descriptions = [], captions["description"][:]
     for index, description in enumerate(descriptions):
         chosen = turns(read_boxes(description), np.random.default_rng([seed, 4, index]))
-        rows += [(index, *turn) for turn in chosen[:-(-count // len(descriptions))]]
+        rows += [(index, *turn) for turn in chosen[: -(-count // len(descriptions))]]
     return rows[:count]

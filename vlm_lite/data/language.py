@@ -30,6 +30,7 @@ def chat_prompt(question):
 
 # ---------------------------------------------------------------- naming things
 
+
 def _pick(rng, options):
     return options[int(rng.integers(len(options)))]
 
@@ -59,10 +60,19 @@ def _references(scene, item, hidden=()):
     if item.is_digit:
         return [] if "value" in hidden else ["the digit"]
     phrases = []
-    shared = [{k for k in ("size", "colour", "shape") if getattr(o, k) == getattr(item, k)}
-              for o in scene.shapes if o is not item]
-    for keys in (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"),
-                 ("size", "colour", "shape")):
+    shared = [
+        {k for k in ("size", "colour", "shape") if getattr(o, k) == getattr(item, k)}
+        for o in scene.shapes
+        if o is not item
+    ]
+    for keys in (
+        ("shape",),
+        ("colour",),
+        ("colour", "shape"),
+        ("size", "shape"),
+        ("size", "colour"),
+        ("size", "colour", "shape"),
+    ):
         if any(key in hidden for key in keys) or any(same.issuperset(keys) for same in shared):
             continue
         words = [getattr(item, k) for k in keys]
@@ -75,6 +85,7 @@ def _join(parts):
 
 
 # ---------------------------------------------------------------- scenes in words
+
 
 def describe(scene, rng=None):
     """The whole scene in exact words: every thing, its attributes and its cell. This is what the oracle reads.
@@ -97,7 +108,11 @@ def describe(scene, rng=None):
         for i in items:
             words = ["digit", str(i.value)] if i.is_digit else [i.size, i.colour, i.shape]
             words += [f"{ROWS[i.row]} row", f"{COLUMNS[i.col]} column"]
-            words = words if style == 3 and rng.random() < 0.3 else [words[k] for k in rng.permutation(len(words))]
+            words = (
+                words
+                if style == 3 and rng.random() < 0.3
+                else [words[k] for k in rng.permutation(len(words))]
+            )
             notes.append(" ".join(words))
         text = "; ".join(notes) + "."
     if rng.random() < 0.2 and len(items) > 1:
@@ -108,7 +123,9 @@ def describe(scene, rng=None):
 def _backwards(item, rng):
     if item.is_digit:
         return f"the digit is {item.value}. it is in the {cell(item)}."
-    first, second, third = (("shape", "colour", "size"), ("shape", "size", "colour"))[int(rng.integers(2))]
+    first, second, third = (("shape", "colour", "size"), ("shape", "size", "colour"))[
+        int(rng.integers(2))
+    ]
     words = (getattr(item, key) for key in (first, second, third))
     return "the {} is {} and {}. it is in the {}.".format(*words, cell(item))
 
@@ -134,12 +151,17 @@ def captions(scene, rng):
     items = [scene.items[i] for i in rng.permutation(len(scene.items))]
     full = [f"{_a(_name(i))} in the {place(i)}" for i in items]
     corners = {place(i): [_a(_name(o)) for o in items if place(o) == place(i)] for i in items[::-1]}
-    by_place = [f"in the {p} there {'is' if len(n) == 1 else 'are'} {_join(n)}" for p, n in corners.items()]
+    by_place = [
+        f"in the {p} there {'is' if len(n) == 1 else 'are'} {_join(n)}" for p, n in corners.items()
+    ]
     plain = [_a(_name(i)) for i in items]
     less = [_a(_name(i, without=i.size)) for i in items]
     one, other = (items[0], items[1]) if len(items) > 1 else (items[0], None)
     if other is None:
-        last = _pick(rng, [f"there is only {_a(_name(one))}.", f"a single {_name(one)} on a dark background."])
+        last = _pick(
+            rng,
+            [f"there is only {_a(_name(one))}.", f"a single {_name(one)} on a dark background."],
+        )
     else:
         relation = _pick(rng, [r for r in PAIRS if _compare(one, other, r)])
         rest = f", with {_join(plain[2:])}" if plain[2:] else ""
@@ -147,14 +169,18 @@ def captions(scene, rng):
     return [
         _join(full) + ".",
         _pick(rng, ["there is ", "this picture shows ", "i see "])
-        + _join([full[k] for k in rng.permutation(len(full))]) + ".",
+        + _join([full[k] for k in rng.permutation(len(full))])
+        + ".",
         ", ".join(by_place) + ".",
-        _pick(rng, ["a picture of ", "", "this is "]) + _join(plain if rng.random() < 0.7 else less) + ".",
+        _pick(rng, ["a picture of ", "", "this is "])
+        + _join(plain if rng.random() < 0.7 else less)
+        + ".",
         last,
     ]
 
 
 # ---------------------------------------------------------------- questions
+
 
 def questions(scene, rng):
     """Candidate questions about a scene: a list of (question, answer, type), several of each type it allows."""
@@ -164,8 +190,13 @@ def questions(scene, rng):
         for ref in _references(scene, item, hidden=("colour",)):
             found.append((f"what colour is {ref}?", item.colour, "colour"))
         for ref in _references(scene, item, hidden=("shape",)):
-            found.append((f"what is {ref}?" if rng.random() < 0.5 else f"what kind of shape is {ref}?",
-                          item.shape, "shape"))
+            found.append(
+                (
+                    f"what is {ref}?" if rng.random() < 0.5 else f"what kind of shape is {ref}?",
+                    item.shape,
+                    "shape",
+                )
+            )
         for ref in _references(scene, item, hidden=("size",)):
             form = ("what size is {}?", "is {} small or large?")[int(rng.integers(2))]
             found.append((form.format(ref), item.size, "size"))
@@ -177,7 +208,10 @@ def questions(scene, rng):
             found.append((f"how many {noun} are there?", str(here.count(word)), "count"))
     found += _existence(scene, rng) + _relations(scene, rng)
     if scene.digit:
-        form = _pick(rng, ["which digit is written?", "what digit is in the picture?", "which digit is there?"])
+        form = _pick(
+            rng,
+            ["which digit is written?", "what digit is in the picture?", "which digit is there?"],
+        )
         found.append((form, str(scene.digit.value), "digit"))
     return found
 
@@ -189,10 +223,20 @@ def _existence(scene, rng):
         away = [w for w in words if w not in here]
         for word, answer in ((_pick(rng, here) if here else None, "yes"), (_pick(rng, away), "no")):
             if word:
-                found.append((f"is there {_a(word)}{' shape' if key == 'colour' else ''}?", answer, "existence"))
+                found.append(
+                    (
+                        f"is there {_a(word)}{' shape' if key == 'colour' else ''}?",
+                        answer,
+                        "existence",
+                    )
+                )
     for item in scene.shapes:
         found.append((f"is there {_a(_name(item, without=item.size))}?", "yes", "existence"))
-        wrong = ((_pick(rng, tuple(COLOURS)), item.shape) if rng.random() < 0.5 else (item.colour, _pick(rng, SHAPES)))
+        wrong = (
+            (_pick(rng, tuple(COLOURS)), item.shape)
+            if rng.random() < 0.5
+            else (item.colour, _pick(rng, SHAPES))
+        )
         if wrong not in pairs:
             found.append((f"is there {_a(' '.join(wrong))}?", "no", "existence"))
     if rng.random() < 0.5:
@@ -207,7 +251,10 @@ def _relations(scene, rng):
             if one is other or not its or not others:
                 continue
             a, b = _pick(rng, its), _pick(rng, others)
-            for axis, (low, high) in (("col", ("left of", "right of")), ("row", ("above", "below"))):
+            for axis, (low, high) in (
+                ("col", ("left of", "right of")),
+                ("row", ("above", "below")),
+            ):
                 if getattr(one, axis) == getattr(other, axis):
                     if rng.random() < 0.15:
                         found.append((f"is {a} {_pick(rng, (low, high))} {b}?", "no", "relation"))
@@ -226,7 +273,15 @@ def answer_type(question_type):
 
 def human_answers(answer, rng):
     """Ten answers as ten people might give them: mostly `answer`, sometimes another word for the same thing."""
-    others = {"large": "big", "small": "little", "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four"}
+    others = {
+        "large": "big",
+        "small": "little",
+        "0": "zero",
+        "1": "one",
+        "2": "two",
+        "3": "three",
+        "4": "four",
+    }
     other = others.get(answer)
     few = int(rng.integers(0, 4)) if other else 0
     return [answer] * (10 - few) + [other] * few
@@ -236,26 +291,42 @@ def sentence(question, answer, kind):
     """A short answer as a sentence: ("what colour is the circle?", "red") -> "the circle is red."."""
     text = question.rstrip("?")
     if kind in ("colour", "shape", "size"):
-        subject = text[text.index("the "):].replace(" small or large", "")
+        subject = text[text.index("the ") :].replace(" small or large", "")
         return f"{subject} is {_a(answer) if kind == 'shape' else answer}."
     if kind == "count":
         noun = re.sub(r"^how many | are there$", "", text)
-        noun = noun if answer != "1" else noun.removesuffix("es") if noun == "crosses" else noun.removesuffix("s")
-        return f"there {'is' if answer == '1' else 'are'} {answer if answer != '0' else 'no'} {noun}."
+        noun = (
+            noun
+            if answer != "1"
+            else noun.removesuffix("es")
+            if noun == "crosses"
+            else noun.removesuffix("s")
+        )
+        return (
+            f"there {'is' if answer == '1' else 'are'} {answer if answer != '0' else 'no'} {noun}."
+        )
     if kind == "digit":
         return f"the digit is {answer}."
     if kind == "existence":
         thing = text.removeprefix("is there ")
         return f"{answer}, there is {re.sub('^an? ', 'no ', thing) if answer == 'no' else thing}."
-    subject, relation, other = re.match(r"is (.+?) (left of|right of|above|below) (.+)$", text).groups()
+    subject, relation, other = re.match(
+        r"is (.+?) (left of|right of|above|below) (.+)$", text
+    ).groups()
     return f"{answer}, {subject} is {'not ' if answer == 'no' else ''}{relation} {other}."
 
 
 # ---------------------------------------------------------------- text for the language model
 
+
 def _options(question, answer, kind, rng):
-    pool = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "count": tuple("01234"),
-            "digit": tuple("0123456789")}.get(kind, ("yes", "no"))
+    pool = {
+        "colour": tuple(COLOURS),
+        "shape": SHAPES,
+        "size": tuple(SIZES),
+        "count": tuple("01234"),
+        "digit": tuple("0123456789"),
+    }.get(kind, ("yes", "no"))
     others = [p for p in pool if p != answer]
     chosen = [answer] + [others[i] for i in rng.permutation(len(others))[:3]]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
@@ -278,7 +349,10 @@ def _axis(relation):
 def _either(axis, difference):
     """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
     low, high = ("left", "right") if axis == "col" else ("above", "below")
-    return f"{low} or {high} of" if axis == "col" else f"{low} or {high}", low if difference < 0 else high
+    return (
+        f"{low} or {high} of" if axis == "col" else f"{low} or {high}",
+        low if difference < 0 else high,
+    )
 
 
 def _steps(scene, rng):
@@ -292,8 +366,11 @@ def _steps(scene, rng):
     if first != second:
         so = f"so {a} is {_either(axis, first - second)[1]}{' of' if axis == 'col' else ''} {b}."
     answer = "yes" if _compare(one, other, relation) else "no"
-    return (short_prompt(f"is {a} {relation} {b}? {STEPS}"), f"{a} is in the {names[first]} {word}. {b} is in the "
-            f"{names[second]} {word}. {so} the answer is {answer}.")
+    return (
+        short_prompt(f"is {a} {relation} {b}? {STEPS}"),
+        f"{a} is in the {names[first]} {word}. {b} is in the "
+        f"{names[second]} {word}. {so} the answer is {answer}.",
+    )
 
 
 def _lines(scene, rng):
@@ -318,7 +395,9 @@ def _lines(scene, rng):
     one, other = (int(i) for i in rng.permutation(4)[:2])
     if rng.random() < 0.4:
         either, answer = _either(axis, one - other)
-        return short_prompt(f"is the {names[one]} {word} {either} the {names[other]} {word}?"), answer
+        return short_prompt(
+            f"is the {names[one]} {word} {either} the {names[other]} {word}?"
+        ), answer
     question = f"is the {names[one]} {word} {relation} the {names[other]} {word}?"
     return short_prompt(question), "yes" if (one - other) * PAIRS[relation][1] > 0 else "no"
 
@@ -332,8 +411,16 @@ def exchange(scene, rng, candidates=None):
     if style < 0.06:
         return CAPTION_PROMPT, _pick(rng, captions(scene, rng))
     if style < 0.10:
-        form = _pick(rng, ["describe the image.", "what do you see?", "describe this picture in detail.",
-                           "what is in the picture?", "please describe the picture in one sentence."])
+        form = _pick(
+            rng,
+            [
+                "describe the image.",
+                "what do you see?",
+                "describe this picture in detail.",
+                "what is in the picture?",
+                "please describe the picture in one sentence.",
+            ],
+        )
         return chat_prompt(form), captions(scene, rng)[0]
     if style < 0.15:
         item = _pick(rng, scene.items)

@@ -17,7 +17,9 @@ from .scenes import COLOURS, SHAPES, SIZES
 OPPOSITES = (("top", "bottom"), ("left", "right"), ("above", "below"))
 KINDS = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple("0123456789"), *OPPOSITES)
 KIND_OF = {word: kind for kind in KINDS for word in kind}
-OPENING = re.compile(r"^(there is only a|there is|this picture shows|i see|a picture of|this is|a single) ")
+OPENING = re.compile(
+    r"^(there is only a|there is|this picture shows|i see|a picture of|this is|a single) "
+)
 
 
 def hard_negative(caption, rng):
@@ -27,8 +29,14 @@ def hard_negative(caption, rng):
     becomes another. `rng` is a `numpy.random.Generator`. The caption itself comes back when it holds no such word.
     """
     words = re.findall(r"\w+|[.,]", caption)
-    places = {kind: [i for i, word in enumerate(words) if KIND_OF.get(word) == kind] for kind in KINDS}
-    kinds = [kind for kind in KINDS if kind in OPPOSITES and places[kind] or len({words[i] for i in places[kind]}) > 1]
+    places = {
+        kind: [i for i, word in enumerate(words) if KIND_OF.get(word) == kind] for kind in KINDS
+    }
+    kinds = [
+        kind
+        for kind in KINDS
+        if kind in OPPOSITES and places[kind] or len({words[i] for i in places[kind]}) > 1
+    ]
     for index in rng.permutation(len(kinds)):
         kind, new = kinds[index], list(words)
         one = int(rng.choice(places[kind]))
@@ -43,7 +51,7 @@ def hard_negative(caption, rng):
     for one, word in enumerate(words):
         if word in COLOURS or word.isdigit():
             others = [other for other in KIND_OF[word] if other != word]
-            return _text([*words[:one], others[rng.integers(len(others))], *words[one + 1:]])
+            return _text([*words[:one], others[rng.integers(len(others))], *words[one + 1 :]])
     return caption
 
 
@@ -69,5 +77,7 @@ def _text(words):
 
 def _meaning(caption):
     """The parts of a caption without their order. Two captions of other parts differ in meaning."""
-    parts = re.split(r", with |, in | there is | there are |, | and ", OPENING.sub("", caption).rstrip("."))
+    parts = re.split(
+        r", with |, in | there is | there are |, | and ", OPENING.sub("", caption).rstrip(".")
+    )
     return sorted(re.sub(r"^(an?|in) ", "", part) for part in parts)

@@ -71,16 +71,33 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
     notes = root / f"choice-{name}"
     if not notes.exists():
         _write_choice(notes, root / "official", choice, mirror, progress)
-    ids = {s: [record["id"] for record in read_json(notes / s / "captions.json")["images"]] for s in SPLITS}
+    ids = {
+        s: [record["id"] for record in read_json(notes / s / "captions.json")["images"]]
+        for s in SPLITS
+    }
     pictures, source = root / "train2014", SOURCES["picture"]
-    items = {i: Item(dataclasses.replace(source, address=source.address.format(i)), pictures / NAME.format(i), True)
-             for s in SPLITS for i in ids[s]}
-    missing = fetch(items.values(), what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress)
+    items = {
+        i: Item(
+            dataclasses.replace(source, address=source.address.format(i)),
+            pictures / NAME.format(i),
+            True,
+        )
+        for s in SPLITS
+        for i in ids[s]
+    }
+    missing = fetch(
+        items.values(), what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress
+    )
     here = {i for i in ids[split] if NAME.format(i) not in missing}
-    files = {kind: notes / split / f"{kind}.json" for kind in ("captions", "questions", "annotations", "instructions")}
-    return Photographs(read_coco_captions(files["captions"], pictures, image_ids=here),
-                       read_vqa(files["questions"], files["annotations"], pictures, image_ids=here),
-                       read_llava(files["instructions"], pictures, image_ids=here))
+    files = {
+        kind: notes / split / f"{kind}.json"
+        for kind in ("captions", "questions", "annotations", "instructions")
+    }
+    return Photographs(
+        read_coco_captions(files["captions"], pictures, image_ids=here),
+        read_vqa(files["questions"], files["annotations"], pictures, image_ids=here),
+        read_llava(files["instructions"], pictures, image_ids=here),
+    )
 
 
 def choose_images(captions, questions, instructions, *, excluded=(), choice=FULL):
@@ -89,50 +106,83 @@ def choose_images(captions, questions, instructions, *, excluded=(), choice=FULL
     questions, instructions: {image id: how many}. An image needs so many of each that the wanted numbers are reached
     whatever is drawn. `excluded` ids are never chosen. UserError with the counts where there are too few images.
     """
-    per_image = max(math.ceil(choice.questions / choice.images), math.ceil(choice.val_questions / choice.val_images))
+    per_image = max(
+        math.ceil(choice.questions / choice.images),
+        math.ceil(choice.val_questions / choice.val_images),
+    )
     talks = math.ceil(choice.instructions / choice.images)
-    shared = sorted(i for i in set(captions) - set(excluded)
-                    if questions.get(i, 0) >= per_image and instructions.get(i, 0) >= talks)
+    shared = sorted(
+        i
+        for i in set(captions) - set(excluded)
+        if questions.get(i, 0) >= per_image and instructions.get(i, 0) >= talks
+    )
     wanted = choice.images + choice.val_images
     if len(shared) < wanted:
-        raise UserError(f"{wanted} images are wanted, and only {len(shared)} have captions, {per_image} questions and "
-                        f"{talks} conversations (with captions: {len(captions)}, questions: {len(questions)}, "
-                        f"conversations: {len(instructions)}, excluded: {len(excluded)}). Choose fewer of each.")
+        raise UserError(
+            f"{wanted} images are wanted, and only {len(shared)} have captions, {per_image} questions and "
+            f"{talks} conversations (with captions: {len(captions)}, questions: {len(questions)}, "
+            f"conversations: {len(instructions)}, excluded: {len(excluded)}). Choose fewer of each."
+        )
     chosen = random.Random(choice.seed).sample(shared, wanted)
-    return chosen[:choice.images], chosen[choice.images:]
+    return chosen[: choice.images], chosen[choice.images :]
 
 
 def _write_choice(folder, official, choice, mirror, progress):
     """Download the official files and write what is chosen of them to `folder`, whole or not at all."""
     files = _official_files(official, mirror, progress)
-    captions, asked, answered = (read_json(files[kind]) for kind in ("captions", "questions", "annotations"))
+    captions, asked, answered = (
+        read_json(files[kind]) for kind in ("captions", "questions", "annotations")
+    )
     talks, notes = collections.defaultdict(list), {}
     for image_id, record, _ in llava_records(files["instructions"]):
         talks[image_id].append(record)
     for where, note in records(answered, "annotations", files["annotations"]):
         notes[field(note, "question_id", int, files["annotations"], where)] = note
-    per_image = collections.Counter(field(record, "image_id", int, files["questions"], where)
-                                    for where, record in records(asked, "questions", files["questions"]))
-    captioned = {field(record, "image_id", int, files["captions"], where)
-                 for where, record in records(captions, "annotations", files["captions"])}
-    excluded = {field(record, "id", int, files["test pool"], where)
-                for where, record in records(read_json(files["test pool"]), "images", files["test pool"])}
-    chosen = choose_images(captioned, per_image, {i: len(found) for i, found in talks.items()}, excluded=excluded,
-                           choice=choice)
+    per_image = collections.Counter(
+        field(record, "image_id", int, files["questions"], where)
+        for where, record in records(asked, "questions", files["questions"])
+    )
+    captioned = {
+        field(record, "image_id", int, files["captions"], where)
+        for where, record in records(captions, "annotations", files["captions"])
+    }
+    excluded = {
+        field(record, "id", int, files["test pool"], where)
+        for where, record in records(read_json(files["test pool"]), "images", files["test pool"])
+    }
+    chosen = choose_images(
+        captioned,
+        per_image,
+        {i: len(found) for i, found in talks.items()},
+        excluded=excluded,
+        choice=choice,
+    )
     counts = ((choice.questions, choice.instructions), (choice.val_questions, None))
     with atomic_dir(folder) as temporary:
-        for split, ids, (questions, conversations) in zip(SPLITS, map(set, chosen), counts, strict=True):
+        for split, ids, (questions, conversations) in zip(
+            SPLITS, map(set, chosen), counts, strict=True
+        ):
             rng = random.Random(choice.seed)
             rows = [row for row in asked["questions"] if row["image_id"] in ids]
             rows = rng.sample(rows, min(questions, len(rows)))
             said = [record for i in sorted(ids) for record in talks[i]]
-            said = rng.sample(said, len(said) if conversations is None else min(conversations, len(said)))
+            said = rng.sample(
+                said, len(said) if conversations is None else min(conversations, len(said))
+            )
             cut = {
-                "captions": {"images": [row for row in captions["images"] if row["id"] in ids],
-                             "annotations": [row for row in captions["annotations"] if row["image_id"] in ids]},
+                "captions": {
+                    "images": [row for row in captions["images"] if row["id"] in ids],
+                    "annotations": [
+                        row for row in captions["annotations"] if row["image_id"] in ids
+                    ],
+                },
                 "questions": {"data_subtype": asked.get("data_subtype"), "questions": rows},
-                "annotations": {"data_subtype": answered.get("data_subtype"),
-                                "annotations": [notes[k] for k in (row["question_id"] for row in rows) if k in notes]},
+                "annotations": {
+                    "data_subtype": answered.get("data_subtype"),
+                    "annotations": [
+                        notes[k] for k in (row["question_id"] for row in rows) if k in notes
+                    ],
+                },
                 "instructions": said,
             }
             for kind, value in cut.items():
@@ -143,9 +193,15 @@ def _official_files(folder, mirror, progress):
     """{kind: path} of the official annotation files, downloaded and unpacked at the first call."""
     kinds = ("captions", "questions", "annotations", "instructions")
     paths = {kind: folder / SOURCES[kind].address.rsplit("/", 1)[1] for kind in kinds}
-    fetch([Item(SOURCES[kind], paths[kind]) for kind in kinds], what="annotation files", mirror=mirror,
-          progress=progress)
-    wanted = {kind: SOURCES[kind].member for kind in kinds if SOURCES[kind].member} | {"test pool": VAL_MEMBER}
+    fetch(
+        [Item(SOURCES[kind], paths[kind]) for kind in kinds],
+        what="annotation files",
+        mirror=mirror,
+        progress=progress,
+    )
+    wanted = {kind: SOURCES[kind].member for kind in kinds if SOURCES[kind].member} | {
+        "test pool": VAL_MEMBER
+    }
     files = {"instructions": paths["instructions"]}
     for kind, member in wanted.items():
         files[kind] = folder / Path(member).name

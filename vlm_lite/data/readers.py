@@ -1,10 +1,10 @@
 """More official files in the common format, and a folder of your own pictures.
 
-    LLaVA-Instruct  [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}]
-    POPE            JSON lines {"question_id", "image", "text", "label": "yes" | "no"}
-    MMBench         TSV with index, image (base64), question, hint, A, B, ..., answer, category
-    your own        pictures and metadata.jsonl, a line each: {"file_name", and any columns of FEATURES}; the layout of
-                    the `imagefolder` of `datasets`
+LLaVA-Instruct  [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}]
+POPE            JSON lines {"question_id", "image", "text", "label": "yes" | "no"}
+MMBench         TSV with index, image (base64), question, hint, A, B, ..., answer, category
+your own        pictures and metadata.jsonl, a line each: {"file_name", and any columns of FEATURES}; the layout of
+                the `imagefolder` of `datasets`
 """
 
 import base64
@@ -38,26 +38,36 @@ def read_llava(file, images, *, image_ids=None):
             conversations.append(_conversation(record, file, where))
     refuse_empty(ids, "conversations", file, image_ids)
     cells = find_images(names, images, file, "image")
-    return make_dataset({"image": [cells[i] for i in ids], "image_id": ids, "conversation": conversations})
+    return make_dataset(
+        {"image": [cells[i] for i in ids], "image_id": ids, "conversation": conversations}
+    )
 
 
 def llava_records(file):
     """(image id, record, place) of each conversation of a LLaVA-Instruct file."""
     data = read_json(file)
     if not isinstance(data, list):
-        raise UserError(f"{file}: the top level is {show(data)}; expected a list of objects with `image` and "
-                        "`conversations`. Is this a file of another kind?")
+        raise UserError(
+            f"{file}: the top level is {show(data)}; expected a list of objects with `image` and "
+            "`conversations`. Is this a file of another kind?"
+        )
     for index, record in enumerate(data):
         where = f"[{index}]"
-        yield picture_id(field(record, "image", str, file, where), file, f"{where}.image"), record, where
+        yield (
+            picture_id(field(record, "image", str, file, where), file, f"{where}.image"),
+            record,
+            where,
+        )
 
 
 def picture_id(name, file, where):
     """The number at the end of a picture's name: "COCO_val2014_000000000042.jpg" -> 42."""
     digits = re.search(r"(\d+)$", Path(name).stem)
     if not digits or int(digits[1]) >= 2**63:
-        raise UserError(f"{file}: `{where}` is {show(name)}; expected a name that ends in the picture's number, "
-                        "such as 000000000042.jpg.")
+        raise UserError(
+            f"{file}: `{where}` is {show(name)}; expected a name that ends in the picture's number, "
+            "such as 000000000042.jpg."
+        )
     return int(digits[1])
 
 
@@ -69,14 +79,20 @@ def _conversation(record, file, where):
         speaker, text = (field(turn, key, str, file, place) for key in ("from", "value"))
         expected = ("human", "gpt")[index % 2]
         if speaker != expected:
-            raise UserError(f"{file}: `{place}.from` is {show(speaker)}; expected {expected!r}: human and gpt take "
-                            "turns, and human begins.")
+            raise UserError(
+                f"{file}: `{place}.from` is {show(speaker)}; expected {expected!r}: human and gpt take "
+                "turns, and human begins."
+            )
         text = text.replace("<image>", "").strip()
         if not text:
-            raise UserError(f"{file}: `{place}.value` is empty. Give it words, or take the conversation out.")
+            raise UserError(
+                f"{file}: `{place}.value` is empty. Give it words, or take the conversation out."
+            )
         said.append({"role": ROLES[speaker], "content": text})
     if not said or len(said) % 2:
-        raise UserError(f"{file}: `{where}.conversations` has {len(said)} turns; expected pairs of human and gpt.")
+        raise UserError(
+            f"{file}: `{where}.conversations` has {len(said)} turns; expected pairs of human and gpt."
+        )
     return said
 
 
@@ -85,7 +101,9 @@ def read_pope(file, images):
     rows, names = [], {}
     for where, record in read_lines(file):
         question_id = field(record, "question_id", int, file, where)
-        name, text, label = (field(record, key, str, file, where) for key in ("image", "text", "label"))
+        name, text, label = (
+            field(record, key, str, file, where) for key in ("image", "text", "label")
+        )
         if label not in ("yes", "no"):
             raise UserError(f"{file}: {where}.label is {show(label)}; expected yes or no.")
         image_id = picture_id(name, file, f"{where}.image")
@@ -94,10 +112,18 @@ def read_pope(file, images):
     refuse_empty(rows, "questions", file)
     cells = find_images(names, images, file, "image")
     question_ids, ids, texts, labels = zip(*rows, strict=True)
-    return make_dataset({"image": [cells[i] for i in ids], "image_id": ids, "question_id": question_ids,
-                         "question": texts, "question_type": ["existence"] * len(ids),
-                         "answer_type": ["yes/no"] * len(ids), "answer": labels,
-                         "answers": [[label] * ANSWERS_PER_QUESTION for label in labels]})
+    return make_dataset(
+        {
+            "image": [cells[i] for i in ids],
+            "image_id": ids,
+            "question_id": question_ids,
+            "question": texts,
+            "question_type": ["existence"] * len(ids),
+            "answer_type": ["yes/no"] * len(ids),
+            "answer": labels,
+            "answers": [[label] * ANSWERS_PER_QUESTION for label in labels],
+        }
+    )
 
 
 def read_mmbench(file):
@@ -107,15 +133,34 @@ def read_mmbench(file):
     a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`.
     """
     rows = read_mmbench_rows(file)
-    asked = ["\n".join(filter(None, [row["hint"], row["question"],
-                                     *(f"{letter}. {text}" for letter, text in row["options"].items())]))
-             for row in rows]
-    return make_dataset({
-        "image": [{"bytes": base64.b64decode(row["image"]), "path": None} if row["image"] else None for row in rows],
-        "image_id": [row["index"] % ROTATION for row in rows], "question_id": [row["index"] for row in rows],
-        "question": asked, "question_type": [row["category"] or None for row in rows],
-        "answer_type": ["choice"] * len(rows), "answer": [row["answer"] for row in rows],
-        "answers": [[row["answer"]] * ANSWERS_PER_QUESTION for row in rows]})
+    asked = [
+        "\n".join(
+            filter(
+                None,
+                [
+                    row["hint"],
+                    row["question"],
+                    *(f"{letter}. {text}" for letter, text in row["options"].items()),
+                ],
+            )
+        )
+        for row in rows
+    ]
+    return make_dataset(
+        {
+            "image": [
+                {"bytes": base64.b64decode(row["image"]), "path": None} if row["image"] else None
+                for row in rows
+            ],
+            "image_id": [row["index"] % ROTATION for row in rows],
+            "question_id": [row["index"] for row in rows],
+            "question": asked,
+            "question_type": [row["category"] or None for row in rows],
+            "answer_type": ["choice"] * len(rows),
+            "answer": [row["answer"] for row in rows],
+            "answers": [[row["answer"]] * ANSWERS_PER_QUESTION for row in rows],
+        }
+    )
 
 
 def read_folder(folder):
@@ -127,21 +172,31 @@ def read_folder(folder):
     """
     file = Path(folder) / LISTING
     if not file.exists():
-        raise UserError(f"{folder} holds no {LISTING}. It says what belongs to each picture, in lines such as "
-                        '{"file_name": "beach.jpg", "captions": ["two people on a beach"]}. More of it: vlm-lite data '
-                        "sample --help.")
+        raise UserError(
+            f"{folder} holds no {LISTING}. It says what belongs to each picture, in lines such as "
+            '{"file_name": "beach.jpg", "captions": ["two people on a beach"]}. More of it: vlm-lite data '
+            "sample --help."
+        )
     names, rows = {}, []
     for number, (where, record) in enumerate(read_lines(file), 1):
         name = field(record, "file_name", str, file, where)
         unknown = sorted(set(record) - set(FEATURES) - {"file_name"} | set(record) & {"image"})
         if unknown:
-            raise UserError(f"{file}, {where}: unknown field {show(unknown[0])}. Expected file_name and any of "
-                            f"{', '.join(key for key in FEATURES if key != 'image')}.")
-        row = {key: _value(record, key, feature, file, where) for key, feature in FEATURES.items() if key in record}
+            raise UserError(
+                f"{file}, {where}: unknown field {show(unknown[0])}. Expected file_name and any of "
+                f"{', '.join(key for key in FEATURES if key != 'image')}."
+            )
+        row = {
+            key: _value(record, key, feature, file, where)
+            for key, feature in FEATURES.items()
+            if key in record
+        }
         row.setdefault("image_id", list(names).index(name) + 1 if name in names else len(names) + 1)
         if names.setdefault(name, row["image_id"]) != row["image_id"]:
-            raise UserError(f"{file}, {where}: {name!r} has image_id {row['image_id']}, and {names[name]} in a line "
-                            "before it. Expected one id a picture.")
+            raise UserError(
+                f"{file}, {where}: {name!r} has image_id {row['image_id']}, and {names[name]} in a line "
+                "before it. Expected one id a picture."
+            )
         if "question" in row:
             row.setdefault("question_id", number)
             if "answer" in row:
@@ -149,10 +204,16 @@ def read_folder(folder):
         rows.append(row)
     refuse_empty(rows, "lines", file)
     if len(set(names.values())) < len(names):
-        raise UserError(f"{file}: two pictures have one image_id. Expected an id of its own for each, or none at all.")
-    cells = find_images({image_id: [name] for name, image_id in names.items()}, folder, file, "file_name")
-    columns = {key: [row.get(key, [] if isinstance(feature, List) else None) for row in rows]
-               for key, feature in FEATURES.items()}
+        raise UserError(
+            f"{file}: two pictures have one image_id. Expected an id of its own for each, or none at all."
+        )
+    cells = find_images(
+        {image_id: [name] for name, image_id in names.items()}, folder, file, "file_name"
+    )
+    columns = {
+        key: [row.get(key, [] if isinstance(feature, List) else None) for row in rows]
+        for key, feature in FEATURES.items()
+    }
     return make_dataset({**columns, "image": [cells[row["image_id"]] for row in rows]})
 
 
@@ -161,13 +222,21 @@ def _value(record, key, feature, file, where):
     if not isinstance(feature, List):
         value = field(record, key, int if feature.dtype == "int64" else str, file, where)
         if isinstance(value, str) and not value.strip():
-            raise UserError(f"{file}: `{where}.{key}` is empty ({value!r}). Give it words, or leave the field out.")
+            raise UserError(
+                f"{file}: `{where}.{key}` is empty ({value!r}). Give it words, or leave the field out."
+            )
         return value
-    entries = {f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))}
+    entries = {
+        f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))
+    }
     if key == "conversation":
-        return [{part: field(entry, part, str, file, f"{where}.{name}") for part in ("role", "content")}
-                for name, entry in entries.items()]
+        return [
+            {part: field(entry, part, str, file, f"{where}.{name}") for part in ("role", "content")}
+            for name, entry in entries.items()
+        ]
     texts = [field(entries, name, str, file, where) for name in entries]
     if key == "captions" and not all(map(str.strip, texts)):
-        raise UserError(f"{file}: `{where}.captions` has an empty one ({show(texts)}). Give it words, or leave it out.")
+        raise UserError(
+            f"{file}: `{where}.captions` has an empty one ({show(texts)}). Give it words, or leave it out."
+        )
     return texts

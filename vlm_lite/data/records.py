@@ -20,8 +20,23 @@ ANSWERS_PER_QUESTION = 10
 _NAMES = {int: "a whole number of 0 or more", str: "text", list: "a list", dict: "an object"}
 LETTERS = string.ascii_uppercase
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
-EMPTY = {"", "nan", "NaN", "-nan", "-NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "NULL", "null",
-         "None"}
+EMPTY = {
+    "",
+    "nan",
+    "NaN",
+    "-nan",
+    "-NaN",
+    "NA",
+    "N/A",
+    "n/a",
+    "<NA>",
+    "#N/A",
+    "#NA",
+    "#N/A N/A",
+    "NULL",
+    "null",
+    "None",
+}
 GROUPINGS = ("split", "l2-category", "category")
 REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the picture
 
@@ -39,13 +54,17 @@ def read_caption_lists(annotations):
     for where, record in records(data, "images", annotations):
         image_id = field(record, "id", int, annotations, where)
         if image_id in names:
-            raise UserError(f"{annotations}: {where}.id is {image_id}, which an image before it has. Ids must differ.")
+            raise UserError(
+                f"{annotations}: {where}.id is {image_id}, which an image before it has. Ids must differ."
+            )
         names[image_id] = field(record, "file_name", str, annotations, where)
     orphans = sum(len(texts) for image_id, texts in captions.items() if image_id not in names)
     if orphans:
         example = next(image_id for image_id in captions if image_id not in names)
-        raise UserError(f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
-                        f"example image_id {example}. Add it to `images`, or take its captions out.")
+        raise UserError(
+            f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
+            f"example image_id {example}. Add it to `images`, or take its captions out."
+        )
     return names, captions
 
 
@@ -56,31 +75,51 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     complete: without it, data_subtype and all but the ids, the question and the ten answers may be missing (None).
     image_ids: keep the questions about these images only.
     """
+
     def optional(record, key, file, where=""):
         there = complete or not isinstance(record, dict) or record.get(key) is not None
         return field(record, key, str, file, where) if there else None
 
     asked, answered = read_json(questions), read_json(annotations)
-    subtype, other = optional(asked, "data_subtype", questions), optional(answered, "data_subtype", annotations)
+    subtype, other = (
+        optional(asked, "data_subtype", questions),
+        optional(answered, "data_subtype", annotations),
+    )
     if subtype != other and None not in (subtype, other):
-        raise UserError(f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
-                        "Pass the questions and the annotations of the same split.")
+        raise UserError(
+            f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
+            "Pass the questions and the annotations of the same split."
+        )
     notes = {}
     for where, record in records(answered, "annotations", annotations):
         question_id = field(record, "question_id", int, annotations, where)
         if question_id in notes:
-            raise UserError(f"{annotations}: {where}.question_id is {question_id}, which an annotation before it has. "
-                            "Ids must differ.")
+            raise UserError(
+                f"{annotations}: {where}.question_id is {question_id}, which an annotation before it has. "
+                "Ids must differ."
+            )
         notes[question_id] = (where, record)
-    rows = {name: [] for name in ("question_id", "image_id", "question", "question_type", "answer_type", "answer",
-                                  "answers")}
+    rows = {
+        name: []
+        for name in (
+            "question_id",
+            "image_id",
+            "question",
+            "question_type",
+            "answer_type",
+            "answer",
+            "answers",
+        )
+    }
     seen, lonely = set(), []
     for where, record in records(asked, "questions", questions):
         question_id = field(record, "question_id", int, questions, where)
         image_id = field(record, "image_id", int, questions, where)
         if question_id in seen:
-            raise UserError(f"{questions}: {where}.question_id is {question_id}, which a question before it has. "
-                            "Ids must differ.")
+            raise UserError(
+                f"{questions}: {where}.question_id is {question_id}, which a question before it has. "
+                "Ids must differ."
+            )
         seen.add(question_id)
         if image_ids is not None and image_id not in image_ids:
             continue
@@ -89,18 +128,26 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
             continue
         place, note = notes[question_id]
         if field(note, "image_id", int, annotations, place) != image_id:
-            raise UserError(f"{annotations}: {place}.image_id is {note['image_id']}, but {questions} asks question "
-                            f"{question_id} about image {image_id}. Pass two files that belong together.")
-        values = (question_id, image_id, field(record, "question", str, questions, where),
-                  optional(note, "question_type", annotations, place),
-                  optional(note, "answer_type", annotations, place),
-                  optional(note, "multiple_choice_answer", annotations, place),
-                  _ten_answers(note, annotations, place))
+            raise UserError(
+                f"{annotations}: {place}.image_id is {note['image_id']}, but {questions} asks question "
+                f"{question_id} about image {image_id}. Pass two files that belong together."
+            )
+        values = (
+            question_id,
+            image_id,
+            field(record, "question", str, questions, where),
+            optional(note, "question_type", annotations, place),
+            optional(note, "answer_type", annotations, place),
+            optional(note, "multiple_choice_answer", annotations, place),
+            _ten_answers(note, annotations, place),
+        )
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
     if lonely:
-        raise UserError(f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
-                        f"question_id {lonely[0]}. Add their answers, or take the questions out.")
+        raise UserError(
+            f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
+            f"question_id {lonely[0]}. Add their answers, or take the questions out."
+        )
     refuse_empty(rows["question_id"], "questions", questions, image_ids)
     return rows, subtype
 
@@ -114,9 +161,13 @@ def read_lines(path):
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+        raise UserError(
+            f"{path} does not exist. Check the path, or make the file again."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8.") from error
+        raise UserError(
+            f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8."
+        ) from error
     if text.lstrip().startswith("["):
         return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
     rows = []
@@ -125,10 +176,14 @@ def read_lines(path):
             try:
                 rows.append((f"line {number}", json.loads(line)))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
-                                "file may be cut short: make or download it again.") from error
+                raise UserError(
+                    f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
+                    "file may be cut short: make or download it again."
+                ) from error
     if not rows:
-        raise UserError(f"{path} is empty. Expected one JSON object a line: make or download the file again.")
+        raise UserError(
+            f"{path} is empty. Expected one JSON object a line: make or download the file again."
+        )
     return rows
 
 
@@ -136,20 +191,28 @@ def field(record, key, kind, file, where=""):
     """`record[key]`, checked to be of `kind`. UserError names the file, the field and what stands there."""
     name = f"{where}.{key}" if where else key
     if not isinstance(record, dict):
-        raise UserError(f"{file}: {where or 'the top level'} is {show(record)}; expected an object with the field "
-                        f"`{key}`. Is this a file of another kind?")
+        raise UserError(
+            f"{file}: {where or 'the top level'} is {show(record)}; expected an object with the field "
+            f"`{key}`. Is this a file of another kind?"
+        )
     if key not in record:
-        raise UserError(f"{file}: `{name}` is missing (found: {', '.join(map(repr, list(record)[:8])) or 'nothing'}). "
-                        f"Expected {_NAMES[kind]}. Is this a file of another kind?")
+        raise UserError(
+            f"{file}: `{name}` is missing (found: {', '.join(map(repr, list(record)[:8])) or 'nothing'}). "
+            f"Expected {_NAMES[kind]}. Is this a file of another kind?"
+        )
     value = record[key]
     good = isinstance(value, kind) and not isinstance(value, bool)
     if good and kind is int:
         good = 0 <= value < 2**63
     if good and kind is str and not value.isascii():
-        good = not any("\ud800" <= letter <= "\udfff" for letter in value)  # half of a character, not storable
+        good = not any(
+            "\ud800" <= letter <= "\udfff" for letter in value
+        )  # half of a character, not storable
     if not good:
-        raise UserError(f"{file}: `{name}` is {show(value)}; expected {_NAMES[kind]}. Mend the file, or make or "
-                        "download it again.")
+        raise UserError(
+            f"{file}: `{name}` is {show(value)}; expected {_NAMES[kind]}. Mend the file, or make or "
+            "download it again."
+        )
     return value
 
 
@@ -161,26 +224,37 @@ def show(value):
 
 def records(data, key, file):
     """(place, record) for each entry of the list `data[key]`."""
-    return ((f"{key}[{index}]", record) for index, record in enumerate(field(data, key, list, file)))
+    return (
+        (f"{key}[{index}]", record) for index, record in enumerate(field(data, key, list, file))
+    )
 
 
 def refuse_empty(rows, what, file, image_ids=None):
     """UserError when there are no rows."""
     if not rows:
         about = "" if image_ids is None else f" about the {len(image_ids)} image_ids asked for"
-        raise UserError(f"{file} holds no {what}{about}: the data set is empty. Check the path"
-                        f"{' and the ids' if about else ''}, or make or download the file again.")
+        raise UserError(
+            f"{file} holds no {what}{about}: the data set is empty. Check the path"
+            f"{' and the ids' if about else ''}, or make or download the file again."
+        )
 
 
 def _ten_answers(note, file, where):
     answers = field(note, "answers", list, file, where)
     if len(answers) != ANSWERS_PER_QUESTION:
-        raise UserError(f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
-                        f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers.")
+        raise UserError(
+            f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
+            f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers."
+        )
     texts = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]
-    if all(isinstance(text, str) and text.isascii() for text in texts):  # nearly always, and ten times faster
+    if all(
+        isinstance(text, str) and text.isascii() for text in texts
+    ):  # nearly always, and ten times faster
         return texts
-    return [field(entry, "answer", str, file, f"{where}.answers[{i}]") for i, entry in enumerate(answers)]
+    return [
+        field(entry, "answer", str, file, f"{where}.answers[{i}]")
+        for i, entry in enumerate(answers)
+    ]
 
 
 def read_mmbench(path):
@@ -194,17 +268,29 @@ def read_mmbench(path):
     for line, cells in read_tsv(path, ("index", "question", "answer")):
         index = index_of(path, line, cells)
         if index in rows:
-            raise UserError(f"{path}, line {line}: index is {index}, which line {places[index]} has. Indices must "
-                            "differ.")
-        options = {letter: cells[letter] for letter in LETTERS if cells.get(letter, "") not in EMPTY}
+            raise UserError(
+                f"{path}, line {line}: index is {index}, which line {places[index]} has. Indices must "
+                "differ."
+            )
+        options = {
+            letter: cells[letter] for letter in LETTERS if cells.get(letter, "") not in EMPTY
+        }
         if len(options) < 2:
-            raise UserError(f"{path}, line {line} (index {index}): it has the options {options}; expected two or more "
-                            "in the columns A, B, C, D. Is this a file of another kind?")
+            raise UserError(
+                f"{path}, line {line} (index {index}): it has the options {options}; expected two or more "
+                "in the columns A, B, C, D. Is this a file of another kind?"
+            )
         if cells["answer"] not in options:
-            raise UserError(f"{path}, line {line} (index {index}): answer is {show(cells['answer'])}; expected one of "
-                            f"{', '.join(options)}. (The answers of the test split are not published: use dev.)")
-        rows[index] = {"index": index, "options": options, "image": cells.get("image", ""),
-                       **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)}}
+            raise UserError(
+                f"{path}, line {line} (index {index}): answer is {show(cells['answer'])}; expected one of "
+                f"{', '.join(options)}. (The answers of the test split are not published: use dev.)"
+            )
+        rows[index] = {
+            "index": index,
+            "options": options,
+            "image": cells.get("image", ""),
+            **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)},
+        }
         places[index] = line
     for index, row in rows.items():
         _find_picture(path, places[index], row, rows)
@@ -221,19 +307,27 @@ def read_tsv(path, columns):
             header = next(reader, [])
             absent = [name for name in columns if name not in header]
             if absent:
-                raise UserError(f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
-                                f"between columns, {', '.join(columns)} among them. Is this a file of another kind?")
+                raise UserError(
+                    f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
+                    f"between columns, {', '.join(columns)} among them. Is this a file of another kind?"
+                )
             for cells in reader:
                 if cells and len(cells) != len(header):
-                    raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
-                                    "The file may be cut short: make or download it again.")
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
+                        "The file may be cut short: make or download it again."
+                    )
                 if cells:
                     rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Check the path, or make the file again.") from error
+        raise UserError(
+            f"{path} does not exist. Check the path, or make the file again."
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
-                        "spreadsheet is to be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv).") from error
+        raise UserError(
+            f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
+            "spreadsheet is to be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv)."
+        ) from error
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows
@@ -241,7 +335,9 @@ def read_tsv(path, columns):
 
 def index_of(path, line, cells):
     if not (cells["index"].isascii() and cells["index"].isdigit()):
-        raise UserError(f"{path}, line {line}: index is {show(cells['index'])}; expected a whole number of 0 or more.")
+        raise UserError(
+            f"{path}, line {line}: index is {show(cells['index'])}; expected a whole number of 0 or more."
+        )
     return int(cells["index"])
 
 
@@ -253,14 +349,25 @@ def _find_picture(path, line, row, rows):
     if len(image) <= REFERENCE_LENGTH and image.isdigit():
         there = rows.get(int(image), {"image": ""})["image"]
         if len(there) <= REFERENCE_LENGTH:
-            raise UserError(f"{where}: image is {image}, the index of a row that has no picture. Download the file "
-                            "again.")
+            raise UserError(
+                f"{where}: image is {image}, the index of a row that has no picture. Download the file "
+                "again."
+            )
         row["image"] = there
         return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             PIL.Image.open(io.BytesIO(base64.b64decode(image, validate=True))).close()
-    except (binascii.Error, ValueError, OSError, SyntaxError, Warning, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: image is not a picture in base64 ({show(str(error))}). The file may be damaged: "
-                        "make or download it again.") from error
+    except (
+        binascii.Error,
+        ValueError,
+        OSError,
+        SyntaxError,
+        Warning,
+        PIL.Image.DecompressionBombError,
+    ) as error:
+        raise UserError(
+            f"{where}: image is not a picture in base64 ({show(str(error))}). The file may be damaged: "
+            "make or download it again."
+        ) from error

@@ -14,12 +14,24 @@ from ..files import UserError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {
-    "red": (226, 52, 52), "orange": (244, 142, 36), "yellow": (246, 222, 62), "green": (58, 176, 76),
-    "cyan": (70, 214, 226), "blue": (62, 98, 236), "purple": (152, 74, 206), "pink": (248, 150, 196),
+    "red": (226, 52, 52),
+    "orange": (244, 142, 36),
+    "yellow": (246, 222, 62),
+    "green": (58, 176, 76),
+    "cyan": (70, 214, 226),
+    "blue": (62, 98, 236),
+    "purple": (152, 74, 206),
+    "pink": (248, 150, 196),
 }
 SIZES = {"small": 9, "large": 14}  # pixels
-HELD_OUT = frozenset({("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")})
-SPLITS = ("train", "val", "novel")  # novel: every scene has a held-out pair; the other two have none
+HELD_OUT = frozenset(
+    {("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")}
+)
+SPLITS = (
+    "train",
+    "val",
+    "novel",
+)  # novel: every scene has a held-out pair; the other two have none
 GRID, CELL = 4, 16
 IMAGE_SIZE = GRID * CELL
 BACKGROUND = (20, 22, 30)
@@ -38,16 +50,26 @@ class Item:
     row: int  # 0 is the top
     col: int  # 0 is the left
     value: int = -1  # of a digit
-    glyph: int = -1  # index into `load_digits`; -1 is the first of this value that no training picture shows
+    glyph: int = (
+        -1
+    )  # index into `load_digits`; -1 is the first of this value that no training picture shows
 
     def __post_init__(self):
-        for name, known in (("shape", (*SHAPES, "digit")), ("colour", ("white",) if self.is_digit else COLOURS),
-                            ("size", ("large",) if self.is_digit else SIZES), ("row", range(GRID)),
-                            ("col", range(GRID)), ("value", range(10) if self.is_digit else (-1,))):
+        for name, known in (
+            ("shape", (*SHAPES, "digit")),
+            ("colour", ("white",) if self.is_digit else COLOURS),
+            ("size", ("large",) if self.is_digit else SIZES),
+            ("row", range(GRID)),
+            ("col", range(GRID)),
+            ("value", range(10) if self.is_digit else (-1,)),
+        ):
             if getattr(self, name) not in known:
-                raise UserError(f"Item: {name} is {getattr(self, name)!r}; for a {self.shape} choose "
-                                f"{', '.join(map(str, known))}." if name != "shape" else
-                                f"Item: shape is {self.shape!r}; choose {', '.join(known)}.")
+                raise UserError(
+                    f"Item: {name} is {getattr(self, name)!r}; for a {self.shape} choose "
+                    f"{', '.join(map(str, known))}."
+                    if name != "shape"
+                    else f"Item: shape is {self.shape!r}; choose {', '.join(known)}."
+                )
 
     @property
     def is_digit(self):
@@ -62,14 +84,20 @@ class Scene:
 
     def __post_init__(self):
         if not isinstance(self.items, tuple):
-            raise UserError(f"Scene: items is {self.items!r}; expected a tuple, such as Scene((Item(...), Item(...))). "
-                            "A single one needs a comma: Scene((Item(...),)).")
+            raise UserError(
+                f"Scene: items is {self.items!r}; expected a tuple, such as Scene((Item(...), Item(...))). "
+                "A single one needs a comma: Scene((Item(...),))."
+            )
         if not 1 <= len(self.items) <= 4:
-            raise UserError(f"Scene: {len(self.items)} items; a scene of the Shapes world has 1 to 4.")
+            raise UserError(
+                f"Scene: {len(self.items)} items; a scene of the Shapes world has 1 to 4."
+            )
         cells = [(item.row, item.col) for item in self.items]
         twice = next((cell for cell in cells if cells.count(cell) > 1), None)
         if twice:
-            raise UserError(f"Scene: two items in row {twice[0]}, col {twice[1]}; give each a cell of its own.")
+            raise UserError(
+                f"Scene: two items in row {twice[0]}, col {twice[1]}; give each a cell of its own."
+            )
 
     @cached_property
     def shapes(self):
@@ -103,13 +131,18 @@ def sample_scene(rng, split="train"):
         with_digit = with_digit and count > 1
     while len(chosen) < count - with_digit:
         shape, colour = names[rng.integers(6)], colours[rng.integers(8)]
-        if chosen and rng.random() < 0.35:  # repeat a shape or a colour, so that counting has something to count
+        if (
+            chosen and rng.random() < 0.35
+        ):  # repeat a shape or a colour, so that counting has something to count
             twin = chosen[rng.integers(len(chosen))]
             shape, colour = (twin[0], colour) if rng.random() < 0.5 else (shape, twin[1])
         item = (shape, colour, ("small", "large")[rng.integers(2)])
         if item not in chosen and (colour, shape) not in HELD_OUT:
             chosen.append(item)
-    items = [Item(*spec, row=int(c) // GRID, col=int(c) % GRID) for spec, c in zip(chosen, cells, strict=False)]
+    items = [
+        Item(*spec, row=int(c) // GRID, col=int(c) % GRID)
+        for spec, c in zip(chosen, cells, strict=False)
+    ]
     if with_digit:
         _, targets, pools = _digits()
         pool = pools["train" if split == "train" else "test"]
@@ -142,13 +175,21 @@ def _coverage(shape, pixels, samples=4):
     """How much of each pixel a shape covers, in 0..255, as (pixels, pixels) integers."""
     t = (np.arange(pixels * samples) + 0.5) / (pixels * samples) * 2 - 1
     inside = _inside(shape, t[None, :], t[:, None])
-    return inside.reshape(pixels, samples, pixels, samples).sum((1, 3), dtype=np.int64) * 255 // samples**2
+    return (
+        inside.reshape(pixels, samples, pixels, samples).sum((1, 3), dtype=np.int64)
+        * 255
+        // samples**2
+    )
 
 
 def _glyph(item):
     """The index of a digit's handwriting: its own, or the first of its value that no training picture shows."""
     _, targets, pools = _digits()
-    return item.glyph if item.glyph >= 0 else next(k for k in pools["test"] if targets[k] == item.value)
+    return (
+        item.glyph
+        if item.glyph >= 0
+        else next(k for k in pools["test"] if targets[k] == item.value)
+    )
 
 
 def _handwriting(glyph):
@@ -169,12 +210,18 @@ def render(scene, rng):
     noise = rng.integers(-9, 10, (IMAGE_SIZE, IMAGE_SIZE, 3))
     image = np.asarray(BACKGROUND) + noise
     for item in scene.items:
-        alpha = _handwriting(_glyph(item)) if item.is_digit else _coverage(item.shape, SIZES[item.size])
+        alpha = (
+            _handwriting(_glyph(item)) if item.is_digit else _coverage(item.shape, SIZES[item.size])
+        )
         side = len(alpha)
-        colour = np.asarray((235, 235, 228) if item.is_digit else COLOURS[item.colour]) + rng.integers(-14, 15, 3)
+        colour = np.asarray(
+            (235, 235, 228) if item.is_digit else COLOURS[item.colour]
+        ) + rng.integers(-14, 15, 3)
         top = item.row * CELL + int(rng.integers(CELL - side + 1))
         left = item.col * CELL + int(rng.integers(CELL - side + 1))
-        under = image[top:top + side, left:left + side]
-        over = colour + noise[top:top + side, left:left + side] // 2
-        image[top:top + side, left:left + side] = (under * (255 - alpha[..., None]) + over * alpha[..., None]) // 255
+        under = image[top : top + side, left : left + side]
+        over = colour + noise[top : top + side, left : left + side] // 2
+        image[top : top + side, left : left + side] = (
+            under * (255 - alpha[..., None]) + over * alpha[..., None]
+        ) // 255
     return image.clip(0, 255).astype(np.uint8)

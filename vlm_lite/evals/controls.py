@@ -14,7 +14,9 @@ from vlm_lite.files import UserError
 def majority_answer(answers):
     """The most frequent of `answers`; of equally frequent ones the first in the alphabet."""
     if not answers:
-        raise UserError("there are no answers to take the most frequent of; expected those of the training questions.")
+        raise UserError(
+            "there are no answers to take the most frequent of; expected those of the training questions."
+        )
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -28,7 +30,10 @@ def type_prior(train_types, train_answers, types):
     of_type = defaultdict(list)
     for kind, answer in zip(train_types, train_answers, strict=True):
         of_type[kind].append(answer)
-    best, default = {kind: majority_answer(given) for kind, given in of_type.items()}, majority_answer(train_answers)
+    best, default = (
+        {kind: majority_answer(given) for kind, given in of_type.items()},
+        majority_answer(train_answers),
+    )
     return [best.get(kind, default) for kind in types]
 
 
@@ -38,9 +43,17 @@ def shuffle_patches(images, patch_size, seed=0):
     if H % patch_size or W % patch_size:
         raise UserError(f"pictures of {W}x{H} pixels do not divide into patches of {patch_size}.")
     rows, columns = H // patch_size, W // patch_size
-    patches = images.view(N, C, rows, patch_size, columns, patch_size).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    order = torch.rand(N, rows * columns, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
-    patches = patches[torch.arange(N)[:, None], order].view(N, rows, columns, C, patch_size, patch_size)
+    patches = (
+        images.view(N, C, rows, patch_size, columns, patch_size)
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(1, 2)
+    )
+    order = torch.rand(N, rows * columns, generator=torch.Generator().manual_seed(seed)).argsort(
+        dim=1
+    )
+    patches = patches[torch.arange(N)[:, None], order].view(
+        N, rows, columns, C, patch_size, patch_size
+    )
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(N, C, H, W)
 
 
@@ -64,7 +77,9 @@ def find_pairs(questions, image_ids, answers):
 def pair_scores(scores, pairs):
     """1.0 for each pair (i, j) of which both `scores` are above a half, else 0.0: float array (P,)."""
     if not pairs:
-        raise UserError("there are no complementary pairs; expected some questions that are asked about two pictures.")
+        raise UserError(
+            "there are no complementary pairs; expected some questions that are asked about two pictures."
+        )
     right = np.asarray(scores, dtype=float) > 0.5
     first, second = np.array(pairs).T
     return (right[first] & right[second]).astype(float)

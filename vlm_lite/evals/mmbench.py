@@ -15,8 +15,12 @@ from vlm_lite.evals.answers import match
 from vlm_lite.files import UserError
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
-REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
-            "I'm sorry, but without the image provided", "Cannot determine the answer")
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 
 
 def extract_letter(prediction, options):
@@ -69,19 +73,24 @@ def mmbench_scores(rows, predictions):
 
     def part(chosen):
         asked = [row for group in chosen for row in group]
-        return {"circular": _mean([all(right[row["index"]] for row in group) for group in chosen]),
-                "plain": _mean([right[group[0]["index"]] for group in chosen]),
-                "rows": _mean([right[row["index"]] for row in asked]),
-                "chance_circular": _mean([math.prod(1 / len(row["options"]) for row in group) for group in chosen]),
-                "chance_plain": _mean([1 / len(group[0]["options"]) for group in chosen]),
-                "questions": len(chosen)}
+        return {
+            "circular": _mean([all(right[row["index"]] for row in group) for group in chosen]),
+            "plain": _mean([right[group[0]["index"]] for group in chosen]),
+            "rows": _mean([right[row["index"]] for row in asked]),
+            "chance_circular": _mean(
+                [math.prod(1 / len(row["options"]) for row in group) for group in chosen]
+            ),
+            "chance_plain": _mean([1 / len(group[0]["options"]) for group in chosen]),
+            "questions": len(chosen),
+        }
 
     result = {**part(list(groups.values())), "row_count": len(rows), "unanswered": unanswered}
     for grouping in GROUPINGS:
         names = sorted({group[0][grouping] for group in groups.values()} - {""})
         if names:
-            result[f"per_{grouping}"] = {name: part([g for g in groups.values() if g[0][grouping] == name])
-                                         for name in names}
+            result[f"per_{grouping}"] = {
+                name: part([g for g in groups.values() if g[0][grouping] == name]) for name in names
+            }
     return result
 
 
@@ -89,15 +98,19 @@ def sample_groups(rows, count, seed=0):
     """The rows of `count` whole questions, all their rotations with them; the same seed chooses the same questions."""
     groups = sorted({group_of(row["index"]) for row in rows})
     if not 1 <= count <= len(groups):
-        raise UserError(f"{count} groups were asked for; the file has {len(groups)}. Ask for 1 to {len(groups)}.")
+        raise UserError(
+            f"{count} groups were asked for; the file has {len(groups)}. Ask for 1 to {len(groups)}."
+        )
     chosen = set(random.Random(seed).sample(groups, count))
     return [row for row in rows if group_of(row["index"]) in chosen]
 
 
 def read_predictions(path):
     """(index, text) of each row of a TSV with the columns `index` and `prediction`; its other columns are ignored."""
-    return [(index_of(path, line, cells), cells["prediction"])
-            for line, cells in read_tsv(path, ("index", "prediction"))]
+    return [
+        (index_of(path, line, cells), cells["prediction"])
+        for line, cells in read_tsv(path, ("index", "prediction"))
+    ]
 
 
 def match_predictions(rows, predictions, *, file, against, partial=False, known=()):
@@ -106,14 +119,22 @@ def match_predictions(rows, predictions, *, file, against, partial=False, known=
     """
     asked = {row["index"]: row for row in rows}
     others = set(known) - set(asked)
-    given, counts = match(asked, [pair for pair in predictions if pair[0] not in others], file=file, against=against,
-                          name="index", partial=partial)
+    given, counts = match(
+        asked,
+        [pair for pair in predictions if pair[0] not in others],
+        file=file,
+        against=against,
+        name="index",
+        partial=partial,
+    )
     cut = {group_of(index) for index in asked if index not in given}
     kept = [row for row in rows if group_of(row["index"]) not in cut]
     if not kept:
-        raise UserError(f"{file} answers no question of {against} in all its rotations, for example not "
-                        f"{next(i for i in asked if i not in given)}. Ask whole groups: every index with the same "
-                        "remainder by 1,000,000.")
+        raise UserError(
+            f"{file} answers no question of {against} in all its rotations, for example not "
+            f"{next(i for i in asked if i not in given)}. Ask whole groups: every index with the same "
+            "remainder by 1,000,000."
+        )
     return kept, given, {**counts, "scored": len(kept)}
 
 

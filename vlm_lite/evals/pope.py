@@ -14,7 +14,7 @@ PARSERS = ("official", "strict")
 
 
 def parse_answer(text, parser="official"):
-    """"yes", "no", or None of one free answer.
+    """ "yes", "no", or None of one free answer.
 
     official: as evaluate.py of the authors (github.com/AoiDragon/POPE) reads it. What stands before the first full
     stop, without commas, is cut at spaces, and is "no" where one of the words is exactly No, no or not; **everything
@@ -40,7 +40,9 @@ def pope_scores(answers, labels, parser="official"):
     to divide by, such as the precision where no answer is yes, is 0; the authors' script stops there.
     """
     if len(answers) != len(labels) or not labels:
-        raise UserError(f"{len(answers)} answers for {len(labels)} labels; expected one each, and at least one.")
+        raise UserError(
+            f"{len(answers)} answers for {len(labels)} labels; expected one each, and at least one."
+        )
     odd = next((label for label in labels if label not in ("yes", "no")), None)
     if odd is not None:
         raise UserError(f"a label is {odd!r}; expected yes or no.")
@@ -54,10 +56,20 @@ def pope_scores(answers, labels, parser="official"):
     def ratio(a, b):
         return a / b if b else 0.0
 
-    return {"accuracy": (tp + tn) / n, "precision": ratio(tp, tp + fp), "recall": ratio(tp, positive),
-            "f1": ratio(2 * tp, tp + fp + positive), "yes_ratio": (tp + fp) / n,
-            "TP": tp, "FP": fp, "TN": tn, "FN": positive - tp, "neither": said.count(None),
-            "count": n, "parser": parser}
+    return {
+        "accuracy": (tp + tn) / n,
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, positive),
+        "f1": ratio(2 * tp, tp + fp + positive),
+        "yes_ratio": (tp + fp) / n,
+        "TP": tp,
+        "FP": fp,
+        "TN": tn,
+        "FN": positive - tp,
+        "neither": said.count(None),
+        "count": n,
+        "parser": parser,
+    }
 
 
 def read_pope(labels, answers, *, partial=False):
@@ -71,8 +83,10 @@ def read_pope(labels, answers, *, partial=False):
         question_id = field(record, "question_id", int, labels, where)
         label = field(record, "label", str, labels, where)
         if question_id in truth:
-            raise UserError(f"{labels}: {where}.question_id is {question_id}, which a line before it has. Pass one "
-                            "split a file; the splits share their ids.")
+            raise UserError(
+                f"{labels}: {where}.question_id is {question_id}, which a line before it has. Pass one "
+                "split a file; the splits share their ids."
+            )
         if label not in ("yes", "no"):
             raise UserError(f"{labels}: {where}.label is {label!r}; expected yes or no.")
         truth[question_id] = label
@@ -82,11 +96,22 @@ def read_pope(labels, answers, *, partial=False):
         if isinstance(record, dict) and "label" in record:
             keys = {"answer"}
         if len(keys) == 2:
-            raise UserError(f"{answers}: {where} has both `text` and `answer`; expected one, the model's answer.")
+            raise UserError(
+                f"{answers}: {where} has both `text` and `answer`; expected one, the model's answer."
+            )
         if isinstance(record, dict) and "question" in record and "question_id" not in record:
-            raise UserError(f"{answers}: {where} has no `question_id`. The authors' script pairs answers and labels by "
-                            "line; here rows may stand in any order. Add to each answer the id of its label.")
+            raise UserError(
+                f"{answers}: {where} has no `question_id`. The authors' script pairs answers and labels by "
+                "line; here rows may stand in any order. Add to each answer the id of its label."
+            )
         key = keys.pop() if keys else "text"
-        said.append((field(record, "question_id", int, answers, where), field(record, key, str, answers, where)))
-    given, counts = match(truth, said, file=answers, against=labels, name="question_id", partial=partial)
+        said.append(
+            (
+                field(record, "question_id", int, answers, where),
+                field(record, key, str, answers, where),
+            )
+        )
+    given, counts = match(
+        truth, said, file=answers, against=labels, name="question_id", partial=partial
+    )
     return list(given.values()), [truth[question_id] for question_id in given], counts

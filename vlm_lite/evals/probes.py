@@ -23,6 +23,7 @@ RESAMPLES = 2000
 @dataclass(frozen=True)
 class Interval:
     """A mean and its bootstrap interval; `low` and `high` are NaN where one question alone allows none."""
+
     value: float
     low: float
     high: float
@@ -34,14 +35,18 @@ class Interval:
 @dataclass(frozen=True)
 class BridgeScore:
     """The bridge score and its interval, or None for all three and the reason why it is undefined."""
+
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str = ""
 
     def __str__(self):
-        return (f"undefined ({self.reason})" if self.value is None else
-                f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]")
+        return (
+            f"undefined ({self.reason})"
+            if self.value is None
+            else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        )
 
 
 def bootstrap_interval(values, confidence=0.95, seed=0):
@@ -81,6 +86,7 @@ def bridge_score(vlm, blind, oracle, confidence=0.95, seed=0):
 @dataclass(frozen=True)
 class Summary:
     """Of `count` questions: accuracies in [0, 1] by condition, gain and bridge score, each with its interval."""
+
     count: int
     accuracy: dict[str, Interval]
     gain: Interval
@@ -90,6 +96,7 @@ class Summary:
 @dataclass(frozen=True)
 class ProbeResult:
     """What `run_probes` found: `answers` and per-question `scores` (Q,) by condition, in the order of the rows."""
+
     answers: dict[str, list[str]]
     scores: dict[str, np.ndarray]
     overall: Summary
@@ -113,22 +120,44 @@ class ProbeResult:
         """Printable text: percent by question type and condition, then gain and bridge score with their intervals."""
         rows = [("all questions", self.overall), *self.by_type.items()]
         width = max(len(name) for name, _ in rows)
-        lines = [f"{'accuracy in %':<{width}} {'asked':>6}" + "".join(f"{name:>9}" for name in self.scores)
-                 + f"{'gain':>7}{'bridge':>8}"]
+        lines = [
+            f"{'accuracy in %':<{width}} {'asked':>6}"
+            + "".join(f"{name:>9}" for name in self.scores)
+            + f"{'gain':>7}{'bridge':>8}"
+        ]
         for name, part in rows:
             bridge = "-" if part.bridge.value is None else f"{part.bridge.value:.2f}"
-            lines.append(f"{name:<{width}} {part.count:>6}"
-                         + "".join(f"{100 * part.accuracy[condition].value:>9.1f}" for condition in self.scores)
-                         + f"{100 * part.gain.value:>7.1f}{bridge:>8}")
-        lines += [f"multimodal gain (vlm - blind): {self.gain}", f"bridge score: {self.bridge}",
-                  f"[{100 * self.confidence:g}% bootstrap intervals over questions; VQA accuracy, normalize="
-                  f"{self.normalize!r}]"]
+            lines.append(
+                f"{name:<{width}} {part.count:>6}"
+                + "".join(
+                    f"{100 * part.accuracy[condition].value:>9.1f}" for condition in self.scores
+                )
+                + f"{100 * part.gain.value:>7.1f}{bridge:>8}"
+            )
+        lines += [
+            f"multimodal gain (vlm - blind): {self.gain}",
+            f"bridge score: {self.bridge}",
+            f"[{100 * self.confidence:g}% bootstrap intervals over questions; VQA accuracy, normalize="
+            f"{self.normalize!r}]",
+        ]
         return "\n".join(lines)
 
 
 @torch.no_grad()
-def run_probes(vlm, features, rows, *, blank_features, prompt=None, batch_size=256, seed=0, normalize="official",
-               max_new_tokens=4, confidence=0.95, image_ids=None):
+def run_probes(
+    vlm,
+    features,
+    rows,
+    *,
+    blank_features,
+    prompt=None,
+    batch_size=256,
+    seed=0,
+    normalize="official",
+    max_new_tokens=4,
+    confidence=0.95,
+    image_ids=None,
+):
     """Ask every question of `rows` under five conditions and score the answers; returns a ProbeResult.
 
     vlm: has generate(features or None, prompts, max_new_tokens=...) -> list of texts, greedy (a prompt that comes again
@@ -156,14 +185,21 @@ def run_probes(vlm, features, rows, *, blank_features, prompt=None, batch_size=2
     }
     descriptions = column(rows, "description")
     if all(descriptions):
-        told = [f"{description} {text}" for description, text in zip(descriptions, prompts, strict=True)]
+        told = [
+            f"{description} {text}" for description, text in zip(descriptions, prompts, strict=True)
+        ]
         answers["oracle"] = _once(ask, told, lambda at: None)
     elif any(descriptions):
         index = next(i for i, description in enumerate(descriptions) if not description)
-        raise UserError(f"rows[{index}].description is empty, others are not. Describe every picture, or none.")
+        raise UserError(
+            f"rows[{index}].description is empty, others are not. Describe every picture, or none."
+        )
     scores = {name: vqa_scores(given, rows, normalize) for name, given in answers.items()}
     types = np.array([str(value) for value in column(rows, "question_type")])
-    by_type = {name: _summary(scores, types == name, confidence, seed) for name in sorted(set(types.tolist()))}
+    by_type = {
+        name: _summary(scores, types == name, confidence, seed)
+        for name in sorted(set(types.tolist()))
+    }
     overall = _summary(scores, np.ones(len(types), bool), confidence, seed)
     return ProbeResult(answers, scores, overall, by_type, normalize, confidence)
 
@@ -177,14 +213,22 @@ def _pictures(rows, feature_ids, count, seed):
         index = {image_id: row for row, image_id in enumerate(feature_ids)}
         own = torch.tensor([index.get(image_id, -1) for image_id in image_ids])
     if own.min() < 0 or own.max() >= count:
-        raise UserError(f"image_index runs from {own.min()} to {own.max()}; expected 0 to {count - 1}, rows of "
-                        "`features` (-1: an image_id that image_ids lacks).")
+        raise UserError(
+            f"image_index runs from {own.min()} to {own.max()}; expected 0 to {count - 1}, rows of "
+            "`features` (-1: an image_id that image_ids lacks)."
+        )
     row_of = dict(zip(image_ids, own.tolist(), strict=True))  # image_id -> its row of features
     ids = list(row_of)
     if len(ids) < 2:
-        raise UserError(f"all questions are about one picture (image_id {ids[0]}); the shuffled condition needs two.")
-    order = [ids[i] for i in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
-    next_one = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle, so that none keeps its own
+        raise UserError(
+            f"all questions are about one picture (image_id {ids[0]}); the shuffled condition needs two."
+        )
+    order = [
+        ids[i] for i in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    ]
+    next_one = dict(
+        zip(order, order[1:] + order[:1], strict=True)
+    )  # one cycle, so that none keeps its own
     return own, torch.tensor([row_of[next_one[image_id]] for image_id in image_ids])
 
 
@@ -193,8 +237,11 @@ def _ask(vlm, batch_size, max_new_tokens, prompts, pick):
     answers = []
     for at in torch.arange(len(prompts)).split(batch_size):
         features = pick(at)
-        answers += vlm.generate(None if features is None else features.float(), [prompts[i] for i in at.tolist()],
-                                max_new_tokens=max_new_tokens)
+        answers += vlm.generate(
+            None if features is None else features.float(),
+            [prompts[i] for i in at.tolist()],
+            max_new_tokens=max_new_tokens,
+        )
     return answers
 
 
@@ -207,10 +254,17 @@ def _once(ask, prompts, pick):
 
 def _summary(scores, chosen, confidence, seed):
     part = {name: values[chosen] for name, values in scores.items()}
-    bridge = (bridge_score(part["vlm"], part["blind"], part["oracle"], confidence, seed) if "oracle" in part else
-              BridgeScore(None, reason="no descriptions, so no oracle"))
-    return Summary(int(chosen.sum()), {name: bootstrap_interval(v, confidence, seed) for name, v in part.items()},
-                   multimodal_gain(part["vlm"], part["blind"], confidence, seed), bridge)
+    bridge = (
+        bridge_score(part["vlm"], part["blind"], part["oracle"], confidence, seed)
+        if "oracle" in part
+        else BridgeScore(None, reason="no descriptions, so no oracle")
+    )
+    return Summary(
+        int(chosen.sum()),
+        {name: bootstrap_interval(v, confidence, seed) for name, v in part.items()},
+        multimodal_gain(part["vlm"], part["blind"], confidence, seed),
+        bridge,
+    )
 
 
 def _scores(**arrays):
@@ -218,9 +272,16 @@ def _scores(**arrays):
     arrays = {name: np.asarray(values, dtype=float) for name, values in arrays.items()}
     first, *_ = arrays.values()
     for name, values in arrays.items():
-        if values.ndim != 1 or not len(values) or values.shape != first.shape or not np.isfinite(values).all():
-            raise UserError(f"{name} has shape {values.shape}; expected one finite score a question, at least one, and "
-                            f"as many for each condition ({', '.join(arrays)}).")
+        if (
+            values.ndim != 1
+            or not len(values)
+            or values.shape != first.shape
+            or not np.isfinite(values).all()
+        ):
+            raise UserError(
+                f"{name} has shape {values.shape}; expected one finite score a question, at least one, and "
+                f"as many for each condition ({', '.join(arrays)})."
+            )
     return list(arrays.values())
 
 
@@ -228,6 +289,15 @@ def _bootstrap(samples, statistic, confidence, seed):
     """(low, high) of the percentile bootstrap over questions; the same seed draws the same questions."""
     if len(samples[0]) < 2:
         return float("nan"), float("nan")
-    interval = bootstrap(samples, statistic, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
-                         confidence_level=confidence, batch=200, rng=np.random.default_rng(seed)).confidence_interval
+    interval = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        batch=200,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(interval.low), float(interval.high)

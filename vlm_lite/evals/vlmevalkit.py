@@ -42,30 +42,48 @@ class VLMEvalModel:
     def generate(self, message, dataset=None):
         """The answer to a message: a text, a path, one {"type", "value"}, or a list of them."""
         parts = message if isinstance(message, list) else [message]
-        return self.generate_inner([part if isinstance(part, dict) else
-                                    {"type": "image" if os.path.isfile(part) else "text", "value": part}
-                                    for part in parts], dataset)
+        return self.generate_inner(
+            [
+                part
+                if isinstance(part, dict)
+                else {"type": "image" if os.path.isfile(part) else "text", "value": part}
+                for part in parts
+            ],
+            dataset,
+        )
 
     def generate_inner(self, message, dataset=None):
         """The answer to [{"type": "image" or "text", "value": ...}, ...]; UserError names the part that will not do."""
         for k, part in enumerate(message):
-            if not isinstance(part, dict) or part.get("type") not in self.allowed_types or not part.get("value"):
-                raise UserError(f"message[{k}] is {part!r}; expected {{'type': 'image' or 'text', 'value': a path or a "
-                                "text}. Videos are not understood.")
+            if (
+                not isinstance(part, dict)
+                or part.get("type") not in self.allowed_types
+                or not part.get("value")
+            ):
+                raise UserError(
+                    f"message[{k}] is {part!r}; expected {{'type': 'image' or 'text', 'value': a path or a "
+                    "text}. Videos are not understood."
+                )
         texts = [part["value"] for part in message if part["type"] == "text"]
         images = [part["value"] for part in message if part["type"] == "image"]
         if not texts:
-            raise UserError(f"the message of {len(message)} parts has no text; expected a question.")
+            raise UserError(
+                f"the message of {len(message)} parts has no text; expected a question."
+            )
         if len(images) > 1:
-            warnings.warn(f"{len(images)} pictures in one message: the first is shown, the others are left out.",
-                          stacklevel=2)
+            warnings.warn(
+                f"{len(images)} pictures in one message: the first is shown, the others are left out.",
+                stacklevel=2,
+            )
         seen = None
         if images:
             try:
                 seen = [PIL.Image.open(images[0]).convert("RGB")]
             except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-                raise UserError(f"{images[0]} is not a picture that can be read ({error}). Delete it, so that "
-                                "VLMEvalKit writes it again.") from error
+                raise UserError(
+                    f"{images[0]} is not a picture that can be read ({error}). Delete it, so that "
+                    "VLMEvalKit writes it again."
+                ) from error
         return self.model.answer(seen, ["\n".join(texts)], self.max_new_tokens)[0]
 
 
@@ -76,14 +94,27 @@ def write_mmbench(path, rows, predictions=None):
     have one. A sample of whole groups is a subset, which it accepts.
     """
     letters = sorted({letter for row in rows for letter in row["options"]})
-    grouped = [name for name in GROUPINGS if any(row.get(name) for row in rows)]  # its mean over an empty split is NaN
+    grouped = [
+        name for name in GROUPINGS if any(row.get(name) for row in rows)
+    ]  # its mean over an empty split is NaN
     columns = ["index", "question", "hint", *letters, "answer", *grouped]
     name, last = "image", {row["index"]: row["image"] for row in rows}
     if predictions is not None:
         name = "prediction"
-        last, _ = match(list(last), predictions.items(), file="the predictions", against=str(path), name="index")
-    _write_tsv(path, [*columns, name], ([*(({**row, **row["options"]}).get(column, "") for column in columns),
-                                         last[row["index"]]] for row in rows))
+        last, _ = match(
+            list(last), predictions.items(), file="the predictions", against=str(path), name="index"
+        )
+    _write_tsv(
+        path,
+        [*columns, name],
+        (
+            [
+                *(({**row, **row["options"]}).get(column, "") for column in columns),
+                last[row["index"]],
+            ]
+            for row in rows
+        ),
+    )
 
 
 def write_pope(path, splits):
@@ -97,8 +128,10 @@ def write_pope(path, splits):
     for name, (labels, answers) in splits.items():
         said, truth, _ = read_pope(labels, answers)
         asked = [record.get("text", "") for _, record in read_lines(labels)]
-        rows += [[len(rows) + k, text, label.title(), name, answer]
-                 for k, (text, label, answer) in enumerate(zip(asked, truth, said, strict=True))]
+        rows += [
+            [len(rows) + k, text, label.title(), name, answer]
+            for k, (text, label, answer) in enumerate(zip(asked, truth, said, strict=True))
+        ]
     _write_tsv(path, ["index", "question", "answer", "category", "prediction"], rows)
 
 

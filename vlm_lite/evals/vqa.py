@@ -21,10 +21,24 @@ _APOSTROPHES = """
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """.split()
-CONTRACTIONS = {word[:i] + word[i + 1:]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"}
+CONTRACTIONS = {
+    word[:i] + word[i + 1 :]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"
+}
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
-NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
-           "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
 NORMALIZE = ("official", "always")
@@ -65,11 +79,18 @@ def vqa_accuracy(prediction, answers, normalize="official"):
         raise UserError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZE)}.")
     if not isinstance(prediction, str):
         raise UserError(f"the prediction is {prediction!r}; expected text.")
-    if len(answers) != ANSWERS_PER_QUESTION or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"the answers are {list(answers)!r}; expected {ANSWERS_PER_QUESTION} texts, one a person.")
+    if len(answers) != ANSWERS_PER_QUESTION or not all(
+        isinstance(answer, str) for answer in answers
+    ):
+        raise UserError(
+            f"the answers are {list(answers)!r}; expected {ANSWERS_PER_QUESTION} texts, one a person."
+        )
     prediction, answers = _trim(prediction), [_trim(answer) for answer in answers]
     if normalize == "always" or len(set(answers)) > 1:
-        prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
+        prediction, answers = (
+            normalize_answer(prediction),
+            [normalize_answer(answer) for answer in answers],
+        )
     matches, people = answers.count(prediction), ANSWERS_PER_QUESTION
     # Leaving out one who agrees leaves matches - 1, leaving out one who does not leaves all.
     return (matches * min(matches - 1, 3) + (people - matches) * min(matches, 3)) / (3 * people)
@@ -80,15 +101,18 @@ def column(rows, name):
     try:
         return [row[name] for row in rows] if isinstance(rows, list | tuple) else rows[name][:]
     except KeyError as error:
-        raise UserError(f"the rows have no field {name!r}. Expected rows of the common format (data/formats.py).") \
-            from error
+        raise UserError(
+            f"the rows have no field {name!r}. Expected rows of the common format (data/formats.py)."
+        ) from error
 
 
 def vqa_scores(predictions, rows, normalize="official"):
     """The accuracy of each prediction against its row's `answers`: float array (Q,) in [0, 1]."""
     answers = column(rows, "answers")
     if len(predictions) != len(answers):
-        raise UserError(f"{len(predictions)} predictions for {len(answers)} questions; expected one each, in order.")
+        raise UserError(
+            f"{len(predictions)} predictions for {len(answers)} questions; expected one each, in order."
+        )
     if not answers:
         raise UserError("there are no questions to score; expected at least one row.")
     scores = np.empty(len(answers))

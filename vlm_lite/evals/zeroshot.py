@@ -21,8 +21,16 @@ from vlm_lite.recipes import embed_images, embed_texts
 
 # The first is the single prompt. The others are the seven that CLIP's authors found to serve photographs best
 # (github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb).
-TEMPLATES = ("a photo of a {}.", "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
-             "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
+TEMPLATES = (
+    "a photo of a {}.",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 
 
 def ensemble(text_embeds):
@@ -36,15 +44,25 @@ def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
     image_embeds (N, P), class_embeds (C, P), labels (N,) whole numbers below C. A wrong class that ties with the right
     one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.
     """
-    image_embeds, class_embeds = (torch.as_tensor(embeds).float() for embeds in (image_embeds, class_embeds))
+    image_embeds, class_embeds = (
+        torch.as_tensor(embeds).float() for embeds in (image_embeds, class_embeds)
+    )
     for name, embeds in (("image_embeds", image_embeds), ("class_embeds", class_embeds)):
         if embeds.ndim != 2 or not len(embeds) or not embeds.isfinite().all():
-            raise UserError(f"{name} of shape {tuple(embeds.shape)} is empty, not (count, width), or holds NaN or "
-                            "infinite values. Look at the model that made them.")
+            raise UserError(
+                f"{name} of shape {tuple(embeds.shape)} is empty, not (count, width), or holds NaN or "
+                "infinite values. Look at the model that made them."
+            )
     labels = torch.as_tensor(labels)
-    if labels.shape != (len(image_embeds),) or labels.min() < 0 or labels.max() >= len(class_embeds):
-        raise UserError(f"labels have the shape {tuple(labels.shape)}; expected {len(image_embeds)} class numbers, "
-                        f"each below {len(class_embeds)}.")
+    if (
+        labels.shape != (len(image_embeds),)
+        or labels.min() < 0
+        or labels.max() >= len(class_embeds)
+    ):
+        raise UserError(
+            f"labels have the shape {tuple(labels.shape)}; expected {len(image_embeds)} class numbers, "
+            f"each below {len(class_embeds)}."
+        )
     similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(class_embeds, dim=-1).T  # (N, C)
     own = similarity.gather(1, labels[:, None])  # (N, 1)
     rank = (similarity >= own).sum(dim=1) - 1  # (N,), how many other classes are at least as near
@@ -60,36 +78,54 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
     """
     odd = next((template for template in templates if template.count("{}") != 1), None)
     if odd is not None or not templates:
-        raise UserError(f"the template {odd!r} has no {{}}, or several; expected one, where the class name goes.")
+        raise UserError(
+            f"the template {odd!r} has no {{}}, or several; expected one, where the class name goes."
+        )
     paths, labels, names = class_folders(folder, classes)
     device, source = get_compute().device, resolve_model(model)
     clip = CLIP.from_pretrained(source).to(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{model} has no tokenizer that loads ({str(error).splitlines()[0]}). Name a CLIP with its "
-                        "tokenizer files.") from error
+        raise UserError(
+            f"{model} has no tokenizer that loads ({str(error).splitlines()[0]}). Name a CLIP with its "
+            "tokenizer files."
+        ) from error
     prompts = [template.replace("{}", name) for name in names for template in templates]
     if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
         unknown = {word: None for prompt in prompts for word in unknown_words(tokenizer, prompt)}
         if unknown:
-            raise UserError(f"{model} does not know {len(unknown)} word(s) of the prompts, for example "
-                            f"{next(iter(unknown))!r}. Give prompts (--template) and class names in its own words.")
+            raise UserError(
+                f"{model} does not know {len(unknown)} word(s) of the prompts, for example "
+                f"{next(iter(unknown))!r}. Give prompts (--template) and class names in its own words."
+            )
     try:
-        texts = embed_texts(clip, prompts, tokenizer).unflatten(0, (len(names), len(templates)))  # (C, T, P)
+        texts = embed_texts(clip, prompts, tokenizer).unflatten(
+            0, (len(names), len(templates))
+        )  # (C, T, P)
     except (UserError, ValueError) as error:
         raise UserError(f"a prompt does not fit {model}: {error}") from error
     embeds = []
-    for start in tqdm(range(0, len(paths), batch_size), desc="pictures", unit="batch", disable=None, ncols=90):
-        part = paths[start:start + batch_size]
-        cells = make_dataset({"image": [{"bytes": None, "path": path} for path in part],
-                              "image_id": list(range(len(part)))})
+    for start in tqdm(
+        range(0, len(paths), batch_size), desc="pictures", unit="batch", disable=None, ncols=90
+    ):
+        part = paths[start : start + batch_size]
+        cells = make_dataset(
+            {
+                "image": [{"bytes": None, "path": path} for path in part],
+                "image_id": list(range(len(part))),
+            }
+        )
         embeds.append(embed_images(clip, image_tensor(cells, clip.config.image_size)[0]))
     embeds = torch.cat(embeds)  # (N, P)
-    return {"ensemble": zeroshot_scores(embeds, ensemble(texts), labels),
-            "single": zeroshot_scores(embeds, texts[:, 0], labels),
-            "chance": {f"top{k}": min(1.0, k / len(names)) for k in (1, 5)},
-            "images": len(paths), "classes": names, "templates": list(templates)}
+    return {
+        "ensemble": zeroshot_scores(embeds, ensemble(texts), labels),
+        "single": zeroshot_scores(embeds, texts[:, 0], labels),
+        "chance": {f"top{k}": min(1.0, k / len(names)) for k in (1, 5)},
+        "images": len(paths),
+        "classes": names,
+        "templates": list(templates),
+    }
 
 
 def class_folders(folder, classes=None):
@@ -101,21 +137,36 @@ def class_folders(folder, classes=None):
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected one with a sub-folder of pictures for each class.")
+        raise UserError(
+            f"{folder} is not a folder; expected one with a sub-folder of pictures for each class."
+        )
     suffixes = PIL.Image.registered_extensions()
-    found = {sub.name: sorted(path for path in sub.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-             for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")}
+    found = {
+        sub.name: sorted(
+            path for path in sub.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
+        )
+        for sub in sorted(folder.iterdir())
+        if sub.is_dir() and not sub.name.startswith(".")
+    }
     if not found:
         raise UserError(f"{folder} has no sub-folders; expected one of pictures for each class.")
     empty = [name for name, paths in found.items() if not paths]
     if empty:
-        raise UserError(f"{len(empty)} sub-folder(s) of {folder} have no pictures, for example {empty[0]!r}. Put some "
-                        "there, or take the folder away.")
-    names = {name: name.replace("_", " ") for name in found} if classes is None else _read_classes(classes)
+        raise UserError(
+            f"{len(empty)} sub-folder(s) of {folder} have no pictures, for example {empty[0]!r}. Put some "
+            "there, or take the folder away."
+        )
+    names = (
+        {name: name.replace("_", " ") for name in found}
+        if classes is None
+        else _read_classes(classes)
+    )
     absent = [name for name in found if name not in names]
     if absent:
-        raise UserError(f"{classes} does not name {len(absent)} of {len(found)} sub-folder(s) of {folder}, for example "
-                        f"{absent[0]!r}. Expected one class a line: the sub-folder's name, or sub-folder<TAB>name.")
+        raise UserError(
+            f"{classes} does not name {len(absent)} of {len(found)} sub-folder(s) of {folder}, for example "
+            f"{absent[0]!r}. Expected one class a line: the sub-folder's name, or sub-folder<TAB>name."
+        )
     number = {name: index for index, name in enumerate(names)}
     pairs = [(path, number[name]) for name, paths in found.items() for path in paths]
     return [str(path) for path, _ in pairs], [label for _, label in pairs], list(names.values())
@@ -124,9 +175,15 @@ def class_folders(folder, classes=None):
 def _read_classes(path):
     """{sub-folder: class name} of a text file."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in Path(path).read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}). Expected one class name a line.") from error
+        raise UserError(
+            f"{path} cannot be read as text ({error}). Expected one class name a line."
+        ) from error
     names = {}
     for line in lines:
         key, _, name = line.partition("\t")

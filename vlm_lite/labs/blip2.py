@@ -20,7 +20,10 @@ def stage1_mask(learner):
     text_mask = (torch.arange(length) < lengths[:, None]).long()
     queries, text = slice(0, num_queries), slice(num_queries, None)
     for task in MASKS:
-        found, right = learner(task, num_queries, text_mask), reference(task, num_queries, text_mask)
+        found, right = (
+            learner(task, num_queries, text_mask),
+            reference(task, num_queries, text_mask),
+        )
         if problem := shape_problem(found, tuple(right.shape), f"the mask of {task}"):
             return problem
         found = found.bool()
@@ -33,8 +36,12 @@ def stage1_mask(learner):
         hidden = text_mask[:, None, :].expand(-1, num_queries + length, -1) == 0
         if found[:, :, text][hidden].any():
             return f"in your mask of {task} somebody reads padding: hide the columns where text_mask is 0"
-        parts = {"a query reads the queries": (queries, queries), "a query reads the text": (queries, text),
-                 "the text reads the queries": (text, queries), "the text reads the text": (text, text)}
+        parts = {
+            "a query reads the queries": (queries, queries),
+            "a query reads the text": (queries, text),
+            "the text reads the queries": (text, queries),
+            "the text reads the text": (text, text),
+        }
         for words, (rows, columns) in parts.items():
             mine, its = found[:, rows, columns], right[:, rows, columns]
             if not torch.equal(mine, its):
@@ -46,12 +53,22 @@ def _hint(task, words, mine, right):
     if words == "a query reads the queries":
         return "the queries are a set, each sees each, in all three objectives"
     if words == "a query reads the text":
-        return ("they may, as picture and caption are compared word by word" if right.any() else
-                "they may not, or they would pass on words instead of what they saw")
+        return (
+            "they may, as picture and caption are compared word by word"
+            if right.any()
+            else "they may not, or they would pass on words instead of what they saw"
+        )
     if words == "the text reads the queries":
-        return ("it may, for the queries are all it knows of the picture" if right.any() else
-                "it may not: each side must make its vector alone")
+        return (
+            "it may, for the queries are all it knows of the picture"
+            if right.any()
+            else "it may not: each side must make its vector alone"
+        )
     if task == "itg":
-        return ("a word may read itself and what stands before it, not what comes after: it would copy the word that "
-                "it is to predict" if (mine & ~right).any() else "a word may read itself and all that stands before it")
+        return (
+            "a word may read itself and what stands before it, not what comes after: it would copy the word that "
+            "it is to predict"
+            if (mine & ~right).any()
+            else "a word may read itself and all that stands before it"
+        )
     return "nothing is predicted here, so each word may read each word, later ones too"

@@ -5,15 +5,63 @@ from .clip import class_embeddings, cosine_similarity, info_nce, information_bou
 from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
 from .core import progress
 from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
-from .llava import chat_text, conversation_labels, insert_image, lora_linear, mlp_projector, select_features
+from .llava import (
+    chat_text,
+    conversation_labels,
+    insert_image,
+    lora_linear,
+    mlp_projector,
+    select_features,
+)
 from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
-from .vit import attention, attention_rollout, block_flops, patchify, pre_norm_block, resize_positions
+from .vit import (
+    attention,
+    attention_rollout,
+    block_flops,
+    patchify,
+    pre_norm_block,
+    resize_positions,
+)
 
-__all__ = ["accumulate", "answer_loss", "attention", "attention_rollout", "block_flops", "caption_recall", "chat_text",
-           "circular_and_plain", "class_embeddings", "clipped_matches", "conversation_labels", "cosine_similarity",
-           "info_nce", "information_bound", "insert_image", "load_weights", "lora_linear", "make_labels",
-           "make_queries", "mean_pool", "mlp_projector", "multihead_attention", "pad_batch", "pair_accuracy",
-           "paired_interval", "patchify", "pope_figures", "position_ids", "pre_norm_block", "progress",
-           "qformer_layer", "rarity", "recall_at_k", "resize_positions", "select_features", "split_by_picture",
-           "stage1_mask", "type_prior", "vqa_accuracy"]
+__all__ = [
+    "accumulate",
+    "answer_loss",
+    "attention",
+    "attention_rollout",
+    "block_flops",
+    "caption_recall",
+    "chat_text",
+    "circular_and_plain",
+    "class_embeddings",
+    "clipped_matches",
+    "conversation_labels",
+    "cosine_similarity",
+    "info_nce",
+    "information_bound",
+    "insert_image",
+    "load_weights",
+    "lora_linear",
+    "make_labels",
+    "make_queries",
+    "mean_pool",
+    "mlp_projector",
+    "multihead_attention",
+    "pad_batch",
+    "pair_accuracy",
+    "paired_interval",
+    "patchify",
+    "pope_figures",
+    "position_ids",
+    "pre_norm_block",
+    "progress",
+    "qformer_layer",
+    "rarity",
+    "recall_at_k",
+    "resize_positions",
+    "select_features",
+    "split_by_picture",
+    "stage1_mask",
+    "type_prior",
+    "vqa_accuracy",
+]

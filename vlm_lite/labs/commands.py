@@ -22,32 +22,65 @@ def add(commands):
     actions = lab.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def adding(name, text):
-        return actions.add_parser(name, help=text, epilog="example:\n  " + EXAMPLES[name],
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        return actions.add_parser(
+            name,
+            help=text,
+            epilog="example:\n  " + EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
-    for name, call, text in (("student", run_student, "the student's copy: answers and outputs taken out"),
-                             ("solution", run_solution, "the solved copy"),
-                             ("rubric", run_rubric, "exercises, points, minutes, and what each check looks for")):
+    for name, call, text in (
+        ("student", run_student, "the student's copy: answers and outputs taken out"),
+        ("solution", run_solution, "the solved copy"),
+        ("rubric", run_rubric, "exercises, points, minutes, and what each check looks for"),
+    ):
         action = adding(name, text)
-        action.add_argument("notebook", metavar="NOTEBOOK", help="a notebook of the course, such as "
-                                                                  "notebooks/01_clip_infonce.ipynb")
-        action.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: print it)")
+        action.add_argument(
+            "notebook",
+            metavar="NOTEBOOK",
+            help="a notebook of the course, such as notebooks/01_clip_infonce.ipynb",
+        )
+        action.add_argument(
+            "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
+        )
         action.set_defaults(call=call)
     every = adding("all", "the student's copy of every lab and their rubric, into one folder")
     every.add_argument("-o", "--output", metavar="FOLDER", required=True)
-    every.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)")
+    every.add_argument(
+        "--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)"
+    )
     every.set_defaults(call=run_all)
     grade = adding("grade", "run students' copies and say, exercise by exercise, what is right")
-    grade.add_argument("copies", metavar="COPY", nargs="+", help="notebooks, or folders with notebooks in them")
-    grade.add_argument("--lab", metavar="NAME", help="the notebook that all must be copies of, such as 01_clip_infonce")
+    grade.add_argument(
+        "copies", metavar="COPY", nargs="+", help="notebooks, or folders with notebooks in them"
+    )
+    grade.add_argument(
+        "--lab",
+        metavar="NAME",
+        help="the notebook that all must be copies of, such as 01_clip_infonce",
+    )
     grade.add_argument("--json", metavar="FILE", help="write the reports there as JSON, too")
-    grade.add_argument("--jobs", type=_positive, help="copies graded at a time (default: half the cores)")
-    grade.add_argument("--timeout", type=_positive, default=600, help="seconds a copy may take (default 600)")
-    grade.add_argument("--check-timeout", type=_positive, default=30, help="seconds a check may take (default 30)")
-    grade.add_argument("--profile", choices=("smoke", "tiny", "t4"), default="smoke",
-                       help="what the copies run on (default smoke: a few pictures and steps)")
-    grade.add_argument("--whole", action="store_true", help="run each copy to its end, not only to its last check")
-    grade.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)")
+    grade.add_argument(
+        "--jobs", type=_positive, help="copies graded at a time (default: half the cores)"
+    )
+    grade.add_argument(
+        "--timeout", type=_positive, default=600, help="seconds a copy may take (default 600)"
+    )
+    grade.add_argument(
+        "--check-timeout", type=_positive, default=30, help="seconds a check may take (default 30)"
+    )
+    grade.add_argument(
+        "--profile",
+        choices=("smoke", "tiny", "t4"),
+        default="smoke",
+        help="what the copies run on (default smoke: a few pictures and steps)",
+    )
+    grade.add_argument(
+        "--whole", action="store_true", help="run each copy to its end, not only to its last check"
+    )
+    grade.add_argument(
+        "--notebooks", metavar="FOLDER", help="where the notebooks are (default: this clone's)"
+    )
     grade.set_defaults(call=run_grade)
 
 
@@ -64,7 +97,11 @@ def run_student(options):
 
     path = Path(options.notebook)
     notebook = build.read(path)
-    siblings = {other.stem for other in path.parent.glob("[0-9][0-9]_*.ipynb") if build.exercises(build.read(other))}
+    siblings = {
+        other.stem
+        for other in path.parent.glob("[0-9][0-9]_*.ipynb")
+        if build.exercises(build.read(other))
+    }
     _give(options, build.dumps(build.student(notebook, path.stem, siblings)))
 
 
@@ -72,7 +109,10 @@ def run_solution(options):
     """`vlm-lite lab solution NOTEBOOK`."""
     from . import build
 
-    _give(options, build.dumps(build.solution(build.read(options.notebook), Path(options.notebook).stem)))
+    _give(
+        options,
+        build.dumps(build.solution(build.read(options.notebook), Path(options.notebook).stem)),
+    )
 
 
 def run_rubric(options):
@@ -95,9 +135,17 @@ def run_grade(options):
     from ..files import write_json
     from .grade import as_text, grade
 
-    reports = grade(options.copies, notebooks=options.notebooks, lab=options.lab, jobs=options.jobs,
-                    seconds=options.timeout, check_seconds=options.check_timeout, profile=options.profile,
-                    whole=options.whole, on_done=lambda report: print(as_text(report), flush=True))
+    reports = grade(
+        options.copies,
+        notebooks=options.notebooks,
+        lab=options.lab,
+        jobs=options.jobs,
+        seconds=options.timeout,
+        check_seconds=options.check_timeout,
+        profile=options.profile,
+        whole=options.whole,
+        on_done=lambda report: print(as_text(report), flush=True),
+    )
     if options.json:
         write_json(options.json, reports)
     return int(any(not report["exercises"] for report in reports))

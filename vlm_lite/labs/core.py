@@ -50,7 +50,9 @@ class _ReturnedNothing(Exception):
     pass
 
 
-class _OutOfTime(BaseException):  # no Exception: a learner's own `except Exception` must not swallow it
+class _OutOfTime(
+    BaseException
+):  # no Exception: a learner's own `except Exception` must not swallow it
     pass
 
 
@@ -60,8 +62,9 @@ def grading():
         try:
             return float(seconds)
         except ValueError:
-            raise UserError(f'VLM_LITE_GRADING is "{seconds}"; expected the seconds that a check may take, such as 30'
-                            ) from None
+            raise UserError(
+                f'VLM_LITE_GRADING is "{seconds}"; expected the seconds that a check may take, such as 30'
+            ) from None
     return NBGRADER_SECONDS if os.environ.get("NBGRADER_EXECUTION") else None
 
 
@@ -73,6 +76,7 @@ def exercise(reference):
     first thing wrong. Errors it raises are reported, NotImplementedError as "not attempted". `checked.verdict(learner)`
     gives the `Verdict` without printing, for graders and tests; `checked.reference` is the reference.
     """
+
     def decorate(diagnose):
         def verdict(learner):
             return _verdict(diagnose, learner)
@@ -99,7 +103,9 @@ def progress(claims=None):
     passed = [name for name, verdict in _record.items() if verdict.status == "right"]
     parts = [_share(passed, _record, "exercises passed")] if _record else []
     if claims is not None:
-        parts.append(_share([claim for claim, holds in claims.items() if holds], claims, "claims ticked"))
+        parts.append(
+            _share([claim for claim, holds in claims.items() if holds], claims, "claims ticked")
+        )
     print(f"Progress: {'; '.join(parts)}.")
 
 
@@ -111,15 +117,23 @@ def _share(done, of, what):
 def close(mine, theirs, tolerance=1e-4):
     """Whether two results are the same to `tolerance`: tensors or numbers of one shape, or tuples and dicts of them."""
     if isinstance(theirs, dict):
-        return isinstance(mine, dict) and mine.keys() == theirs.keys() and all(
-            close(mine[key], theirs[key], tolerance) for key in theirs)
+        return (
+            isinstance(mine, dict)
+            and mine.keys() == theirs.keys()
+            and all(close(mine[key], theirs[key], tolerance) for key in theirs)
+        )
     if isinstance(theirs, tuple | list):
-        return isinstance(mine, tuple | list) and len(mine) == len(theirs) and all(
-            close(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+        return (
+            isinstance(mine, tuple | list)
+            and len(mine) == len(theirs)
+            and all(close(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+        )
     if isinstance(theirs, str) or isinstance(mine, str):
         return mine == theirs
     mine, theirs = torch.as_tensor(mine), torch.as_tensor(theirs)
-    return mine.shape == theirs.shape and torch.allclose(mine.double(), theirs.double(), tolerance, tolerance)
+    return mine.shape == theirs.shape and torch.allclose(
+        mine.double(), theirs.double(), tolerance, tolerance
+    )
 
 
 def shape_problem(result, expected, what="your result"):
@@ -136,10 +150,22 @@ def explain(found, mistakes):
 
     The nearest, not the first: on one draw in some thousands two mistakes give nearly the same number.
     """
-    def distance(value):
-        return (torch.as_tensor(found).double() - torch.as_tensor(value).double()).abs().nan_to_num().max().item()
 
-    near = [(distance(value), said) for said, values in mistakes.items() for value in values if close(found, value)]
+    def distance(value):
+        return (
+            (torch.as_tensor(found).double() - torch.as_tensor(value).double())
+            .abs()
+            .nan_to_num()
+            .max()
+            .item()
+        )
+
+    near = [
+        (distance(value), said)
+        for said, values in mistakes.items()
+        for value in values
+        if close(found, value)
+    ]
     return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
@@ -156,7 +182,10 @@ def _verdict(diagnose, learner):
     if learner is None or learner is ...:
         return Verdict("not attempted", "")
     if not callable(learner):
-        return Verdict("wrong", f"it is a {type(learner).__name__}, not a function; run the cell that defines it again")
+        return Verdict(
+            "wrong",
+            f"it is a {type(learner).__name__}, not a function; run the cell that defines it again",
+        )
     try:
         with _time_limit(grading()), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.seed()
@@ -175,7 +204,11 @@ def _verdict(diagnose, learner):
 @contextlib.contextmanager
 def _time_limit(seconds):
     """End the block with _OutOfTime after `seconds`; None, another thread, or a system without alarms: no limit."""
-    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+    if (
+        seconds is None
+        or threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "SIGALRM")
+    ):
         yield
         return
 
@@ -228,19 +261,28 @@ def _watched(learner):
 def _crash(error, learner, diagnose):
     """The error, with the last line of the learner's own code that it passed through."""
     file, of_check = _code_file(learner), inspect.unwrap(diagnose).__code__
-    text = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0].rstrip(".")
+    text = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0].rstrip(
+        "."
+    )
     text = text.removeprefix(f"{_OutOfTime.__name__}: ")
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if f.filename == file and (f.filename, f.name) != (of_check.co_filename, of_check.co_name)]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename == file and (f.filename, f.name) != (of_check.co_filename, of_check.co_name)
+    ]
     if not frames:
         return Verdict("crashed", f"what it returned could not be compared ({text})")
     number = frames[-1].lineno
-    return Verdict("crashed", f"{text}, in line {number}: `{linecache.getline(file, number).strip()}`")
+    return Verdict(
+        "crashed", f"{text}, in line {number}: `{linecache.getline(file, number).strip()}`"
+    )
 
 
 def _code_file(learner):
     """The file, or notebook cell, that a function or class was written in; None for what is not written in Python."""
     if inspect.isclass(learner):
-        learner = next((value for value in vars(learner).values() if inspect.isfunction(value)), None)
+        learner = next(
+            (value for value in vars(learner).values() if inspect.isfunction(value)), None
+        )
     code = getattr(inspect.unwrap(learner), "__code__", None) if callable(learner) else None
     return code.co_filename if code else None

@@ -21,14 +21,14 @@ def _vqa_accuracy(prediction, answers):
     """An answer and those of ten people, compared as they stand -> accuracy in [0, 1], each left out in turn."""
     total = 0.0
     for k in range(len(answers)):
-        others = answers[:k] + answers[k + 1:]
+        others = answers[:k] + answers[k + 1 :]
         total += min(1, others.count(prediction) / 3)
     return total / len(answers)
 
 
 def ngrams(words, n):
     """All runs of n words, as tuples, in order."""
-    return [tuple(words[k:k + n]) for k in range(len(words) - n + 1)]
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
 
 
 def _clipped_matches(candidate, references, n):
@@ -41,7 +41,11 @@ def _clipped_matches(candidate, references, n):
 
 def _rarity(captions_of_pictures):
     """For each picture its captions, each a list of n-grams -> {n-gram: log(pictures / pictures that have it)}."""
-    having = Counter(gram for captions in captions_of_pictures for gram in {g for caption in captions for g in caption})
+    having = Counter(
+        gram
+        for captions in captions_of_pictures
+        for gram in {g for caption in captions for g in caption}
+    )
     return {gram: math.log(len(captions_of_pictures) / count) for gram, count in having.items()}
 
 
@@ -56,6 +60,7 @@ def _caption_recall(similarity, picture_of, k):
 
 # ---- the checks
 
+
 @exercise(_vqa_accuracy)
 def vqa_accuracy(learner):
     """An answer that none to all ten people gave, in random order; then one that differs in its capital only."""
@@ -64,7 +69,9 @@ def vqa_accuracy(learner):
     for matches in range(11):
         answers = [right_word] * matches + random.choices(others, k=10 - matches)
         random.shuffle(answers)
-        if matches > 1:  # two who agree stand at the ends, so that leaving out one end only gives another score
+        if (
+            matches > 1
+        ):  # two who agree stand at the ends, so that leaving out one end only gives another score
             ends = [k for k, answer in enumerate(answers) if answer == right_word][:2]
             middle = [answer for k, answer in enumerate(answers) if k not in ends]
             answers = [right_word, *middle, right_word]
@@ -75,27 +82,56 @@ def vqa_accuracy(learner):
     right = [_vqa_accuracy(right_word, answers) for answers in asked]
     if close(found, right):
         if learner(right_word.title(), [right_word] * 10) != 0:
-            return ("you change the text before you compare. Here it is compared as it stands; *when* the official "
-                    "tool normalises is the next section's surprise")
+            return (
+                "you change the text before you compare. Here it is compared as it stands; *when* the official "
+                "tool normalises is the next section's surprise"
+            )
         return None
     n = torch.arange(11).double()
-    one_out = torch.tensor([[min(1, (row[:j] + row[j + 1:]).count(right_word) / 3) for j in (0, 9)] for row in asked])
-    within, loose = ([sum(min(most, (row[:k] + row[k + 1:]).count(right_word) / wanted) for k in range(10)) / 10
-                      for row in asked] for most, wanted in ((1, 2), (10, 3)))
+    one_out = torch.tensor(
+        [[min(1, (row[:j] + row[j + 1 :]).count(right_word) / 3) for j in (0, 9)] for row in asked]
+    )
+    within, loose = (
+        [
+            sum(min(most, (row[:k] + row[k + 1 :]).count(right_word) / wanted) for k in range(10))
+            / 10
+            for row in asked
+        ]
+        for most, wanted in ((1, 2), (10, 3))
+    )
     full = torch.tensor(right).double()
-    return explain(torch.tensor(found).double(), {
-        "this is the short form, min(1, n / 3): it counts all ten at once. Leave each person out in turn, so that two "
-        "matches give 0.6 and not 0.67": [(n / 3).clamp(max=1)],
-        "only one person is left out: do it ten times, once for each, and take the mean": list(one_out.T),
-        "it grows above 1: three others who agree are enough, min(1, matches / 3)": [torch.tensor(loose), n / 3],
-        "this is the share of people who agree; three of them are enough for a full score": [n / 10],
-        "this is percent; return a fraction from 0 to 1": [100 * full, 100 * (n / 3).clamp(max=1)],
-        "an answer counts in part: it need not be what most people said": [(n > 5).double(), (n >= 5).double(),
-                                                                           (n > 0).double()],
-        "ten scores are added up and not averaged: divide by the number of people": [10 * full],
-        "three others must agree for a full score; you ask for two": [torch.tensor(within)],
-    }) or ("for 0, 1, 2, ... 10 matches yours gives " + ", ".join(f"{value:.2f}" for value in found)
-           + "; expected 0, 0.30, 0.60, 0.90 and then 1")
+    return explain(
+        torch.tensor(found).double(),
+        {
+            "this is the short form, min(1, n / 3): it counts all ten at once. Leave each person out in turn, so that two "
+            "matches give 0.6 and not 0.67": [(n / 3).clamp(max=1)],
+            "only one person is left out: do it ten times, once for each, and take the mean": list(
+                one_out.T
+            ),
+            "it grows above 1: three others who agree are enough, min(1, matches / 3)": [
+                torch.tensor(loose),
+                n / 3,
+            ],
+            "this is the share of people who agree; three of them are enough for a full score": [
+                n / 10
+            ],
+            "this is percent; return a fraction from 0 to 1": [
+                100 * full,
+                100 * (n / 3).clamp(max=1),
+            ],
+            "an answer counts in part: it need not be what most people said": [
+                (n > 5).double(),
+                (n >= 5).double(),
+                (n > 0).double(),
+            ],
+            "ten scores are added up and not averaged: divide by the number of people": [10 * full],
+            "three others must agree for a full score; you ask for two": [torch.tensor(within)],
+        },
+    ) or (
+        "for 0, 1, 2, ... 10 matches yours gives "
+        + ", ".join(f"{value:.2f}" for value in found)
+        + "; expected 0, 0.30, 0.60, 0.90 and then 1"
+    )
 
 
 @exercise(_clipped_matches)
@@ -107,7 +143,9 @@ def clipped_matches(learner):
     random.shuffle(references)
 
     def both(function):
-        return torch.tensor([function(1), function(2)]).double()  # (2, 2): matches and n-grams, by n
+        return torch.tensor(
+            [function(1), function(2)]
+        ).double()  # (2, 2): matches and n-grams, by n
 
     try:
         found = both(lambda n: tuple(learner(list(candidate), [list(r) for r in references], n)))
@@ -122,37 +160,61 @@ def clipped_matches(learner):
         def of(n):
             said = Counter(ngrams(candidate, size(n)))
             of_each = [Counter(ngrams(reference, size(n))) for reference in references]
-            return sum(min(count, clip([have[gram] for have in of_each], count)) for gram, count in said.items()), \
-                total(n)
+            return sum(
+                min(count, clip([have[gram] for have in of_each], count))
+                for gram, count in said.items()
+            ), total(n)
+
         return both(of)
 
     most = len({*candidate})
-    return explain(found, {
-        "nothing is clipped: a word said four times counts four times although no reference has it so often. Count it "
-        "at most as often as the reference that has it most": [counted(lambda have, count: count * any(have))],
-        "the references are added together: clip at the *largest* count in one of them": [counted(lambda h, _: sum(h))],
-        "only one reference is looked at": [counted(lambda have, _, k=k: have[k]) for k in (0, 1)],
-        "an n-gram counts only where every reference has it: one is enough": [counted(lambda have, _: min(have))],
-        "each different n-gram counts once: a set forgets how often": [
-            counted(lambda have, _: any(have)),
-            counted(lambda have, _: any(have), lambda n: len({*ngrams(candidate, n)})),
-            counted(lambda have, _: max(have), lambda n: len({*ngrams(candidate, n)}))],
-        "you divide by the references' n-grams: that is recall. The second number counts the candidate's":
-            [counted(lambda have, _: max(have), lambda n, r=r: len(r) - n + 1) for r in references],
-        "n is not used: pairs of words for n = 2, and so on": [
-            counted(lambda have, _: max(have), lambda n: len(candidate), size=lambda n: 1)],
-        "a candidate of L words has L - n + 1 n-grams": [
-            counted(lambda have, _: max(have), lambda n: len(candidate) - n),
-            counted(lambda have, _: max(have), lambda n: len(candidate)), counted(lambda h, _: max(h), lambda n: most)],
-    }) or (f"for n = 1 and 2 yours gives {found.tolist()}, expected "
-           f"{both(lambda n: _clipped_matches(candidate, references, n)).tolist()}")
+    return explain(
+        found,
+        {
+            "nothing is clipped: a word said four times counts four times although no reference has it so often. Count it "
+            "at most as often as the reference that has it most": [
+                counted(lambda have, count: count * any(have))
+            ],
+            "the references are added together: clip at the *largest* count in one of them": [
+                counted(lambda h, _: sum(h))
+            ],
+            "only one reference is looked at": [
+                counted(lambda have, _, k=k: have[k]) for k in (0, 1)
+            ],
+            "an n-gram counts only where every reference has it: one is enough": [
+                counted(lambda have, _: min(have))
+            ],
+            "each different n-gram counts once: a set forgets how often": [
+                counted(lambda have, _: any(have)),
+                counted(lambda have, _: any(have), lambda n: len({*ngrams(candidate, n)})),
+                counted(lambda have, _: max(have), lambda n: len({*ngrams(candidate, n)})),
+            ],
+            "you divide by the references' n-grams: that is recall. The second number counts the candidate's": [
+                counted(lambda have, _: max(have), lambda n, r=r: len(r) - n + 1)
+                for r in references
+            ],
+            "n is not used: pairs of words for n = 2, and so on": [
+                counted(lambda have, _: max(have), lambda n: len(candidate), size=lambda n: 1)
+            ],
+            "a candidate of L words has L - n + 1 n-grams": [
+                counted(lambda have, _: max(have), lambda n: len(candidate) - n),
+                counted(lambda have, _: max(have), lambda n: len(candidate)),
+                counted(lambda h, _: max(h), lambda n: most),
+            ],
+        },
+    ) or (
+        f"for n = 1 and 2 yours gives {found.tolist()}, expected "
+        f"{both(lambda n: _clipped_matches(candidate, references, n)).tolist()}"
+    )
 
 
 @exercise(_rarity)
 def rarity(learner):
     """Six pictures with two captions each; one n-gram is in all, one twice in a caption, one in both captions."""
     everywhere, twice, both, *rest = random.sample(WORDS, 9)
-    pictures = [[[everywhere, rest[k]], [everywhere if k % 2 else rest[(k + 1) % 6]]] for k in range(6)]
+    pictures = [
+        [[everywhere, rest[k]], [everywhere if k % 2 else rest[(k + 1) % 6]]] for k in range(6)
+    ]
     pictures[0][0] += [twice, twice]
     for captions in pictures[1:3]:
         for caption in captions:
@@ -178,21 +240,40 @@ def rarity(learner):
         return torch.tensor([function(gram) for gram in grams]).double()
 
     N, M = len(pictures), len(captions)
-    return explain(values, {
-        "you count captions; an n-gram counts once for each *picture*, in however many of its captions it stands":
-            [of(lambda g: math.log(M / in_captions[g])), of(lambda g: math.log(N / in_captions[g]))],
-        "you count how often it is said; count the pictures that have it at all":
-            [of(lambda g: math.log(N / times[g])), of(lambda g: math.log(M / times[g]))],
-        "the logarithm is missing": [of(lambda g: N / having[g])],
-        "the sign is turned: what is rare must weigh more": [of(lambda g: math.log(having[g] / N))],
-        "that is how common it is; CIDEr weighs by how rare: log(N / count)": [of(lambda g: having[g]),
-                                                                              of(lambda g: having[g] / N)],
-        "that logarithm is to base 2 or 10; take the natural one, math.log":
-            [of(lambda g: math.log2(N / having[g])), of(lambda g: math.log10(N / having[g]))],
-        "1 is added somewhere: then what stands in every picture keeps a weight, and it tells nothing":
-            [of(lambda g: math.log(1 + N / having[g])), of(lambda g: math.log((1 + N) / (1 + having[g]))),
-             of(lambda g: 1 + math.log(N / having[g])), of(lambda g: math.log(N / (1 + having[g])))],
-    }) or "the weights are not log(pictures / pictures that have the n-gram)"
+    return (
+        explain(
+            values,
+            {
+                "you count captions; an n-gram counts once for each *picture*, in however many of its captions it stands": [
+                    of(lambda g: math.log(M / in_captions[g])),
+                    of(lambda g: math.log(N / in_captions[g])),
+                ],
+                "you count how often it is said; count the pictures that have it at all": [
+                    of(lambda g: math.log(N / times[g])),
+                    of(lambda g: math.log(M / times[g])),
+                ],
+                "the logarithm is missing": [of(lambda g: N / having[g])],
+                "the sign is turned: what is rare must weigh more": [
+                    of(lambda g: math.log(having[g] / N))
+                ],
+                "that is how common it is; CIDEr weighs by how rare: log(N / count)": [
+                    of(lambda g: having[g]),
+                    of(lambda g: having[g] / N),
+                ],
+                "that logarithm is to base 2 or 10; take the natural one, math.log": [
+                    of(lambda g: math.log2(N / having[g])),
+                    of(lambda g: math.log10(N / having[g])),
+                ],
+                "1 is added somewhere: then what stands in every picture keeps a weight, and it tells nothing": [
+                    of(lambda g: math.log(1 + N / having[g])),
+                    of(lambda g: math.log((1 + N) / (1 + having[g]))),
+                    of(lambda g: 1 + math.log(N / having[g])),
+                    of(lambda g: math.log(N / (1 + having[g]))),
+                ],
+            },
+        )
+        or "the weights are not log(pictures / pictures that have the n-gram)"
+    )
 
 
 @exercise(_caption_recall)
@@ -216,31 +297,53 @@ def caption_recall(learner):
     right = torch.stack(right).double()
     if found.shape == (2,) and close(found, right):
         return None
-    return explain(found, {said: [torch.tensor([float(a), float(b)]) for a, b in many]
-                            for said, many in mistakes.items()}) or (
+    return explain(
+        found,
+        {
+            said: [torch.tensor([float(a), float(b)]) for a, b in many]
+            for said, many in mistakes.items()
+        },
+    ) or (
         f"yours is {found.tolist()}, expected {right.tolist()}. Look at each direction alone: a picture is a hit where "
-        "*any* of its captions is among its k nearest; a caption, where its picture is")
+        "*any* of its captions is among its k nearest; a caption, where its picture is"
+    )
 
 
 def _recall_mistakes(similarity, picture_of, mine, k):
     N, M = similarity.shape
     to_text, to_picture = _caption_recall(similarity, picture_of, k)
-    rank_of_text = similarity.argsort(dim=1, descending=True).argsort(dim=1)  # (N, M) place of each caption
+    rank_of_text = similarity.argsort(dim=1, descending=True).argsort(
+        dim=1
+    )  # (N, M) place of each caption
     rank_of_picture = similarity.argsort(dim=0, descending=True).argsort(dim=0)
     hits = mine & (rank_of_text < k)  # (N, M)
     first = torch.tensor([(picture_of == n).nonzero()[0, 0] for n in range(N)])
-    more, fewer = _caption_recall(similarity, picture_of, k + 1), _caption_recall(similarity, picture_of, k - 1)
+    more, fewer = (
+        _caption_recall(similarity, picture_of, k + 1),
+        _caption_recall(similarity, picture_of, k - 1),
+    )
     return {
-        "the two directions are exchanged: pictures to captions comes first": [(to_picture, to_text)],
-        "from pictures to captions *one* of a picture's captions is enough; you want all of them":
-            [((hits.sum(1) == mine.sum(1)).float().mean(), to_picture)],
-        "from pictures to captions you count captions: a picture is one query, a hit or not":
-            [(hits.sum() / M, to_picture), (hits.sum() / (N * k), to_picture)],
-        "only the first caption of each picture may be the hit: any of them will do":
-            [(hits[torch.arange(N), first].float().mean(), to_picture)],
-        "caption j is taken to belong to picture j: the captions' pictures stand in picture_of":
-            [((rank_of_text[torch.arange(N), torch.arange(N)] < k).float().mean(),
-              (rank_of_picture[torch.arange(N), torch.arange(N)] < k).float().mean())],
-        "you look at k + 1 candidates, one too many: places are counted from 0, so a place below k": [more],
+        "the two directions are exchanged: pictures to captions comes first": [
+            (to_picture, to_text)
+        ],
+        "from pictures to captions *one* of a picture's captions is enough; you want all of them": [
+            ((hits.sum(1) == mine.sum(1)).float().mean(), to_picture)
+        ],
+        "from pictures to captions you count captions: a picture is one query, a hit or not": [
+            (hits.sum() / M, to_picture),
+            (hits.sum() / (N * k), to_picture),
+        ],
+        "only the first caption of each picture may be the hit: any of them will do": [
+            (hits[torch.arange(N), first].float().mean(), to_picture)
+        ],
+        "caption j is taken to belong to picture j: the captions' pictures stand in picture_of": [
+            (
+                (rank_of_text[torch.arange(N), torch.arange(N)] < k).float().mean(),
+                (rank_of_picture[torch.arange(N), torch.arange(N)] < k).float().mean(),
+            )
+        ],
+        "you look at k + 1 candidates, one too many: places are counted from 0, so a place below k": [
+            more
+        ],
         "you look at the nearest k - 1 only": [fewer],
     }

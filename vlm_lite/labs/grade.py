@@ -31,8 +31,19 @@ MARKS = {"passed": "✓", "not attempted": "–"}
 
 # ---- a class
 
-def grade(paths, *, notebooks=None, lab=None, jobs=None, seconds=600, check_seconds=30, profile="smoke",
-          whole=False, on_done=None):
+
+def grade(
+    paths,
+    *,
+    notebooks=None,
+    lab=None,
+    jobs=None,
+    seconds=600,
+    check_seconds=30,
+    profile="smoke",
+    whole=False,
+    on_done=None,
+):
     """Grade the copies in `paths` (files, and folders searched for .ipynb) and return their reports, in order.
 
     lab: the name of the notebook that all must be copies of; None finds it out for each. seconds: the most a copy may
@@ -44,15 +55,25 @@ def grade(paths, *, notebooks=None, lab=None, jobs=None, seconds=600, check_seco
     source = build.notebooks_folder(notebooks)
     known = build.labs(source)
     if lab is not None and lab not in known:
-        raise UserError(f"there is no lab {lab!r} in {source}; there are: {', '.join(known) or 'none'}")
+        raise UserError(
+            f"there is no lab {lab!r} in {source}; there are: {', '.join(known) or 'none'}"
+        )
     _need_nbclient()
     jobs = jobs or max(1, (os.cpu_count() or 2) // 2)
 
     def one(path):
         with tempfile.TemporaryDirectory(prefix="vlm-lite-grade-") as folder:
-            report = _in_a_process(path, folder, source=str(source.resolve()), lab=lab, seconds=seconds,
-                                   check_seconds=check_seconds, profile=profile, whole=whole,
-                                   threads=max(1, (os.cpu_count() or 2) // jobs))
+            report = _in_a_process(
+                path,
+                folder,
+                source=str(source.resolve()),
+                lab=lab,
+                seconds=seconds,
+                check_seconds=check_seconds,
+                profile=profile,
+                whole=whole,
+                threads=max(1, (os.cpu_count() or 2) // jobs),
+            )
         if on_done:
             on_done(report)
         return report
@@ -65,7 +86,9 @@ def _files(paths):
     for path in map(Path, paths):
         inside = sorted(p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
         if path.is_dir() and not inside:
-            raise UserError(f"{path} holds no .ipynb file. Name the students' notebooks, or a folder with them.")
+            raise UserError(
+                f"{path} holds no .ipynb file. Name the students' notebooks, or a folder with them."
+            )
         yield from inside or [path]
 
 
@@ -80,13 +103,20 @@ def _need_nbclient():
 def _in_a_process(path, folder, **options):
     """The report on one copy, made by a process that is ended with its kernel when it takes too long."""
     report, order = Path(folder, "report.json"), Path(folder, "order.json")
-    write_json(order, {"path": str(Path(path).absolute()), "name": str(path), "folder": folder, **options})
+    write_json(
+        order, {"path": str(Path(path).absolute()), "name": str(path), "folder": folder, **options}
+    )
     command = [sys.executable, "-m", "vlm_lite.labs.grade", str(order), str(report)]
     package = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+    }
     start = time.monotonic()
     with open(Path(folder, "log.txt"), "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
         try:
             process.wait(options["seconds"] + 60)
             return read_json(report)
@@ -113,13 +143,33 @@ def _end(process):
 
 
 def _empty(name, lab=None):
-    return {"file": name, "lab": lab, "points": 0, "max_points": 0, "exercises": [], "problems": [], "seconds": 0.0}
+    return {
+        "file": name,
+        "lab": lab,
+        "points": 0,
+        "max_points": 0,
+        "exercises": [],
+        "problems": [],
+        "seconds": 0.0,
+    }
 
 
 # ---- one copy
 
-def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_seconds=30, profile="smoke",
-               whole=False, threads=1):
+
+def grade_copy(
+    path,
+    *,
+    name=None,
+    source,
+    lab=None,
+    folder,
+    seconds=600,
+    check_seconds=30,
+    profile="smoke",
+    whole=False,
+    threads=1,
+):
     """The report on one copy (see `grade`), run in this process's own kernel with `folder` as its home."""
     report = _empty(name or str(path))
     try:
@@ -129,11 +179,21 @@ def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_
     known = build.labs(source)
     of, answered = which(copy, known)
     if of is None:
-        return {**report, "problems": [f"it holds no exercise of any lab here ({', '.join(known) or 'there is none'}): "
-                                       "is it another notebook?"]}
+        return {
+            **report,
+            "problems": [
+                f"it holds no exercise of any lab here ({', '.join(known) or 'there is none'}): "
+                "is it another notebook?"
+            ],
+        }
     if lab not in (None, of):
-        return {**report, "problems": [f"it is a copy of {of} ({answered} of its exercises are there); a copy of {lab} "
-                                       "is expected"]}
+        return {
+            **report,
+            "problems": [
+                f"it is a copy of {of} ({answered} of its exercises are there); a copy of {lab} "
+                "is expected"
+            ],
+        }
     notebook, found = known[of]
     cells, places = to_run(copy["cells"], notebook["cells"], found, whole)
     start = time.monotonic()
@@ -142,16 +202,35 @@ def grade_copy(path, *, name=None, source, lab=None, folder, seconds=600, check_
     for each in found:
         status, message = _judge(each, copy["cells"], verdicts.get(each.name), problems)
         got = each.points if status == "passed" else 0
-        rows.append({"name": each.name, "status": status, "message": message, "points": got, "max_points": each.points})
+        rows.append(
+            {
+                "name": each.name,
+                "status": status,
+                "message": message,
+                "points": got,
+                "max_points": each.points,
+            }
+        )
     said = [f"cell {k}: {what}" if k else what for k, what in problems.items()]
-    return {**report, "lab": of, "points": sum(row["points"] for row in rows), "exercises": rows, "problems": said,
-            "max_points": sum(row["max_points"] for row in rows), "seconds": round(time.monotonic() - start, 1)}
+    return {
+        **report,
+        "lab": of,
+        "points": sum(row["points"] for row in rows),
+        "exercises": rows,
+        "problems": said,
+        "max_points": sum(row["max_points"] for row in rows),
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
 def which(copy, known):
     """(name, number of exercises found) of the lab in `known` that has most of its exercises in the copy, or None."""
-    found = {name: sum(bool(_places(copy["cells"], each) + _checks(copy["cells"], each)) for each in exercises)
-             for name, (_, exercises) in known.items()}
+    found = {
+        name: sum(
+            bool(_places(copy["cells"], each) + _checks(copy["cells"], each)) for each in exercises
+        )
+        for name, (_, exercises) in known.items()
+    }
     best = max(found, key=found.get, default=None)
     return (best, found[best]) if best and found[best] else (None, 0)
 
@@ -160,14 +239,23 @@ def _places(cells, exercise):
     """Where the exercise's own cell is: by its id, else where its name is defined."""
     code = [k for k, cell in enumerate(cells) if cell["cell_type"] == "code"]
     by_id = [k for k in code if build.mark(cells[k]).get("grade_id") == exercise.grade_id]
-    define = re.compile(rf"^(?:def|class) {exercise.name}\b|^{exercise.name}\s*=(?!\s*check\.)", flags=re.M)
+    define = re.compile(
+        rf"^(?:def|class) {exercise.name}\b|^{exercise.name}\s*=(?!\s*check\.)", flags=re.M
+    )
     return by_id or [k for k in code if define.search(cells[k]["source"])]
 
 
 def _checks(cells, exercise):
     call = re.compile(rf"\bcheck\.{exercise.check}\s*\(")
-    return [k for k, cell in enumerate(cells) if cell["cell_type"] == "code" and (
-        build.mark(cell).get("grade_id") == f"{exercise.grade_id}-check" or call.search(cell["source"]))]
+    return [
+        k
+        for k, cell in enumerate(cells)
+        if cell["cell_type"] == "code"
+        and (
+            build.mark(cell).get("grade_id") == f"{exercise.grade_id}-check"
+            or call.search(cell["source"])
+        )
+    ]
 
 
 def to_run(cells, original, exercises, whole=False):
@@ -175,10 +263,15 @@ def to_run(cells, original, exercises, whole=False):
 
     number: the cell's in the copy, counted from 1; None for a check that the copy lacks.
     """
-    checks, last = {}, -1  # cell of the copy: [(number, Exercise, source)], which replace it or follow it
+    checks, last = (
+        {},
+        -1,
+    )  # cell of the copy: [(number, Exercise, source)], which replace it or follow it
     for each in exercises:
-        source = (f"from vlm_lite.labs import check\n{each.name} = globals().get({each.name!r})\n"
-                  + original[each.check_cell]["source"])
+        source = (
+            f"from vlm_lite.labs import check\n{each.name} = globals().get({each.name!r})\n"
+            + original[each.check_cell]["source"]
+        )
         where = _checks(cells, each)
         if not where:  # after the exercise's cell or, without one, after the check before
             last = max([last, *_places(cells, each)])
@@ -189,11 +282,15 @@ def to_run(cells, original, exercises, whole=False):
     rows = checks.get(-1, [])
     for k, cell in enumerate(cells):
         replaced = any(number for number, *_ in checks.get(k, []))
-        rows = rows + ([] if replaced or cell["cell_type"] != "code" else [(k + 1, None, cell["source"])])
+        rows = rows + (
+            [] if replaced or cell["cell_type"] != "code" else [(k + 1, None, cell["source"])]
+        )
         rows = rows + checks.get(k, [])
     if not whole:
-        rows = rows[:1 + max(k for k, row in enumerate(rows) if row[1])]
-    return [(number, source) for number, _, source in rows], {k: row[1] for k, row in enumerate(rows) if row[1]}
+        rows = rows[: 1 + max(k for k, row in enumerate(rows) if row[1])]
+    return [(number, source) for number, _, source in rows], {
+        k: row[1] for k, row in enumerate(rows) if row[1]
+    }
 
 
 def _run(cells, places, folder, seconds, check_seconds, profile, threads):
@@ -201,12 +298,20 @@ def _run(cells, places, folder, seconds, check_seconds, profile, threads):
     import nbformat
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for _, source in cells])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for _, source in cells]
+    )
     work = Path(folder, "work")
     work.mkdir()
-    environment = {**os.environ, "VLM_LITE_GRADING": str(check_seconds), "VLM_LITE_PROFILE": profile,
-                   "VLM_LITE_HOME": str(Path(folder, "home")), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads),
-                   "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "VLM_LITE_GRADING": str(check_seconds),
+        "VLM_LITE_PROFILE": profile,
+        "VLM_LITE_HOME": str(Path(folder, "home")),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     client = _client(notebook, work)
     verdicts, problems = {}, {}
     try:
@@ -222,14 +327,22 @@ def _run(cells, places, folder, seconds, check_seconds, profile, threads):
                     try:
                         client.execute_cell(notebook.cells[index], index)
                     except CellExecutionError as error:
-                        problems[number] = (f"stopped after {limit:.0f} seconds (an endless loop?)" if stopped
-                                            else _one_line(error.ename, error.evalue))
+                        problems[number] = (
+                            f"stopped after {limit:.0f} seconds (an endless loop?)"
+                            if stopped
+                            else _one_line(error.ename, error.evalue)
+                        )
                     except DeadKernelError:
-                        problems[number] = (f"it did not stop after {limit:.0f} seconds, and nothing after it was run"
-                                            if stopped else "Python ended here, and nothing after it was run")
+                        problems[number] = (
+                            f"it did not stop after {limit:.0f} seconds, and nothing after it was run"
+                            if stopped
+                            else "Python ended here, and nothing after it was run"
+                        )
                         break
                 if client.printed > MUCH:
-                    problems.setdefault(number, f"it printed {client.printed / 1e6:.0f} MB, which were thrown away")
+                    problems.setdefault(
+                        number, f"it printed {client.printed / 1e6:.0f} MB, which were thrown away"
+                    )
                 if each and client.verdict and client.verdict["name"] == each.check:
                     verdicts[each.name] = (client.verdict["status"], client.verdict["message"])
     except Exception as error:  # the kernel did not start, or its messages made no sense
@@ -250,13 +363,20 @@ def _client(notebook, work):
             kind, content = msg["msg_type"], msg["content"]
             if kind in ("status", "error", "execute_input"):
                 return super().process_message(msg, cell, cell_index)
-            self.printed += len(content.get("text", "")) + sum(map(len, map(str, content.get("data", {}).values())))
+            self.printed += len(content.get("text", "")) + sum(
+                map(len, map(str, content.get("data", {}).values()))
+            )
             self.verdict = content.get("data", {}).get(VERDICT, self.verdict)
             return None
 
-    client = Client(notebook, timeout=None, kernel_name="python3", record_timing=False,
-                    extra_arguments=["--IPKernelApp.log_level=ERROR", "--HistoryManager.enabled=False"],
-                    resources={"metadata": {"path": str(work)}})
+    client = Client(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR", "--HistoryManager.enabled=False"],
+        resources={"metadata": {"path": str(work)}},
+    )
     client.on_cell_start = client.start_cell
     return client
 
@@ -271,8 +391,11 @@ def _limited(pid, seconds):
         with contextlib.suppress(OSError):
             os.kill(pid, number)
 
-    timers = [threading.Timer(seconds, send, [signal.SIGINT]), threading.Timer(seconds + GRACE, send, [signal.SIGTERM]),
-              threading.Timer(seconds + 2 * GRACE, send, [signal.SIGKILL])]
+    timers = [
+        threading.Timer(seconds, send, [signal.SIGINT]),
+        threading.Timer(seconds + GRACE, send, [signal.SIGTERM]),
+        threading.Timer(seconds + 2 * GRACE, send, [signal.SIGKILL]),
+    ]
     for timer in timers:
         timer.daemon = True
         timer.start()
@@ -296,13 +419,22 @@ def _judge(exercise, cells, verdict, problems):
     try:
         tree = ast.parse(re.sub(r"^[ \t]*[%!].*$", "", cells[where[0]]["source"], flags=re.M))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f", in line {error.lineno}: `{(error.text or '').strip()}`" if getattr(error, "lineno", None) else ""
+        line = (
+            f", in line {error.lineno}: `{(error.text or '').strip()}`"
+            if getattr(error, "lineno", None)
+            else ""
+        )
         problems.pop(number, None)
-        return "crashed", f"{type(error).__name__}: {getattr(error, 'msg', error)}{line} (cell {number})"
+        return (
+            "crashed",
+            f"{type(error).__name__}: {getattr(error, 'msg', error)}{line} (cell {number})",
+        )
     names = _defined(tree)
     if verdict and status == "not attempted" and exercise.name not in names:
-        return "missing", (f"cell {number} defines {', '.join(sorted(names)) or 'nothing'} and not {exercise.name}; "
-                           "was it renamed?")
+        return "missing", (
+            f"cell {number} defines {', '.join(sorted(names)) or 'nothing'} and not {exercise.name}; "
+            "was it renamed?"
+        )
     if status in ("not attempted", "not run") and number in problems:
         return "crashed", f"{problems.pop(number)} (cell {number})"
     return status, message
@@ -316,8 +448,11 @@ def _defined(tree):
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            found |= {part.id for part in ast.walk(node)
-                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            found |= {
+                part.id
+                for part in ast.walk(node)
+                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
     return found
 
 
@@ -328,6 +463,7 @@ def _one_line(kind, message):
 
 # ---- the report
 
+
 def as_text(report):
     """The report on one copy, as lines to print."""
     head = report["file"]
@@ -336,13 +472,17 @@ def as_text(report):
     lines = [head]
     for row in report["exercises"]:
         said = row["status"] + (f": {row['message']}" if row["message"] else "")
-        lines.append(f"  {MARKS.get(row['status'], '✗')} {row['name']:24} {row['points']}/{row['max_points']}  {said}")
+        lines.append(
+            f"  {MARKS.get(row['status'], '✗')} {row['name']:24} {row['points']}/{row['max_points']}  {said}"
+        )
     return "\n".join([*lines, *(f"  ! {problem}" for problem in report["problems"])])
 
 
 def main(arguments=None):
     """`python -m vlm_lite.labs.grade ORDER REPORT`: grade the one copy that the file ORDER describes."""
-    parser = argparse.ArgumentParser(description="Grade one copy; `vlm-lite lab grade` starts this for each.")
+    parser = argparse.ArgumentParser(
+        description="Grade one copy; `vlm-lite lab grade` starts this for each."
+    )
     parser.add_argument("order")
     parser.add_argument("report")
     options = parser.parse_args(arguments)

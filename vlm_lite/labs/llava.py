@@ -15,6 +15,7 @@ USER, ASSISTANT = "<user>", "<assistant>"
 
 # ---- the references
 
+
 def _select_features(hidden_states):
     """A ViT's hidden states, L + 1 tensors (B, 1+N, D), class token first -> (B, N, D): LLaVA's choice."""
     return hidden_states[-2][:, 1:]
@@ -28,13 +29,15 @@ def _mlp_projector(features, w1, b1, w2, b2):
 def _insert_image(token_embeds, input_ids, image_embeds, image_id):
     """token_embeds (T, D) of input_ids (T,), image_embeds (N, D) -> (T-1+N, D): the vectors where `image_id` stood."""
     place = int((input_ids == image_id).nonzero()[0, 0])
-    return torch.cat([token_embeds[:place], image_embeds, token_embeds[place + 1:]])
+    return torch.cat([token_embeds[:place], image_embeds, token_embeds[place + 1 :]])
 
 
 def _chat_text(messages, eos):
     """[{"role", "content"}, ...] -> the text that the model reads, open for the assistant where a user spoke last."""
-    text = "".join(f"{USER} {m['content']} " if m["role"] == "user" else f"{ASSISTANT} {m['content']} {eos} "
-                   for m in messages)
+    text = "".join(
+        f"{USER} {m['content']} " if m["role"] == "user" else f"{ASSISTANT} {m['content']} {eos} "
+        for m in messages
+    )
     return (text + ASSISTANT if messages[-1]["role"] == "user" else text).strip()
 
 
@@ -54,25 +57,43 @@ def _lora_linear(x, weight, bias, a, b, alpha):
 
 # ---- the checks
 
+
 @exercise(_select_features)
 def select_features(learner):
     """Five layers of seven tokens: which layer, and which tokens of it."""
     states = [torch.randn(2, 7, 12) for _ in range(5)]
     right = _select_features(states)
     found = learner(tuple(state.clone() for state in states))
-    message = explain(found, {
-        "that is the last layer: LLaVA takes the one before it, hidden_states[-2], because the last works for the "
-        "class token alone": [states[-1][:, 1:], states[-1]],
-        "the class token is still there, as the first of the tokens: drop it": [states[-2]],
-        "you dropped the last patch; the class token is the *first* token": [states[-2][:, :-1]],
-        "you count from the front: hidden_states[2] is an early layer here, -2 counts from the end": [
-            states[2][:, 1:], states[1][:, 1:]],
-        "that is the class token alone; LLaVA takes all the others": [states[-2][:, 0], states[-2][:, :1]],
-        "the patches are averaged: the language model is to read each one": [states[-2][:, 1:].mean(1)],
-    })
-    if message or (isinstance(found, torch.Tensor) and found.shape == right.shape and close(found, right)):
+    message = explain(
+        found,
+        {
+            "that is the last layer: LLaVA takes the one before it, hidden_states[-2], because the last works for the "
+            "class token alone": [states[-1][:, 1:], states[-1]],
+            "the class token is still there, as the first of the tokens: drop it": [states[-2]],
+            "you dropped the last patch; the class token is the *first* token": [
+                states[-2][:, :-1]
+            ],
+            "you count from the front: hidden_states[2] is an early layer here, -2 counts from the end": [
+                states[2][:, 1:],
+                states[1][:, 1:],
+            ],
+            "that is the class token alone; LLaVA takes all the others": [
+                states[-2][:, 0],
+                states[-2][:, :1],
+            ],
+            "the patches are averaged: the language model is to read each one": [
+                states[-2][:, 1:].mean(1)
+            ],
+        },
+    )
+    if message or (
+        isinstance(found, torch.Tensor) and found.shape == right.shape and close(found, right)
+    ):
         return message
-    return shape_problem(found, right.shape) or "those are not the patches of the layer before the last"
+    return (
+        shape_problem(found, right.shape)
+        or "those are not the patches of the layer before the last"
+    )
 
 
 @exercise(_mlp_projector)
@@ -86,17 +107,33 @@ def mlp_projector(learner):
     if problem or close(found, right, 1e-5):
         return problem
     inner = F.linear(x, w1, b1)
-    return explain(found, {
-        "there is nothing between the two layers: without a GELU two linear maps are one": [F.linear(inner, w2, b2)],
-        "that is ReLU; LLaVA-1.5 has GELU": [F.linear(F.relu(inner), w2, b2)],
-        "that is GELU's tanh approximation; nn.GELU() and F.gelu are exact unless told otherwise":
-            [F.linear(F.gelu(inner, approximate="tanh"), w2, b2)],
-        "there is a GELU after the second layer too: the last map is linear, so that any vector can come out":
-            [F.gelu(right), F.gelu(F.linear(inner, w2, b2))],
-        "the biases are missing": [F.linear(F.gelu(F.linear(x, w1)), w2), F.linear(F.gelu(inner), w2),
-                                   F.linear(F.gelu(F.linear(x, w1)), w2, b2)],
-        "the second matrix is turned round: nn.Linear keeps (out, in) and computes x Wᵀ": [F.gelu(inner) @ w2 + b2],
-    }) or "your result is not Linear, GELU, Linear: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)"
+    return (
+        explain(
+            found,
+            {
+                "there is nothing between the two layers: without a GELU two linear maps are one": [
+                    F.linear(inner, w2, b2)
+                ],
+                "that is ReLU; LLaVA-1.5 has GELU": [F.linear(F.relu(inner), w2, b2)],
+                "that is GELU's tanh approximation; nn.GELU() and F.gelu are exact unless told otherwise": [
+                    F.linear(F.gelu(inner, approximate="tanh"), w2, b2)
+                ],
+                "there is a GELU after the second layer too: the last map is linear, so that any vector can come out": [
+                    F.gelu(right),
+                    F.gelu(F.linear(inner, w2, b2)),
+                ],
+                "the biases are missing": [
+                    F.linear(F.gelu(F.linear(x, w1)), w2),
+                    F.linear(F.gelu(inner), w2),
+                    F.linear(F.gelu(F.linear(x, w1)), w2, b2),
+                ],
+                "the second matrix is turned round: nn.Linear keeps (out, in) and computes x Wᵀ": [
+                    F.gelu(inner) @ w2 + b2
+                ],
+            },
+        )
+        or "your result is not Linear, GELU, Linear: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)"
+    )
 
 
 @exercise(_insert_image)
@@ -110,25 +147,39 @@ def insert_image(learner):
         found = learner(embeds.clone(), ids.clone(), image.clone(), image_id)
         if isinstance(found, torch.Tensor) and found.shape == right.shape and close(found, right):
             continue
-        rest = torch.cat([embeds[:place], embeds[place + 1:]])
-        message = explain(found, {
-            "the vector of the word <image> itself is still in the row: it is *replaced* by the picture's vectors": [
-                torch.cat([embeds[:place], image, embeds[place:]]),
-                torch.cat([embeds[:place + 1], image, embeds[place + 1:]]), torch.cat([image, embeds])],
-            "the picture stands in front of everything; it belongs where <image> stood": [
-                torch.cat([image, rest]) if place else right + torch.nan],
-            "the picture stands behind everything; it belongs where <image> stood": [
-                torch.cat([rest, image]) if place < length - 1 else right + torch.nan],
-            "what stood after <image> is lost": [torch.cat([embeds[:place], image])],
-            "the picture took the places of the words that follow, and these are lost: the row grows by N - 1": [
-                torch.cat([embeds[:place], image, embeds[place + 4:]]),
-                torch.cat([embeds[:place], image, embeds[place + 4:]])[:length]],
-            "the four vectors of the picture are averaged into one: each is a word of its own": [
-                torch.cat([embeds[:place], image.mean(0, keepdim=True), embeds[place + 1:]])],
-        })
-        return message or shape_problem(found, right.shape) or (
-            f"with <image> at place {place} of {length} the row is not: what stood before, the picture, what stood "
-            "after")
+        rest = torch.cat([embeds[:place], embeds[place + 1 :]])
+        message = explain(
+            found,
+            {
+                "the vector of the word <image> itself is still in the row: it is *replaced* by the picture's vectors": [
+                    torch.cat([embeds[:place], image, embeds[place:]]),
+                    torch.cat([embeds[: place + 1], image, embeds[place + 1 :]]),
+                    torch.cat([image, embeds]),
+                ],
+                "the picture stands in front of everything; it belongs where <image> stood": [
+                    torch.cat([image, rest]) if place else right + torch.nan
+                ],
+                "the picture stands behind everything; it belongs where <image> stood": [
+                    torch.cat([rest, image]) if place < length - 1 else right + torch.nan
+                ],
+                "what stood after <image> is lost": [torch.cat([embeds[:place], image])],
+                "the picture took the places of the words that follow, and these are lost: the row grows by N - 1": [
+                    torch.cat([embeds[:place], image, embeds[place + 4 :]]),
+                    torch.cat([embeds[:place], image, embeds[place + 4 :]])[:length],
+                ],
+                "the four vectors of the picture are averaged into one: each is a word of its own": [
+                    torch.cat([embeds[:place], image.mean(0, keepdim=True), embeds[place + 1 :]])
+                ],
+            },
+        )
+        return (
+            message
+            or shape_problem(found, right.shape)
+            or (
+                f"with <image> at place {place} of {length} the row is not: what stood before, the picture, what stood "
+                "after"
+            )
+        )
     return None
 
 
@@ -136,7 +187,10 @@ def insert_image(learner):
 def chat_text(learner):
     """A question alone, a finished exchange, and two turns of which the second is open."""
     eos = "<eos>"
-    ask, say = {"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "a red star."}
+    ask, say = (
+        {"role": "user", "content": "what is it?"},
+        {"role": "assistant", "content": "a red star."},
+    )
     more = {"role": "user", "content": "where is it?"}
     for messages in ([ask], [ask, say], [ask, say, more]):
         right = _chat_text(messages, eos)
@@ -145,8 +199,10 @@ def chat_text(learner):
             return f"your result is a {type(found).__name__}; expected one string"
         if " ".join(found.split()) == " ".join(right.split()):
             if found != right:
-                return (f"the words are right, the spaces are not: one space between the parts and none at the ends. "
-                        f"Expected {right!r}, found {found!r}")
+                return (
+                    f"the words are right, the spaces are not: one space between the parts and none at the ends. "
+                    f"Expected {right!r}, found {found!r}"
+                )
             continue
         plain = " ".join(found.split())
         if "{" in plain or "role" in plain:
@@ -161,8 +217,10 @@ def chat_text(learner):
         if plain.count(eos) > right.count(eos):
             return "EOS stands after a user's turn as well: only the assistant's turns end with it"
         if plain == right.removesuffix(f" {ASSISTANT}"):
-            return ("the user spoke last, and the text ends there: add <assistant>, or the model goes on writing the "
-                    "question")
+            return (
+                "the user spoke last, and the text ends there: add <assistant>, or the model goes on writing the "
+                "question"
+            )
         if plain.count(eos) < right.count(eos):
             return "an assistant's turn in the middle has no EOS: every one of them ends with it"
         if USER not in plain or ASSISTANT not in plain:
@@ -186,10 +244,13 @@ def conversation_labels(learner):
             continue
         if ids != right_ids:
             if [i for i in ids if i != eos] == [i for i in right_ids if i != eos]:
-                return ("the EOS is not where it belongs: one after each *answer*, because there the assistant stops "
-                        "and the user speaks again")
+                return (
+                    "the EOS is not where it belongs: one after each *answer*, because there the assistant stops "
+                    "and the user speaks again"
+                )
             if len(turns) > 1 and ids == [i for prompt, _ in turns for i in prompt] + [
-                    i for _, answer in turns for i in [*answer, eos]]:
+                i for _, answer in turns for i in [*answer, eos]
+            ]:
                 return "all prompts come first; a conversation goes prompt, answer, EOS, prompt, answer, EOS"
             return f"for {turns} and EOS {eos} the ids are {right_ids}, not {ids}"
         if len(labels) != len(ids):
@@ -203,7 +264,9 @@ def conversation_labels(learner):
             return "the EOS has no label: a model that is never told to stop never does"
         if labels in (right[1:] + [IGNORE], [IGNORE] + right[:-1]):
             return "the labels are shifted by one: the model does that itself"
-        if labels == [i if label == IGNORE else IGNORE for i, label in zip(ids, right, strict=True)]:
+        if labels == [
+            i if label == IGNORE else IGNORE for i, label in zip(ids, right, strict=True)
+        ]:
             return "it is turned round: the prompts count and the answers do not"
         if IGNORE not in labels:
             return f"what does not count has the label -100, which the loss leaves out; yours are {labels}"
@@ -222,15 +285,29 @@ def lora_linear(learner):
     if problem or close(found, right):
         return problem
     base, low = x @ weight + bias, x @ a.T @ b.T
-    return explain(found, {
-        "that is the frozen layer alone: LoRA's part is added to it": [base],
-        "that is LoRA's part alone: it is added to what the frozen layer gives": [low, 4 * low],
-        "LoRA's part is not scaled: alpha / r, with r the rank, the number of rows of a": [base + low],
-        "you scale by alpha alone: divide by the rank, so that another rank needs no other learning rate":
-            [base + alpha * low],
-        "you scale by r / alpha; it is alpha / r": [base + len(a) / alpha * low],
-        "you divided by the width instead of the rank: r is the number of rows of a": [
-            base + alpha / 6 * low, base + alpha / 8 * low],
-        "the bias is missing": [x @ weight + 4 * low],
-        "the scale is on the frozen layer too": [4 * (base + low)],
-    }) or "your result is not x W + bias + (alpha / r) · x aᵀ bᵀ"
+    return (
+        explain(
+            found,
+            {
+                "that is the frozen layer alone: LoRA's part is added to it": [base],
+                "that is LoRA's part alone: it is added to what the frozen layer gives": [
+                    low,
+                    4 * low,
+                ],
+                "LoRA's part is not scaled: alpha / r, with r the rank, the number of rows of a": [
+                    base + low
+                ],
+                "you scale by alpha alone: divide by the rank, so that another rank needs no other learning rate": [
+                    base + alpha * low
+                ],
+                "you scale by r / alpha; it is alpha / r": [base + len(a) / alpha * low],
+                "you divided by the width instead of the rank: r is the number of rows of a": [
+                    base + alpha / 6 * low,
+                    base + alpha / 8 * low,
+                ],
+                "the bias is missing": [x @ weight + 4 * low],
+                "the scale is on the frozen layer too": [4 * (base + low)],
+            },
+        )
+        or "your result is not x W + bias + (alpha / r) · x aᵀ bᵀ"
+    )

@@ -15,9 +15,12 @@ from vlm_lite.models.text import IGNORE
 
 # ---- the references
 
+
 def _answer_loss(logits, labels, num_prefix):
     """logits (B, Q+T, V), labels (B, T) of the text, not shifted, -100 for "no loss" -> mean loss of its tokens, ()."""
-    return F.cross_entropy(logits[:, num_prefix - 1:-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(
+        logits[:, num_prefix - 1 : -1].flatten(0, 1), labels.flatten(), ignore_index=IGNORE
+    )
 
 
 def _position_ids(attention_mask):
@@ -42,7 +45,12 @@ def _accumulate(model, micro_batches):
     count = sum(int((labels != IGNORE).sum()) for _, labels in micro_batches)
     total = torch.zeros(())
     for x, labels in micro_batches:
-        loss = F.cross_entropy(model(x).flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum") / count
+        loss = (
+            F.cross_entropy(
+                model(x).flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+            )
+            / count
+        )
         loss.backward()
         total = total + loss.detach()
     return total
@@ -52,12 +60,15 @@ def _split_by_picture(image_ids, test_share, seed):
     """The picture of each row, a share, a seed -> (train, test), lists of row numbers; no picture is in both."""
     pictures = sorted(set(image_ids))
     random.Random(seed).shuffle(pictures)
-    held_out = set(pictures[:round(test_share * len(pictures))])
+    held_out = set(pictures[: round(test_share * len(pictures))])
     rows = range(len(image_ids))
-    return [k for k in rows if image_ids[k] not in held_out], [k for k in rows if image_ids[k] in held_out]
+    return [k for k in rows if image_ids[k] not in held_out], [
+        k for k in rows if image_ids[k] in held_out
+    ]
 
 
 # ---- the checks
+
 
 @exercise(_answer_loss)
 def answer_loss(learner):
@@ -75,35 +86,65 @@ def answer_loss(learner):
         return None
 
     def loss(logits, labels, reduction="mean"):
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=reduction)
+        return F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=reduction
+        )
 
-    aligned = logits[:, prefix - 1:-1]
-    per_token = F.cross_entropy(aligned.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
-    return explain(found, {
-        "nothing is shifted: the logits at a position predict the *next* token, and you compare them with the one "
-        "that stands there, which the model has just read": [loss(logits[:, prefix:], labels)],
-        "the text is cut out before the shift, so that its first token is never predicted; the last vector of the "
-        "prefix predicts it": [loss(logits[:, prefix:-1], labels[:, 1:])],
-        "it is shifted twice: the logits are two places before their labels, and the model would learn to skip a token":
-            [loss(logits[:, prefix - 2:-2], labels), loss(logits[:, prefix - 1:-2], labels[:, 1:]),
-             loss(logits[:, prefix:-2], labels[:, 2:])],
-        "it is shifted the wrong way: the logits stand *after* the label that they should predict":
-            [loss(logits[:, prefix + 1:], labels[:, :-1])],
-        "the logits of the prefix's end are kept and those of the text's end cut off: the first T positions are not "
-        "the text's": [loss(logits[:, :length], labels)],
-        "positions with the label -100 count as well: give F.cross_entropy ignore_index=-100":
-            [loss(aligned, labels.clamp(min=0)), per_token.mean()],
-        "you average each row first, so that a token of a short answer weighs more: take one mean over all tokens":
-            [torch.stack([each[own != IGNORE].mean() for each, own in zip(per_token, labels, strict=True)]).mean()],
-        "you add the tokens up: take their mean": [per_token.sum()],
-    }) or "the loss is not the mean surprise at the labelled tokens, each predicted by the position before it"
+    aligned = logits[:, prefix - 1 : -1]
+    per_token = F.cross_entropy(
+        aligned.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
+    )
+    return (
+        explain(
+            found,
+            {
+                "nothing is shifted: the logits at a position predict the *next* token, and you compare them with the one "
+                "that stands there, which the model has just read": [
+                    loss(logits[:, prefix:], labels)
+                ],
+                "the text is cut out before the shift, so that its first token is never predicted; the last vector of the "
+                "prefix predicts it": [loss(logits[:, prefix:-1], labels[:, 1:])],
+                "it is shifted twice: the logits are two places before their labels, and the model would learn to skip a token": [
+                    loss(logits[:, prefix - 2 : -2], labels),
+                    loss(logits[:, prefix - 1 : -2], labels[:, 1:]),
+                    loss(logits[:, prefix:-2], labels[:, 2:]),
+                ],
+                "it is shifted the wrong way: the logits stand *after* the label that they should predict": [
+                    loss(logits[:, prefix + 1 :], labels[:, :-1])
+                ],
+                "the logits of the prefix's end are kept and those of the text's end cut off: the first T positions are not "
+                "the text's": [loss(logits[:, :length], labels)],
+                "positions with the label -100 count as well: give F.cross_entropy ignore_index=-100": [
+                    loss(aligned, labels.clamp(min=0)),
+                    per_token.mean(),
+                ],
+                "you average each row first, so that a token of a short answer weighs more: take one mean over all tokens": [
+                    torch.stack(
+                        [
+                            each[own != IGNORE].mean()
+                            for each, own in zip(per_token, labels, strict=True)
+                        ]
+                    ).mean()
+                ],
+                "you add the tokens up: take their mean": [per_token.sum()],
+            },
+        )
+        or "the loss is not the mean surprise at the labelled tokens, each predicted by the position before it"
+    )
 
 
 @exercise(_position_ids)
 def position_ids(learner):
     """Padding on the right, on the left, between a prefix and its text, and none."""
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1],
-                         [1, 0, 0, 0, 0, 1, 1]])[torch.randperm(5)]
+    mask = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 0, 0],
+            [0, 0, 0, 1, 1, 1, 1],
+            [1, 1, 0, 0, 1, 1, 1],
+            [1, 1, 1, 1, 1, 1, 1],
+            [1, 0, 0, 0, 0, 1, 1],
+        ]
+    )[torch.randperm(5)]
     right, own = _position_ids(mask), mask.bool()
     found = learner(mask.clone())
     if problem := shape_problem(found, mask.shape, "the positions"):
@@ -112,11 +153,19 @@ def position_ids(learner):
         return f"your positions are {found.dtype}; they are looked up in a table, so they must be whole numbers"
     if torch.equal(found[own], right[own]):
         if found.min() < 0:
-            return ("padding gets the place -1, and there is no row -1 in a table of positions: any place will do for "
-                    "padding, but it must exist (clamp(min=0))")
-        return "padding gets a place beyond the table: keep below T" if found.max() >= mask.shape[1] else None
+            return (
+                "padding gets the place -1, and there is no row -1 in a table of positions: any place will do for "
+                "padding, but it must exist (clamp(min=0))"
+            )
+        return (
+            "padding gets a place beyond the table: keep below T"
+            if found.max() >= mask.shape[1]
+            else None
+        )
     places = torch.arange(mask.shape[1]).expand_as(mask)
-    after_zeros = places - (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # counts only the zeros at the start
+    after_zeros = places - (mask.cumsum(dim=1) == 0).sum(
+        dim=1, keepdim=True
+    )  # counts only the zeros at the start
     known = {
         "every row gets 0, 1, 2, ... whatever its mask says: padding is counted, so a row padded on the left starts at "
         "a later place": places,
@@ -145,20 +194,35 @@ def mean_pool(learner):
     if problem or close(found, right):
         return problem
     total = (hidden * weights).sum(dim=1)
-    return explain(found, {
-        "the padding is averaged in: a sentence then depends on how long its neighbours are. Multiply by the mask "
-        "first": [hidden.mean(dim=1)],
-        "the padding is set to 0 but still counted: divide by the number of *own* tokens, not by T": [total / 6],
-        "you add the tokens up: divide by the number of own tokens": [total],
-        "you divide by the tokens of the whole batch: count each row's own, mask.sum(dim=1, keepdim=True)":
-            [total / mask.sum()],
-        "the padding is left out of the count, but its vectors are still added: multiply them by the mask":
-            [hidden.sum(dim=1) / weights.sum(dim=1)],
-        "that is the largest value of each channel; a mean is wanted": [
-            hidden.amax(dim=1), hidden.masked_fill(weights == 0, -torch.inf).amax(dim=1)],
-        "that is one token, the first or the last; a mean over all of a row's own is wanted":
-            [hidden[:, 0], hidden[:, -1], hidden[torch.arange(4), mask.sum(dim=1) - 1]],
-    }) or "your result is not the mean over each row's own tokens"
+    return (
+        explain(
+            found,
+            {
+                "the padding is averaged in: a sentence then depends on how long its neighbours are. Multiply by the mask "
+                "first": [hidden.mean(dim=1)],
+                "the padding is set to 0 but still counted: divide by the number of *own* tokens, not by T": [
+                    total / 6
+                ],
+                "you add the tokens up: divide by the number of own tokens": [total],
+                "you divide by the tokens of the whole batch: count each row's own, mask.sum(dim=1, keepdim=True)": [
+                    total / mask.sum()
+                ],
+                "the padding is left out of the count, but its vectors are still added: multiply them by the mask": [
+                    hidden.sum(dim=1) / weights.sum(dim=1)
+                ],
+                "that is the largest value of each channel; a mean is wanted": [
+                    hidden.amax(dim=1),
+                    hidden.masked_fill(weights == 0, -torch.inf).amax(dim=1),
+                ],
+                "that is one token, the first or the last; a mean over all of a row's own is wanted": [
+                    hidden[:, 0],
+                    hidden[:, -1],
+                    hidden[torch.arange(4), mask.sum(dim=1) - 1],
+                ],
+            },
+        )
+        or "your result is not the mean over each row's own tokens"
+    )
 
 
 class _Net(nn.Module):
@@ -188,19 +252,32 @@ def load_weights(learner):
             raise
         except (RuntimeError, ValueError, AssertionError, LookupError) as error:
             return 0, error, None
-        return sum(torch.equal(value, state[name]) for name, value in model.state_dict().items()), None, result
+        return (
+            sum(torch.equal(value, state[name]) for name, value in model.state_dict().items()),
+            None,
+            result,
+        )
 
     arrived, error, result = attempt(wrapped)
-    if error is not None and any(".module." in name or "fusion_" in name for name in str(error).split()) and (
-            "fusion_weight" in str(error) or "towers.weight" in str(error)):
-        return ('"module." is taken out of the middle of names as well ("fusion_module.weight"): take it off the '
-                "front only, with removeprefix")
+    if (
+        error is not None
+        and any(".module." in name or "fusion_" in name for name in str(error).split())
+        and ("fusion_weight" in str(error) or "towers.weight" in str(error))
+    ):
+        return (
+            '"module." is taken out of the middle of names as well ("fusion_module.weight"): take it off the '
+            "front only, with removeprefix"
+        )
     if error is not None:
-        return ('a whole checkpoint whose names all begin with "module." (a model saved from DistributedDataParallel) '
-                f"is refused: take the prefix off. {type(error).__name__}: {str(error).splitlines()[0]}")
+        return (
+            'a whole checkpoint whose names all begin with "module." (a model saved from DistributedDataParallel) '
+            f"is refused: take the prefix off. {type(error).__name__}: {str(error).splitlines()[0]}"
+        )
     if arrived == 0:
-        return ('not one weight arrived, and nothing was said: the names begin with "module.", and strict=False lets '
-                "that pass")
+        return (
+            'not one weight arrived, and nothing was said: the names begin with "module.", and strict=False lets '
+            "that pass"
+        )
     if arrived < len(state):
         return f"only {arrived} of {len(state)} tensors arrived, and nothing was said"
     if not isinstance(result, nn.Module):
@@ -208,9 +285,11 @@ def load_weights(learner):
     arrived, error, _ = attempt(state)
     if error is not None or arrived < len(state):
         return 'a checkpoint *without* "module." does not load any more: take the prefix off only where it is'
-    for what, given in (("a name missing", dict(list(wrapped.items())[:-1])),
-                        ("a name too many", {**wrapped, "module.head.weight": torch.zeros(2)}),
-                        ("other names throughout", {f"other.{name}": value for name, value in state.items()})):
+    for what, given in (
+        ("a name missing", dict(list(wrapped.items())[:-1])),
+        ("a name too many", {**wrapped, "module.head.weight": torch.zeros(2)}),
+        ("other names throughout", {f"other.{name}": value for name, value in state.items()}),
+    ):
         if attempt(given)[1] is None:
             return f"a checkpoint with {what} passes without a word: leave out strict=False, or look at what it returns"
     return None
@@ -223,7 +302,7 @@ def accumulate(learner):
     batches = []
     for labelled in (1, 4, 9):
         labels = torch.randint(5, (2, 6))
-        labels.view(-1)[torch.randperm(12)[:12 - labelled]] = IGNORE
+        labels.view(-1)[torch.randperm(12)[: 12 - labelled]] = IGNORE
         batches.append((torch.randn(2, 6, 6), labels))
 
     def gradient(function):
@@ -239,33 +318,57 @@ def accumulate(learner):
     if found is None:
         return "no gradient is left in the parameters: call backward() on each micro-batch, and do not clear afterwards"
     if close(found, right):
-        return None if close(torch.as_tensor(value).detach(), expected) else (
-            "the gradient is right; return the mean loss over all labelled tokens as well")
+        return (
+            None
+            if close(torch.as_tensor(value).detach(), expected)
+            else ("the gradient is right; return the mean loss over all labelled tokens as well")
+        )
 
     def of(reduction, divide, only=None):
         def run(model, micro_batches):
             for x, labels in micro_batches if only is None else [micro_batches[only]]:
-                loss = F.cross_entropy(model(x).flatten(0, 1), labels.flatten(), ignore_index=IGNORE,
-                                       reduction=reduction)
+                loss = F.cross_entropy(
+                    model(x).flatten(0, 1),
+                    labels.flatten(),
+                    ignore_index=IGNORE,
+                    reduction=reduction,
+                )
                 (loss / divide(labels)).backward()
+
         return gradient(run)[1]
 
     many = len(batches)
     counts = [int((labels != IGNORE).sum()) for _, labels in batches]
-    return explain(found, {
-        "this is a mean of means: a token of a micro-batch with few labels weighs more. Sum the losses, and divide by "
-        "the number of labelled tokens of *all* micro-batches": [of("mean", lambda _: many)],
-        "the means of the micro-batches are added up: the gradient grows with their number. Divide the summed losses "
-        "by the number of labelled tokens of all of them": [of("mean", lambda _: 1)],
-        "only the last micro-batch is left: the gradients are cleared within the loop":
-            [of("mean", lambda _, each=each: each, -1) for each in (1, many)] + [of("sum", lambda _: sum(counts), -1)],
-        "only the first micro-batch counts: the loop ends too early":
-            [of("mean", lambda _, each=each: each, 0) for each in (1, many)],
-        "you divide by all positions, those with the label -100 too": [of("sum", lambda y: many * y.numel())],
-        "the losses are summed and never divided: divide by the number of labelled tokens": [of("sum", lambda _: 1)],
-        "you divide the sum by the number of micro-batches; divide by the number of labelled tokens of all of them":
-            [of("sum", lambda _: many)],
-    }) or "the gradient is not that of one large batch: the mean over all labelled tokens"
+    return (
+        explain(
+            found,
+            {
+                "this is a mean of means: a token of a micro-batch with few labels weighs more. Sum the losses, and divide by "
+                "the number of labelled tokens of *all* micro-batches": [
+                    of("mean", lambda _: many)
+                ],
+                "the means of the micro-batches are added up: the gradient grows with their number. Divide the summed losses "
+                "by the number of labelled tokens of all of them": [of("mean", lambda _: 1)],
+                "only the last micro-batch is left: the gradients are cleared within the loop": [
+                    of("mean", lambda _, each=each: each, -1) for each in (1, many)
+                ]
+                + [of("sum", lambda _: sum(counts), -1)],
+                "only the first micro-batch counts: the loop ends too early": [
+                    of("mean", lambda _, each=each: each, 0) for each in (1, many)
+                ],
+                "you divide by all positions, those with the label -100 too": [
+                    of("sum", lambda y: many * y.numel())
+                ],
+                "the losses are summed and never divided: divide by the number of labelled tokens": [
+                    of("sum", lambda _: 1)
+                ],
+                "you divide the sum by the number of micro-batches; divide by the number of labelled tokens of all of them": [
+                    of("sum", lambda _: many)
+                ],
+            },
+        )
+        or "the gradient is not that of one large batch: the mean over all labelled tokens"
+    )
 
 
 @exercise(_split_by_picture)
@@ -283,8 +386,10 @@ def split_by_picture(learner):
     if any(not 0 <= k < len(ids) for k in train + test):
         return "these are not row numbers: image ids, perhaps? Return where the rows stand in image_ids"
     if shared := {ids[k] for k in train} & {ids[k] for k in test}:
-        return (f"{len(shared)} pictures have rows on both sides: shuffle the pictures and deal out all rows of one "
-                "together, not single rows")
+        return (
+            f"{len(shared)} pictures have rows on both sides: shuffle the pictures and deal out all rows of one "
+            "together, not single rows"
+        )
     if len(train) + len(test) < len(ids):
         return f"{len(ids) - len(train) - len(test)} rows are lost: each row belongs to one of the two parts"
     if len(train) + len(test) > len(ids):

@@ -20,6 +20,7 @@ SPLIT, MERGE = "b n (heads h) -> b heads n h", "b heads n h -> b n (heads h)"
 
 # ---- the references
 
+
 def _make_queries(num_query_tokens, width):
     """Q learnt vectors, drawn from N(0, 0.02) -> nn.Parameter (Q, D)."""
     return nn.Parameter(0.02 * torch.randn(num_query_tokens, width))
@@ -47,21 +48,29 @@ def _make_labels(num_prefix, prompt_ids, answer_ids, eos):
 def _pad_batch(rows, labels, pad):
     """B lists of ids and B lists of labels -> input_ids, attention_mask, labels, each (B, T), padded on the right."""
     length = max(len(row) for row in rows)
-    return (torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
-            torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
-            torch.tensor([row + [IGNORE] * (length - len(row)) for row in labels]))
+    return (
+        torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
+        torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+        torch.tensor([row + [IGNORE] * (length - len(row)) for row in labels]),
+    )
 
 
 # ---- the checks
+
 
 @exercise(_make_queries)
 def make_queries(learner):
     """Shape, kind and spread of 48 queries: a trainable parameter, drawn from the normal distribution N(0, 0.02)."""
     count, width = 48, 320
     queries = learner(count, width)
-    if isinstance(queries, torch.Tensor) and tuple(queries.shape) in {(1, count, width), (width, count)}:
-        return (f"your queries have shape {tuple(queries.shape)}; expected ({count}, {width}), one row a query (they "
-                "are the same for every picture, so they have no batch axis)")
+    if isinstance(queries, torch.Tensor) and tuple(queries.shape) in {
+        (1, count, width),
+        (width, count),
+    }:
+        return (
+            f"your queries have shape {tuple(queries.shape)}; expected ({count}, {width}), one row a query (they "
+            "are the same for every picture, so they have no batch axis)"
+        )
     if problem := shape_problem(queries, (count, width), "the queries"):
         return problem
     if not isinstance(queries, nn.Parameter):
@@ -70,13 +79,17 @@ def make_queries(learner):
         return "your queries have requires_grad=False, so they would never learn"
     values = queries.detach()
     if not values.any():
-        return ("your queries are all zero: all of them say the same, and LayerNorm's gradient divides by almost "
-                "nothing. Draw them at random, N(0, 0.02)")
+        return (
+            "your queries are all zero: all of them say the same, and LayerNorm's gradient divides by almost "
+            "nothing. Draw them at random, N(0, 0.02)"
+        )
     if close(values, values[:1].expand_as(values)):
         return "all your queries are one and the same vector, so all of them say the same: draw each of them at random"
     if abs(values.mean()) > 0.2 * values.std():
-        return (f"the mean of your queries is {values.mean():.3f} and should be 0: torch.randn draws from the normal "
-                "distribution, torch.rand from 0 to 1")
+        return (
+            f"the mean of your queries is {values.mean():.3f} and should be 0: torch.randn draws from the normal "
+            "distribution, torch.rand from 0 to 1"
+        )
     if close(values.std(), math.sqrt(0.02), 0.1):
         return "the standard deviation of your queries is √0.02: multiply by 0.02 itself (it is no variance)"
     if not close(values.std(), 0.02, 0.1):
@@ -103,10 +116,15 @@ def multihead_attention(learner):
         return problem + ": put the heads side by side again"
     if not close(weights, right_weights):
         return _wrong_weights(q, k, weights, heads)
-    if close(weights @ rearrange(v, SPLIT, heads=heads), rearrange(mixed, "b n (h heads) -> b heads n h", heads=heads)):
+    if close(
+        weights @ rearrange(v, SPLIT, heads=heads),
+        rearrange(mixed, "b n (h heads) -> b heads n h", heads=heads),
+    ):
         return "the heads are merged in the wrong order: 'b heads n h -> b n (heads h)', as they were split"
     if close((weights @ rearrange(v, SPLIT, heads=heads)).reshape(right.shape), mixed):
-        return "a bare reshape mixes queries with heads: bring the heads back beside their width first"
+        return (
+            "a bare reshape mixes queries with heads: bring the heads back beside their width first"
+        )
     if not close(mixed, right):
         return "the weights are right, but the mixed values are not: multiply the weights with v, head by head"
     # Queries that look at one another: nobody is hidden.
@@ -123,21 +141,32 @@ def _wrong_weights(q, k, weights, heads):
     if close(weights, scaled):
         return "you return the scores; the weights are their softmax over the patches"
     if close(weights, scaled.softmax(dim=-2)):
-        return ("your softmax runs over the queries: each query's weights over the patches must sum to 1, so take it "
-                "over the last axis")
+        return (
+            "your softmax runs over the queries: each query's weights over the patches must sum to 1, so take it "
+            "over the last axis"
+        )
     if close(weights, scores.softmax(dim=-1)):
         return "you left out the division of the scores by √h, where h is the width of one head"
-    if close(weights, (scores / width ** 0.5).softmax(dim=-1)):
+    if close(weights, (scores / width**0.5).softmax(dim=-1)):
         return f"you divide by √{width}, the whole width: divide by the root of one head's width, √{width // heads}"
     if close(weights, (scores / (width // heads)).softmax(dim=-1)):
         return "you divide by h: divide by its root, √h"
     if close(weights, scaled.masked_fill(future, -math.inf).softmax(dim=-1)):
-        return ("your attention is causal: a query sees nothing after its own place. Queries are a set, not a "
-                "sentence: take the mask away")
+        return (
+            "your attention is causal: a query sees nothing after its own place. Queries are a set, not a "
+            "sentence: take the mask away"
+        )
     q, k = (rearrange(x, MERGE) for x in (q, k))
-    if close(weights, attention_weights(*(x.reshape(len(x), heads, -1, width // heads) for x in (q, k)))):
+    if close(
+        weights, attention_weights(*(x.reshape(len(x), heads, -1, width // heads) for x in (q, k)))
+    ):
         return "a bare reshape to (B, H, N, h) mixes tokens with heads: split the width, then move the heads forward"
-    if close(weights, attention_weights(*(rearrange(x, "b n (h heads) -> b heads n h", heads=heads) for x in (q, k)))):
+    if close(
+        weights,
+        attention_weights(
+            *(rearrange(x, "b n (h heads) -> b heads n h", heads=heads) for x in (q, k))
+        ),
+    ):
         return "the width is split in the wrong order: heads are neighbouring channels, 'b n (heads h) -> b heads n h'"
     if not close(weights.sum(dim=-1), torch.ones(weights.shape[:-1])):
         return "a query's weights over the patches do not sum to 1: take the softmax over the last axis"
@@ -149,7 +178,7 @@ def qformer_layer(learner):
     """Random weights that record their calls: who asks, who is looked at, in which order, and what is added where."""
     width = 16  # patches and queries of one width and number, so that a mixed-up source is diagnosed and not a crash
     queries, patches = torch.randn(2, 6, width), torch.randn(2, 6, width)
-    a, b, c, d, e = (torch.randn(width, width) / width ** 0.5 for _ in range(5))
+    a, b, c, d, e = (torch.randn(width, width) / width**0.5 for _ in range(5))
     sources, norms_met = {"talk": [], "look": []}, []
 
     def talk(x, source):
@@ -169,6 +198,7 @@ def qformer_layer(learner):
         def apply(x):
             norms_met.append(index)
             return F.layer_norm(x, (width,)) * scale + shift
+
         return apply
 
     norms = [norm(index) for index in range(3)]
@@ -181,7 +211,9 @@ def qformer_layer(learner):
         return None
     for name, found in calls.items():
         if len(found) != 1:
-            return f"{name} is called {len(found)} times; each of talk, look and think is called once"
+            return (
+                f"{name} is called {len(found)} times; each of talk, look and think is called once"
+            )
     (talker, heard), (looker, seen) = calls["talk"][0], calls["look"][0]
     if close(talker, patches) or close(looker, patches):
         return "the patches are asking: the queries come first in talk(...) and look(...), what they look at second"
@@ -225,22 +257,29 @@ def make_labels(learner):
     if not isinstance(labels, list) or any(not isinstance(label, int) for label in labels):
         return "your labels are not a list of whole numbers, one for each position"
     if labels == right:
-        if learner(0, list(prompt), list(answer), eos) != right[prefix:] and torch.as_tensor(
-                learner(0, list(prompt), list(answer), eos)).tolist() != right[prefix:]:
+        if (
+            learner(0, list(prompt), list(answer), eos) != right[prefix:]
+            and torch.as_tensor(learner(0, list(prompt), list(answer), eos)).tolist()
+            != right[prefix:]
+        ):
             return "with no prefix (num_prefix = 0) they are wrong: count num_prefix positions, not a fixed number"
         return None
     if labels == right[prefix:]:
-        return (f"there are {len(labels)} labels for {len(right)} positions: the prefix has positions too, so "
-                "it needs num_prefix labels of -100 (transformers would stop at the mismatch)")
+        return (
+            f"there are {len(labels)} labels for {len(right)} positions: the prefix has positions too, so "
+            "it needs num_prefix labels of -100 (transformers would stop at the mismatch)"
+        )
     if labels in (right[1:], right[1:] + [IGNORE]):
         return "you shifted the labels by one place: the model does that itself, and shifting twice trains a wrong word"
     if labels in (right[:-1], right[:-1] + [IGNORE]):
         return "the EOS is not among the labels: a model that is never told to stop never does"
-    if labels[prefix:prefix + len(prompt)] == prompt:
+    if labels[prefix : prefix + len(prompt)] == prompt:
         return "the prompt is in the loss: the model would learn to ask the question; give the prompt -100"
-    if labels[-len(right) + prefix:] == right[prefix:] and len(labels) == len(right):
-        return (f"the prefix has labels {labels[:prefix]}: 0 and other ids are real tokens, "
-                f"only -100 leaves a position out")
+    if labels[-len(right) + prefix :] == right[prefix:] and len(labels) == len(right):
+        return (
+            f"the prefix has labels {labels[:prefix]}: 0 and other ids are real tokens, "
+            f"only -100 leaves a position out"
+        )
     if len(labels) != len(right):
         return f"there are {len(labels)} labels for {len(right)} positions (prefix, prompt, answer, EOS)"
     return f"for a prefix of 4, prompt {prompt}, answer {answer} and EOS 5 they should be {right}, not {labels}"
@@ -262,21 +301,27 @@ def pad_batch(learner):
     for name, mine, theirs in zip(names, result, right, strict=True):
         if problem := shape_problem(mine, theirs.shape, name):
             return problem + " (the longest row sets the length)"
-    (ids, mask, targets), (right_ids, right_mask, right_targets) = (tuple(x.long() for x in r) for r in (result, right))
+    (ids, mask, targets), (right_ids, right_mask, right_targets) = (
+        tuple(x.long() for x in r) for r in (result, right)
+    )
     if close(ids, torch.tensor([[pad] * (6 - len(row)) + row for row in rows])):
         return "you pad on the left: that is for generating. For training pad on the right"
     if not close(ids, right_ids):
         return "input_ids are not each row followed by `pad`"
     if close(mask, (right_ids != pad).long()):
-        return ("your mask is `ids != pad`, and here pad is EOS, as it is for GPT-2: the true EOS is masked as well. "
-                "Mask by the length of each row")
+        return (
+            "your mask is `ids != pad`, and here pad is EOS, as it is for GPT-2: the true EOS is masked as well. "
+            "Mask by the length of each row"
+        )
     if mask.all():
         return "your mask is 1 everywhere: padding is 0"
     if not close(mask, right_mask):
         return "attention_mask is not 1 for each token of a row and 0 for its padding"
     if close(targets, right_targets.masked_fill(right_ids == pad, IGNORE)):
-        return ("your labels lost the EOS: pad is EOS here, as it is for GPT-2, so `labels[ids == pad] = -100` erases "
-                "both, and the model never learns to stop. Mask by length")
+        return (
+            "your labels lost the EOS: pad is EOS here, as it is for GPT-2, so `labels[ids == pad] = -100` erases "
+            "both, and the model never learns to stop. Mask by length"
+        )
     if (targets[right_mask == 0] == pad).any():
         return "the padding has `pad` as its label, so the model is trained to say it: give padding -100"
     if not close(targets, right_targets):

@@ -31,9 +31,13 @@ def stage1_mask(task, num_queries, text_mask):
     if task not in MASKS:
         raise ValueError(f"task is {task!r}; expected one of {', '.join(MASKS)}.")
     length = text_mask.shape[1]
-    sees = torch.ones(num_queries + length, num_queries + length, dtype=torch.bool, device=text_mask.device)
+    sees = torch.ones(
+        num_queries + length, num_queries + length, dtype=torch.bool, device=text_mask.device
+    )
     if task != "itm":
-        sees[:num_queries, num_queries:] = False  # queries do not read the text, or it would give itself away
+        sees[:num_queries, num_queries:] = (
+            False  # queries do not read the text, or it would give itself away
+        )
     if task == "itc":
         sees[num_queries:, :num_queries] = False
     if task == "itg":
@@ -58,15 +62,28 @@ class QFormerStage1(nn.Module):
         self.word_embedding = nn.Embedding(vocab_size + 2, width)
         self.position_embedding = nn.Embedding(max_text_length, width)
         self.text_mlps = nn.ModuleList(
-            nn.ModuleDict({"mlp_in": nn.Linear(width, mlp_width), "mlp_out": nn.Linear(mlp_width, width),
-                           "mlp_norm": nn.LayerNorm(width, eps=LAYER_NORM_EPS)}) for _ in connector.qformer.layers)
+            nn.ModuleDict(
+                {
+                    "mlp_in": nn.Linear(width, mlp_width),
+                    "mlp_out": nn.Linear(mlp_width, width),
+                    "mlp_norm": nn.LayerNorm(width, eps=LAYER_NORM_EPS),
+                }
+            )
+            for _ in connector.qformer.layers
+        )
         self.image_projection = nn.Linear(width, projection_dim)
         self.text_projection = nn.Linear(width, projection_dim)
         self.itm_head = nn.Linear(width, 2)
         self.itg_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.itg_bias = nn.Parameter(torch.zeros(vocab_size + 2))
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        for part in (self.text_mlps, self.image_projection, self.text_projection, self.itm_head, self.itg_transform):
+        for part in (
+            self.text_mlps,
+            self.image_projection,
+            self.text_projection,
+            self.itm_head,
+            self.itg_transform,
+        ):
             part.apply(init_linear)
         for embedding in (self.word_embedding, self.position_embedding):
             nn.init.normal_(embedding.weight, std=0.02)
@@ -79,13 +96,21 @@ class QFormerStage1(nn.Module):
         qformer = self.connector.qformer
         num_queries, length = len(qformer.query_tokens), input_ids.shape[1]
         if length > self.position_embedding.num_embeddings:
-            raise ValueError(f"a text has {length} tokens, more than max_text_length "
-                             f"{self.position_embedding.num_embeddings}. Shorten it or make max_text_length larger.")
-        words = self.word_embedding(input_ids) + self.position_embedding.weight[:length]  # (B, L, D)
+            raise ValueError(
+                f"a text has {length} tokens, more than max_text_length "
+                f"{self.position_embedding.num_embeddings}. Shorten it or make max_text_length larger."
+            )
+        words = (
+            self.word_embedding(input_ids) + self.position_embedding.weight[:length]
+        )  # (B, L, D)
         queries = qformer.query_tokens.expand(len(input_ids), -1, -1)
-        both = qformer.dropout(qformer.input_norm(torch.cat([queries, words], dim=1)))  # (B, Q+L, D)
+        both = qformer.dropout(
+            qformer.input_norm(torch.cat([queries, words], dim=1))
+        )  # (B, Q+L, D)
         for layer, text_mlp in zip(qformer.layers, self.text_mlps, strict=True):
-            both = layer.self_norm(both + layer.dropout(layer.self_attention(both, both, mask=see)[0]))
+            both = layer.self_norm(
+                both + layer.dropout(layer.self_attention(both, both, mask=see)[0])
+            )
             queries, text = both[:, :num_queries], both[:, num_queries:]
             queries, _ = layer.look_and_think(queries, image_embeds)
             thought = text_mlp["mlp_out"](F.gelu(text_mlp["mlp_in"](text)))
@@ -99,7 +124,9 @@ class QFormerStage1(nn.Module):
         has nothing to contrast.
         """
         if len(features) < 2:
-            raise ValueError("a batch of one picture has no other to tell it from. Give two or more.")
+            raise ValueError(
+                "a batch of one picture has no other to tell it from. Give two or more."
+            )
         check_features(features, self.connector.vision_width)
         image_embeds = self.connector.vision_norm(features.float())
         num_queries = len(self.connector.qformer.query_tokens)
@@ -118,20 +145,29 @@ class QFormerStage1(nn.Module):
         logits = F.linear(self.itg_transform(text[real]), self.word_embedding.weight, self.itg_bias)
         itg = F.cross_entropy(logits.float(), input_ids[real])
 
-        same = (input_ids[:, None] == input_ids[None]).all(dim=-1)  # the picture itself, and equal captions
+        same = (input_ids[:, None] == input_ids[None]).all(
+            dim=-1
+        )  # the picture itself, and equal captions
         picture, caption = hard_negatives(similarity.detach(), same)
         rows = torch.cat([target, picture, target])  # pictures: the own, a hard wrong one, the own
         texts = torch.cat([target, target, caption])  # captions: the own, the own, a hard wrong one
-        queries, _ = self.joint(image_embeds[rows], cls_ids[texts], stage1_mask("itm", num_queries, cls_mask[texts]))
+        queries, _ = self.joint(
+            image_embeds[rows], cls_ids[texts], stage1_mask("itm", num_queries, cls_mask[texts])
+        )
         logits = self.itm_head(queries).mean(dim=1)  # (3B, 2): the mean over the queries
-        itm = F.cross_entropy(logits.float(), (torch.arange(len(rows), device=rows.device) < len(features)).long())
+        itm = F.cross_entropy(
+            logits.float(), (torch.arange(len(rows), device=rows.device) < len(features)).long()
+        )
         return {"itc": itc, "itm": itm, "itg": itg}
 
     def similarity(self, queries, text):
         """queries (B, Q, D), text (C, D) -> (B, C): cosine of the best query of each picture, times the scale."""
         image_embeds = F.normalize(self.image_projection(queries).float(), dim=-1)  # (B, Q, P)
         text_embeds = F.normalize(self.text_projection(text).float(), dim=-1)  # (C, P)
-        return torch.einsum("bqp,cp->bcq", image_embeds, text_embeds).amax(dim=-1) * self.logit_scale.exp()
+        return (
+            torch.einsum("bqp,cp->bcq", image_embeds, text_embeds).amax(dim=-1)
+            * self.logit_scale.exp()
+        )
 
 
 def hard_negatives(similarity, same):
@@ -140,8 +176,11 @@ def hard_negatives(similarity, same):
     similarity (B, B), pictures by captions; same (B, B): True where the two belong together. Source: BLIP-2's code
     (and ALBEF, Li et al. 2021, section 3.2). A row without any wrong one draws evenly.
     """
+
     def draw(scores):
         weights = scores.float().softmax(dim=-1).masked_fill(same, 0) + 1e-4 * ~same
-        return torch.multinomial(torch.where(weights.sum(-1, keepdim=True) > 0, weights, 1.0), 1)[:, 0]
+        return torch.multinomial(torch.where(weights.sum(-1, keepdim=True) > 0, weights, 1.0), 1)[
+            :, 0
+        ]
 
     return draw(similarity.T), draw(similarity)

@@ -55,15 +55,26 @@ class CLIPConfig:
 
     def to_hf(self):
         """The same as the dict of a transformers `config.json`."""
-        shared = {"hidden_act": self.hidden_act, "layer_norm_eps": self.layer_norm_eps,
-                  "projection_dim": self.projection_dim, "attention_dropout": 0.0}
-        hf = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": self.projection_dim,
-              "logit_scale_init_value": math.log(1 / 0.07),
-              "vision_config": {"model_type": "clip_vision_model", "num_channels": 3, **shared},
-              "text_config": {"model_type": "clip_text_model", **shared}}
+        shared = {
+            "hidden_act": self.hidden_act,
+            "layer_norm_eps": self.layer_norm_eps,
+            "projection_dim": self.projection_dim,
+            "attention_dropout": 0.0,
+        }
+        hf = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": self.projection_dim,
+            "logit_scale_init_value": math.log(1 / 0.07),
+            "vision_config": {"model_type": "clip_vision_model", "num_channels": 3, **shared},
+            "text_config": {"model_type": "clip_text_model", **shared},
+        }
         for section, names in HF_NAMES.items():
             hf[section].update({theirs: getattr(self, ours) for ours, theirs in names.items()})
-        for section, width in (("vision_config", self.vision_width), ("text_config", self.text_width)):
+        for section, width in (
+            ("vision_config", self.vision_width),
+            ("text_config", self.text_width),
+        ):
             hf[section]["intermediate_size"] = hf[section]["intermediate_size"] or 4 * width
         return hf
 
@@ -71,36 +82,63 @@ class CLIPConfig:
     def from_hf(cls, hf, *, source="config.json"):
         """Read the dict of a transformers `config.json`. UserError, naming the field, for what this CLIP cannot do."""
         if hf.get("model_type") != "clip":
-            raise UserError(f"{source}: model_type is {hf.get('model_type')!r}, expected 'clip'. "
-                            "Name a CLIP checkpoint.")
+            raise UserError(
+                f"{source}: model_type is {hf.get('model_type')!r}, expected 'clip'. "
+                "Name a CLIP checkpoint."
+            )
         settings = {"projection_dim": hf.get("projection_dim", 512)}
         shared = {}
         for section, names in HF_NAMES.items():
             # Old files carry a `text_config_dict` that transformers lets win over `text_config`.
             values = hf.get(f"{section}_dict") or hf.get(section) or {}
-            settings.update({ours: values.get(theirs, HF_DEFAULTS.get(ours, getattr(cls, ours)))
-                             for ours, theirs in names.items()})
-            shared[section] = {"hidden_act": values.get("hidden_act", "quick_gelu"),
-                               "layer_norm_eps": values.get("layer_norm_eps", 1e-5)}
+            settings.update(
+                {
+                    ours: values.get(theirs, HF_DEFAULTS.get(ours, getattr(cls, ours)))
+                    for ours, theirs in names.items()
+                }
+            )
+            shared[section] = {
+                "hidden_act": values.get("hidden_act", "quick_gelu"),
+                "layer_norm_eps": values.get("layer_norm_eps", 1e-5),
+            }
             if values.get("num_channels", 3) != 3:
-                raise UserError(f"{source}: {section}.num_channels is {values['num_channels']}, expected 3 (RGB). "
-                                "Name another checkpoint.")
+                raise UserError(
+                    f"{source}: {section}.num_channels is {values['num_channels']}, expected 3 (RGB). "
+                    "Name another checkpoint."
+                )
         if shared["vision_config"] != shared["text_config"]:
-            raise UserError(f"{source}: vision_config has {shared['vision_config']} and text_config "
-                            f"{shared['text_config']}; this CLIP has one value for both. Name another checkpoint.")
+            raise UserError(
+                f"{source}: vision_config has {shared['vision_config']} and text_config "
+                f"{shared['text_config']}; this CLIP has one value for both. Name another checkpoint."
+            )
         return cls(**settings, **shared["text_config"])
 
 
 HF_NAMES = {
-    "vision_config": {"image_size": "image_size", "patch_size": "patch_size", "vision_width": "hidden_size",
-                      "vision_layers": "num_hidden_layers", "vision_heads": "num_attention_heads",
-                      "vision_mlp_width": "intermediate_size"},
-    "text_config": {"vocab_size": "vocab_size", "context_length": "max_position_embeddings",
-                    "text_width": "hidden_size", "text_layers": "num_hidden_layers",
-                    "text_heads": "num_attention_heads", "text_mlp_width": "intermediate_size",
-                    "eos_token_id": "eos_token_id", "bos_token_id": "bos_token_id", "pad_token_id": "pad_token_id"},
+    "vision_config": {
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "vision_width": "hidden_size",
+        "vision_layers": "num_hidden_layers",
+        "vision_heads": "num_attention_heads",
+        "vision_mlp_width": "intermediate_size",
+    },
+    "text_config": {
+        "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "text_width": "hidden_size",
+        "text_layers": "num_hidden_layers",
+        "text_heads": "num_attention_heads",
+        "text_mlp_width": "intermediate_size",
+        "eos_token_id": "eos_token_id",
+        "bos_token_id": "bos_token_id",
+        "pad_token_id": "pad_token_id",
+    },
 }
-HF_DEFAULTS = {"vision_mlp_width": 3072, "text_mlp_width": 2048}  # where a config.json leaves them out
+HF_DEFAULTS = {
+    "vision_mlp_width": 3072,
+    "text_mlp_width": 2048,
+}  # where a config.json leaves them out
 
 
 class CLIPOutput(NamedTuple):
@@ -124,19 +162,44 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, input_ids):
         """input_ids (B, T) -> (B, T, D)."""
-        return self.token_embedding(input_ids) + self.position_embedding.weight[:input_ids.shape[1]]
+        return (
+            self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
+        )
 
 
 class TextTransformer(nn.Module):
     """CLIP's text tower: a causal transformer, read out at the end-of-text token, the only one that saw everything."""
 
-    def __init__(self, *, vocab_size, context_length, width, num_layers, num_heads, eos_token_id, mlp_width=None,
-                 hidden_act="quick_gelu", layer_norm_eps=1e-5):
+    def __init__(
+        self,
+        *,
+        vocab_size,
+        context_length,
+        width,
+        num_layers,
+        num_heads,
+        eos_token_id,
+        mlp_width=None,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+    ):
         super().__init__()
-        self.vocab_size, self.context_length, self.eos_token_id = vocab_size, context_length, eos_token_id
-        self.embeddings = TextEmbeddings(vocab_size=vocab_size, context_length=context_length, width=width)
-        self.encoder = Encoder(width=width, num_layers=num_layers, num_heads=num_heads,
-                               mlp_width=mlp_width or 4 * width, hidden_act=hidden_act, layer_norm_eps=layer_norm_eps)
+        self.vocab_size, self.context_length, self.eos_token_id = (
+            vocab_size,
+            context_length,
+            eos_token_id,
+        )
+        self.embeddings = TextEmbeddings(
+            vocab_size=vocab_size, context_length=context_length, width=width
+        )
+        self.encoder = Encoder(
+            width=width,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_width=mlp_width or 4 * width,
+            hidden_act=hidden_act,
+            layer_norm_eps=layer_norm_eps,
+        )
         self.final_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
 
     def forward(self, input_ids, attention_mask=None):
@@ -146,35 +209,52 @@ class TextTransformer(nn.Module):
         checked. ValueError for a text without EOS, longer than the context, or padded on the left.
         """
         end = self.eos_positions(input_ids, attention_mask)  # (B,)
-        input_ids = input_ids[:, :int(end.max()) + 1]  # what follows the last EOS of the batch changes nothing
+        input_ids = input_ids[
+            :, : int(end.max()) + 1
+        ]  # what follows the last EOS of the batch changes nothing
         x = self.encoder(self.embeddings(input_ids), is_causal=True)  # (B, T, D)
         return self.final_layer_norm(x[torch.arange(len(x), device=x.device), end])  # (B, D)
 
     def eos_positions(self, input_ids, attention_mask=None):
         """input_ids (B, T) -> (B,), where each text is read out, after the checks that `forward` promises."""
         if input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
-            raise ValueError(f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; expected token ids "
-                             "(B, T). For a single text add the batch axis: input_ids[None].")
-        if attention_mask is not None and (attention_mask.shape != input_ids.shape or not attention_mask[:, 0].all()
-                                           or (attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
-            raise ValueError(f"attention_mask of shape {tuple(attention_mask.shape)} is not that of right-padded text "
-                             f"of shape {tuple(input_ids.shape)}: each row must be 1s, then 0s. "
-                             "Set tokenizer.padding_side = 'right'.")
-        if self.eos_token_id == 2:  # OpenAI's configs; their true EOS is the highest id of the vocabulary
+            raise ValueError(
+                f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; expected token ids "
+                "(B, T). For a single text add the batch axis: input_ids[None]."
+            )
+        if attention_mask is not None and (
+            attention_mask.shape != input_ids.shape
+            or not attention_mask[:, 0].all()
+            or (attention_mask[:, 1:] > attention_mask[:, :-1]).any()
+        ):
+            raise ValueError(
+                f"attention_mask of shape {tuple(attention_mask.shape)} is not that of right-padded text "
+                f"of shape {tuple(input_ids.shape)}: each row must be 1s, then 0s. "
+                "Set tokenizer.padding_side = 'right'."
+            )
+        if (
+            self.eos_token_id == 2
+        ):  # OpenAI's configs; their true EOS is the highest id of the vocabulary
             end = input_ids.argmax(dim=1)
         else:
             is_eos = input_ids == self.eos_token_id
             end = is_eos.int().argmax(dim=1)  # the first one: padding may be EOS too
             if not is_eos.any(dim=1).all():
                 row = int((~is_eos.any(dim=1)).nonzero()[0])
-                raise ValueError(f"input_ids row {row} has no EOS (id {self.eos_token_id}), where the text is read "
-                                 "out. Append it; when you truncate, cut the words and keep the EOS.")
+                raise ValueError(
+                    f"input_ids row {row} has no EOS (id {self.eos_token_id}), where the text is read "
+                    "out. Append it; when you truncate, cut the words and keep the EOS."
+                )
         if int(end.max()) >= self.context_length:
-            raise ValueError(f"input_ids row {int(end.argmax())} has {int(end.max()) + 1} tokens, but this text tower "
-                             f"has a context of {self.context_length}. Shorten that text.")
+            raise ValueError(
+                f"input_ids row {int(end.argmax())} has {int(end.max()) + 1} tokens, but this text tower "
+                f"has a context of {self.context_length}. Shorten that text."
+            )
         if input_ids.min() < 0 or input_ids.max() >= self.vocab_size:
-            raise ValueError(f"input_ids holds {int(input_ids.min())}..{int(input_ids.max())}, but this text tower has "
-                             f"the ids 0..{self.vocab_size - 1}. Use the tokenizer that belongs to these weights.")
+            raise ValueError(
+                f"input_ids holds {int(input_ids.min())}..{int(input_ids.max())}, but this text tower has "
+                f"the ids 0..{self.vocab_size - 1}. Use the tokenizer that belongs to these weights."
+            )
         return end
 
 
@@ -186,24 +266,41 @@ class CLIP(nn.Module):
         if config is None:
             unknown = sorted(set(settings) - {field.name for field in fields(CLIPConfig)})
             if unknown:
-                raise ValueError(f"CLIP has no setting {', '.join(unknown)}. It has: "
-                                 f"{', '.join(field.name for field in fields(CLIPConfig))}.")
+                raise ValueError(
+                    f"CLIP has no setting {', '.join(unknown)}. It has: "
+                    f"{', '.join(field.name for field in fields(CLIPConfig))}."
+                )
             config = CLIPConfig(**settings)
         elif settings:
-            raise ValueError(f"give a CLIPConfig or settings, not both (given: {', '.join(settings)}).")
+            raise ValueError(
+                f"give a CLIPConfig or settings, not both (given: {', '.join(settings)})."
+            )
         self.config, self.feature_width = config, config.vision_width
         self.vision_model = VisionTransformer(
-            image_size=config.image_size, patch_size=config.patch_size, width=config.vision_width,
-            num_layers=config.vision_layers, num_heads=config.vision_heads, mlp_width=config.vision_mlp_width,
-            hidden_act=config.hidden_act, layer_norm_eps=config.layer_norm_eps)
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            width=config.vision_width,
+            num_layers=config.vision_layers,
+            num_heads=config.vision_heads,
+            mlp_width=config.vision_mlp_width,
+            hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+        )
         self.text_model = TextTransformer(
-            vocab_size=config.vocab_size, context_length=config.context_length, width=config.text_width,
-            num_layers=config.text_layers, num_heads=config.text_heads, mlp_width=config.text_mlp_width,
-            hidden_act=config.hidden_act, layer_norm_eps=config.layer_norm_eps, eos_token_id=config.eos_token_id)
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            width=config.text_width,
+            num_layers=config.text_layers,
+            num_heads=config.text_heads,
+            mlp_width=config.text_mlp_width,
+            hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+            eos_token_id=config.eos_token_id,
+        )
         self.visual_projection = nn.Linear(config.vision_width, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_width, config.projection_dim, bias=False)
-        nn.init.normal_(self.visual_projection.weight, std=config.vision_width ** -0.5)
-        nn.init.normal_(self.text_projection.weight, std=config.text_width ** -0.5)
+        nn.init.normal_(self.visual_projection.weight, std=config.vision_width**-0.5)
+        nn.init.normal_(self.text_projection.weight, std=config.text_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.load_report = None  # set by from_pretrained
 
@@ -235,7 +332,10 @@ class CLIP(nn.Module):
         """Write config.json and model.safetensors that `transformers.CLIPModel.from_pretrained` reads."""
         folder = Path(folder)
         write_weights(folder / "model.safetensors", self.state_dict(), dtype=dtype)
-        write_json(folder / "config.json", {**self.config.to_hf(), "dtype": str(dtype).removeprefix("torch.")})
+        write_json(
+            folder / "config.json",
+            {**self.config.to_hf(), "dtype": str(dtype).removeprefix("torch.")},
+        )
 
     @classmethod
     def from_pretrained(cls, folder_or_id):
@@ -246,8 +346,11 @@ class CLIP(nn.Module):
         """
         config_path, path = find_model(folder_or_id)
         model = cls(CLIPConfig.from_hf(read_json(config_path), source=config_path))
-        state = {name: tensor for name, tensor in read_weights(path).items()
-                 if not name.endswith(".position_ids")}  # 0, 1, 2, ...: old files store it, it is no weight
+        state = {
+            name: tensor
+            for name, tensor in read_weights(path).items()
+            if not name.endswith(".position_ids")
+        }  # 0, 1, 2, ...: old files store it, it is no weight
         model.load_report = load_exactly(model, state, source=path)
         return model.eval()
 
@@ -270,8 +373,13 @@ def info_nce(image_embeds, text_embeds, logit_scale):
     one warns, since its loss is 0 whatever the model does.
     """
     check_pairs(image_embeds, text_embeds, logit_scale)
-    image_embeds, text_embeds = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
-    logits = scaled_similarity(image_embeds, text_embeds, logit_scale)  # (B, B), matching pairs on the diagonal
+    image_embeds, text_embeds = (
+        F.normalize(image_embeds.float(), dim=-1),
+        F.normalize(text_embeds.float(), dim=-1),
+    )
+    logits = scaled_similarity(
+        image_embeds, text_embeds, logit_scale
+    )  # (B, B), matching pairs on the diagonal
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -283,9 +391,11 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
     wrong for all of them. These count where a picture seeks its text; they seek no picture themselves (NegCLIP,
     Yuksekgonul et al. 2023, section 4). With M = 0 this is `info_nce`.
     """
-    captions, wrong = text_embeds[:len(image_embeds)], text_embeds[len(image_embeds):]
+    captions, wrong = text_embeds[: len(image_embeds)], text_embeds[len(image_embeds) :]
     both_ways = info_nce(image_embeds, captions, logit_scale)
-    image_embeds, captions, wrong = (F.normalize(x.float(), dim=-1) for x in (image_embeds, captions, wrong))
+    image_embeds, captions, wrong = (
+        F.normalize(x.float(), dim=-1) for x in (image_embeds, captions, wrong)
+    )
     logits = scaled_similarity(image_embeds, captions, logit_scale)
     harder = torch.cat([logits, scaled_similarity(image_embeds, wrong, logit_scale)], dim=1)
     # The picture's cross-entropy over B + M texts in the place of that over B: only its normaliser grows.
@@ -309,8 +419,13 @@ def info_nce_shared(image_embeds, text_embeds, logit_scale, same):
     check_pairs(image_embeds, text_embeds, logit_scale)
     x, y = F.normalize(image_embeds.float(), dim=-1), F.normalize(text_embeds.float(), dim=-1)
     if same.shape != 2 * (len(x),) or not same.diagonal().all():
-        raise ValueError(f"same has shape {tuple(same.shape)}; expected {2 * (len(x),)}, True all along its diagonal.")
-    logits, target = scaled_similarity(x, y, logit_scale), same.float() / same.sum(dim=1, keepdim=True)  # (B, B)
+        raise ValueError(
+            f"same has shape {tuple(same.shape)}; expected {2 * (len(x),)}, True all along its diagonal."
+        )
+    logits, target = (
+        scaled_similarity(x, y, logit_scale),
+        same.float() / same.sum(dim=1, keepdim=True),
+    )  # (B, B)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -352,4 +467,6 @@ def info_nce_gathered(image_embeds, text_embeds, logit_scale):
     Every process computes the same loss; the mean of their parameters' gradients, as DDP and `train` take it, is the
     gradient of one process with the whole batch.
     """
-    return info_nce(*(GatherWithGradient.apply(x) for x in (image_embeds, text_embeds)), logit_scale)
+    return info_nce(
+        *(GatherWithGradient.apply(x) for x in (image_embeds, text_embeds)), logit_scale
+    )

@@ -14,8 +14,10 @@ def sincos_positions(width, grid_size):
     ValueError unless the width is a multiple of 4.
     """
     if width % 4 or width <= 0 or grid_size < 1:
-        raise ValueError(f"width is {width} and grid_size {grid_size}; a sine and a cosine for each of two axes need a "
-                         "width that is a multiple of 4, and a grid of 1 or more.")
+        raise ValueError(
+            f"width is {width} and grid_size {grid_size}; a sine and a cosine for each of two axes need a "
+            "width that is a multiple of 4, and a grid of 1 or more."
+        )
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))  # (width/4,)
     angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * omega  # (grid, width/4)
     one = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width/2), of one axis
@@ -34,12 +36,16 @@ def resize_positions(positions, grid_size):
     count = len(positions) - 1
     side = round(max(count, 0) ** 0.5)
     if positions.ndim != 2 or count < 1 or side * side != count or grid_size < 1:
-        raise ValueError(f"positions of shape {tuple(positions.shape)} for a grid of {grid_size}; expected "
-                         "(1 + n², D), one for the class token and one for each patch of a square, and a grid of 1 or "
-                         "more.")
+        raise ValueError(
+            f"positions of shape {tuple(positions.shape)} for a grid of {grid_size}; expected "
+            "(1 + n², D), one for the class token and one for each patch of a square, and a grid of 1 or "
+            "more."
+        )
     if side == grid_size:
         return positions
     grid = rearrange(positions[1:].float(), "(rows columns) d -> 1 d rows columns", rows=side)
-    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=True, align_corners=False)
+    grid = F.interpolate(
+        grid, size=(grid_size, grid_size), mode="bicubic", antialias=True, align_corners=False
+    )
     patches = rearrange(grid, "1 d rows columns -> (rows columns) d").to(positions.dtype)
     return torch.cat([positions[:1], patches])

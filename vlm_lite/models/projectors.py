@@ -32,10 +32,15 @@ class MLPProjector(nn.Module):
     def __init__(self, *, vision_width, language_width, hidden_width=None):
         super().__init__()
         hidden_width = hidden_width or language_width
-        self.settings = dict(vision_width=vision_width, language_width=language_width, hidden_width=hidden_width)
+        self.settings = dict(
+            vision_width=vision_width, language_width=language_width, hidden_width=hidden_width
+        )
         self.vision_width, self.language_width = vision_width, language_width
-        self.projection = nn.Sequential(nn.Linear(vision_width, hidden_width), nn.GELU(),
-                                        nn.Linear(hidden_width, language_width))
+        self.projection = nn.Sequential(
+            nn.Linear(vision_width, hidden_width),
+            nn.GELU(),
+            nn.Linear(hidden_width, language_width),
+        )
 
     def forward(self, image_embeds):
         """image_embeds (B, N, Dv) -> prefix (B, N, D_lm)."""
@@ -56,6 +61,8 @@ def make_connector(name, vision_width, language_width, **settings):
     known = set(inspect.signature(CONNECTORS[name]).parameters) - {"vision_width", "language_width"}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise ValueError(f"the connector {name!r} has no setting {', '.join(unknown)}. "
-                         f"It has: {', '.join(sorted(known)) or 'none'}.")
+        raise ValueError(
+            f"the connector {name!r} has no setting {', '.join(unknown)}. "
+            f"It has: {', '.join(sorted(known)) or 'none'}."
+        )
     return CONNECTORS[name](vision_width=vision_width, language_width=language_width, **settings)

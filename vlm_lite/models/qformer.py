@@ -28,8 +28,10 @@ class QFormerAttention(nn.Module):
     def __init__(self, *, width, num_heads, source_width, dropout=0.0):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"width {width} does not divide into {num_heads} heads. Choose num_heads so that it does, "
-                             f"for example {max(n for n in range(1, num_heads + 1) if width % n == 0)}.")
+            raise ValueError(
+                f"width {width} does not divide into {num_heads} heads. Choose num_heads so that it does, "
+                f"for example {max(n for n in range(1, num_heads + 1) if width % n == 0)}."
+            )
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)  # what x asks for
         self.key = nn.Linear(source_width, width)  # what the source offers
@@ -58,11 +60,14 @@ class QFormerLayer(nn.Module):
     def __init__(self, *, width, num_heads, mlp_width, vision_width, looks, dropout=0.0):
         super().__init__()
         self.looks = looks
-        self.self_attention = QFormerAttention(width=width, num_heads=num_heads, source_width=width, dropout=dropout)
+        self.self_attention = QFormerAttention(
+            width=width, num_heads=num_heads, source_width=width, dropout=dropout
+        )
         self.self_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         if looks:
-            self.cross_attention = QFormerAttention(width=width, num_heads=num_heads, source_width=vision_width,
-                                                    dropout=dropout)
+            self.cross_attention = QFormerAttention(
+                width=width, num_heads=num_heads, source_width=vision_width, dropout=dropout
+            )
             self.cross_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp_in = nn.Linear(width, mlp_width)
         self.mlp_out = nn.Linear(mlp_width, width)
@@ -79,7 +84,9 @@ class QFormerLayer(nn.Module):
         """What follows after the queries have talked: the same arguments and results as `forward`."""
         attention = None
         if self.looks:
-            seen, attention = self.cross_attention(queries, image_embeds, return_attention=return_attention)
+            seen, attention = self.cross_attention(
+                queries, image_embeds, return_attention=return_attention
+            )
             queries = self.cross_norm(queries + self.dropout(seen))
 
         thought = self.mlp_out(F.gelu(self.mlp_in(queries)))
@@ -90,11 +97,24 @@ class QFormerLayer(nn.Module):
 class QFormer(nn.Module):
     """Q learnt queries, `num_layers` layers. The defaults of BLIP-2 are 32 queries, width 768, 12 layers, 12 heads."""
 
-    def __init__(self, *, num_query_tokens, width, num_layers, num_heads, vision_width, mlp_width=None,
-                 cross_attention_frequency=2, dropout=0.0):
+    def __init__(
+        self,
+        *,
+        num_query_tokens,
+        width,
+        num_layers,
+        num_heads,
+        vision_width,
+        mlp_width=None,
+        cross_attention_frequency=2,
+        dropout=0.0,
+    ):
         super().__init__()
-        for name, value in (("num_query_tokens", num_query_tokens), ("num_layers", num_layers),
-                            ("cross_attention_frequency", cross_attention_frequency)):
+        for name, value in (
+            ("num_query_tokens", num_query_tokens),
+            ("num_layers", num_layers),
+            ("cross_attention_frequency", cross_attention_frequency),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more.")
         self.vision_width = vision_width
@@ -102,17 +122,26 @@ class QFormer(nn.Module):
         self.input_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            QFormerLayer(width=width, num_heads=num_heads, mlp_width=mlp_width or 4 * width, vision_width=vision_width,
-                         looks=index % cross_attention_frequency == 0, dropout=dropout)
-            for index in range(num_layers))
+            QFormerLayer(
+                width=width,
+                num_heads=num_heads,
+                mlp_width=mlp_width or 4 * width,
+                vision_width=vision_width,
+                looks=index % cross_attention_frequency == 0,
+                dropout=dropout,
+            )
+            for index in range(num_layers)
+        )
         self.apply(init_linear)
         # Queries of zeros give Q equal outputs, and LayerNorm's gradient divides by almost nothing. So noise.
         nn.init.normal_(self.query_tokens, std=0.02)
         # BERT's 0.02 is made for width 768. In a narrow Q-Former every query would at first see the mean of all
         # patches; with 1 / √fan-in the scores are near 1, so that queries look at different patches at once.
         for layer in self.layers:
-            for linear in (layer.cross_attention.query, layer.cross_attention.key) if layer.looks else ():
-                nn.init.normal_(linear.weight, std=linear.in_features ** -0.5)
+            for linear in (
+                (layer.cross_attention.query, layer.cross_attention.key) if layer.looks else ()
+            ):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def forward(self, image_embeds, *, return_attention=False):
         """image_embeds (B, N, Dv) -> (B, Q, D).
@@ -137,19 +166,45 @@ class QFormerConnector(nn.Module):
     a few channels far larger than the rest. width defaults to vision_width, num_heads to width / 32.
     """
 
-    def __init__(self, *, vision_width, language_width, num_query_tokens=8, width=None, num_layers=2, num_heads=None,
-                 mlp_width=None, cross_attention_frequency=2, dropout=0.0):
+    def __init__(
+        self,
+        *,
+        vision_width,
+        language_width,
+        num_query_tokens=8,
+        width=None,
+        num_layers=2,
+        num_heads=None,
+        mlp_width=None,
+        cross_attention_frequency=2,
+        dropout=0.0,
+    ):
         super().__init__()
         width = width or vision_width
         num_heads = num_heads or max(1, width // 32)
-        self.settings = dict(vision_width=vision_width, language_width=language_width, width=width,
-                             num_query_tokens=num_query_tokens, num_layers=num_layers, num_heads=num_heads,
-                             mlp_width=mlp_width, cross_attention_frequency=cross_attention_frequency, dropout=dropout)
+        self.settings = dict(
+            vision_width=vision_width,
+            language_width=language_width,
+            width=width,
+            num_query_tokens=num_query_tokens,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_width=mlp_width,
+            cross_attention_frequency=cross_attention_frequency,
+            dropout=dropout,
+        )
         self.vision_width, self.language_width = vision_width, language_width
         self.vision_norm = nn.LayerNorm(vision_width)
-        self.qformer = QFormer(num_query_tokens=num_query_tokens, width=width, num_layers=num_layers,
-                               num_heads=num_heads, mlp_width=mlp_width, vision_width=vision_width,
-                               cross_attention_frequency=cross_attention_frequency, dropout=dropout)
+        self.qformer = QFormer(
+            num_query_tokens=num_query_tokens,
+            width=width,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_width=mlp_width,
+            vision_width=vision_width,
+            cross_attention_frequency=cross_attention_frequency,
+            dropout=dropout,
+        )
         self.language_projection = nn.Linear(width, language_width)
         init_linear(self.language_projection)
 
@@ -174,9 +229,15 @@ def check_features(features, vision_width):
     given = f"image features are {features.dtype} of shape {tuple(features.shape)}"
     expected = f"expected floating point (B, N, {vision_width})"
     if features.ndim == 4:
-        raise ValueError(f"{given}; {expected}. These look like pixels: encode them first, vlm.encode(pixel_values).")
+        raise ValueError(
+            f"{given}; {expected}. These look like pixels: encode them first, vlm.encode(pixel_values)."
+        )
     if features.ndim != 3 or not features.is_floating_point():
-        raise ValueError(f"{given}; {expected}. They come from vision.patch_features(pixel_values).")
+        raise ValueError(
+            f"{given}; {expected}. They come from vision.patch_features(pixel_values)."
+        )
     if features.shape[-1] != vision_width:
-        raise ValueError(f"{given}; {expected}. The connector was built for another vision tower: "
-                         f"build it with vision_width={features.shape[-1]}, or load the tower it was trained on.")
+        raise ValueError(
+            f"{given}; {expected}. The connector was built for another vision tower: "
+            f"build it with vision_width={features.shape[-1]}, or load the tower it was trained on."
+        )

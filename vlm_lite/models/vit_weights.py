@@ -17,13 +17,25 @@ PLAIN = dict(embedding_norm=False, patch_bias=True, hidden_act="gelu", layer_nor
 CLIP_GELU = dict(hidden_act="gelu", layer_norm_eps=1e-5)
 CLIP_QUICK = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5)
 TIMM_MODELS = {
-    **{f"vit_{size}_patch{patch}_224": PLAIN for size, patch in (
-        ("tiny", 16), ("small", 16), ("small", 32), ("base", 16), ("base", 32), ("large", 16))},
+    **{
+        f"vit_{size}_patch{patch}_224": PLAIN
+        for size, patch in (
+            ("tiny", 16),
+            ("small", 16),
+            ("small", 32),
+            ("base", 16),
+            ("base", 32),
+            ("large", 16),
+        )
+    },
     **{f"deit_{size}_patch16_224": PLAIN for size in ("tiny", "small", "base")},
     **{f"vit_base_patch{patch}_clip_224": CLIP_GELU for patch in (16, 32)},
     **{f"vit_base_patch{patch}_clip_quickgelu_224": CLIP_QUICK for patch in (16, 32)},
 }
-CLIP_MODELS = {f"openai/clip-vit-{size}": CLIP_QUICK for size in ("base-patch16", "base-patch32", "large-patch14")}
+CLIP_MODELS = {
+    f"openai/clip-vit-{size}": CLIP_QUICK
+    for size in ("base-patch16", "base-patch32", "large-patch14")
+}
 TIMM_KEYS = (  # timm's name, ours
     (r"cls_token", "embeddings.class_embedding"),
     (r"pos_embed", "embeddings.position_embedding.weight"),
@@ -53,16 +65,33 @@ def load_vit(name, state, *, num_heads=None):
         settings, ours = TIMM_MODELS[name], from_timm(state, source=name)
         settings = {**settings, "pool": "mean" if "fc_norm.weight" in state else "cls"}
     elif name in CLIP_MODELS:
-        towers = ("text_model.", "visual_projection.", "text_projection.", "logit_scale")  # of a whole CLIPModel
-        settings, ours = CLIP_MODELS[name], {
-            key.removeprefix("vision_model."): value for key, value in state.items()
-            if not key.startswith(towers) and not key.endswith(".position_ids")}
+        towers = (
+            "text_model.",
+            "visual_projection.",
+            "text_projection.",
+            "logit_scale",
+        )  # of a whole CLIPModel
+        settings, ours = (
+            CLIP_MODELS[name],
+            {
+                key.removeprefix("vision_model."): value
+                for key, value in state.items()
+                if not key.startswith(towers) and not key.endswith(".position_ids")
+            },
+        )
     else:
-        raise UserError(f"{name!r} is no model that load_vit knows. It knows "
-                        f"{', '.join((*TIMM_MODELS, *CLIP_MODELS))}.")
+        raise UserError(
+            f"{name!r} is no model that load_vit knows. It knows "
+            f"{', '.join((*TIMM_MODELS, *CLIP_MODELS))}."
+        )
     model = VisionTransformer(**_sizes(ours, num_heads, name), **settings)
-    load_exactly(model, ours, source=f"the state of {name}", advice="These names are ours; theirs are in TIMM_KEYS, or "
-                 "have vision_model. in front. Give that model's state dict, whole and unchanged.")
+    load_exactly(
+        model,
+        ours,
+        source=f"the state of {name}",
+        advice="These names are ours; theirs are in TIMM_KEYS, or "
+        "have vision_model. in front. Give that model's state dict, whole and unchanged.",
+    )
     return model.eval()
 
 
@@ -70,39 +99,62 @@ def from_timm(state, *, source="the state"):
     """A timm state dict under our names. UserError naming the keys that our `VisionTransformer` has no place for."""
     ours, unsupported = {}, []
     for key, value in state.items():
-        name = next((re.sub(theirs, mine, key) for theirs, mine in TIMM_KEYS if re.fullmatch(theirs, key)), None)
+        name = next(
+            (re.sub(theirs, mine, key) for theirs, mine in TIMM_KEYS if re.fullmatch(theirs, key)),
+            None,
+        )
         if name is None:
             unsupported.append(key)
         elif "{}" in name:
-            ours.update({name.format(part): piece for part, piece in zip("qkv", value.chunk(3), strict=True)})
+            ours.update(
+                {
+                    name.format(part): piece
+                    for part, piece in zip("qkv", value.chunk(3), strict=True)
+                }
+            )
         elif key in ("cls_token", "pos_embed"):
-            ours[name] = value[0].squeeze(0) if key == "cls_token" else value[0]  # (1, 1, D) -> (D), (1, 1+N, D)
+            ours[name] = (
+                value[0].squeeze(0) if key == "cls_token" else value[0]
+            )  # (1, 1, D) -> (D), (1, 1+N, D)
         else:
             ours[name] = value
     if unsupported:
-        shown = ", ".join(unsupported[:5]) + (f" and {len(unsupported) - 5} more" if len(unsupported) > 5 else "")
-        raise UserError(f"{source} has keys that our VisionTransformer has no place for: {shown}. It is the plain "
-                        "pre-norm ViT: one class token, learnt positions, one LayerNorm before attention and one "
-                        "before the MLP. Choose a model of that form.")
+        shown = ", ".join(unsupported[:5]) + (
+            f" and {len(unsupported) - 5} more" if len(unsupported) > 5 else ""
+        )
+        raise UserError(
+            f"{source} has keys that our VisionTransformer has no place for: {shown}. It is the plain "
+            "pre-norm ViT: one class token, learnt positions, one LayerNorm before attention and one "
+            "before the MLP. Choose a model of that form."
+        )
     return ours
 
 
 def _sizes(ours, num_heads, source):
-    """image_size, patch_size, width, ... of a state under our names. UserError naming the first key that is not there.
-    """
-    needed = {"embeddings.patch_embedding.weight": "patch_embed.proj.weight",
-              "embeddings.position_embedding.weight": "pos_embed",
-              "encoder.layers.0.mlp.fc1.weight": "blocks.0.mlp.fc1.weight"}
+    """image_size, patch_size, width, ... of a state under our names. UserError naming the first key that is not there."""
+    needed = {
+        "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+        "embeddings.position_embedding.weight": "pos_embed",
+        "encoder.layers.0.mlp.fc1.weight": "blocks.0.mlp.fc1.weight",
+    }
     for key, timms in needed.items():
         if key not in ours:
             theirs = timms if source in TIMM_MODELS else f"vision_model.{key}"
-            raise UserError(f"the state of {source} lacks {theirs} (here {key}), without which its size is unknown. "
-                            f"It begins with {', '.join(list(ours)[:3]) or 'nothing at all'}. Give the state dict of "
-                            "the whole model.")
+            raise UserError(
+                f"the state of {source} lacks {theirs} (here {key}), without which its size is unknown. "
+                f"It begins with {', '.join(list(ours)[:3]) or 'nothing at all'}. Give the state dict of "
+                "the whole model."
+            )
     patches, positions, mlp = (ours[key] for key in needed)
     width, patch_size = patches.shape[0], patches.shape[-1]
     side = round((len(positions) - 1) ** 0.5)
     layers = {int(key.split(".")[2]) for key in ours if key.startswith("encoder.layers.")}
-    return dict(image_size=side * patch_size, patch_size=patch_size, width=width, num_layers=max(layers) + 1,
-                num_heads=num_heads or width // HEAD_WIDTH, mlp_width=len(mlp),
-                num_classes=len(ours["head.bias"]) if "head.bias" in ours else 0)
+    return dict(
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        width=width,
+        num_layers=max(layers) + 1,
+        num_heads=num_heads or width // HEAD_WIDTH,
+        mlp_width=len(mlp),
+        num_classes=len(ours["head.bias"]) if "head.bias" in ours else 0,
+    )

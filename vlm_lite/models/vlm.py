@@ -26,7 +26,9 @@ from vlm_lite.models.text import IGNORE, load_language_model, special_ids, token
 from vlm_lite.models.text import build_text_batch as build_text_batch
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
-GROUPS = 2  # of rows in a training batch, on a CPU: more groups cost more calls than they save padding
+GROUPS = (
+    2  # of rows in a training batch, on a CPU: more groups cost more calls than they save padding
+)
 
 
 class VLMOutput(NamedTuple):
@@ -49,15 +51,28 @@ class VLM(nn.Module):
         self.tokenizer = tokenizer
         self.names = {}  # ids of vision and language model, for save_pretrained
         for side, given, expected in (
-                ("vision_width", getattr(connector, "vision_width", None), getattr(vision, "feature_width", None)),
-                ("language_width", getattr(connector, "language_width", None), self.embed.embedding_dim)):
+            (
+                "vision_width",
+                getattr(connector, "vision_width", None),
+                getattr(vision, "feature_width", None),
+            ),
+            (
+                "language_width",
+                getattr(connector, "language_width", None),
+                self.embed.embedding_dim,
+            ),
+        ):
             if None not in (given, expected) and given != expected:
-                raise ValueError(f"the connector has {side} {given}, but the model it meets there has width "
-                                 f"{expected}. Build it with {side}={expected}.")
+                raise ValueError(
+                    f"the connector has {side} {given}, but the model it meets there has width "
+                    f"{expected}. Build it with {side}={expected}."
+                )
         if len(tokenizer) > self.embed.num_embeddings:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the language model "
-                             f"{self.embed.num_embeddings} embeddings. Load both from one folder, "
-                             "or call language_model.resize_token_embeddings.")
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the language model "
+                f"{self.embed.num_embeddings} embeddings. Load both from one folder, "
+                "or call language_model.resize_token_embeddings."
+            )
         vision.requires_grad_(False)
         language_model.requires_grad_(False)
         self.train(self.training)
@@ -94,14 +109,18 @@ class VLM(nn.Module):
         features = self._check_features(features)
         prefix = self.connector(features)  # (B, Q, D)
         if prefix.ndim != 3 or prefix.shape[::2] != (len(features), self.embed.embedding_dim):
-            raise ValueError(f"the connector gave shape {tuple(prefix.shape)}; expected ({len(features)}, Q, "
-                             f"{self.embed.embedding_dim}), the language model's width. Mend its last layer.")
+            raise ValueError(
+                f"the connector gave shape {tuple(prefix.shape)}; expected ({len(features)}, Q, "
+                f"{self.embed.embedding_dim}), the language model's width. Mend its last layer."
+            )
         return prefix.to(self.embed.weight.dtype)
 
     def attention_maps(self, features):
         """features (B, N, Dv) -> (B, H, Q, N): how much each Q-Former query looks at each patch; sums to 1."""
         if not isinstance(self.connector, CONNECTORS["qformer"]):
-            raise ValueError(f"{type(self.connector).__name__} has no attention to show. Use the connector 'qformer'.")
+            raise ValueError(
+                f"{type(self.connector).__name__} has no attention to show. Use the connector 'qformer'."
+            )
         was_training = self.training
         self.eval()
         try:
@@ -112,12 +131,16 @@ class VLM(nn.Module):
 
     def _check_features(self, features):
         if not features.is_floating_point():
-            raise ValueError(f"features are {features.dtype}; expected the floats of vlm.encode(pixel_values).")
+            raise ValueError(
+                f"features are {features.dtype}; expected the floats of vlm.encode(pixel_values)."
+            )
         features = features.to(self.device, torch.float32)
         if not torch.isfinite(features).all():
             row = int((~torch.isfinite(features).flatten(1).all(dim=1)).nonzero()[0])
-            raise ValueError(f"features row {row} holds NaN or infinity. Encode that picture again; "
-                             "if they were cached in fp16, cache them in fp32.")
+            raise ValueError(
+                f"features row {row} holds NaN or infinity. Encode that picture again; "
+                "if they were cached in fp16, cache them in fp32."
+            )
         return features
 
     def _inputs(self, features, input_ids, attention_mask, new_tokens=0):
@@ -127,15 +150,23 @@ class VLM(nn.Module):
             prefix = embeds[:, :0]  # blind: a prefix of none
         else:
             if len(features) != len(input_ids):
-                raise ValueError(f"{len(features)} pictures for {len(input_ids)} texts; expected one picture a text. "
-                                 "Repeat the features of a picture that has several questions.")
+                raise ValueError(
+                    f"{len(features)} pictures for {len(input_ids)} texts; expected one picture a text. "
+                    "Repeat the features of a picture that has several questions."
+                )
             prefix = self.prefix(features)
         num_prefix, num_text = prefix.shape[1], input_ids.shape[1]
-        if num_prefix + num_text + max(new_tokens - 1, 0) > self.context_length:  # the last new token is not read
+        if (
+            num_prefix + num_text + max(new_tokens - 1, 0) > self.context_length
+        ):  # the last new token is not read
             new = f" + {new_tokens} new tokens" if new_tokens else ""
-            raise ValueError(f"prefix of {num_prefix} + text of {num_text}{new} is longer than the language model's "
-                             f"context of {self.context_length}. Shorten the text or use fewer query tokens.")
-        mask = torch.cat([attention_mask.new_ones(len(input_ids), num_prefix), attention_mask], dim=1)  # (B, Q+T)
+            raise ValueError(
+                f"prefix of {num_prefix} + text of {num_text}{new} is longer than the language model's "
+                f"context of {self.context_length}. Shorten the text or use fewer query tokens."
+            )
+        mask = torch.cat(
+            [attention_mask.new_ones(len(input_ids), num_prefix), attention_mask], dim=1
+        )  # (B, Q+T)
         if mask.max() > 1:
             mask, position_ids = self._separate(mask, num_prefix)
         else:  # Places count what is really there. Else a row padded on the left would start at a later place.
@@ -145,12 +176,18 @@ class VLM(nn.Module):
     def _separate(self, number, num_prefix):
         """Exchanges numbered 1, 2, ... in a row: each sees the prefix and itself, and starts at place Q."""
         place = torch.arange(number.shape[1], device=number.device)  # (Q+T,)
-        same = (number[:, :, None] == number[:, None, :]) | (place < num_prefix)  # (B, Q+T, Q+T): row i reads j
+        same = (number[:, :, None] == number[:, None, :]) | (
+            place < num_prefix
+        )  # (B, Q+T, Q+T): row i reads j
         hidden = ~(same & (place[:, None] >= place))
         begins = F.pad(number.diff(dim=1) != 0, (1, 0))
-        position_ids = place - torch.where(begins, place - num_prefix, 0).cummax(dim=1).values  # (B, Q+T)
+        position_ids = (
+            place - torch.where(begins, place - num_prefix, 0).cummax(dim=1).values
+        )  # (B, Q+T)
         dtype = self.embed.weight.dtype
-        mask = torch.zeros(hidden.shape, device=number.device, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        mask = torch.zeros(hidden.shape, device=number.device, dtype=dtype).masked_fill(
+            hidden, torch.finfo(dtype).min
+        )
         return mask[:, None], position_ids
 
     def _read(self, embeds, mask, position_ids, attention_mask=None):
@@ -161,15 +198,25 @@ class VLM(nn.Module):
         """
         decoder = self.language_model.get_decoder()
         if attention_mask is None or embeds.device.type != "cpu":
-            return decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
-                           use_cache=False).last_hidden_state
-        ends = ((attention_mask > 0) * torch.arange(1, 1 + attention_mask.shape[1])).amax(dim=1)  # of each row's text
+            return decoder(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=position_ids,
+                use_cache=False,
+            ).last_hidden_state
+        ends = ((attention_mask > 0) * torch.arange(1, 1 + attention_mask.shape[1])).amax(
+            dim=1
+        )  # of each row's text
         order, length, read = ends.argsort(), embeds.shape[1], []
         for rows in order.chunk(GROUPS):
             end = length - attention_mask.shape[1] + int(ends[rows].max())
             end = min(8 * -(-end // 8), length)  # few shapes: a CPU plans its matmuls once for each
-            hidden = decoder(inputs_embeds=embeds[rows, :end], position_ids=position_ids[rows, :end], use_cache=False,
-                             attention_mask=mask[rows, :end] if mask.ndim == 2 else mask[rows, :, :end, :end])
+            hidden = decoder(
+                inputs_embeds=embeds[rows, :end],
+                position_ids=position_ids[rows, :end],
+                use_cache=False,
+                attention_mask=mask[rows, :end] if mask.ndim == 2 else mask[rows, :, :end, :end],
+            )
             read.append(F.pad(hidden.last_hidden_state, (0, 0, 0, length - end)))
         return torch.cat(read)[order.argsort()]
 
@@ -184,22 +231,32 @@ class VLM(nn.Module):
         context and for labels without one answer token.
         """
         input_ids = input_ids.to(self.device)
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        attention_mask = (
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        )
         embeds, mask, position_ids, num_prefix = self._inputs(features, input_ids, attention_mask)
         head = self.language_model.get_output_embeddings()
-        hidden = self._read(embeds, mask, position_ids, attention_mask if self.training else None)  # (B, Q+T, D)
+        hidden = self._read(
+            embeds, mask, position_ids, attention_mask if self.training else None
+        )  # (B, Q+T, D)
         # The vocabulary is large: logits of the prefix, (B, Q, V), would be computed for nobody.
-        logits = head(hidden[:, num_prefix:]) if labels is None or not self.training else None  # (B, T, V)
+        logits = (
+            head(hidden[:, num_prefix:]) if labels is None or not self.training else None
+        )  # (B, T, V)
         if labels is None:
             return VLMOutput(None, logits)
         if labels.shape != input_ids.shape:
-            raise ValueError(f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; expected "
-                             "the same. Labels cover the text only: the prefix is left out of the loss here.")
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}; expected "
+                "the same. Labels cover the text only: the prefix is left out of the loss here."
+            )
         targets = F.pad(labels.to(self.device), (num_prefix, 0), value=IGNORE)[:, 1:]  # (B, Q+T-1)
         is_answer = targets != IGNORE
         if not is_answer.any():
-            raise ValueError("no label is an answer token: all are -100. Make labels with build_text_batch, and do not "
-                             "cut the answer off when you shorten a row.")
+            raise ValueError(
+                "no label is an answer token: all are -100. Make labels with build_text_batch, and do not "
+                "cut the answer off when you shorten a row."
+            )
         answer_logits = head(hidden[:, :-1][is_answer]).float()  # (number of answer tokens, V)
         return VLMOutput(F.cross_entropy(answer_logits, targets[is_answer]), logits)
 
@@ -212,23 +269,39 @@ class VLM(nn.Module):
         names words that the tokenizer does not know.
         """
         if isinstance(prompts, str):
-            raise ValueError(f"prompts is one string, {prompts!r}; expected a list of strings: [prompt].")
+            raise ValueError(
+                f"prompts is one string, {prompts!r}; expected a list of strings: [prompt]."
+            )
         if features is not None and len(features) != len(prompts):
-            raise ValueError(f"{len(features)} pictures for {len(prompts)} prompts; expected one picture a prompt.")
+            raise ValueError(
+                f"{len(features)} pictures for {len(prompts)} prompts; expected one picture a prompt."
+            )
         ids = tokenize(self.tokenizer, prompts, what="prompt") if len(prompts) else []
-        unk, eos = self.tokenizer.unk_token_id, self.tokenizer.eos_token_id  # one and the same in GPT-2, a real token
-        unknown = dict.fromkeys(word for prompt, row in zip(prompts, ids, strict=True) if unk != eos and unk in row
-                                for word in unknown_words(self.tokenizer, prompt))
+        unk, eos = (
+            self.tokenizer.unk_token_id,
+            self.tokenizer.eos_token_id,
+        )  # one and the same in GPT-2, a real token
+        unknown = dict.fromkeys(
+            word
+            for prompt, row in zip(prompts, ids, strict=True)
+            if unk != eos and unk in row
+            for word in unknown_words(self.tokenizer, prompt)
+        )
         if unknown:
-            warnings.warn("not among the words that the language model knows, and read as "
-                          f"{self.tokenizer.unk_token}: {', '.join(list(unknown)[:5])}.", stacklevel=3)
+            warnings.warn(
+                "not among the words that the language model knows, and read as "
+                f"{self.tokenizer.unk_token}: {', '.join(list(unknown)[:5])}.",
+                stacklevel=3,
+            )
         was_training = self.training
         self.eval()
         try:
             answers = []
             for start in range(0, len(ids), batch_size):
                 rows = slice(start, start + batch_size)
-                answers += self._generate(None if features is None else features[rows], ids[rows], max_new_tokens)
+                answers += self._generate(
+                    None if features is None else features[rows], ids[rows], max_new_tokens
+                )
             return answers
         finally:
             self.train(was_training)
@@ -236,17 +309,33 @@ class VLM(nn.Module):
     def _generate(self, features, ids, max_new_tokens):
         length = max(len(row) for row in ids)
         eos, pad = special_ids(self.tokenizer)
-        input_ids = torch.tensor([[pad] * (length - len(row)) + row for row in ids], device=self.device)  # (B, T)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.device)
-        embeds, mask, position_ids, _ = self._inputs(features, input_ids, mask, new_tokens=max_new_tokens)
-        decoder, head = self.language_model.get_decoder(), self.language_model.get_output_embeddings()
+        input_ids = torch.tensor(
+            [[pad] * (length - len(row)) + row for row in ids], device=self.device
+        )  # (B, T)
+        mask = torch.tensor(
+            [[0] * (length - len(row)) + [1] * len(row) for row in ids], device=self.device
+        )
+        embeds, mask, position_ids, _ = self._inputs(
+            features, input_ids, mask, new_tokens=max_new_tokens
+        )
+        decoder, head = (
+            self.language_model.get_decoder(),
+            self.language_model.get_output_embeddings(),
+        )
         cache, new_ids = None, []
         finished = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):
             # The cache keeps the keys and values of all that was read: from the second round, one token is new.
-            output = decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids,
-                             past_key_values=cache, use_cache=True)
-            next_ids = head(output.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished, pad)  # (B,)
+            output = decoder(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            next_ids = (
+                head(output.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished, pad)
+            )  # (B,)
             finished |= next_ids == eos
             new_ids.append(next_ids)
             if finished.all():
@@ -255,31 +344,51 @@ class VLM(nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
             position_ids = position_ids[:, -1:] + 1
         answers = torch.stack(new_ids, dim=1).tolist() if new_ids else [[]] * len(ids)
-        answers = [row[:row.index(eos)] if eos in row else row for row in answers]
+        answers = [row[: row.index(eos)] if eos in row else row for row in answers]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
 
-    def save_pretrained(self, folder, *, vision_model=None, language_model=None, dtype=torch.float32):
+    def save_pretrained(
+        self, folder, *, vision_model=None, language_model=None, dtype=torch.float32
+    ):
         """Write the connector only: config.json (its name and settings, the ids of the two frozen models) and weights.
 
         vision_model, language_model: zoo names or hub ids; by default those that from_pretrained was given.
         """
-        name = next((name for name, kind in CONNECTORS.items() if type(self.connector) is kind), None)
+        name = next(
+            (name for name, kind in CONNECTORS.items() if type(self.connector) is kind), None
+        )
         if name is None:
-            raise ValueError(f"{type(self.connector).__name__} is not a connector that from_pretrained could build "
-                             f"again ({', '.join(CONNECTORS)}). Save its state_dict yourself.")
-        names = {"vision_model": vision_model or self.names.get("vision_model"),
-                 "language_model": language_model or self.names.get("language_model")}
+            raise ValueError(
+                f"{type(self.connector).__name__} is not a connector that from_pretrained could build "
+                f"again ({', '.join(CONNECTORS)}). Save its state_dict yourself."
+            )
+        names = {
+            "vision_model": vision_model or self.names.get("vision_model"),
+            "language_model": language_model or self.names.get("language_model"),
+        }
         if None in names.values():
-            raise ValueError("the names of the frozen models are not known. Give vision_model=... and "
-                             "language_model=..., zoo names or hub ids.")
+            raise ValueError(
+                "the names of the frozen models are not known. Give vision_model=... and "
+                "language_model=..., zoo names or hub ids."
+            )
         folder = Path(folder)
         write_weights(folder / "model.safetensors", self.connector.state_dict(), dtype=dtype)
-        write_json(folder / "config.json", {"model_type": "vlm-lite", **names, "hashes": self._hashes(),
-                                            "connector": {"name": name, **self.connector.settings}})
+        write_json(
+            folder / "config.json",
+            {
+                "model_type": "vlm-lite",
+                **names,
+                "hashes": self._hashes(),
+                "connector": {"name": name, **self.connector.settings},
+            },
+        )
 
     def _hashes(self):
         """What tells the eye and the brain that this connector learnt between from any other of the same shape."""
-        return {"vision_model": weights_hash(self.vision), "language_model": weights_hash(self.language_model)}
+        return {
+            "vision_model": weights_hash(self.vision),
+            "language_model": weights_hash(self.language_model),
+        }
 
     @classmethod
     def from_pretrained(cls, folder, *, resolve=None):
@@ -294,21 +403,34 @@ class VLM(nn.Module):
         try:
             names = {key: config[key] for key in ("vision_model", "language_model")}
             settings = dict(config["connector"])
-            connector = make_connector(settings.pop("name"), settings.pop("vision_width"),
-                                       settings.pop("language_width"), **settings)
+            connector = make_connector(
+                settings.pop("name"),
+                settings.pop("vision_width"),
+                settings.pop("language_width"),
+                **settings,
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not the config of a VLM ({type(error).__name__}: {error}). Expected the fields "
-                            "vision_model, language_model and connector. Make it again with save_pretrained."
-                            ) from error
+            raise UserError(
+                f"{path}: not the config of a VLM ({type(error).__name__}: {error}). Expected the fields "
+                "vision_model, language_model and connector. Make it again with save_pretrained."
+            ) from error
         weights = Path(folder) / "model.safetensors"
         load_exactly(connector, read_weights(weights), source=weights)
         language_model, tokenizer = load_language_model(resolve(names["language_model"]))
-        vlm = cls(vision=CLIP.from_pretrained(resolve(names["vision_model"])), connector=connector,
-                  language_model=language_model, tokenizer=tokenizer)
+        vlm = cls(
+            vision=CLIP.from_pretrained(resolve(names["vision_model"])),
+            connector=connector,
+            language_model=language_model,
+            tokenizer=tokenizer,
+        )
         vlm.names = names
         found, expected = vlm._hashes(), config.get("hashes", {})
-        changed = [f"{key} {names[key]!r}" for key in found if expected.get(key, found[key]) != found[key]]
+        changed = [
+            f"{key} {names[key]!r}" for key in found if expected.get(key, found[key]) != found[key]
+        ]
         if changed:
-            raise UserError(f"{path}: this connector was trained with other weights of {' and '.join(changed)} than "
-                            "those found under that name. Train it again, or bring the old weights back.")
+            raise UserError(
+                f"{path}: this connector was trained with other weights of {' and '.join(changed)} than "
+                "those found under that name. Train it again, or bring the old weights back."
+            )
         return vlm.eval()

@@ -27,8 +27,15 @@ class LoadReport(NamedTuple):
         def part(label, names):
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             return f"{len(names)} {label}" + (f" ({shown})" if names else "")
-        return "; ".join([f"{len(self.matched)} matched", part("missing", self.missing),
-                          part("unexpected", self.unexpected), part("of another shape", self.mismatched)])
+
+        return "; ".join(
+            [
+                f"{len(self.matched)} matched",
+                part("missing", self.missing),
+                part("unexpected", self.unexpected),
+                part("of another shape", self.mismatched),
+            ]
+        )
 
 
 def read_weights(path):
@@ -38,16 +45,25 @@ def read_weights(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist. Check the folder, or make or download the model again.")
+        raise UserError(
+            f"{path} does not exist. Check the folder, or make or download the model again."
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as weights ({error}). The file may be cut short: "
-                        "delete it and make or download it again.") from error
+        raise UserError(
+            f"{path} cannot be read as weights ({error}). The file may be cut short: "
+            "delete it and make or download it again."
+        ) from error
 
 
-def load_exactly(model, state, *, source,
-                 advice="Use the config.json that belongs to these weights, or make the weights again."):
+def load_exactly(
+    model,
+    state,
+    *,
+    source,
+    advice="Use the config.json that belongs to these weights, or make the weights again.",
+):
     """Copy `state` into `model` and return the LoadReport.
 
     Parameters keep the model's own dtype (fp16 files into an fp32 model). Raises UserError with the whole report,
@@ -56,21 +72,28 @@ def load_exactly(model, state, *, source,
     """
     own = model.state_dict()
     mismatched = [name for name in own if name in state and own[name].shape != state[name].shape]
-    report = LoadReport(matched=[name for name in own if name in state and name not in mismatched],
-                        missing=[name for name in own if name not in state],
-                        unexpected=[name for name in state if name not in own], mismatched=mismatched)
+    report = LoadReport(
+        matched=[name for name in own if name in state and name not in mismatched],
+        missing=[name for name in own if name not in state],
+        unexpected=[name for name in state if name not in own],
+        mismatched=mismatched,
+    )
     if report.missing or report.unexpected or report.mismatched:
         raise UserError(f"{source} does not fit this {type(model).__name__}: {report}. {advice}")
     for name, tensor in state.items():  # a sum is ten times as fast as a look at every number
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-            raise UserError(f"{source}: {name} holds NaN or infinity. Train or download these weights again.")
+            raise UserError(
+                f"{source}: {name} holds NaN or infinity. Train or download these weights again."
+            )
     model.load_state_dict(state)
     return report
 
 
 def write_weights(path, state, *, dtype=torch.float32):
     """Write `state` as a .safetensors file in `dtype`, whole or not at all."""
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()
+    }
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"format": "pt"}))
 
@@ -94,20 +117,33 @@ def download(model_id):
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     files = ["config.json", "model.safetensors"]
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=files))
         if not (folder / files[1]).exists():
             folder = cached_snapshot(model_id)
         if folder is None:
-            offers = HfApi().get_repo_discussions(model_id, author="SFconvertbot", discussion_type="pull_request")
-            number = next((offer.num for offer in offers if offer.author == "SFconvertbot" and "safetensors" in
-                           offer.title), None)
+            offers = HfApi().get_repo_discussions(
+                model_id, author="SFconvertbot", discussion_type="pull_request"
+            )
+            number = next(
+                (
+                    offer.num
+                    for offer in offers
+                    if offer.author == "SFconvertbot" and "safetensors" in offer.title
+                ),
+                None,
+            )
             if number is None:
                 raise OSError("it has no model.safetensors, and the hub offers no conversion")
-            folder = Path(snapshot_download(model_id, revision=f"refs/pr/{number}", allow_patterns=files))
+            folder = Path(
+                snapshot_download(model_id, revision=f"refs/pr/{number}", allow_patterns=files)
+            )
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{model_id!r} is neither a folder here nor a model that the hub or its local cache gave "
-                        f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, "
-                        "or use the profile tiny, which needs no download.") from error
+        raise UserError(
+            f"{model_id!r} is neither a folder here nor a model that the hub or its local cache gave "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the spelling and the network, "
+            "or use the profile tiny, which needs no download."
+        ) from error

@@ -17,18 +17,35 @@ matrix-product rate, and the peak memory are of this machine."""
 def add(commands):
     """Register `rehearse` with the argparse subparsers of `vlm-lite`."""
     rehearse = commands.add_parser(
-        "rehearse", help="run and time profile t4's path at its sizes, without a network", epilog=REHEARSE,
+        "rehearse",
+        help="run and time profile t4's path at its sizes, without a network",
+        epilog=REHEARSE,
         description="Runs and times profile t4's path at its sizes, without a network.",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     rehearse.set_defaults(call=run_rehearse)
-    rehearse.add_argument("--images", type=int, help="made pictures, half of them to train on (default 64; 1024 on a "
-                                                     "GPU)")
-    rehearse.add_argument("--steps", type=int, help="steps of each training (default 3; 30 on a GPU)")
-    rehearse.add_argument("--batch-size", type=int, help="pictures a step (default 4; 64, t4's, on a GPU)")
-    rehearse.add_argument("--brain", choices=("gpt2", "qwen"), default="gpt2", help="GPT-2, or Qwen2.5-0.5B's size "
-                                                                                    "(default gpt2)")
-    rehearse.add_argument("--precision", choices=("no", "fp16", "bf16"), help="mixed precision (default: what suits "
-                                                                              "this machine; a T4's is fp16)")
+    rehearse.add_argument(
+        "--images",
+        type=int,
+        help="made pictures, half of them to train on (default 64; 1024 on a GPU)",
+    )
+    rehearse.add_argument(
+        "--steps", type=int, help="steps of each training (default 3; 30 on a GPU)"
+    )
+    rehearse.add_argument(
+        "--batch-size", type=int, help="pictures a step (default 4; 64, t4's, on a GPU)"
+    )
+    rehearse.add_argument(
+        "--brain",
+        choices=("gpt2", "qwen"),
+        default="gpt2",
+        help="GPT-2, or Qwen2.5-0.5B's size (default gpt2)",
+    )
+    rehearse.add_argument(
+        "--precision",
+        choices=("no", "fp16", "bf16"),
+        help="mixed precision (default: what suits this machine; a T4's is fp16)",
+    )
     rehearse.add_argument("--json", metavar="FILE", help="write the figures here too")
 
 
@@ -42,15 +59,26 @@ def run_rehearse(options):
 
     compute = get_compute()
     if options.precision:
-        compute = dataclasses.replace(compute, mixed_precision=options.precision, reason="you chose it")
+        compute = dataclasses.replace(
+            compute, mixed_precision=options.precision, reason="you chose it"
+        )
     on_gpu = compute.device == "cuda"
     started = time.perf_counter()
-    profile = make_profile(options.images or (1024 if on_gpu else 64),
-                           brain={"gpt2": "brain", "qwen": "instruct brain"}[options.brain])
-    print(f"{compute.device}, {compute.mixed_precision} ({compute.reason}), {os.cpu_count()} CPU cores; the mirror was "
-          f"ready in {time.perf_counter() - started:.0f} s: {profile.mirror}\n")
-    result = rehearse(profile, compute, steps=options.steps or (30 if on_gpu else 3),
-                      batch_size=options.batch_size or (64 if on_gpu else 4), say=print)
+    profile = make_profile(
+        options.images or (1024 if on_gpu else 64),
+        brain={"gpt2": "brain", "qwen": "instruct brain"}[options.brain],
+    )
+    print(
+        f"{compute.device}, {compute.mixed_precision} ({compute.reason}), {os.cpu_count()} CPU cores; the mirror was "
+        f"ready in {time.perf_counter() - started:.0f} s: {profile.mirror}\n"
+    )
+    result = rehearse(
+        profile,
+        compute,
+        steps=options.steps or (30 if on_gpu else 3),
+        batch_size=options.batch_size or (64 if on_gpu else 4),
+        say=print,
+    )
     if options.json:
         write_json(options.json, result)
         print(f"written to {options.json}")
@@ -77,7 +105,9 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
     from vlm_lite.rehearsal.mirror import QFORMER, FreePrefix, choice
 
     on_gpu = compute.device == "cuda"
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision, torch.float32)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+        compute.mixed_precision, torch.float32
+    )
     sync = torch.cuda.synchronize if on_gpu else (lambda: None)
     autocast = torch.autocast(compute.device, half, enabled=half != torch.float32)
     peak = measure_peak(compute.device, half, sync)
@@ -87,8 +117,15 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
 
     def note(name, seconds, count, unit, flops=None):
         share = flops and flops / seconds / peak
-        found[name] = {"seconds": seconds, "per_second": count / seconds, "unit": unit, "share_of_peak": share}
-        say(f"{name:34} {seconds:9.2f} {count / seconds:12,.1f}  {f'{share:.0%}' if share else '':>17}  {unit}")
+        found[name] = {
+            "seconds": seconds,
+            "per_second": count / seconds,
+            "unit": unit,
+            "share_of_peak": share,
+        }
+        say(
+            f"{name:34} {seconds:9.2f} {count / seconds:12,.1f}  {f'{share:.0%}' if share else '':>17}  {unit}"
+        )
 
     def timed(call):
         start = time.perf_counter()
@@ -101,31 +138,58 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
             call()
         return counter.get_total_flops()
 
-    captions, questions, _ = timed(lambda: load_photographs("train", choice(profile), mirror=profile.mirror,
-                                                            progress=False))[0]
+    captions, questions, _ = timed(
+        lambda: load_photographs("train", choice(profile), mirror=profile.mirror, progress=False)
+    )[0]
     count = len(captions)
     images, seconds = timed(lambda: image_tensor(captions, profile.image_size)[0])
     note("decode the photographs", seconds, count, "pictures")
-    vlm, seconds = timed(lambda: recipes.new_vlm("qformer", vision_model=profile.vision_model,
-                                                 language_model=profile.language_model, **QFORMER).to(compute.device))
+    vlm, seconds = timed(
+        lambda: recipes.new_vlm(
+            "qformer",
+            vision_model=profile.vision_model,
+            language_model=profile.language_model,
+            **QFORMER,
+        ).to(compute.device)
+    )
     note("load eye and brain", seconds, 2, "models")
     said = recipes.picture_exchanges(captions, questions)
     exchanges = [said[image_id] for image_id in captions["image_id"][:]]
     with tempfile.TemporaryDirectory() as folder, autocast:
         one = recipes.pixel_values(images[:1].to(compute.device))
         flops = count * flops_of(lambda: vlm.encode(one))
-        features, encoding = timed(lambda: recipes.picture_features(vlm.vision, images, batch_size=max(8, batch_size),
-                                                                    folder=Path(folder), progress=False))
+        features, encoding = timed(
+            lambda: recipes.picture_features(
+                vlm.vision,
+                images,
+                batch_size=max(8, batch_size),
+                folder=Path(folder),
+                progress=False,
+            )
+        )
         note("encode, once, into the cache", encoding, count, "pictures", flops)
 
         def train(name, connector):
             vlm.connector = connector.to(compute.device)
-            history = recipes.train_connector(vlm, features, exchanges, steps=steps, batch_size=batch_size, log_every=1,
-                                              compute=compute, progress=False)
+            history = recipes.train_connector(
+                vlm,
+                features,
+                exchanges,
+                steps=steps,
+                batch_size=batch_size,
+                log_every=1,
+                compute=compute,
+                progress=False,
+            )
             warm = (steps - 1) // 3
-            seconds = (history.seconds[-1] - history.seconds[warm]) / (steps - 1 - warm) if steps > 1 else (
-                history.seconds[-1])
-            batch = recipes.exchange_batches(features, exchanges, vlm.tokenizer, batch_size)(0, torch.Generator())
+            seconds = (
+                (history.seconds[-1] - history.seconds[warm]) / (steps - 1 - warm)
+                if steps > 1
+                else (history.seconds[-1])
+            )
+            batch = recipes.exchange_batches(features, exchanges, vlm.tokenizer, batch_size)(
+                0, torch.Generator()
+            )
             batch = [part.to(compute.device) for part in batch]
             flops = flops_of(lambda: vlm.train()(*batch).loss.backward())
             vlm.zero_grad()
@@ -136,22 +200,34 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
         ceiling = train("a step of the brain alone", FreePrefix(nerve.language_width))
         step = train("a step with the Q-Former", nerve)
         prompts = [short_prompt(text) for text in questions["question"][:batch_size]]
-        shown = features[:len(prompts)]
-        _, seconds = timed(lambda: vlm.eval().generate(shown, prompts[:len(shown)], 8))
+        shown = features[: len(prompts)]
+        _, seconds = timed(lambda: vlm.eval().generate(shown, prompts[: len(shown)], 8))
         note("answer, 8 words each", seconds, len(shown), "answers")
     matrix_of = rehearse_stages(profile, compute, steps, batch_size, timed, note)
     result = {
-        "stages": found, "peak_gflops": peak / 1e9, "of_ceiling": ceiling / step,
-        "times_plain": (step + encoding * batch_size / count) / step, "batch_size": batch_size, "steps": steps,
-        "images": count, "device": compute.device, "precision": compute.mixed_precision,
+        "stages": found,
+        "peak_gflops": peak / 1e9,
+        "of_ceiling": ceiling / step,
+        "times_plain": (step + encoding * batch_size / count) / step,
+        "batch_size": batch_size,
+        "steps": steps,
+        "images": count,
+        "device": compute.device,
+        "precision": compute.mixed_precision,
         "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
     }
-    say(f"\n{matrix(matrix_of)}\nThe weights are random, so these scores mean nothing: they show that every stage ran.")
-    say(f"\nQ-Former training runs at {result['of_ceiling']:.0%} of its ceiling, the brain's step alone, and "
-        f"{result['times_plain']:.1f} times as fast as encoding the pictures at every step.")
-    say(f"peak memory: {result['memory_gb']:.1f} GB" + (f", {result['gpu_memory_gb']:.1f} GB on the GPU" if on_gpu
-                                                        else ""))
+    say(
+        f"\n{matrix(matrix_of)}\nThe weights are random, so these scores mean nothing: they show that every stage ran."
+    )
+    say(
+        f"\nQ-Former training runs at {result['of_ceiling']:.0%} of its ceiling, the brain's step alone, and "
+        f"{result['times_plain']:.1f} times as fast as encoding the pictures at every step."
+    )
+    say(
+        f"peak memory: {result['memory_gb']:.1f} GB"
+        + (f", {result['gpu_memory_gb']:.1f} GB on the GPU" if on_gpu else "")
+    )
     return result
 
 
@@ -160,28 +236,53 @@ def rehearse_stages(profile, compute, steps, batch_size, timed, note):
     from vlm_lite import photo_stages, recipes, stages
     from vlm_lite.rehearsal.mirror import choice
 
-    vlm = recipes.new_vlm("mlp", vision_model=profile.vision_model, language_model=profile.language_model)
+    vlm = recipes.new_vlm(
+        "mlp", vision_model=profile.vision_model, language_model=profile.language_model
+    )
     vlm.to(compute.device)
-    train, held_out = (photo_stages.load_photos(vlm.vision, split, choice(profile), mirror=profile.mirror,
-                                                progress=False) for split in ("train", "val"))
+    train, held_out = (
+        photo_stages.load_photos(
+            vlm.vision, split, choice(profile), mirror=profile.mirror, progress=False
+        )
+        for split in ("train", "val")
+    )
     prompt = photo_stages.user_prompt(vlm.tokenizer)
 
-    words = 32 if compute.device == "cuda" else 4  # at t4's sizes a CPU needs tenths of a second for each
+    words = (
+        32 if compute.device == "cuda" else 4
+    )  # at t4's sizes a CPU needs tenths of a second for each
 
     def measure(vlm):
-        scores, seconds = timed(lambda: photo_stages.evaluate_photos(vlm, held_out, prompt, pictures=64, questions=64,
-                                                                     words=words))
+        scores, seconds = timed(
+            lambda: photo_stages.evaluate_photos(
+                vlm, held_out, prompt, pictures=64, questions=64, words=words
+            )
+        )
         note("evaluate", seconds, min(64, len(held_out.ids)), "pictures")
         return scores
 
     def trained(name, scores, history):
         if history is not None:
             stage = next(stage for stage in plan if stage.name == name)
-            note(f"stage {name}, a step", history.seconds[-1] / stage.steps, stage.batch_size, "pictures")
+            note(
+                f"stage {name}, a step",
+                history.seconds[-1] / stage.steps,
+                stage.batch_size,
+                "pictures",
+            )
 
     plan = photo_stages.photo_plan((steps,) * 3, batch_size)
-    return stages.run_stages(vlm, train, held_out, plan, texts=photo_stages.photo_texts(train, prompt), measure=measure,
-                             on_stage=trained, compute=compute, progress=False)
+    return stages.run_stages(
+        vlm,
+        train,
+        held_out,
+        plan,
+        texts=photo_stages.photo_texts(train, prompt),
+        measure=measure,
+        on_stage=trained,
+        compute=compute,
+        progress=False,
+    )
 
 
 def measure_peak(device, dtype, sync, size=None):

@@ -28,8 +28,10 @@ from vlm_lite.rehearsal import shapes_files
 
 PICTURE_SIZE = (640, 480)
 VERSION = 1  # of what is made here: part of the folder's name
-CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def make_profile(images=64, *, brain="brain"):
@@ -50,15 +52,22 @@ def make_profile(images=64, *, brain="brain"):
             _write_eye(_model_folder(folder, "eye"), texts)
             _write_brain(_model_folder(folder, brain), brain, texts)
     return dataclasses.replace(
-        REHEARSAL, vision_model=str(_model_folder(mirror, "eye")), language_model=str(_model_folder(mirror, brain)),
-        train_images=images // 2, val_images=images // 8, mirror=str(mirror),
-        reason="t4's sizes with random weights and drawn pictures: it shows that t4 runs and how fast, never how well")
+        REHEARSAL,
+        vision_model=str(_model_folder(mirror, "eye")),
+        language_model=str(_model_folder(mirror, brain)),
+        train_images=images // 2,
+        val_images=images // 8,
+        mirror=str(mirror),
+        reason="t4's sizes with random weights and drawn pictures: it shows that t4 runs and how fast, never how well",
+    )
 
 
 def choice(profile):
     """The Choice of photographs that fits a rehearsal's few pictures."""
     train, val = profile.train_images, profile.val_images
-    return Choice(images=train, val_images=val, instructions=train, questions=train, val_questions=2 * val)
+    return Choice(
+        images=train, val_images=val, instructions=train, questions=train, val_questions=2 * val
+    )
 
 
 def _model_folder(mirror, key):
@@ -72,7 +81,11 @@ def _write_eye(folder, texts):
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
     write_json(folder / "config.json", model.config.to_hf())
     tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
-    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|startoftext|>", "<|endoftext|>", "<|endoftext|>"
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = (
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+    )
     tokenizer.model_max_length = 77
     tokenizer.save_pretrained(folder)
 
@@ -84,13 +97,27 @@ def _write_brain(folder, brain, texts):
     if brain == "brain":
         config, size, special = GPT2Config(), 50_257, ("<|endoftext|>",)
     else:
-        config = Qwen2Config(vocab_size=151_936, hidden_size=896, intermediate_size=4_864, num_hidden_layers=24,
-                             num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True)
+        config = Qwen2Config(
+            vocab_size=151_936,
+            hidden_size=896,
+            intermediate_size=4_864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
         size, special = 151_646, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    write_weights(folder / "model.safetensors", {name.removeprefix("transformer."): value for name, value in
-                  random_weights(model).items() if name != "lm_head.weight"}, dtype=torch.float16)  # tied to the input
+    write_weights(
+        folder / "model.safetensors",
+        {
+            name.removeprefix("transformer."): value
+            for name, value in random_weights(model).items()
+            if name != "lm_head.weight"
+        },
+        dtype=torch.float16,
+    )  # tied to the input
     config.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, size, special)
     tokenizer.eos_token = special[-1]
@@ -118,9 +145,11 @@ def random_weights(model):
     for number, (name, value) in enumerate(model.state_dict().items()):
         if value.ndim > 1:  # the block again and again; its length is prime, so no two rows agree
             whole = block.roll(977 * number).repeat(1 + value.numel() // len(block))
-            state[name] = whole[:value.numel()].view(value.shape)
+            state[name] = whole[: value.numel()].view(value.shape)
         else:
-            state[name] = torch.full(value.shape, float(name.endswith(("weight", "scale"))), dtype=torch.float16)
+            state[name] = torch.full(
+                value.shape, float(name.endswith(("weight", "scale"))), dtype=torch.float16
+            )
     return state
 
 
@@ -130,15 +159,26 @@ def train_tokenizer(texts, size, special):
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2000, show_progress=False,
-                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    core.pre_tokenizer, core.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=2000,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     state = json.loads(core.to_str())
     vocabulary = state["model"]["vocab"]
     names = [f"<unused {i}>" for i in range(len(vocabulary), size - len(special))] + list(special)
     vocabulary.update({name: i for i, name in enumerate(names, len(vocabulary))})
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-                                   additional_special_tokens=list(special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        additional_special_tokens=list(special),
+    )
 
 
 def _write_sites(folder, count):
@@ -154,9 +194,11 @@ def _write_sites(folder, count):
 
     for row in captions:
         place("picture", row["image_id"]).write_bytes(_photograph(row["image"], rng))
-    official = {"captions": read_json(made / "captions_shapes_train.json"),
-                "questions": read_json(made / "v2_OpenEnded_mscoco_shapes_train_questions.json"),
-                "annotations": read_json(made / "v2_mscoco_shapes_train_annotations.json")}
+    official = {
+        "captions": read_json(made / "captions_shapes_train.json"),
+        "questions": read_json(made / "v2_OpenEnded_mscoco_shapes_train_questions.json"),
+        "annotations": read_json(made / "v2_mscoco_shapes_train_annotations.json"),
+    }
     for image in official["captions"]["images"]:
         image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
     for kind, data in official.items():

@@ -21,13 +21,23 @@ def load_shapes_benchmarks(split="val", count=1000, *, seed=0):
     captions, questions = shapes.load_shapes(split, count, seed=seed, progress=False)
     folder = home() / f"shapes-v{shapes.VERSION}" / f"{split}-{count}-{seed}"
     notes, images = folder / "annotations", folder / "images" / f"shapes_{split}"
-    paths = [notes / name for name in (f"llava_instruct_shapes_{split}.json", f"shapes_pope_{split}.json",
-                                       f"mmbench_shapes_{split}.tsv")]
+    paths = [
+        notes / name
+        for name in (
+            f"llava_instruct_shapes_{split}.json",
+            f"shapes_pope_{split}.json",
+            f"mmbench_shapes_{split}.tsv",
+        )
+    ]
     if not all(path.exists() for path in paths):
         write_instructions(paths[0], captions, questions, split, seed=seed)
         write_pope(paths[1], questions, split)
         write_mmbench(paths[2], questions, images, split, seed=seed)
-    return readers.read_llava(paths[0], images), readers.read_pope(paths[1], images), readers.read_mmbench(paths[2])
+    return (
+        readers.read_llava(paths[0], images),
+        readers.read_pope(paths[1], images),
+        readers.read_mmbench(paths[2]),
+    )
 
 
 def _name(image_id, split):
@@ -47,10 +57,21 @@ def write_instructions(path, captions, questions, split, *, seed=0):
         talks[image_id] = [(rng.choice(REQUESTS), texts[0])]
     for image_id, _, question, answer, kind in _rows(questions):
         talks[image_id].append((question, language.sentence(question, answer, kind)))
-    data = [{"id": f"{image_id:012d}", "image": _name(image_id, split), "conversations": [
-        {"from": speaker, "value": ("<image>\n" if k == 0 and speaker == "human" else "") + text}
-        for k, pair in enumerate(pairs) for speaker, text in zip(("human", "gpt"), pair, strict=True)]}
-        for image_id, pairs in talks.items()]
+    data = [
+        {
+            "id": f"{image_id:012d}",
+            "image": _name(image_id, split),
+            "conversations": [
+                {
+                    "from": speaker,
+                    "value": ("<image>\n" if k == 0 and speaker == "human" else "") + text,
+                }
+                for k, pair in enumerate(pairs)
+                for speaker, text in zip(("human", "gpt"), pair, strict=True)
+            ],
+        }
+        for image_id, pairs in talks.items()
+    ]
     write_json(path, data, indent=None)
 
 
@@ -58,8 +79,17 @@ def write_pope(path, questions, split):
     """The questions of existence, half of them about things that are not there, since they come in pairs."""
     with atomic_write(path, "w") as file:
         for image_id, question_id, question, answer, _ in _rows(questions, "existence"):
-            file.write(json.dumps({"question_id": question_id, "image": _name(image_id, split), "text": question,
-                                   "label": answer}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "question_id": question_id,
+                        "image": _name(image_id, split),
+                        "text": question,
+                        "label": answer,
+                    }
+                )
+                + "\n"
+            )
 
 
 def write_mmbench(path, questions, images, split, *, seed=0):
@@ -68,14 +98,38 @@ def write_mmbench(path, questions, images, split, *, seed=0):
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         letters = records.LETTERS[:CHOICES]
-        writer.writerow(["index", "question", "hint", *letters, "answer", "category", "l2-category", "split", "image"])
-        for index, (image_id, _, question, answer, kind) in enumerate(_rows(questions, "colour", "shape", "count",
-                                                                            "digit")):
+        writer.writerow(
+            [
+                "index",
+                "question",
+                "hint",
+                *letters,
+                "answer",
+                "category",
+                "l2-category",
+                "split",
+                "image",
+            ]
+        )
+        for index, (image_id, _, question, answer, kind) in enumerate(
+            _rows(questions, "colour", "shape", "count", "digit")
+        ):
             others = [other for other in shapes.ANSWERS[kind] if other != answer]
             options = [answer, *rng.sample(others, CHOICES - 1)]
             rng.shuffle(options)
             image = base64.b64encode((images / _name(image_id, split)).read_bytes()).decode()
             for turn in range(CHOICES):
                 turned = options[turn:] + options[:turn]
-                writer.writerow([index + turn * readers.ROTATION, question, "", *turned, letters[turned.index(answer)],
-                                 kind, "perception", "dev", image if turn == 0 else index])
+                writer.writerow(
+                    [
+                        index + turn * readers.ROTATION,
+                        question,
+                        "",
+                        *turned,
+                        letters[turned.index(answer)],
+                        kind,
+                        "perception",
+                        "dev",
+                        image if turn == 0 else index,
+                    ]
+                )
