@@ -16,8 +16,6 @@
 #     builds: the image tower from its patches up; a ViT that reads real handwriting wherever it stands, and CLIP with your tower in it
 #     minutes_t4_estimate: 15
 #     reads: [zoo/shapes-clip, results/vit_digits.json]
-#     seconds: 106
-#     peak_memory_mb: 1570
 #     outputs_of: f4dc59f02632c94527e47c2e105d4b2563544912649514b99976b188b9f095b2
 # ---
 
@@ -44,9 +42,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 2.0, "t4": 15}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="02_vit", t4_minutes=15))
 
 # %% [markdown]
 # # 2. The Vision Transformer: a picture read like a sentence
@@ -61,7 +58,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 40 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min and 1.6 GB of memory on `tiny` (measured, 2 CPU cores); about 15 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 1.5 min (1 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores); about 15 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax, cross-entropy, LayerNorm.
 #

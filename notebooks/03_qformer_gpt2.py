@@ -17,8 +17,6 @@
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/connector_variants.json, results/shapes_vlm.json]
-#     seconds: 135
-#     peak_memory_mb: 3941
 #     outputs_of: 2825c7e10517d800f6e7a974fd4cee9dd9af7a802205fa56cafbbba39159ca05
 # ---
 
@@ -45,9 +43,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 2.0, "t4": 25}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="03_qformer_gpt2", t4_minutes=25))
 
 # %% [markdown]
 # # 3. A Q-Former between a frozen eye and a frozen brain
@@ -64,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** not measured yet on `tiny`; about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # Sections 1 to 12 run in the small Shapes world, on any machine; section 13 does the same with photographs, OpenAI's

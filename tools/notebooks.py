@@ -33,9 +33,8 @@ Then three cells, which this tool rewrites: the badge, a code cell tagged `setup
 
 and they are filled in. The setup cell leaves `profile` (a Profile) and `compute` (a Compute) behind. A cell tagged
 `thumbnail` has the picture for the README (else the last picture is taken). One printed line that begins with
-`HEADLINE: ` holds the figure that `make course` shows. `seconds`, `peak_memory_mb` and `outputs_of` in the header are
-this tool's: the first two move only when a new measurement differs by more than a quarter, the last says of which code
-the outputs are.
+`HEADLINE: ` holds the figure that `make course` shows. `outputs_of` in the header is this tool's: it says of which
+code the outputs are. Times and memory come from data/times.json, which `make course RECORD=1` writes.
 """
 
 import argparse
@@ -63,7 +62,6 @@ from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
-MOVED = 0.25
 NOTEBOOK_KEYS = {
     "kernelspec",
     "language_info",
@@ -95,9 +93,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {minutes}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(profile, offers={offers}), get_compute()
+print(describe(profile, compute, notebook="{notebook}", t4_minutes={t4}))
 """
 
 
@@ -143,12 +140,7 @@ def set_fact(text, key, value):
 def generate(text, name, root=ROOT):
     """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
     slug, ref = repository(root)
-    known = facts(text)
-    seconds, memory, t4 = (
-        known.get("seconds"),
-        known.get("peak_memory_mb"),
-        known.get("minutes_t4_estimate"),
-    )
+    t4 = facts(text).get("minutes_t4_estimate")
     url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/notebooks/{name}.ipynb"
     text = re.sub(
         r"^# \[!\[Open in Colab\].*$",
@@ -157,23 +149,15 @@ def generate(text, name, root=ROOT):
         count=1,
         flags=re.M,
     )
-    minutes = {"tiny": seconds and in_minutes(seconds), **({"t4": t4} if t4 else {})}
-    setup = (
-        SETUP.replace("{slug}", slug)
-        .replace("{ref}", ref)
-        .replace("{minutes}", json.dumps(minutes))
-    )
-    setup = setup.replace("null", "None")
+    setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{notebook}", name)
+    setup = setup.replace("{offers}", '("tiny", "t4", "smoke")' if t4 else '("tiny", "smoke")')
+    setup = setup.replace(", t4_minutes={t4}", f", t4_minutes={t4:g}" if t4 else "")
     if not t4:
         setup = setup.replace('["auto", "tiny", "t4"]', '["auto", "tiny"]')
     text = re.sub(
         r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
     )
-    run = (
-        f"about {in_minutes(seconds):g} min and {memory / 1000:.1f} GB of memory on `tiny` (measured, 2 CPU cores)"
-        if seconds
-        else "not measured yet on `tiny`"
-    )
+    run = cost_on_tiny(name, root)
     run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
     return re.sub(
         r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
@@ -182,6 +166,33 @@ def generate(text, name, root=ROOT):
         count=1,
         flags=re.M | re.S,
     )
+
+
+def recorded(root=ROOT):
+    """The recorded times: see `vlm_lite.speed`."""
+    return json.loads((root / "data" / "times.json").read_text(encoding="utf-8"))
+
+
+def minutes_on_tiny(name, root=ROOT):
+    """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16; "" where not measured."""
+    plain, bf16 = (recorded(root)[kind]["seconds"].get(name) for kind in ("plain", "bf16"))
+    if not plain:
+        return ""
+    return f"{in_minutes(plain):g} min" + (f" ({in_minutes(bf16):g} with bf16)" if bf16 else "")
+
+
+def memory_on_tiny(name, root=ROOT):
+    """Such as "2.1 GB"; "" where not measured."""
+    memory = recorded(root)["plain"]["memory_mb"].get(name)
+    return f"{memory / 1000:.1f} GB" if memory else ""
+
+
+def cost_on_tiny(name, root=ROOT):
+    """The header's words on time and memory."""
+    minutes, memory = minutes_on_tiny(name, root), memory_on_tiny(name, root)
+    if not minutes:
+        return "not measured yet on `tiny`"
+    return f"about {minutes} and {memory} of memory on `tiny` (measured, 2 CPU cores)"
 
 
 def in_minutes(seconds):
@@ -272,14 +283,7 @@ def refresh(source, force=False, root=ROOT):
     if stale:
         print(f"{source.stem}: running", flush=True)
         executed, run = _run(text, source.stem)
-        for key, value in (("seconds", run.seconds), ("peak_memory_mb", run.peak_mb)):
-            old = facts(text).get(key)
-            if not old or abs(value - old) > MOVED * old:
-                text = set_fact(text, key, round(value))
         text = set_fact(text, "outputs_of", now)
-        before, text = text, generate(text, source.stem, root)
-        if before != text:
-            _renew_setup(executed, text)
         print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
     write_if_changed(source, text)
     if executed is not None:
@@ -310,14 +314,6 @@ def _run(text, name):
             f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved."
         )
     return notebook, run
-
-
-def _renew_setup(executed, text):
-    """Run the setup cell once more: it prints the minutes, which the run has just changed."""
-    for old, new in zip(executed.cells, jupytext.reads(text, fmt="py:percent").cells, strict=True):
-        if "setup" in new.metadata.get("tags", []):
-            execute.run_notebook(nbformat.v4.new_notebook(cells=[new]))
-            old.outputs = new.outputs
 
 
 # ---- the README
@@ -352,13 +348,13 @@ def readme(root=ROOT):
         page = f"notebooks/{source.stem}.ipynb"
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
         title = f"{source.stem[:2]} {known['title']}"
-        tiny = f"{in_minutes(known['seconds']):g} min" if known.get("seconds") else ""
+        tiny = minutes_on_tiny(source.stem, root)
         t4 = (
             f"about {known['minutes_t4_estimate']:g} min"
             if known.get("minutes_t4_estimate")
             else "not yet"
         )
-        memory = f"{known['peak_memory_mb'] / 1000:.1f} GB" if known.get("peak_memory_mb") else ""
+        memory = memory_on_tiny(source.stem, root)
         rows.append(
             f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |"
         )
@@ -370,7 +366,7 @@ def readme(root=ROOT):
             )
     table = "\n".join(
         [
-            "| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
+            "| notebook | builds | run time, 2 plain CPU cores | memory | T4 (estimate) | open |",
             "|---|---|---|---|---|---|",
             *rows,
         ]

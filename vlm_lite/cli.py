@@ -302,4 +302,27 @@ def _doctor_choice(needed, optional):
         ("gpu", gpu),
         ("profile", chosen),
         ("device", f"{compute.device}, {precision} ({compute.reason})"),
+        *_doctor_speed(compute),
+    ]
+
+
+def _doctor_speed(compute):
+    import torch
+
+    from vlm_lite import speed
+
+    rates = [
+        f"{name} {speed.matmul_rate(dtype):.0f}"
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    ]
+    factor, _, recorded = speed.slowdown(compute)
+    column = speed.recorded_times()[speed.kind_of_cpu(compute)]
+    minutes = sum(s for name, s in column["seconds"].items() if name[:2].isdecimal()) / 60
+    return [
+        ("speed", f"{' and '.join(rates)} GFLOP/s on {torch.get_num_threads()} threads"),
+        (
+            "course",
+            f"about {minutes * factor:.0f} minutes for every notebook on the profile tiny; recorded "
+            f"{minutes:.0f} on {column['cpu']} at {recorded:.0f} GFLOP/s, {column['date']}",
+        ),
     ]

@@ -272,10 +272,18 @@ def get_compute():
     """The device and the mixed precision that this machine is good at.
 
     A GPU without native bf16 (a T4 only emulates it) gets fp16; a CPU gets bf16 where it has AVX-512-BF16 or AMX,
-    because the same product then runs several times faster, and plain fp32 elsewhere.
+    because the same product then runs several times faster, and plain fp32 elsewhere. VLM_LITE_CPU=plain makes any
+    machine one without a GPU and without bf16, as `make course CPU=plain` rehearses it.
     """
     import torch
 
+    wanted = os.environ.get("VLM_LITE_CPU", "")
+    if wanted not in ("", "plain"):
+        raise UserError(
+            f'VLM_LITE_CPU is "{wanted}"; expected "plain", or nothing for the CPU as it is.'
+        )
+    if wanted == "plain":
+        return Compute("cpu", "no", "VLM_LITE_CPU=plain: as on a CPU without bf16")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -331,12 +339,18 @@ def memory_gb():
     return psutil.virtual_memory().total / 1e9
 
 
-def describe(profile=None, compute=None, *, minutes=None):
+def describe(profile=None, compute=None, *, notebook=None, t4_minutes=None):
     """A few lines that say what was chosen and why, what it costs, and how to choose the other world.
 
-    `minutes` maps a profile's name to the expected minutes of the notebook, None where nobody has measured them.
+    notebook: its name in the recorded times (data/times.json). t4_minutes: an estimate, where it has a t4 part.
     """
+    from vlm_lite import speed
+
     profile, compute = profile or get_profile(), compute or get_compute()
+    seconds = speed.recorded_times()[speed.kind_of_cpu(compute)]["seconds"].get(notebook)
+    minutes = {"tiny": max(0.5, round(seconds / 30) / 2) if seconds else None}
+    if t4_minutes or notebook is None:
+        minutes["t4"] = t4_minutes
     where = (
         "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
     )
@@ -352,15 +366,15 @@ def describe(profile=None, compute=None, *, minutes=None):
     other = "t4" if profile.name != "t4" else "tiny"
     lines = [
         ("profile", f"{profile.name}, {where} ({profile.reason})"),
-        ("cost", f"{_cost(profile, minutes or {})}"),
+        ("cost", _cost(profile, minutes)),
         ("machine", f"{device}; Python {platform.python_version()}"),
         ("device", f"{compute.device}, {precision} ({compute.reason})"),
         (
             "other",
-            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes or {})}',
+            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes)}',
         ),
     ]
-    if minutes and other not in minutes:
+    if other not in minutes:
         lines.pop()
     return "\n".join(f"{name:8} {text}" for name, text in lines)
 
