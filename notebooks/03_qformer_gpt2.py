@@ -24,7 +24,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/03_qformer_gpt2.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  # @param ["auto", "tiny", "t4"]
+profile = "tiny"  # @param ["tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -43,7 +43,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-profile, compute = get_profile(profile, offers=("tiny", "t4", "smoke")), get_compute()
+profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")), get_compute()
 print(describe(profile, compute, notebook="03_qformer_gpt2", t4_minutes=25))
 
 # %% [markdown]

@@ -22,7 +22,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/06_bug_museum.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  # @param ["auto", "tiny"]
+profile = "tiny"  # @param ["tiny"]
 
 import importlib.metadata
 import importlib.util
@@ -41,7 +41,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-profile, compute = get_profile(profile, offers=("tiny", "smoke")), get_compute()
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
 print(describe(profile, compute, notebook="06_bug_museum"))
 
 # %% [markdown]
