@@ -957,6 +957,7 @@ history = recipes.train_connector(
     exchanges,
     steps=profile.connector_steps,
     batch_size=profile.connector_batch_size,
+    per_row=profile.connector_per_row,
     lr=profile.connector_lr,
     seed=0,
 )
@@ -970,7 +971,9 @@ print(
 from vlm_lite.studies import load_study
 
 study = load_study("qformer_connector")
-batch = recipes.exchange_batches(train_features, exchanges, tokenizer, profile.connector_batch_size)
+batch = recipes.exchange_batches(
+    train_features, exchanges, tokenizer, profile.connector_batch_size, profile.connector_per_row
+)
 _, input_ids, mask, labels = batch(0, torch.Generator().manual_seed(0))
 with torch.no_grad():
     blind_loss = vlm(None, input_ids, mask, labels).loss.item()

@@ -522,7 +522,7 @@ def after_stage(name, scores, history):
         )
 
 
-plan = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+plan = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
 found = stages.run_stages(
     vlm, pictures, held_out, plan, texts=texts, measure=measure, on_stage=after_stage
 )
@@ -710,7 +710,7 @@ history = stages.train_stage(
         max(1, profile.stage_steps[2] // 3),
         1e-3,
         "lora",
-        profile.connector_batch_size // 2,
+        profile.stage_batch_size // 2,
     ),
 )
 orders = instructions.instruction_set(held_out.captions, 60)

@@ -36,10 +36,12 @@ class Profile:
     vit_steps: int
     vit_lr: float
     connector_batch_size: int
+    connector_per_row: int
     connector_steps: int
     connector_lr: float
     num_query_tokens: int
     stage_images: int
+    stage_batch_size: int
     stage_steps: tuple
     download_gb: float
     reason: str = ""
@@ -54,7 +56,7 @@ TINY = Profile(
     language_model="shapes-gpt2",
     vlm_model="shapes-vlm",
     image_size=64,
-    train_images=16_000,
+    train_images=8_000,
     val_images=1_000,
     clip_batch_size=128,
     clip_steps=480,
@@ -62,11 +64,13 @@ TINY = Profile(
     vit_batch_size=128,
     vit_steps=500,
     vit_lr=1.5e-3,
-    connector_batch_size=64,
-    connector_steps=130,
+    connector_batch_size=16,
+    connector_per_row=4,
+    connector_steps=240,
     connector_lr=1e-2,
     num_query_tokens=16,
-    stage_images=4_000,
+    stage_images=8_000,
+    stage_batch_size=32,
     stage_steps=(120, 60, 100),
     download_gb=0.0,
 )
@@ -85,10 +89,12 @@ T4 = Profile(
     vit_steps=500,
     vit_lr=1.5e-3,
     connector_batch_size=64,
+    connector_per_row=6,
     connector_steps=1_500,
     connector_lr=3e-4,
     num_query_tokens=32,
     stage_images=5_000,
+    stage_batch_size=64,
     stage_steps=(600, 600, 600),
     download_gb=3.5,
 )
@@ -104,6 +110,7 @@ SMOKE = replace(
     connector_batch_size=16,
     connector_steps=4,
     stage_images=64,
+    stage_batch_size=16,
     stage_steps=(2, 2, 2),
 )
 REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)

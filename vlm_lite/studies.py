@@ -70,6 +70,7 @@ def qformer_connector(seed, profile):
         [said[i] for i in ids],
         steps=profile.connector_steps,
         batch_size=profile.connector_batch_size,
+        per_row=profile.connector_per_row,
         lr=profile.connector_lr,
         seed=seed,
         description=f"Q-Former, seed {seed}",
@@ -131,7 +132,7 @@ def llava_stages(seed, profile):
         vlm,
         pictures,
         held_out,
-        stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
+        stages.llava_plan(profile.stage_steps, profile.stage_batch_size),
         measure=lambda vlm: _evaluated(vlm, held_out),
         seed=seed,
         on_stage=keep,
@@ -145,7 +146,7 @@ def llava_failures(seed, profile):
 
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
-    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
     texts = [
         language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
         for k in range(80)
@@ -292,11 +293,12 @@ CONNECTOR_FIELDS = (
     "train_images",
     "val_images",
     "connector_batch_size",
+    "connector_per_row",
     "connector_steps",
     "connector_lr",
     "num_query_tokens",
 )
-LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
+LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "stage_batch_size")
 CLIP_FIELDS = (
     "image_size",
     "train_images",

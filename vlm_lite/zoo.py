@@ -324,8 +324,8 @@ def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
         )
     vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
     settings = dict(
-        steps=steps or 8 * profile.connector_steps,
-        batch_size=profile.connector_batch_size,
+        steps=steps or min(1_040, 8 * profile.connector_steps),
+        batch_size=64,
         lr=profile.connector_lr / 2,
         optimizer="muon",
         seed=seed,
