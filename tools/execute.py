@@ -14,6 +14,8 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from vlm_lite import machine
+
 CELL_TIMEOUT = 900  # seconds
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -121,7 +123,9 @@ def _last_line(error):
         return f"a cell ran for more than {CELL_TIMEOUT} seconds"
     if isinstance(error, DeadKernelError):
         return "the kernel died, most likely for want of memory"
-    return ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    line = ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    hint = machine.memory_hint(line)
+    return f"{line.rstrip(': ')}: {hint}" if hint else line
 
 
 def clean_outputs(cell):
