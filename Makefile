@@ -2,6 +2,8 @@
 
 VENV ?= .venv
 COLAB_VENV ?= .venv-colab
+# Exact versions, or with `LOCK=` the newest that the ranges of requirements.txt allow.
+LOCK = requirements.lock
 COLAB_VERSIONS = tests/constraints/colab-2026-08.txt
 READY = $(VENV)/.vlm-lite-ready
 COLAB_READY = $(COLAB_VENV)/.vlm-lite-ready
@@ -31,7 +33,7 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench colab gif setup
+.PHONY: help course test check notebooks soak bench newest colab gif setup
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,14 +59,18 @@ bench: $(READY)  ## time the parts on this machine; docs/bench.json and the READ
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
 	@$(PY) tools/readme_gif.py
 
+newest:  ## `make test` on the newest versions that requirements.txt allows, in a venv of their own
+	@rm -f .venv-newest/.vlm-lite-ready
+	@$(MAKE) test VENV=.venv-newest LOCK=
+
 colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
 	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests
 
 setup: $(READY)  ## the environment alone, .venv
 
-$(READY): requirements.txt pyproject.toml
-	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV)
+$(READY): requirements.txt pyproject.toml $(LOCK)
+	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV) $(if $(LOCK),,--newest)
 	@touch $@
 
 $(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
@@ -72,10 +78,10 @@ $(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
 	@touch $@
 
 # nbgrader, in an environment on top of the other: see tools/install.py.
-$(GRADE_READY): $(READY)
-	@$(PY) tools/install.py $(VENV)-grade --grade
+$(GRADE_READY): $(READY) $(if $(LOCK),requirements-grade.lock)
+	@$(PY) tools/install.py $(VENV)-grade --grade $(if $(LOCK),,--newest)
 	@touch $@
 
 $(COLAB_GRADE_READY): $(COLAB_READY)
-	@$(COLAB_VENV)/bin/python tools/install.py $(COLAB_VENV)-grade --grade
+	@$(COLAB_VENV)/bin/python tools/install.py $(COLAB_VENV)-grade --grade --newest
 	@touch $@

@@ -20,6 +20,11 @@ import jupytext
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from vlm_lite import machine  # noqa: E402
+
+if __name__ == "__main__":  # before torch is loaded, which fails where memory is limited
+    machine.announce()
+
 from tools import execute, notebooks  # noqa: E402
 from vlm_lite import speed  # noqa: E402
 from vlm_lite.files import write_json  # noqa: E402

@@ -16,6 +16,8 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from vlm_lite import machine
+
 SILENCE = 900  # seconds that a cell may run without printing anything; a moving progress bar prints
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -143,7 +145,9 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
 def _last_line(error):
     if isinstance(error, DeadKernelError):
         return "the kernel died, most likely for want of memory"
-    return ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    line = ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    hint = machine.memory_hint(line)
+    return f"{line.rstrip(': ')}: {hint}" if hint else line
 
 
 def clean_outputs(cell):

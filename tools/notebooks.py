@@ -109,6 +109,11 @@ def repository(root=ROOT):
     return table["slug"], table["ref"]
 
 
+def ref_of(version):
+    """The ref that a version of the package belongs to: "v1.2.0" for the release 1.2.0, "main" for 1.3.0.dev0."""
+    return "main" if ".dev" in version else f"v{version}"
+
+
 def sources(root=ROOT):
     """The notebooks' sources, in order."""
     return sorted((root / "notebooks").glob("[0-9][0-9]*_*.py"))
