@@ -6,16 +6,24 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite import connector_variants, recipes, stages, vit_recipe
+from vlm_lite import recipes, stages, vit_recipe
 from vlm_lite.data.digits import make_canvases
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.models.blip2 import QFormerStage1
 from vlm_lite.models.clip import info_nce_hard
-from vlm_lite.profiles import SMOKE
 
 HALF = torch.bfloat16, torch.float16
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "scaled_dot_product", "matmul", "linear")
+PRODUCTS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "convolution",
+    "scaled_dot_product",
+    "matmul",
+    "linear",
+)
 
 
 class Products(TorchDispatchMode):
@@ -86,7 +94,6 @@ def staged(tune):
         stages.train_stage(
             vlm, pictures.features, texts[stage.data], tuned, optimizer=stage.optimizer
         )
-
 
 
 TRAINED = {
