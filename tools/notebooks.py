@@ -196,6 +196,16 @@ def minutes_on_tiny(name, root=ROOT):
     return f"{in_minutes(plain):g} min" + (f" ({in_minutes(bf16):g} with bf16)" if bf16 else "")
 
 
+def minutes_of(target, root=ROOT):
+    """Such as "16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
+    minutes = []
+    for kind in ("plain", "bf16"):
+        seconds = recorded(root)[kind]["seconds"]
+        total = sum(seconds.get(source.stem, 0) for source in sources(root))
+        minutes.append(round((total if target == "course" else seconds.get(target, 0)) / 60))
+    return f"{minutes[0]} minutes ({minutes[1]})"
+
+
 def memory_on_tiny(name, root=ROOT):
     """Such as "2.1 GB"; "" where not measured."""
     memory = recorded(root)["plain"]["memory_mb"].get(name)
@@ -444,6 +454,12 @@ def readme(root=ROOT):
         text,
     )
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
+    for target, what in (
+        ("course", "every notebook; pages with their figures in build/course/index.html"),
+        ("test", "lint, unit tests, and every notebook again"),
+    ):
+        line = f"make {target:8} # {what}: about {minutes_of(target, root)}"
+        text = re.sub(rf"^make {target} +#.*$", lambda _, line=line: line, text, flags=re.M)
     for marker, content in (
         ("notebooks", table),
         ("thumbnails", strip),
