@@ -91,28 +91,43 @@ def test_another_processor_gets_the_ranges_and_a_line_that_says_so(
     assert ("Times will differ" in said.err) == known
 
 
-def test_a_version_that_the_index_no_longer_has_is_named_with_what_to_do(tmp_path, capfd):
-    program = tmp_path / "python"
-    program.write_text(
-        '#!/bin/sh\necho "ERROR: Could not find a version that satisfies the requirement einops==0.8.2 '
-        '(from versions: 0.8.0, 0.9.0)" >&2\nexit 1\n'
-    )
-    program.chmod(0o755)
+@pytest.fixture
+def failing_pip(tmp_path):
+    """A function that makes a Python whose pip says these lines and fails."""
+
+    def make(*lines):
+        program = tmp_path / "python"
+        program.write_text("#!/bin/sh\ncat >&2 <<'END'\n" + "\n".join(lines) + "\nEND\nexit 1\n")
+        program.chmod(0o755)
+        return program
+
+    return make
+
+
+MISSING = "ERROR: Could not find a version that satisfies the requirement einops==0.8.2 (from versions: {})"
+
+
+def test_a_version_that_the_index_no_longer_has_is_named_with_what_to_do(failing_pip, capfd):
+    program = failing_pip(MISSING.format("0.8.0, 0.9.0"))
     with pytest.raises(SystemExit, match="has no einops==0.8.2 .*make course LOCK=") as stopped:
         install.pip(program, ["nothing"])
     assert "network" not in str(stopped.value)
     assert "from versions: 0.8.0" in capfd.readouterr().err, "what pip said is shown"
 
 
-def test_a_package_index_out_of_reach_is_a_matter_of_the_network(tmp_path):
-    program = tmp_path / "python"
-    program.write_text(
-        '#!/bin/sh\necho "ERROR: Could not find a version that satisfies the requirement einops==0.8.2 '
-        '(from versions: none)" >&2\nexit 1\n'
-    )
-    program.chmod(0o755)
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [MISSING.format("none")],
+        [
+            "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'",
+            MISSING.format("0.8.0, of a folder on this machine"),
+        ],
+    ],
+)
+def test_a_package_index_out_of_reach_is_a_matter_of_the_network(failing_pip, lines):
     with pytest.raises(SystemExit, match="A network that reaches the package index"):
-        install.pip(program, ["nothing"])
+        install.pip(failing_pip(*lines), ["nothing"])
 
 
 def test_pip_s_own_words_for_a_missing_version_are_the_ones_that_are_looked_for(tmp_path):

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from vlm_lite import machine  # noqa: E402  needs the standard library alone
 
 LOCK, GRADE_LOCK = "requirements.lock", "requirements-grade.lock"
 EVERY = 20  # seconds
-# The index answered, and has other versions than the one that is asked for; without a network it lists "none".
+# Other versions are on offer, and the one that is asked for is not; without a network pip lists "none", or what a folder
+# of this machine holds, after it has said that connections broke.
 GONE = re.compile(r"satisfies the requirement (\S+==\S+) \(from versions: (?!none)")
+UNREACHABLE = "after connection broken by"
 PAIR_WORKS = (
     "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
 )
@@ -123,30 +126,33 @@ def pip(python, arguments, environment=None):
     """pip install, with errors and a line every `EVERY` seconds; stops the set-up with a hint where pip fails."""
     command = [str(part) for part in (python, "-m", "pip", "install", "-qq", *arguments)]
     started, free = time.monotonic(), shutil.disk_usage(ROOT).free
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stderr=errors,
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-        )
-        while True:
-            try:
-                failed = process.wait(EVERY)
-                break
-            except subprocess.TimeoutExpired:
-                written = max(0, free - shutil.disk_usage(ROOT).free) / 1e9
-                print(
-                    f"  installing: {time.monotonic() - started:.0f} s, {written:.1f} GB on disk so far",
-                    flush=True,
-                )
-        errors.seek(0)
-        said = errors.read()
-        sys.stderr.write(said)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+    )
+    said = []
+    reader = threading.Thread(target=_show, args=(process.stderr, said), daemon=True)
+    reader.start()
+    while True:
+        try:
+            failed = process.wait(EVERY)
+            break
+        except subprocess.TimeoutExpired:
+            written = max(0, free - shutil.disk_usage(ROOT).free) / 1e9
+            print(
+                f"  installing: {time.monotonic() - started:.0f} s, {written:.1f} GB on disk so far",
+                flush=True,
+            )
+    reader.join()
     if failed:
+        said = "".join(said)
         gone = GONE.search(said)
-        if gone:
+        if gone and UNREACHABLE not in said:
             sys.exit(
                 f"The package index has no {gone[1]} for this Python and system any more; {LOCK} asks for it. Install "
                 "the newest versions instead: `make course LOCK=` (`make newest` tests them). Maintainers: "
@@ -156,6 +162,12 @@ def pip(python, arguments, environment=None):
             "pip could not install what the course needs (see above). A network that reaches the package index, "
             "about 10 GB of free disk and a fresh folder (remove .venv) are what it usually lacks."
         )
+
+
+def _show(lines, said):
+    for line in lines:
+        sys.stderr.write(line)
+        said.append(line)
 
 
 def pair_works(python, show=False):
