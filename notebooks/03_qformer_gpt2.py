@@ -925,8 +925,9 @@ print("\ncaption of the first picture:", before["captions"][0])
 # **The optimiser.** AdamW scales each number of a gradient by itself. In the gradient of a matrix a few directions are
 # loud and many are faint, and a short training mostly follows the loud ones. **Muon** (Jordan et al. 2024) makes all
 # directions of a matrix's gradient about equally loud before it takes its step. `optim.MuonAdamW` gives the matrices to
-# `torch.optim.Muon` and the rest (queries, biases, norms) to AdamW. Try `optimizer="adamw", lr=1e-3` in the call below:
-# which types of questions suffer most in section 10?
+# Muon and the rest (queries, biases, norms) to AdamW. (`torch.optim.Muon` computes in bf16 on every device, which takes
+# fifty times as long on a CPU that only emulates bf16; `optim` does the same in fp32.) Try
+# `optimizer="adamw", lr=1e-3` in the call below: which types of questions suffer most in section 10?
 #
 # **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It has the first of these seeds, and
 # begins as that run did. But your own classes add in another order than the package's, in bf16 the sums depend on the
@@ -1049,7 +1050,7 @@ plots.by_type_bars(
 # exactly nothing.
 #
 # **And if it is left to run?** `shapes-vlm`, the checkpoint of the course, is this nerve again: the same queries, eye and
-# brain, eight times as many steps, and more exchanges for each picture, drawn from its description. The second cell asks
+# brain, 1,040 steps of 64 pictures, and more exchanges for each picture, drawn from its description. The second cell asks
 # it the same questions; a recorded study has the same training from several seeds. Which types of questions gain most?
 
 # %%
@@ -1285,7 +1286,7 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 # ## 12. Which nerve? A recorded comparison
 #
 # Is a Q-Former worth its layers, where LLaVA does with one linear map a patch? Every row below was trained from the same
-# start, for 100 steps, with **one thing changed at a time**. (The star in the figure is your run, which took more steps.)
+# start, for 100 steps, with **one thing changed at a time**. (The star in the figure is your run: more steps, of fewer pictures.)
 #
 # - *How many vectors reach the brain, and made by what:* a Q-Former with 1 to 32 queries; a linear layer and LLaVA's MLP
 #   on all 16 patches, or on the means of blocks of patches, 4 or 1 in all. Here 32 queries *expand* what is there: real

@@ -309,7 +309,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
 
 
 def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
-    """The long run: notebook 03's Q-Former, eight times as long, told more about each picture.
+    """The long run: notebook 03's Q-Former, 1,040 steps of 64 images, told more about each picture.
 
     It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps. Besides
     a caption and the questions of its file, each picture has instructions and `instructions.more_exchanges`. Returns
