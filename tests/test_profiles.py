@@ -103,6 +103,7 @@ def test_smoke_is_tiny_with_64_images_and_a_few_steps():
 
 @pytest.mark.parametrize(("native", "precision"), [(False, "fp16"), (True, "bf16")])
 def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision):
+    monkeypatch.delenv("VLM_LITE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
     monkeypatch.setattr(
@@ -123,6 +124,7 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision)
     ],
 )
 def test_a_cpu_gets_bf16_only_where_it_is_fast(monkeypatch, tmp_path, flags, precision):
+    monkeypatch.delenv("VLM_LITE_CPU", raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     feature = profiles._cpu_bf16_feature(tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -124,6 +124,7 @@ def test_a_text_beyond_the_context_is_named_before_anything_is_computed(world, t
             recipes.embed_texts(model, nothing, tokenizer)
 
 
+@pytest.mark.slow
 def test_an_untrained_clip_is_at_chance_and_a_trained_one_is_above(world, tokenizer):
     _, _, images, texts, _ = world
     model, first = recipes.make_shapes_clip(tokenizer), [t[0] for t in texts]
