@@ -47,13 +47,13 @@ test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and ever
 check: $(READY)  ## the fast part of the tests
 	@$(call timed,$(PYTEST) -q -m "not slow and not soak" tests)
 
-notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and README tables (FORCE=1: all)
+notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and the pages' tables (FORCE=1: all)
 	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
 
 soak: $(READY) $(GRADE_READY)  ## the tests that take long
 	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 -rP tests
 
-bench: $(READY)  ## time the parts on this machine; docs/bench.json and the README's table (PARTS="race towers")
+bench: $(READY)  ## time the parts on this machine; docs/bench.json and docs/benchmarks.md (PARTS="race towers")
 	@$(PY) tools/bench.py $(PARTS)
 
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers

@@ -241,15 +241,18 @@ AIMS = {
 
 
 @pytest.mark.slow
-def test_every_part_runs_in_its_small_form_and_its_rows_reach_the_record_and_the_readme(
+def test_every_part_runs_in_its_small_form_and_its_rows_reach_the_record_and_the_page(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(bench, "get_compute", lambda: BF16)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "README.md").write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    (tmp_path / "README.md").write_text("nothing generated\n")
+    (tmp_path / "docs").mkdir()
+    table = tmp_path / "docs" / "benchmarks.md"
+    table.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
     bench.main(["--quick"], root=tmp_path)
-    record, page = read_json(tmp_path / bench.RECORD), (tmp_path / "README.md").read_text()
+    record, page = read_json(tmp_path / bench.RECORD), table.read_text()
     assert set(record) == set(bench.PARTS) == set(AIMS)
     assert "old" not in page and page.startswith("before\n") and page.endswith("after\n")
     for name, part in record.items():

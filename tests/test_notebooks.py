@@ -16,6 +16,13 @@ from tools import notebooks
 ROOT = notebooks.ROOT
 SOURCES = notebooks.sources()
 FOLDERS_OF_A_MACHINE = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|Users|mnt|opt|usr|var)/[\w.]")
+PAGES = notebooks.pages()
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
 
 
@@ -118,35 +125,62 @@ def test_the_header_says_what_the_readme_needs_and_one_headline_is_printed(noteb
     assert len(re.findall(r"^HEADLINE: \S", printed, flags=re.M)) == 1
 
 
-def relative_links(text):
-    links = re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", text) + re.findall(
-        r"(?:src|href)=\"([^\"]+)\"", text
-    )
-    return [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+def headings(page):
+    """What `#...` in a link may name on a page: its headings as GitHub writes them in an address."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = [title.lower() for title in re.findall(r"^#+ (.+?)\s*$", text, flags=re.M)]
+    return {re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles}
+
+
+def broken_links(text, page):
+    """The relative links of `text`, which stands in the file `page`, that lead to no file or to no heading."""
+    links = re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", text)
+    links += re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    broken = []
+    for link in links:
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        known = target.suffix == ".md" and target.is_file()
+        if not target.exists() or (heading and known and heading not in headings(target)):
+            broken.append(link)
+    return broken
 
 
 @each_notebook
 def test_links_in_a_notebook_lead_to_files(notebook, source):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert [link for link in relative_links(text) if not (source.parent / link).exists()] == []
+    assert broken_links(text, source.with_suffix(".ipynb")) == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/README.md"])
-def test_links_in_a_page_lead_to_files(page):
-    path = ROOT / page
-    assert [
-        link
-        for link in relative_links(path.read_text(encoding="utf-8"))
-        if not (path.parent / link).exists()
-    ] == []
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "data" / "README.md"], ids=name_of)
+def test_links_in_a_page_lead_to_files_and_headings(page):
+    assert broken_links(page.read_text(encoding="utf-8"), page) == []
 
 
-def test_the_tables_of_the_readme_are_the_generated_ones():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(
-        f"<!-- {marker} -->" in text for marker in ("notebooks", "thumbnails", "labs", "bench")
+def test_a_link_to_nothing_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Are *2* `parts`?\n```sh\n# no heading\n```\n")
+    links = "[a](#are-2-parts) [b](page.md#are-2-parts) [c](page.md#no-heading) [d](gone.md) [e](https://x.org/#y)"
+    assert broken_links(links, page) == ["page.md#no-heading", "gone.md"]
+
+
+def test_every_page_is_reached_from_the_readme():
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert [name_of(page) for page in PAGES[1:] if f"]({name_of(page)})" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_tables_of_a_page_are_the_generated_ones(page):
+    assert notebooks.page(page) == page.read_text(encoding="utf-8"), (
+        f"{name_of(page)} is stale: run `make notebooks`"
     )
-    assert notebooks.readme() == text, "README.md is stale: run `make notebooks`"
+
+
+def test_every_generated_table_stands_on_one_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert sorted(re.findall(r"^<!-- (\w+) -->$", text, flags=re.M)) == sorted(notebooks.GENERATED)
 
 
 @pytest.mark.soak

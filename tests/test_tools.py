@@ -203,7 +203,7 @@ def test_make_notebooks_runs_what_is_stale_once_and_leaves_the_rest_alone(course
     assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text()
     assert "about 1.5 min (0.5 with bf16) and 1.2 GB of memory" in source.read_text()
     row = "[00 Sums](notebooks/00_sums.ipynb) | a sum | 1.5 min (0.5 with bf16) | 1.2 GB |"
-    assert row in notebooks.readme(course_folder)
+    assert row in notebooks.page(course_folder / "README.md", course_folder)
 
     assert not notebooks.refresh(source, root=course_folder)
     assert {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()} == files
@@ -372,7 +372,7 @@ def test_setting_up_reinstalls_a_torch_and_a_torchvision_that_do_not_fit(
     assert "-e" in calls[3][0]
 
 
-def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_their_notebook(
+def test_students_copies_are_written_listed_on_a_page_and_taken_away_with_their_notebook(
     course_folder,
 ):
     name = sorted(path.stem for path in (notebooks.ROOT / "labs").glob("*.ipynb"))[0]
@@ -380,7 +380,9 @@ def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_th
         shutil.copy(notebooks.ROOT / "notebooks" / f"{name}{suffix}", course_folder / "notebooks")
     (course_folder / "labs").mkdir()
     (course_folder / "labs" / "50_gone.ipynb").write_text("{}")
-    (course_folder / "README.md").write_text("<!-- labs -->\nold\n<!-- /labs -->\n")
+    teaching = course_folder / "docs" / "teaching.md"
+    teaching.parent.mkdir()
+    teaching.write_text("<!-- labs -->\nold\n<!-- /labs -->\n")
     notebooks.write_labs(course_folder)
     assert {path.name for path in (course_folder / "labs").iterdir()} == {
         f"{name}.ipynb",
@@ -388,8 +390,8 @@ def test_students_copies_are_written_listed_in_the_readme_and_taken_away_with_th
     }
     (row,) = [
         line
-        for line in notebooks.readme(course_folder).splitlines()
-        if f"(labs/{name}.ipynb)" in line
+        for line in notebooks.page(teaching, course_folder).splitlines()
+        if f"(../labs/{name}.ipynb)" in line
     ]
     assert f"/labs/{name}.ipynb) |" in row and "old" not in row
     (course_folder / "notebooks" / f"{name}.ipynb").unlink()

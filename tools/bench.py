@@ -1,6 +1,6 @@
 """`make bench`: how fast the parts of the course run on this machine, beside what they are measured against.
 
-    python tools/bench.py                 every part; docs/bench.json keeps the rows, and the README's table shows them
+    python tools/bench.py                 every part; docs/bench.json keeps the rows, docs/benchmarks.md shows them
     python tools/bench.py race towers     only these parts; those of the others stay as they are
     python tools/bench.py --quick         small sizes: shows that it runs, never how fast; nothing is kept
 
@@ -555,7 +555,7 @@ PARTS = {
 
 
 def keep(name, rows, taken, compute, quick, root):
-    """Put the rows of a part into the record and the README's table."""
+    """Put the rows of a part into the record and into docs/benchmarks.md."""
     path = root / RECORD
     try:
         record = read_json(path)
@@ -576,7 +576,7 @@ def keep(name, rows, taken, compute, quick, root):
         **taken,
     }
     write_json(path, {part: record[part] for part in PARTS if part in record})
-    notebooks.write_if_changed(root / "README.md", notebooks.readme(root))
+    notebooks.write_pages(root)
 
 
 def main(arguments=None, root=None):

@@ -1,7 +1,7 @@
 """`make course`: run every notebook on tiny, and write what it showed to build/course/index.html.
 
 With --record the seconds and the memory of the run become this kind of CPU's column of data/times.json, from which
-headers and README are written (`make notebooks`). With --record-seconds NAME S one other figure goes there.
+headers and pages are written (`make notebooks`). With --record-seconds NAME S one other figure goes there.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-# For grading students' copies away from your files: see "Teach with it" in README.md.
+# For grading students' copies away from your files: see "Grading" in docs/teaching.md.
 FROM python:3.12-slim
 COPY . /course
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -e "/course[grade]"

@@ -16,8 +16,8 @@ How to write a notebook (NN_name.py is the source, NN_name.ipynb is made from it
     #     language: python
     #     name: python3
     #   vlm_lite:
-    #     title: Start here                             for the README's tables
-    #     builds: eye, nerve, brain in one screen       likewise: what the learner builds
+    #     title: Start here                             for the pages' tables
+    #     builds: a VLM, asked and tested               likewise: what the learner builds
     #     minutes_t4_estimate: 3                        leave it out while the notebook has no t4 part
     #     reads: [zoo/shapes-clip, results/clip.json]   under data/: files and folders whose change makes it stale
     # ---
@@ -32,7 +32,7 @@ Then three cells, which this tool rewrites: the badge, a code cell tagged `setup
     ...
 
 and they are filled in. The setup cell leaves `profile` (a Profile) and `compute` (a Compute) behind. A cell tagged
-`thumbnail` has the picture for the README (else the last picture is taken). One printed line that begins with
+`thumbnail` has the figure for the README (else the last figure is taken). One printed line that begins with
 `HEADLINE: ` holds the figure that `make course` shows. `outputs_of` in the header is this tool's: it says of which
 code the outputs are. Times and memory come from data/times.json, which `make course RECORD=1` writes.
 
@@ -197,13 +197,17 @@ def minutes_on_tiny(name, root=ROOT):
 
 
 def minutes_of(target, root=ROOT):
-    """Such as "16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
+    """Such as "about 16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
+    names = [source.stem for source in sources(root)] if target == "course" else [target]
     minutes = []
     for kind in ("plain", "bf16"):
         seconds = recorded(root)[kind]["seconds"]
-        total = sum(seconds.get(source.stem, 0) for source in sources(root))
-        minutes.append(round((total if target == "course" else seconds.get(target, 0)) / 60))
-    return f"{minutes[0]} minutes ({minutes[1]})"
+        known = all(name in seconds for name in names)
+        minutes.append(round(sum(seconds[name] for name in names) / 60) if known else None)
+    plain, bf16 = minutes
+    if plain is None:
+        return "not measured yet"
+    return f"about {plain} minutes" + ("" if bf16 is None else f" ({bf16})")
 
 
 def memory_on_tiny(name, root=ROOT):
@@ -387,7 +391,7 @@ def _run(text, name):
     return notebook, run
 
 
-# ---- the README
+# ---- the pages
 
 
 def thumbnail(source, root=ROOT):
@@ -397,57 +401,30 @@ def thumbnail(source, root=ROOT):
 def _write_thumbnail(notebook, path):
     from PIL import Image
 
-    pictures = execute.figures(notebook, "thumbnail") or execute.figures(notebook)
-    if not pictures:
+    images = execute.figures(notebook, "thumbnail") or execute.figures(notebook)
+    if not images:
         return
-    picture = Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).convert("RGB")
-    picture.thumbnail((480, 320))
+    image = Image.open(io.BytesIO(base64.b64decode(images[-1]))).convert("RGB")
+    image.thumbnail((480, 320))
     canvas = Image.new("RGB", (480, 320), "white")
-    canvas.paste(picture, ((480 - picture.width) // 2, (320 - picture.height) // 2))
+    canvas.paste(image, ((480 - image.width) // 2, (320 - image.height) // 2))
     with atomic_write(path) as file:
         canvas.quantize(128).save(file, "png", optimize=True)
     print(f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
 
 
-def readme(root=ROOT):
-    """The text of README.md with what stands between its `<!-- notebooks -->` and other such markers made anew."""
-    text = (root / "README.md").read_text(encoding="utf-8")
+def pages(root=ROOT):
+    """README.md and the pages in docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def page(path, root=ROOT):
+    """The text of the page at `path` with its addresses, its minutes and what stands between markers made anew.
+
+    Markers are `<!-- notebooks -->` and `<!-- /notebooks -->`, and so on for each name in GENERATED.
+    """
+    text = path.read_text(encoding="utf-8")
     slug, ref = repository(root)
-    rows, pictures = [], []
-    for source in sources(root):
-        known = facts(source.read_text(encoding="utf-8"))
-        page = f"notebooks/{source.stem}.ipynb"
-        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
-        title = f"{number(source.stem)} {known['title']}"
-        tiny = minutes_on_tiny(source.stem, root)
-        t4 = (
-            f"about {known['minutes_t4_estimate']:g} min"
-            if known.get("minutes_t4_estimate")
-            else "not yet"
-        )
-        memory = memory_on_tiny(source.stem, root)
-        rows.append(
-            f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |"
-        )
-        picture = f"{THUMBNAILS}/{source.stem}.png"
-        if (root / picture).exists():
-            pictures.append(
-                f'<a href="{page}"><img src="{picture}" width="220" alt="a figure of {title}"></a><br>'
-                f"[{title}]({page})<br>{tiny}"
-            )
-    table = "\n".join(
-        [
-            "| notebook | builds | run time, 2 plain CPU cores | memory | T4 (estimate) | open |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-    wide = min(4, len(pictures))
-    strip = [
-        "| " + " | ".join(pictures[start : start + wide]) + " |"
-        for start in range(0, len(pictures), 4)
-    ]
-    strip = "\n".join([*strip[:1], "|" + ":---:|" * wide, *strip[1:]] if strip else [])
     text = re.sub(
         r"(colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+/blob/[^/\s]+/",
         rf"\g<1>{slug}/blob/{ref}/",
@@ -458,27 +435,81 @@ def readme(root=ROOT):
         ("course", "every notebook; pages with their figures in build/course/index.html"),
         ("test", "lint, unit tests, and every notebook again"),
     ):
-        line = f"make {target:8} # {what}: about {minutes_of(target, root)}"
+        line = f"make {target:8} # {what}: {minutes_of(target, root)}"
         text = re.sub(rf"^make {target} +#.*$", lambda _, line=line: line, text, flags=re.M)
-    for marker, content in (
-        ("notebooks", table),
-        ("thumbnails", strip),
-        ("labs", lab_table(root)),
-        ("bench", timing.table(root / "docs" / "bench.json")),
-    ):
+    up = "../" * (len(path.relative_to(root).parts) - 1)
+
+    def filled(match, made):
+        content = re.sub(r"""(\]\(|(?:src|href)=")(?![a-z]+:|#)""", rf"\g<1>{up}", made(root))
+        return match[1] + (content + "\n" if content else "") + match[2]
+
+    for marker, made in GENERATED.items():
         text = re.sub(
             rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
-            lambda match, content=content: (
-                match[1] + (content + "\n" if content else "") + match[2]
-            ),
+            lambda match, made=made: filled(match, made),
             text,
             flags=re.S,
         )
     return text
 
 
+def notebook_table(root=ROOT):
+    """The syllabus: each notebook with its figure, what it builds, what it costs, and its badge."""
+    slug, ref = repository(root)
+    rows = [
+        "| notebook | you build | 2 plain CPU cores | memory | T4 (estimate) | open |",
+        "|---|---|---|---|---|---|",
+    ]
+    for source in sources(root):
+        known = facts(source.read_text(encoding="utf-8"))
+        file = f"notebooks/{source.stem}.ipynb"
+        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{file}"
+        title = f"{number(source.stem)} {known['title']}"
+        cell = f"[{title}]({file})"
+        if thumbnail(source, root).exists():
+            figure = (
+                f'<img src="{THUMBNAILS}/{source.stem}.png" width="130" alt="figure of {title}">'
+            )
+            cell = f'<a href="{file}">{figure}</a><br>{cell}'
+        minutes = minutes_on_tiny(source.stem, root) or "not measured yet"
+        t4 = known.get("minutes_t4_estimate")
+        rows.append(
+            f"| {cell} | {known['builds']} | {minutes} | {memory_on_tiny(source.stem, root)} | "
+            f"{f'about {t4:g} min' if t4 else ''} | {BADGE.format(url=url)} |"
+        )
+    return "\n".join(rows)
+
+
+def result(root=ROOT):
+    """The figure and the printed line of notebook 03, as its saved outputs hold them."""
+    found = [s for s in sources(root) if number(s.stem) == "03" and thumbnail(s, root).exists()]
+    if not found:
+        return ""
+    (source,) = found
+    notebook = execute.read_notebook(source.with_suffix(".ipynb"))
+    return (
+        f'<a href="notebooks/{source.stem}.ipynb"><img src="{THUMBNAILS}/{source.stem}.png" width="480" '
+        f'alt="a figure of notebook 03"></a>\n\n> {execute.headline(notebook)}'
+    )
+
+
+def record_table(root=ROOT):
+    """The recorded studies: what each is, the command that repeats it, and what it took where."""
+    rows = ["| record | what | command | minutes | measured on |", "|---|---|---|---|---|"]
+    for path in sorted((root / "data" / "results").glob("*.json")):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if "command" in known:
+            what = " ".join(known["what"].split())
+            minutes = f"{in_minutes(known['seconds']):g}"
+            rows.append(
+                f"| [{path.stem}](data/results/{path.name}) | {what} | `{known['command']}` | "
+                f"{minutes} | {known['hardware']} |"
+            )
+    return "\n".join(rows)
+
+
 def lab_table(root=ROOT):
-    """The README's table of the labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
+    """The labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
     slug, ref = repository(root)
     rows = [
         "| lab | exercises | points | minutes to read, to write | before it | student's copy |",
@@ -501,6 +532,21 @@ def lab_table(root=ROOT):
             f"{BADGE.format(url=url)} |"
         )
     return "\n".join(rows) if len(rows) > 2 else ""
+
+
+GENERATED = {
+    "notebooks": notebook_table,
+    "result": result,
+    "labs": lab_table,
+    "records": record_table,
+    "bench": lambda root: timing.table(root / "docs" / "bench.json"),
+}
+
+
+def write_pages(root=ROOT):
+    """Write README.md and the pages in docs/ anew."""
+    for path in pages(root):
+        write_if_changed(path, page(path, root))
 
 
 def write_labs(root=ROOT):
@@ -526,7 +572,7 @@ def main():
         write_labs()
     except UserError as error:
         sys.exit(str(error))
-    write_if_changed(ROOT / "README.md", readme())
+    write_pages()
     print(f"{len(ran)} of {len(chosen)} notebooks run again; the rest were up to date.")
 
 

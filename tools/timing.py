@@ -72,7 +72,7 @@ def half_precision(compute):
 
 
 def table(path):
-    """The README's table of the record at `path`, or "" where there is none."""
+    """The table, in Markdown, of the record at `path`, or "" where there is none."""
     if not path.exists():
         return ""
     parts = sorted(read_json(path).values(), key=lambda part: part["place"])

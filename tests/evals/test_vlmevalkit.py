@@ -236,8 +236,8 @@ def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers
     monkeypatch.setattr(pretrained, "PretrainedVLM", lambda name, **options: Recorder())
     monkeypatch.setenv("PRED_FORMAT", "")
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```py\n(.*?)^```$", readme, flags=re.M | re.S)
+    page = Path(__file__).resolve().parents[2] / "docs" / "evaluating.md"
+    (code,) = re.findall(r"^```py\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     exec(code.replace('"MMBench_DEV_EN", 100', '"MMBench_DEV_EN", 2'), {"__name__": "readme"})
     asked = pandas.read_csv("outputs/smol_MMBench_DEV_EN.tsv", sep="\t")
     whole = {index % M for index in asked["index"]}

@@ -25,7 +25,7 @@ SAMPLE = """examples:
 The sample holds COUNT pictures with all that belongs to them (all rotations of an MMBench question), chosen by the
 seed: sample/images/ and sample/metadata.jsonl, one row of the common table a line. `vlm_lite.data.readers.read_folder`
 reads it, and so does `datasets.load_dataset("imagefolder", data_dir="sample")`. Its rows are what every part of the
-course takes: ask a model about them (notebook 05, "Evaluate your own model" in the README), or encode and train.
+course takes: ask a model about them (notebook 05, docs/evaluating.md), or encode and train.
 
 Your own pictures work the same way: a folder with a metadata.jsonl of lines such as
   {"file_name": "beach.jpg", "captions": ["two people on a beach"]}

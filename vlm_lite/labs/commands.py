@@ -11,8 +11,8 @@ EXAMPLES = {  # shown by --help
     "all": "vlm-lite lab all -o handed-out",
     "grade": """vlm-lite lab grade handed-in --json grades.json
 
-This runs code that your students wrote, with your rights. Do it on a machine of its own or in a container: README.md,
-"Teach with it", has the two lines. Exit status 1: a copy could not be graded at all.""",
+This runs code that your students wrote, with your rights. Do it on a machine of its own or in a container:
+docs/teaching.md has the two lines. Exit status 1: a copy could not be graded at all.""",
 }
 
 

@@ -2,8 +2,8 @@
 
 The checks of a copy are put back from the course's notebook before it runs, so that a deleted or edited one counts for
 nothing; everything else runs as the student left it, up to the last check. Each copy is graded by a process of its own,
-so whatever one does ends with that one. This runs code that others wrote, with your rights: see README.md on how to
-do it in a container.
+so whatever one does ends with that one. This runs code that others wrote, with your rights: see docs/teaching.md
+on how to do it in a container.
 """
 
 import argparse
