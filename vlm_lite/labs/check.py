@@ -1,7 +1,14 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
 from .blip2 import stage1_mask
-from .clip import class_embeddings, cosine_similarity, info_nce, information_bound, recall_at_k
+from .clip import (
+    ImageEncoder,
+    TextEncoder,
+    class_embeddings,
+    info_nce,
+    recall_at_k,
+    training_step,
+)
 from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
 from .core import progress
 from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
@@ -25,6 +32,8 @@ from .vit import (
 )
 
 __all__ = [
+    "ImageEncoder",
+    "TextEncoder",
     "accumulate",
     "answer_loss",
     "attention",
@@ -36,9 +45,7 @@ __all__ = [
     "class_embeddings",
     "clipped_matches",
     "conversation_labels",
-    "cosine_similarity",
     "info_nce",
-    "information_bound",
     "insert_image",
     "load_weights",
     "lora_linear",
@@ -62,6 +69,7 @@ __all__ = [
     "select_features",
     "split_by_picture",
     "stage1_mask",
+    "training_step",
     "type_prior",
     "vqa_accuracy",
 ]
