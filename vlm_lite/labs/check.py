@@ -15,21 +15,15 @@ from .llava import (
 )
 from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
-from .vit import (
-    attention,
-    attention_rollout,
-    block_flops,
-    patchify,
-    pre_norm_block,
-    resize_positions,
-)
+from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, training_step
 
 __all__ = [
+    "Block",
+    "MultiHeadAttention",
+    "ViT",
     "accumulate",
     "answer_loss",
-    "attention",
     "attention_rollout",
-    "block_flops",
     "caption_recall",
     "chat_text",
     "circular_and_plain",
@@ -53,15 +47,14 @@ __all__ = [
     "patchify",
     "pope_figures",
     "position_ids",
-    "pre_norm_block",
     "progress",
     "qformer_layer",
     "rarity",
     "recall_at_k",
-    "resize_positions",
     "select_features",
     "split_by_picture",
     "stage1_mask",
+    "training_step",
     "type_prior",
     "vqa_accuracy",
 ]
