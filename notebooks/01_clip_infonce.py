@@ -25,7 +25,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/01_clip_infonce.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  # @param ["auto", "tiny", "t4"]
+profile = "tiny"  # @param ["tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -45,7 +45,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 from vlm_lite.profiles import describe, get_compute, get_profile
 
 minutes = {"tiny": 3.0, "t4": 25}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
 # %% [markdown]

@@ -24,7 +24,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/06_bug_museum.ipynb)
 
 # %% tags=["setup"]
-profile = "auto"  # @param ["auto", "tiny"]
+profile = "tiny"  # @param ["tiny"]
 
 import importlib.metadata
 import importlib.util
@@ -44,7 +44,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 from vlm_lite.profiles import describe, get_compute, get_profile
 
 minutes = {"tiny": 0.5}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
 # %% [markdown]

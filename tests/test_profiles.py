@@ -1,4 +1,4 @@
-"""The one knob: what `auto` chooses and why, what an explicit choice promises, and which precision a machine gets."""
+"""The one knob: what is chosen by default, what an explicit choice promises, and which precision a machine gets."""
 
 import socket
 import subprocess
@@ -25,43 +25,23 @@ def machine(monkeypatch, tmp_path):
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("gpu", "hub", "expected", "why"),
-    [
-        (False, False, "tiny", "no CUDA GPU"),
-        (False, True, "tiny", "no CUDA GPU"),
-        (True, False, "tiny", "no answer in 3 s"),
-        (True, True, "t4", "the Hugging Face hub answers"),
-    ],
-)
-def test_auto_takes_t4_only_with_a_gpu_and_a_hub_that_answers(machine, gpu, hub, expected, why):
-    machine(gpu, hub)
-    profile = profiles.get_profile("auto")
-    assert profile.name == expected
-    assert why in profile.reason
-
-
-def test_auto_stays_in_tiny_when_told_to_be_offline(machine, monkeypatch):
+def test_tiny_is_the_default_even_with_a_gpu_and_a_hub_that_answers(machine):
     machine(gpu=True, hub=True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    profile = profiles.get_profile()
-    assert profile.name == "tiny"
-    assert "HF_HUB_OFFLINE is set" in profile.reason
+    assert profiles.get_profile().name == profiles.get_profile(default="tiny").name == "tiny"
+    assert profiles.get_profile().reason == "the default"
 
 
-def test_auto_chooses_only_what_the_notebook_offers(machine):
+def test_a_profile_that_the_notebook_has_no_part_for_is_refused(machine):
     machine(gpu=True, hub=True)
-    assert profiles.get_profile("auto", offers=("tiny", "smoke")).name == "tiny"
-    with pytest.raises(
-        UserError, match='profile "t4" has no part here yet. Choose one of: auto, tiny, smoke'
-    ):
-        profiles.get_profile("t4", offers=("tiny", "smoke"))
+    with pytest.raises(UserError, match='"t4" has no part here yet. Choose one of: tiny, smoke'):
+        profiles.get_profile(default="t4", offers=("tiny", "smoke"))
 
 
-def test_the_environment_speaks_where_the_notebook_leaves_the_choice_open(machine, monkeypatch):
+def test_the_environment_wins_over_the_choice_of_the_cell_and_not_over_a_name(machine, monkeypatch):
     machine(gpu=True, hub=True)
+    assert profiles.get_profile(default="t4").name == "t4"
     monkeypatch.setenv("VLM_LITE_PROFILE", "smoke")
-    assert profiles.get_profile("auto").name == profiles.get_profile().name == "smoke"
+    assert profiles.get_profile(default="t4").name == profiles.get_profile().name == "smoke"
     assert profiles.get_profile("tiny").name == "tiny"
 
 
@@ -69,7 +49,7 @@ def test_an_unknown_profile_is_named_with_the_ones_there_are(machine, monkeypatc
     machine()
     with pytest.raises(
         UserError,
-        match='profile is "t5", which is no profile. Choose one of: auto, tiny, t4, smoke',
+        match='profile is "t5", which is no profile. Choose one of: tiny, t4, smoke',
     ):
         profiles.get_profile("t5")
     monkeypatch.setenv("VLM_LITE_PROFILE", "big")

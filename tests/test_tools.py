@@ -129,7 +129,7 @@ def test_a_notebook_without_a_t4_part_does_not_offer_it(course_folder):
     with_part = notebooks.set_fact(SOURCE, "minutes_t4_estimate", 20)
     text = notebooks.generate(with_part, "00_sums", course_folder)
     assert (
-        '["auto", "tiny", "t4"]' in text
+        'profile = "tiny"  # @param ["tiny", "t4"]' in text
         and '"t4": 20' in text
         and "20 min on a T4 (an estimate" in text
     )

@@ -36,9 +36,14 @@ and they are filled in. The setup cell leaves `profile` (a Profile) and `compute
 `HEADLINE: ` holds the figure that `make course` shows. `seconds`, `peak_memory_mb` and `outputs_of` in the header are
 this tool's: the first two move only when a new measurement differs by more than a quarter, the last says of which code
 the outputs are.
+
+With `lesson: clip` in the header's table the code cells tagged `save` are written, in order and with their solutions, to
+`vlm_lite/lessons/clip.py`: what later notebooks, studies and tests import is what the notebook shows. They hold imports,
+functions, classes and constants, and use nothing that another cell made.
 """
 
 import argparse
+import ast
 import base64
 import contextlib
 import copy
@@ -76,7 +81,7 @@ NOTEBOOK_KEYS = {
 CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView"}
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 SETUP = """# %% tags=["setup"]
-profile = "auto"  # @param ["auto", "tiny", "t4"]
+profile = "tiny"  # @param ["tiny", "t4"]
 
 import importlib.metadata
 import importlib.util
@@ -96,7 +101,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 from vlm_lite.profiles import describe, get_compute, get_profile
 
 minutes = {minutes}
-profile, compute = get_profile(profile, offers=(*minutes, "smoke")), get_compute()
+profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 """
 
@@ -109,7 +114,12 @@ def repository(root=ROOT):
 
 def sources(root=ROOT):
     """The notebooks' sources, in order."""
-    return sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
+    return sorted((root / "notebooks").glob("[0-9][0-9]*_*.py"))
+
+
+def number(name):
+    """The number that a notebook's name begins with: "01", and "01b" for a companion."""
+    return name.partition("_")[0]
 
 
 # ---- the source, and what is generated in it
@@ -165,7 +175,7 @@ def generate(text, name, root=ROOT):
     )
     setup = setup.replace("null", "None")
     if not t4:
-        setup = setup.replace('["auto", "tiny", "t4"]', '["auto", "tiny"]')
+        setup = setup.replace('["tiny", "t4"]', '["tiny"]')
     text = re.sub(
         r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
     )
@@ -212,6 +222,50 @@ def code_hash(text, root=ROOT):
                 b"\0file\0" + file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes()
             )
     return digest.hexdigest()
+
+
+# ---- the lesson made from it
+
+LESSON = '''"""{builds}.
+
+Generated from notebooks/{name}.py by `make notebooks`: edit the notebook.
+"""
+
+'''
+
+
+def lesson(text, name):
+    """(path under the root, text) of the module made of the cells tagged `save`; None for a notebook that names none.
+
+    Raises SystemExit, with the line, where a saved cell holds anything but imports, functions, classes and constants.
+    """
+    known = facts(text)
+    if not known.get("lesson"):
+        return None
+    cells = [
+        re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION\n?", "", cell.source + "\n", flags=re.M).strip()
+        for cell in jupytext.reads(text, fmt="py:percent").cells
+        if cell.cell_type == "code" and "save" in cell.metadata.get("tags", [])
+    ]
+    for cell in cells:
+        for node in ast.parse(cell).body:
+            if not _may_be_saved(node):
+                line = cell.splitlines()[node.lineno - 1]
+                raise SystemExit(
+                    f"{name}: a cell tagged save holds `{line}`; only imports, functions, classes and "
+                    "constants (NAMES in capitals) belong there"
+                )
+    head = LESSON.format(builds=known["builds"][0].upper() + known["builds"][1:], name=name)
+    return f"vlm_lite/lessons/{known['lesson']}.py", head + "\n\n\n".join(cells) + "\n"
+
+
+def _may_be_saved(node):
+    if isinstance(node, ast.Assign):
+        names = {n.id for target in node.targets for n in ast.walk(target) if hasattr(n, "id")}
+        return all(each.isupper() for each in names)
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
 
 
 # ---- the notebook made from it
@@ -267,6 +321,8 @@ def refresh(source, force=False, root=ROOT):
     target = source.with_suffix(".ipynb")
     text = generate(source.read_text(encoding="utf-8"), source.stem, root)
     now = code_hash(text, root)
+    if made := lesson(text, source.stem):
+        write_if_changed(root / made[0], made[1])  # first: what the notebook runs may import it
     stale = force or not target.exists() or facts(text).get("outputs_of") != now
     executed = None
     if stale:
@@ -351,7 +407,7 @@ def readme(root=ROOT):
         known = facts(source.read_text(encoding="utf-8"))
         page = f"notebooks/{source.stem}.ipynb"
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
-        title = f"{source.stem[:2]} {known['title']}"
+        title = f"{number(source.stem)} {known['title']}"
         tiny = f"{in_minutes(known['seconds']):g} min" if known.get("seconds") else ""
         t4 = (
             f"about {known['minutes_t4_estimate']:g} min"
@@ -412,7 +468,7 @@ def lab_table(root=ROOT):
         "|---|---|---|---|---|---|",
     ]
     for name, (notebook, found) in build.labs(root / "notebooks").items():
-        title = f"{name[:2]} {facts((root / 'notebooks' / f'{name}.py').read_text(encoding='utf-8'))['title']}"
+        title = f"{number(name)} {facts((root / 'notebooks' / f'{name}.py').read_text(encoding='utf-8'))['title']}"
         text = "\n".join(
             cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"
         )
@@ -446,9 +502,7 @@ def main():
     parser.add_argument("names", nargs="*", help="only these (NN or NN_name); default: all")
     options = parser.parse_args()
     chosen = [
-        s
-        for s in sources()
-        if not options.names or s.stem in options.names or s.stem[:2] in options.names
+        s for s in sources() if not options.names or {s.stem, number(s.stem)} & {*options.names}
     ]
     ran = [source.stem for source in chosen if refresh(source, options.force)]
     try:

@@ -91,9 +91,17 @@ def load_checkpoint(folder, model, optimizer, scaler, fingerprint):
     found = sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))
     if not found:
         return None
-    path = found[-1]
-    state = read_json(path / "state.json")
+    state = read_json(found[-1] / "state.json")
     _check_fingerprint(folder, state["fingerprint"], fingerprint)
+    load_step(found[-1], state, model, optimizer, scaler)
+    return state
+
+
+def load_step(path, state, model, optimizer, scaler):
+    """Bring model, optimizer and scaler to the checkpoint in the folder `path`, whose `state.json` holds `state`.
+
+    Raises UserError naming the file that is damaged; then nothing has been changed.
+    """
     loaded = []
     for name in TENSOR_FILES:
         data = (path / name).read_bytes() if (path / name).exists() else b""
@@ -112,7 +120,6 @@ def load_checkpoint(folder, model, optimizer, scaler, fingerprint):
         optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
-    return state
 
 
 def _buffers(model):

@@ -2,8 +2,8 @@
 
 `tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 64
 images and a few steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
-`auto` takes `t4` where a CUDA GPU is present and the hub answers within three seconds, else `tiny`. Nothing is probed,
-and torch is not imported, before a function here is called.
+`tiny` is the default, on a GPU as well: `t4` downloads gigabytes, and is chosen by hand. Nothing is probed, and torch is
+not imported, before a function here is called.
 """
 
 import functools
@@ -118,23 +118,31 @@ class Compute:
     mixed_precision: str
     reason: str
 
+    @property
+    def for_accelerate(self):
+        """What `accelerate.Accelerator` takes. Of several processes each takes its share of one step's batch."""
+        from accelerate import DataLoaderConfiguration
 
-def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
-    """The profile called `name`; None or "auto" leaves the choice to VLM_LITE_PROFILE and then to the machine.
+        return {
+            "cpu": self.device == "cpu",
+            "mixed_precision": self.mixed_precision,
+            "dataloader_config": DataLoaderConfiguration(split_batches=True),
+        }
 
-    `offers` names the profiles that the caller has a part for: "auto" chooses among them. Raises UserError for an
-    unknown name, for one the caller does not offer, and for an explicit "t4" that can neither download nor find its
-    models in the local cache.
+
+def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
+    """The profile called `name`; None: the one that VLM_LITE_PROFILE names, and where it is not set, `default`.
+
+    `offers` names the profiles that the caller has a part for. Raises UserError for an unknown name, for one the caller
+    does not offer, and for a "t4" that can neither download nor find its models in the local cache.
     """
-    asked, source = name, "you chose it"
-    if asked in (None, "auto"):
-        asked, source = os.environ.get("VLM_LITE_PROFILE") or "auto", "as VLM_LITE_PROFILE asks"
-    if asked == "auto":
-        return _choose(offers)
+    asked, source = name or default, "you chose it" if name or default != "tiny" else "the default"
+    if name is None and os.environ.get("VLM_LITE_PROFILE"):
+        asked, source = os.environ["VLM_LITE_PROFILE"], "as VLM_LITE_PROFILE asks"
     if asked not in PROFILES:
         where = "VLM_LITE_PROFILE" if "VLM_LITE_PROFILE" in source else "profile"
         raise UserError(
-            f'{where} is "{asked}", which is no profile. Choose one of: auto, {", ".join(PROFILES)}.'
+            f'{where} is "{asked}", which is no profile. Choose one of: {", ".join(PROFILES)}.'
         )
     if asked == "rehearsal" and "t4" in offers:
         from vlm_lite.rehearsal.mirror import (
@@ -144,32 +152,12 @@ def get_profile(name=None, *, offers=("tiny", "t4", "smoke")):
         return make_profile()
     if asked not in offers:
         raise UserError(
-            f'profile "{asked}" has no part here yet. Choose one of: auto, {", ".join(offers)}.'
+            f'profile "{asked}" has no part here yet. Choose one of: {", ".join(offers)}.'
         )
     profile = replace(PROFILES[asked], reason=source)
     if asked == "t4" and _missing_models(profile) and not hub_answers():
         require_complete(profile)
     return profile
-
-
-def _choose(offers):
-    if "t4" not in offers:
-        return replace(TINY, reason="the only world here so far")
-    if not _cuda_is_available():
-        return replace(TINY, reason="no CUDA GPU is present")
-    if not hub_answers():
-        return replace(
-            TINY,
-            reason="a CUDA GPU is present, but the Hugging Face hub cannot be used "
-            f"({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer in 3 s'})",
-        )
-    return replace(T4, reason="a CUDA GPU is present and the Hugging Face hub answers")
-
-
-def _cuda_is_available():
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def told_offline():

@@ -6,14 +6,12 @@ recipe's, and the zoo files it read. A record whose hash no longer fits is stale
 docstrings and checks of the input do not count: they change no figure.
 """
 
-import ast
 import copy
 import dataclasses
 import hashlib
 import inspect
 import os
 import platform
-import textwrap
 import time
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from .evals.retrieval import chance_recall
 from .files import UserError, data_path, home, read_json, write_json
 from .models import clip, qformer, vlm
 from .profiles import PROFILES, get_compute
+from .source import what_counts
 from .train import History
 
 
@@ -335,43 +334,6 @@ def study_hash(name):
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]
-
-
-def what_counts(source):
-    """The syntax tree of a source, written out without what changes no figure.
-
-    Layout, comments and docstrings are not in it, nor what can only stop a run: `raise`, a call of a function named
-    `check_...`, a warning, an `if` or `for` around these alone, and an `if` that ends in `raise`, whatever it does
-    before. The same on every version of Python.
-    """
-
-    def idle(node):
-        if isinstance(node, ast.If | ast.For):
-            stops = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
-            return (stops or all(map(idle, node.body))) and all(map(idle, node.orelse))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            name = ast.unparse(node.value.func)
-            return name == "warnings.warn" or name.split(".")[-1].lstrip("_").startswith("check_")
-        return (
-            isinstance(node, ast.Raise)
-            or isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-        )
-
-    def written(node):
-        if isinstance(node, ast.AST):
-            fields = [
-                f"{name}={written(value)}"
-                for name, value in ast.iter_fields(node)
-                if value not in (None, []) and name not in ("ctx", "kind")
-            ]
-            return f"{type(node).__name__}({', '.join(fields)})"
-        if isinstance(node, list):
-            kept = (item for item in node if not (isinstance(item, ast.stmt) and idle(item)))
-            return f"[{', '.join(map(written, kept))}]"
-        return repr(node)
-
-    return written(ast.parse(textwrap.dedent(source)))
 
 
 def run(name, *, seeds=3, profile=None, folder=None):

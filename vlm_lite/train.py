@@ -6,7 +6,6 @@ and looking at the model in `on_step` never changes how it learns.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import random
@@ -22,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
+from vlm_lite.checkpoint import History, step_seed
 from vlm_lite.checkpoints import (
     load_checkpoint,
     save_checkpoint,
@@ -30,21 +30,6 @@ from vlm_lite.checkpoints import (
 )
 from vlm_lite.files import UserError
 from vlm_lite.optim import MuonAdamW
-
-
-@dataclasses.dataclass
-class History:
-    """What a run recorded, one entry every `log_every` steps and one for the last step.
-
-    steps: steps completed; losses: mean loss since the entry before; seconds: cumulative seconds of training, without
-    `on_step` and checkpoints; learning_rates: of the entry's last step; figures: name -> values `loss_fn` returned.
-    """
-
-    steps: list = dataclasses.field(default_factory=list)
-    losses: list = dataclasses.field(default_factory=list)
-    seconds: list = dataclasses.field(default_factory=list)
-    learning_rates: list = dataclasses.field(default_factory=list)
-    figures: dict = dataclasses.field(default_factory=dict)
 
 
 def learning_rate(step, *, steps, lr, warmup=0.05):
@@ -72,13 +57,6 @@ def weight_decay_groups(model, weight_decay):
         {"params": plain, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def step_seed(seed, step, what="step"):
-    """A 64-bit seed that depends on `(seed, step, what)` only."""
-    return (
-        int.from_bytes(hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()[:8], "little") >> 1
-    )
 
 
 def _seed_everything(value, device):

@@ -160,7 +160,7 @@ def labs(folder=None):
     """{name: (notebook, [Exercise, ...])} of every notebook in the folder that has exercises, by name."""
     found = {
         path.stem: read(path)
-        for path in sorted(notebooks_folder(folder).glob("[0-9][0-9]_*.ipynb"))
+        for path in sorted(notebooks_folder(folder).glob("[0-9][0-9]*_*.ipynb"))
     }
     known = {name: (notebook, exercises(notebook, name)) for name, notebook in found.items()}
     return {name: pair for name, pair in known.items() if pair[1]}

@@ -99,7 +99,7 @@ def run_student(options):
     notebook = build.read(path)
     siblings = {
         other.stem
-        for other in path.parent.glob("[0-9][0-9]_*.ipynb")
+        for other in path.parent.glob("[0-9][0-9]*_*.ipynb")
         if build.exercises(build.read(other))
     }
     _give(options, build.dumps(build.student(notebook, path.stem, siblings)))
