@@ -63,6 +63,9 @@ FIGURES = {
     ),
     "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
+    "position_similarity": lambda: plots.position_similarity(
+        {"at the start": torch.randn(1, 17, 8), "trained": torch.randn(1, 17, 8)}
+    ),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
     "caption_table": lambda: plots.caption_table(
         IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4

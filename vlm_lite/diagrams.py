@@ -32,7 +32,7 @@ def _arrow(axes, start, end, **kw):
 
 
 @styled
-def vision_transformer(model, image, *, classes=None):
+def vision_transformer(model, image, classes=None):
     """From image to patches, tokens, blocks, class token and logits, with the shapes of `model`, a `lessons.vit.ViT`.
 
     image: uint8 (3, S, S), S being the model's. classes: names of the logits, or None.
@@ -66,20 +66,19 @@ def vision_transformer(model, image, *, classes=None):
     caption(215, "patches", f"{count} x {3 * patch * patch}")
     axes.text(262, tops[0] + 6, "linear", ha="center", fontsize=8.5, color=GREY)
 
-    def tokens(left, colour):
+    def tokens(left):
         """A column of vectors, the class token's on top."""
         for top, k in zip([30, *tops], ["cls", *shown], strict=True):
             if k is None:
                 axes.text(left + 32, top + 14, "⋮", ha="center", va="center", fontsize=14)
                 continue
             for cell in range(8):
-                fill = VERMILLION if k == "cls" else (colour, PALE)[cell % 2]
-                fill = {True: VERMILLION, False: "#f4b89a"}[cell % 2 == 0] if k == "cls" else fill
+                fill = ((VERMILLION, "#f4b89a") if k == "cls" else (SKY, PALE))[cell % 2]
                 axes.add_patch(
                     Rectangle((left + 8 * cell, top + 8), 8, 13, fc=fill, ec="white", lw=0.6)
                 )
 
-    tokens(296, SKY)
+    tokens(296)
     axes.text(328, 22, "class token", ha="center", fontsize=8.5, color=VERMILLION)
     axes.text(376, 148, "+", ha="center", va="center", fontsize=15)
     _box(axes, 392, 32, 26, 244, fill="#fdf1dc", edge=ORANGE)
@@ -90,23 +89,22 @@ def vision_transformer(model, image, *, classes=None):
     _arrow(axes, (424, 148), (452, 148))
 
     for k in range(min(depth, 3) - 1, -1, -1):  # a stack of blocks, the nearest last
-        _box(axes, 456 + 7 * k, 52 - 7 * k, 196, 204, fill="#f7f8fa", edge=GREY)
+        _box(axes, 456 + 7 * k, 52 - 7 * k, 196, 210, fill="#f7f8fa", edge=GREY)
     for top, text, fill in (
-        (68, "LayerNorm", "white"),
-        (98, f"multi-head attention\n{heads} heads of {width // heads}", "#dcedf8"),
-        (162, "LayerNorm", "white"),
-        (192, f"MLP\n{width} → {4 * width} → {width}", "#dcedf8"),
+        (66, "LayerNorm", "white"),
+        (96, f"multi-head attention\n{heads} heads of {width // heads}", "#dcedf8"),
+        (168, "LayerNorm", "white"),
+        (198, f"MLP\n{width} → {4 * width} → {width}", "#dcedf8"),
     ):
         _box(axes, 482, top, 140, 26 if "\n" not in text else 38, text, fill=fill, size=8.5)
-    for top, low in ((60, 146), (154, 240)):  # the residual stream, around each step
-        axes.plot([552, 552], [low - 10, low], color=GREY, lw=1)
-        axes.plot([552, 469, 469, 552], [top, top, low, low], color=BLUE, lw=1.3)
-        axes.text(640, low, "+", fontsize=12, ha="center", va="center", color=BLUE)
-        axes.plot([552, 630], [low, low], color=BLUE, lw=1.3)
+    for top, low in ((60, 147), (162, 249)):  # the residual stream, around each step
+        axes.plot([552, 552], [low - 12, low], color=GREY, lw=1)
+        axes.plot([552, 469, 469, 545], [top, top, low, low], color=BLUE, lw=1.3)
+        axes.text(552, low, "+", fontsize=12, ha="center", va="center", color=BLUE)
     caption(556, f"block, {depth} of them", f"(1 + {count}) x {width}")
     _arrow(axes, (672, 148), (700, 148))
 
-    tokens(704, SKY)
+    tokens(704)
     axes.add_patch(
         Rectangle((700, 34), 72, 21, fc="none", ec=VERMILLION, lw=1.6, linestyle=(0, (4, 2)))
     )

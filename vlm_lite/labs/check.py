@@ -3,7 +3,7 @@
 from .blip2 import stage1_mask
 from .clip import class_embeddings, cosine_similarity, info_nce, information_bound, recall_at_k
 from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
-from .core import progress
+from .core import progress, same_outputs
 from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
 from .llava import (
     chat_text,
@@ -51,6 +51,7 @@ __all__ = [
     "qformer_layer",
     "rarity",
     "recall_at_k",
+    "same_outputs",
     "select_features",
     "split_by_picture",
     "stage1_mask",
