@@ -191,7 +191,7 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # $$A = \mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt{h}}\right) \qquad \text{out} = A\,v$$
 #
 # Row $i$ of $A$ holds the weights with which token $i$ averages the values; they sum to 1. Dividing by $\sqrt h$ keeps the
-# variance of the scores at 1 whatever the width $h$, so the softmax doesn't saturate. This happens in $H$ **heads** at once, each on
+# variance of the scores near 1 whatever the width $h$, so the softmax doesn't saturate. This happens in $H$ **heads** at once, each on
 # its own $h = D / H$ of the $D$ numbers, so that a token can attend to several things for several reasons.
 #
 # `timm` calls `F.scaled_dot_product_attention`, which computes the same without ever storing the $(B, H, N, N)$ weights.
@@ -199,7 +199,7 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 #
 # **Exercise 2: multi-head attention.** ★★★ 12 minutes. Write `forward`. `qkv` computes all three at once, one above the
 # other: its $3D$ outputs are ordered (q, k, v), then head, then $h$. Keep the attention weights (detached) in
-# `self.weights`; we look at them in section 7.
+# `self.weights`; we look at them in section 8.
 #
 # <details><summary>Hint</summary>
 #
@@ -236,9 +236,8 @@ MultiHeadAttention = check.MultiHeadAttention(MultiHeadAttention)
 
 
 tokens = torch.randn(2, 17, 64)
-check.same_outputs(
-    MultiHeadAttention(64, 4), timm_vit.Attention(64, num_heads=4, qkv_bias=True), tokens
-)
+theirs = timm_vit.Attention(64, num_heads=4, qkv_bias=True)
+check.same_outputs(MultiHeadAttention(64, 4), theirs, tokens)
 
 # %% [markdown]
 # ## 4. The block
@@ -342,7 +341,6 @@ ViT = check.ViT(ViT)
 timm_sizes = dict(img_size=64, patch_size=16, embed_dim=64, depth=3, num_heads=4, num_classes=7)
 model = ViT()
 check.same_outputs(model, timm_vit.VisionTransformer(**timm_sizes), pixels)
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 # %% [markdown]
 # **Predict first.** Move every patch one column to the right, and the last column to the left. What changes in the logits of a
@@ -394,7 +392,7 @@ training_step = check.training_step(training_step)
 
 # %% [markdown]
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
-# `Checkpoint` seeds each step, draws the bar, and saves, so that a run that was cut goes on exactly where it stood. Beside
+# `Checkpoint` seeds each step, draws the bar, and saves, so that a run that was cut goes on where it stood. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
 
 
@@ -407,7 +405,7 @@ def small_cnn(num_classes=7):
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, num_classes))
 
 
-def train_vit(model, images, labels, *, steps, batch_size=128, lr=2e-3, seed=0, name="vit"):
+def train_vit(model, images, labels, *, steps, batch_size, lr, seed=0, held_out=None, name="vit"):
     """Train a classifier on images (N, 3, S, S) uint8 and labels (N,); its history."""
     accelerator = Accelerator(**get_compute().for_accelerate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
@@ -417,20 +415,23 @@ def train_vit(model, images, labels, *, steps, batch_size=128, lr=2e-3, seed=0, 
     code = (ViT, training_step, train_vit)
     run = Checkpoint(name, model, optimizer, scheduler, seed=seed, settings=settings, code=code)
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # of each batch
-    for _ in run.steps(steps):
+    for step in run.steps(steps):
         rows = torch.randint(len(images), (batch_size,))[share]
         pixels = pixel_values(images[rows]).to(accelerator.device)
         targets = labels[rows].to(accelerator.device)
         run.log(loss=training_step(model, pixels, targets, optimizer, scheduler, accelerator))
+        if held_out and (step + 1) % 100 == 0:
+            run.log(accuracy=accuracy(model, *held_out))
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return run.history
 
 
 @torch.no_grad()
 def accuracy(model, images, labels):
-    """The share of images (N, 3, S, S) uint8 whose class (N,) a model finds. It runs on the CPU."""
-    model.cpu().eval()
-    found = [model(pixel_values(part)).argmax(dim=1) for part in images.split(250)]
+    """The share of images (N, 3, S, S) uint8 whose class (N,) a model finds."""
+    model.eval()
+    device = next(model.parameters()).device
+    found = [model(pixel_values(part).to(device)).argmax(dim=1).cpu() for part in images.split(250)]
     return (torch.cat(found) == labels).float().mean().item()
 
 
@@ -444,12 +445,10 @@ sizes = {"steps": profile.vit_steps, "batch_size": profile.vit_batch_size, "lr":
 torch.manual_seed(0)
 vit = ViT()
 start = vit.pos_embed.detach().clone()  # (1, 1+N, D), for section 7
-history = train_vit(vit, train_images, train_labels, **sizes)
+history = train_vit(vit, train_images, train_labels, **sizes, held_out=(val_images, val_labels))
 reached = accuracy(vit, val_images, val_labels)
 assert not full_size or reached > ceiling + 0.2, f"{reached:.3f} is near the ceiling {ceiling:.3f}"
-print(
-    f"HEADLINE: which object is leftmost: ViT {reached:.3f}, ceiling without positions {ceiling:.3f}"
-)
+print(f"HEADLINE: leftmost object: ViT {reached:.3f}, ceiling without positions {ceiling:.3f}")
 
 # %% [markdown]
 # **Is my loss normal?** Your run over the recorded band of three seeds. *Stuck near the dotted line* (a guess among seven):
@@ -495,7 +494,8 @@ torch.manual_seed(0)
 vit_rows = ViT()
 task = leftmost_task("train", profile.train_images, axis="row")[:2]
 train_vit(vit_rows, *task, **sizes, name="vit-rows")
-tables = {"at the start": start, "leftmost?": vit.pos_embed, "highest?": vit_rows.pos_embed.cpu()}
+vit, vit_rows = vit.cpu(), vit_rows.cpu()
+tables = {"at the start": start, "leftmost?": vit.pos_embed, "highest?": vit_rows.pos_embed}
 measured = pd.DataFrame({title: axis_cosines(table) for title, table in tables.items()})
 same = [torch.cosine_similarity(each, start, dim=-1).mean().item() for each in tables.values()]
 measured.loc["with its start"] = same

@@ -130,7 +130,7 @@ def small_cnn(num_classes=7):
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, num_classes))
 
 
-def train_vit(model, images, labels, *, steps, batch_size=128, lr=2e-3, seed=0, name="vit"):
+def train_vit(model, images, labels, *, steps, batch_size, lr, seed=0, held_out=None, name="vit"):
     """Train a classifier on images (N, 3, S, S) uint8 and labels (N,); its history."""
     accelerator = Accelerator(**get_compute().for_accelerate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
@@ -140,20 +140,23 @@ def train_vit(model, images, labels, *, steps, batch_size=128, lr=2e-3, seed=0, 
     code = (ViT, training_step, train_vit)
     run = Checkpoint(name, model, optimizer, scheduler, seed=seed, settings=settings, code=code)
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # of each batch
-    for _ in run.steps(steps):
+    for step in run.steps(steps):
         rows = torch.randint(len(images), (batch_size,))[share]
         pixels = pixel_values(images[rows]).to(accelerator.device)
         targets = labels[rows].to(accelerator.device)
         run.log(loss=training_step(model, pixels, targets, optimizer, scheduler, accelerator))
+        if held_out and (step + 1) % 100 == 0:
+            run.log(accuracy=accuracy(model, *held_out))
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return run.history
 
 
 @torch.no_grad()
 def accuracy(model, images, labels):
-    """The share of images (N, 3, S, S) uint8 whose class (N,) a model finds. It runs on the CPU."""
-    model.cpu().eval()
-    found = [model(pixel_values(part)).argmax(dim=1) for part in images.split(250)]
+    """The share of images (N, 3, S, S) uint8 whose class (N,) a model finds."""
+    model.eval()
+    device = next(model.parameters()).device
+    found = [model(pixel_values(part).to(device)).argmax(dim=1).cpu() for part in images.split(250)]
     return (torch.cat(found) == labels).float().mean().item()
 
 
