@@ -154,8 +154,7 @@ plots.show_images(val_images[:5], [CLASSES[label] for label in val_labels[:5]])
 # $$(3, S, S) \ \to\ N = (S / p)^2 \ \text{ patches of } \ 3 p^2 \ \text{ numbers} \ \to\ (N, D)$$
 #
 # **The same as a convolution.** A convolution whose stride is its kernel's size never lets two windows overlap, so it is this
-# linear layer. `timm` and `transformers` write it that way. The weights are the same numbers, flattened.
-# The cell after the exercise proves it.
+# linear layer, its weights flattened. `timm` and `transformers` write it that way. The cell after the exercise proves it.
 #
 # **Exercise 1: patchify.** ★★☆ 6 minutes. Return the patches row by row. Inside a patch the order is channel, row, column.
 #
@@ -195,7 +194,7 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # its own $h = D / H$ of the $D$ numbers, so that a token can attend to several things for several reasons.
 #
 # `timm` calls `F.scaled_dot_product_attention`, which computes the same without ever storing the $(B, H, N, N)$ weights.
-# That saves memory as $N$ grows, and leaves no weights to look at. Below the check, yours is proved equal to it.
+# That saves memory, and leaves no weights to look at. Below the check, yours is proved equal to it.
 #
 # **Exercise 2: multi-head attention.** ★★★ 12 minutes. Write `forward`. `qkv` computes all three at once, one above the
 # other: its $3D$ outputs are ordered (q, k, v), then head, then $h$. Keep the attention weights (detached) in
@@ -290,8 +289,7 @@ check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True),
 # front of them, the **class token**: it belongs to no patch, collects what the answer needs, and the **head** reads the
 # answer from it.
 #
-# Below the check, the whole model is proved equal to `timm`'s, all weights copied. (`timm` starts its biases and its head at
-# zero, where a mistake wouldn't show; so all weights are drawn anew first.)
+# Below the check, the whole model is proved equal to `timm`'s with copied weights.
 #
 # **Exercise 4: the forward pass.** ★★☆ 10 minutes. Write `forward_features`: patches, class token, position embedding,
 # `norm_pre`, blocks, `norm`. (`norm_pre` does nothing here; CLIP has a LayerNorm in its place.)
@@ -356,8 +354,7 @@ assert change[1] < 1e-4 < change[0]
 print("largest change: with positions {:.1e}, without {:.1e}".format(*change))
 
 # %% [markdown]
-# Without positions nothing changes, whatever the weights: such a model *cannot* learn more than the ceiling of section 1.
-# With them something changes; whether training makes use of it is an empirical question.
+# Without positions nothing changes, whatever the weights: such a model *cannot* get beyond the ceiling of section 1.
 #
 # ## 6. Train it
 #
@@ -562,7 +559,7 @@ plots.attention_over_image(val_images[k], shown, titles=list(maps))
 # no single block tells the whole story, since each continues the work of those before.
 #
 # **A map is a claim; test it.** So intervene: paint the leftmost object over with the background's colour. Now the right
-# answer is the *next* object from the left. A model that depends on that patch must change its answer to exactly that one.
+# answer is the *next* object from the left. A model that depends on that patch must change its answer to that one.
 # The control: paint over the rightmost object, which must change nothing.
 
 # %%
@@ -589,7 +586,7 @@ pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.ren
 # recall would fall. The control is your ViT without the weights.
 #
 # (The position embeddings of this encoder *started* as large noise, N(0, 1), so that a short training has distinct
-# positions from the beginning, and training hardly moved them. They aren't drawn here, since they aren't what a model learnt.)
+# positions from the beginning. Training hardly moved them, so they aren't drawn here as learnt.)
 
 # %%
 clip, tokenizer = CLIP.from_pretrained(resolve_model(profile.vision_model)), make_tokenizer()
@@ -630,7 +627,6 @@ pd.DataFrame(found).T.add_prefix("R@")
 # - [ ] I can say what a ViT without positions can and can't know, and compute its ceiling for a task.
 # - [ ] I know where LayerNorm stands in pre-norm, and what passes through the block untouched.
 # - [ ] I can say what changes when the patch is halved: tokens, parameters, and the size of $A$.
-# - [ ] I can name one way to test an attention map.
 #
 # ## To answer in words
 #
