@@ -54,7 +54,8 @@ def vision_transformer(model, image, classes=None):
     _arrow(axes, (164, 148), (196, 148))
     axes.text(180, 138, "cut", ha="center", fontsize=8.5, color=GREY)
 
-    shown = (0, 1, 2, 3, None, count - 1)  # None: the patches between, as dots
+    few = count <= 6
+    shown = range(count) if few else (0, 1, 2, 3, None, count - 1)  # None: dots for those between
     tops = [70 + 34 * row for row in range(len(shown))]
     for top, k in zip(tops, shown, strict=True):
         if k is None:
