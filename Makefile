@@ -2,6 +2,8 @@
 
 VENV ?= .venv
 COLAB_VENV ?= .venv-colab
+# Exact versions, or with `LOCK=` the newest that the ranges of requirements.txt allow.
+LOCK = requirements.lock
 COLAB_VERSIONS = tests/constraints/colab-2026-08.txt
 READY = $(VENV)/.vlm-lite-ready
 COLAB_READY = $(COLAB_VENV)/.vlm-lite-ready
@@ -10,25 +12,40 @@ COLAB_GRADE_READY = $(COLAB_VENV)-grade/.vlm-lite-ready
 PY = $(VENV)/bin/python
 # Two files of tests at a time, a core each, in the order given: notebooks first, since they take longest.
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE)
 
 # The first of these that starts and is a Python the course runs on; set PYTHON to choose another.
 first_python = $(or $(shell for p in $(1); do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && { echo $$p; break; }; done),python3)
 find_python = $(or $(PYTHON),$(call first_python,$(1)))
 
-.PHONY: help course test check notebooks soak bench colab gif setup
+# CPU=plain: any x86 machine computes as one without AVX-512, AMX and bf16, so that it shows what most others will meet.
+ifeq ($(origin CPU),command line)
+ifneq ($(CPU),plain)
+$(error CPU=$(CPU) is not known; expected CPU=plain, or nothing for the CPU as it is)
+endif
+export ATEN_CPU_CAPABILITY = avx2
+export ONEDNN_MAX_CPU_ISA = AVX2
+export MKL_ENABLE_INSTRUCTIONS = AVX2
+export VLM_LITE_CPU = plain
+endif
+
+# RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
+timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
+
+.PHONY: help course test check notebooks soak bench newest colab gif setup
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html
-	@$(PY) tools/course.py
+course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html (CPU=plain: as without bf16)
+	@$(PY) tools/course.py $(if $(RECORD),--record)
 
 test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
-	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE) --nbmake --nbmake-timeout=900 notebooks tests
+	@$(call timed,$(PYTEST) --nbmake --nbmake-timeout=3600 notebooks tests)
 
-check: $(READY)  ## the fast part of the tests, in under 90 seconds
-	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(PY) -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not soak" tests
+check: $(READY)  ## the fast part of the tests
+	@$(call timed,$(PYTEST) -q -m "not slow and not soak" tests)
 
 notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badges and README tables (FORCE=1: all)
 	@$(PY) tools/notebooks.py $(if $(FORCE),--force)
@@ -42,14 +59,18 @@ bench: $(READY)  ## time the parts on this machine; docs/bench.json and the READ
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
 	@$(PY) tools/readme_gif.py
 
+newest:  ## `make test` on the newest versions that requirements.txt allows, in a venv of their own
+	@rm -f .venv-newest/.vlm-lite-ready
+	@$(MAKE) test VENV=.venv-newest LOCK=
+
 colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
 	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests
 
 setup: $(READY)  ## the environment alone, .venv
 
-$(READY): requirements.txt pyproject.toml
-	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV)
+$(READY): requirements.txt pyproject.toml $(LOCK)
+	@$(call find_python,python3 python3.13 python3.12 python3.11) tools/install.py $(VENV) $(if $(LOCK),,--newest)
 	@touch $@
 
 $(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
@@ -57,10 +78,10 @@ $(COLAB_READY): requirements.txt pyproject.toml $(COLAB_VERSIONS)
 	@touch $@
 
 # nbgrader, in an environment on top of the other: see tools/install.py.
-$(GRADE_READY): $(READY)
-	@$(PY) tools/install.py $(VENV)-grade --grade
+$(GRADE_READY): $(READY) $(if $(LOCK),requirements-grade.lock)
+	@$(PY) tools/install.py $(VENV)-grade --grade $(if $(LOCK),,--newest)
 	@touch $@
 
 $(COLAB_GRADE_READY): $(COLAB_READY)
-	@$(COLAB_VENV)/bin/python tools/install.py $(COLAB_VENV)-grade --grade
+	@$(COLAB_VENV)/bin/python tools/install.py $(COLAB_VENV)-grade --grade --newest
 	@touch $@

@@ -15,8 +15,6 @@
 #     title: Start here
 #     builds: eye, nerve and brain in one screen; ask a shipped model, swap the picture, hide it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     seconds: 21
-#     peak_memory_mb: 1396
 #     outputs_of: 55ba3042e899e27d9297058bb459f85867d1dc81075c0aa8ab409ca3dc03c94d
 # ---
 
@@ -43,9 +41,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 0.5}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
+print(describe(profile, compute, notebook="00_start_here"))
 
 # %% [markdown]
 # # 0. Start here: a model that looks
@@ -61,7 +58,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 10 minutes.
 # <!-- figures -->
-# **Run time:** about 0.5 min and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** nothing. A little Python helps; PyTorch you can pick up on the way.
 

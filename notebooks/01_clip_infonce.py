@@ -16,8 +16,6 @@
 #     builds: the symmetric InfoNCE loss around two towers; an eye trained from captions, zero-shot and retrieval
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, results/clip_infonce.json, results/clip_variants.json]
-#     seconds: 174
-#     peak_memory_mb: 2106
 #     outputs_of: 43e992c5030b0f6dbb3c83c8fffa4b36394c4e2b6f8143996ef2394e51599283
 # ---
 
@@ -44,9 +42,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 3.0, "t4": 25}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="01_clip_infonce", t4_minutes=25))
 
 # %% [markdown]
 # # 1. CLIP and InfoNCE: an eye that learns from captions
@@ -61,7 +58,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Five exercises, 31 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 3 min and 2.1 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 2.5 min (2.5 with bf16) and 2.0 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** tensors, matrix products, softmax and cross-entropy. Notebook [00](00_start_here.ipynb) shows where
 # this leads. How the towers work inside is for notebook [02](02_vit.ipynb); here they are two functions.

@@ -17,8 +17,6 @@
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/connector_variants.json, results/shapes_vlm.json]
-#     seconds: 135
-#     peak_memory_mb: 3941
 #     outputs_of: 2825c7e10517d800f6e7a974fd4cee9dd9af7a802205fa56cafbbba39159ca05
 # ---
 
@@ -45,9 +43,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 2.0, "t4": 25}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="03_qformer_gpt2", t4_minutes=25))
 
 # %% [markdown]
 # # 3. A Q-Former between a frozen eye and a frozen brain
@@ -64,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min and 3.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** not measured yet on `tiny`; about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # Sections 1 to 12 run in the small Shapes world, on any machine; section 13 does the same with photographs, OpenAI's
@@ -928,8 +925,9 @@ print("\ncaption of the first picture:", before["captions"][0])
 # **The optimiser.** AdamW scales each number of a gradient by itself. In the gradient of a matrix a few directions are
 # loud and many are faint, and a short training mostly follows the loud ones. **Muon** (Jordan et al. 2024) makes all
 # directions of a matrix's gradient about equally loud before it takes its step. `optim.MuonAdamW` gives the matrices to
-# `torch.optim.Muon` and the rest (queries, biases, norms) to AdamW. Try `optimizer="adamw", lr=1e-3` in the call below:
-# which types of questions suffer most in section 10?
+# Muon and the rest (queries, biases, norms) to AdamW. (`torch.optim.Muon` computes in bf16 on every device, which takes
+# fifty times as long on a CPU that only emulates bf16; `optim` does the same in fp32.) Try
+# `optimizer="adamw", lr=1e-3` in the call below: which types of questions suffer most in section 10?
 #
 # **Is my loss normal?** Your run will be drawn over the recorded band of several seeds. It has the first of these seeds, and
 # begins as that run did. But your own classes add in another order than the package's, in bf16 the sums depend on the
@@ -960,6 +958,7 @@ history = recipes.train_connector(
     exchanges,
     steps=profile.connector_steps,
     batch_size=profile.connector_batch_size,
+    per_row=profile.connector_per_row,
     lr=profile.connector_lr,
     seed=0,
 )
@@ -973,7 +972,9 @@ print(
 from vlm_lite.studies import load_study
 
 study = load_study("qformer_connector")
-batch = recipes.exchange_batches(train_features, exchanges, tokenizer, profile.connector_batch_size)
+batch = recipes.exchange_batches(
+    train_features, exchanges, tokenizer, profile.connector_batch_size, profile.connector_per_row
+)
 _, input_ids, mask, labels = batch(0, torch.Generator().manual_seed(0))
 with torch.no_grad():
     blind_loss = vlm(None, input_ids, mask, labels).loss.item()
@@ -1049,7 +1050,7 @@ plots.by_type_bars(
 # exactly nothing.
 #
 # **And if it is left to run?** `shapes-vlm`, the checkpoint of the course, is this nerve again: the same queries, eye and
-# brain, eight times as many steps, and more exchanges for each picture, drawn from its description. The second cell asks
+# brain, 1,040 steps of 64 pictures, and more exchanges for each picture, drawn from its description. The second cell asks
 # it the same questions; a recorded study has the same training from several seeds. Which types of questions gain most?
 
 # %%
@@ -1285,7 +1286,7 @@ plots.attention_over_image(row["image"], drop[None], titles=["fall when hidden"]
 # ## 12. Which nerve? A recorded comparison
 #
 # Is a Q-Former worth its layers, where LLaVA does with one linear map a patch? Every row below was trained from the same
-# start, for 100 steps, with **one thing changed at a time**. (The star in the figure is your run, which took more steps.)
+# start, for 100 steps, with **one thing changed at a time**. (The star in the figure is your run: more steps, of fewer pictures.)
 #
 # - *How many vectors reach the brain, and made by what:* a Q-Former with 1 to 32 queries; a linear layer and LLaVA's MLP
 #   on all 16 patches, or on the means of blocks of patches, 4 or 1 in all. Here 32 queries *expand* what is there: real

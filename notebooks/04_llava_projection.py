@@ -16,8 +16,6 @@
 #     builds: LLaVA's projection and its three trainings, captions, instructions, VQA, with one evaluation after each
 #     minutes_t4_estimate: 35
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
-#     seconds: 120
-#     peak_memory_mb: 2457
 #     outputs_of: 2da848a9e7496104cdc69044a47b48577e2bea73042ab23e1d3a2df2aa661848
 # ---
 
@@ -44,9 +42,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 2.0, "t4": 35}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="04_llava_projection", t4_minutes=35))
 
 # %% [markdown]
 # # 4. LLaVA: a plain nerve, trained in stages
@@ -63,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 36 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min and 2.5 GB of memory on `tiny` (measured, 2 CPU cores); about 35 min on a T4 (an estimate until someone has measured it).
+# **Run time:** not measured yet on `tiny`; about 35 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), for labels and the five conditions of *does it look?*
 #
@@ -525,7 +522,7 @@ def after_stage(name, scores, history):
         )
 
 
-plan = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+plan = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
 found = stages.run_stages(
     vlm, pictures, held_out, plan, texts=texts, measure=measure, on_stage=after_stage
 )
@@ -713,7 +710,7 @@ history = stages.train_stage(
         max(1, profile.stage_steps[2] // 3),
         1e-3,
         "lora",
-        profile.connector_batch_size // 2,
+        profile.stage_batch_size // 2,
     ),
 )
 orders = instructions.instruction_set(held_out.captions, 60)

@@ -16,8 +16,6 @@
 #     builds: each metric by hand, the controls beside it, and a page that shows whether a model looks
 #     minutes_t4_estimate: 10
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     seconds: 41
-#     peak_memory_mb: 1476
 #     outputs_of: 58281991213ede84d0091ccf97779df8d68039726f8cd31f3a485ae6eb72383c
 # ---
 
@@ -44,9 +42,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 0.5, "t4": 10}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")), get_compute()
+print(describe(profile, compute, notebook="05_evaluation", t4_minutes=10))
 
 # %% [markdown]
 # # 5. Evaluation: what a score means, and whether the model looks
@@ -62,7 +59,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Nine exercises, 57 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 0.5 min and 1.5 GB of memory on `tiny` (measured, 2 CPU cores); about 10 min on a T4 (an estimate until someone has measured it).
+# **Run time:** not measured yet on `tiny`; about 10 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [00](00_start_here.ipynb), which asks this model its first questions. The model is the shipped
 # `shapes-vlm`; nothing is trained here. Section 8 asks a real pretrained VLM about photographs, on a GPU (`t4`).

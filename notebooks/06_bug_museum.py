@@ -15,8 +15,6 @@
 #     title: The bug museum
 #     builds: sixteen silent bugs of minimal VLMs, each seen in a number, mended, and caught by a one-line test
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     seconds: 20
-#     peak_memory_mb: 1333
 #     outputs_of: 00a9a795ae2da32e225836b886b592c5f233bc552ca78fb11e8a9291430e77f4
 # ---
 
@@ -43,9 +41,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": 0.5}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
+print(describe(profile, compute, notebook="06_bug_museum"))
 
 # %% [markdown]
 # # 6. The bug museum: silent bugs of minimal VLMs
@@ -63,7 +60,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 40 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 0.5 min and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb) and [03, the Q-Former](03_qformer_gpt2.ipynb), for the parts that
 # break here. The rooms do not depend on one another: begin with the one that hurts you today.

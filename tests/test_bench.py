@@ -30,6 +30,7 @@ def runner(chosen, data, compute=FP32):
     return bench_clip.Runner(frozenset(chosen), batches, tokenizer, compute, total=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
 def test_ours_in_the_race_is_the_course_s_own_training(data, compute):
     tokenizer, ours = make_tokenizer(), runner(bench_clip.REMEDIES, data, compute)

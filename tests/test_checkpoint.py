@@ -126,6 +126,7 @@ t.train_toy(steps=30, every=3, on_step=slow)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [2, 9, 29])
 def test_a_process_killed_with_kill_9_goes_on_where_it_was(folder, last):
     command = [sys.executable, "-c", CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))]

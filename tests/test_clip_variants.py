@@ -21,6 +21,7 @@ def world():
     return images, captions, language.make_tokenizer()
 
 
+@pytest.mark.slow
 def test_the_first_row_is_the_recipe_itself_and_every_other_row_is_another_training(world):
     images, captions, tokenizer = world
     reference = recipes.make_shapes_clip(tokenizer)

@@ -146,6 +146,7 @@ def theirs(folder, texts):
     return found.image_embeds, found.text_embeds
 
 
+@pytest.mark.slow
 def test_the_cell_prints_what_transformers_finds_with_the_same_weights(mirror, capsys):
     exec(CELL, names(True))
     printed = capsys.readouterr().out

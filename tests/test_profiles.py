@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from vlm_lite import profiles
+from vlm_lite import profiles, speed
 from vlm_lite.files import UserError, data_path
 
 
@@ -103,6 +103,7 @@ def test_smoke_is_tiny_with_64_images_and_a_few_steps():
 
 @pytest.mark.parametrize(("native", "precision"), [(False, "fp16"), (True, "bf16")])
 def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision):
+    monkeypatch.delenv("VLM_LITE_CPU", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
     monkeypatch.setattr(
@@ -123,6 +124,7 @@ def test_a_gpu_that_only_emulates_bf16_gets_fp16(monkeypatch, native, precision)
     ],
 )
 def test_a_cpu_gets_bf16_only_where_it_is_fast(monkeypatch, tmp_path, flags, precision):
+    monkeypatch.delenv("VLM_LITE_CPU", raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     feature = profiles._cpu_bf16_feature(tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -130,6 +132,16 @@ def test_a_cpu_gets_bf16_only_where_it_is_fast(monkeypatch, tmp_path, flags, pre
     compute = profiles.get_compute()
     assert (compute.device, compute.mixed_precision) == ("cpu", precision)
     assert feature is None or feature in compute.reason
+
+
+def test_any_machine_can_be_made_to_compute_as_a_plain_cpu(monkeypatch):
+    monkeypatch.setenv("VLM_LITE_CPU", "plain")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    compute = profiles.get_compute()
+    assert (compute.device, compute.mixed_precision) == ("cpu", "no")
+    monkeypatch.setenv("VLM_LITE_CPU", "fast")
+    with pytest.raises(UserError, match='VLM_LITE_CPU is "fast"; expected "plain"'):
+        profiles.get_compute()
 
 
 def test_a_system_without_cpuinfo_gets_plain_fp32(tmp_path):
@@ -147,10 +159,12 @@ def test_a_zoo_name_is_a_folder_and_a_hub_id_stays_itself(tmp_path):
         profiles.resolve_model("shapes-clap")
 
 
-def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
+def test_a_description_says_what_why_how_much_and_how_to_choose_the_other(monkeypatch):
     tiny = profiles.replace(profiles.TINY, reason="no CUDA GPU is present")
     compute = profiles.Compute("cpu", "bf16", "this CPU has AMX")
-    text = profiles.describe(tiny, compute, minutes={"tiny": 2.5, "t4": 40})
+    times = {"bf16": {"seconds": {"01_clip": 150, "02_vit": 61}}}
+    monkeypatch.setattr(speed, "recorded_times", lambda: times)
+    text = profiles.describe(tiny, compute, notebook="01_clip", t4_minutes=40)
     for expected in (
         "tiny",
         "no CUDA GPU is present",
@@ -162,8 +176,8 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other():
         "3.5 GB to download, about 40 minutes (estimated)",
     ):
         assert expected in text
-    assert "t4" not in profiles.describe(tiny, compute, minutes={"tiny": None})
-    assert "about 1 minute (" in profiles.describe(tiny, compute, minutes={"tiny": 1.0})
+    assert "t4" not in profiles.describe(tiny, compute, notebook="99_none")
+    assert "about 1 minute (" in profiles.describe(tiny, compute, notebook="02_vit")
 
 
 def test_a_rehearsal_is_offered_where_t4_is(machine):

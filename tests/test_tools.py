@@ -1,5 +1,6 @@
 """The tools behind `make notebooks`, `make course` and `make colab` do what their pages say."""
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,11 @@ import time
 import jupytext
 import nbformat
 import pytest
+import torch
 
 from tools import colab_check, course, execute, install, notebooks
+from vlm_lite import speed
+from vlm_lite.profiles import Compute
 
 SOURCE = """# ---
 # jupyter:
@@ -54,6 +58,10 @@ def course_folder(tmp_path):
     (tmp_path / "notebooks" / "00_sums.py").write_text(SOURCE)
     (tmp_path / "data" / "results").mkdir(parents=True)
     (tmp_path / "data" / "results" / "numbers.json").write_text("{}")
+    (tmp_path / "data" / "times.json").write_text(
+        '{"plain": {"seconds": {"00_sums": 100}, "memory_mb": {"00_sums": 1250}}, '
+        '"bf16": {"seconds": {"00_sums": 40}, "memory_mb": {}}}'
+    )
     (tmp_path / "README.md").write_text("<!-- notebooks -->\nold\n<!-- /notebooks -->\n")
     shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -77,6 +85,55 @@ def test_pieces_of_one_stream_become_one_and_widgets_go():
     cell = nbformat.v4.new_code_cell("1", outputs=[*stream, widget])
     execute.clean_outputs(cell)
     assert [output.text for output in cell.outputs] == [" 2/2\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        ("for k in range(30):\n    time.sleep(0.1)\n    print(k, end='\\r')", None),
+        ("time.sleep(60)", "a cell printed nothing for more than 2 seconds"),
+    ],
+)
+def test_a_cell_may_run_for_as_long_as_its_bar_moves_and_no_longer(monkeypatch, code, failure):
+    monkeypatch.setattr(execute, "SILENCE", 2)
+    cells = [nbformat.v4.new_code_cell(text) for text in ("import time", code)]
+    start = time.perf_counter()
+    run = execute.run_notebook(nbformat.v4.new_notebook(cells=cells))
+    assert (run.failure and run.failure.error) == failure
+    assert 2.5 < time.perf_counter() - start < 50
+
+
+def test_the_expected_time_follows_the_recorded_one_and_grows_on_a_slower_cpu(monkeypatch):
+    times = {"plain": {"gflops": 100, "seconds": {"00_sums": 120, "01_more": 360, "test": 1000}}}
+    monkeypatch.setattr(speed, "recorded_times", lambda: times)
+    compute = Compute("cpu", "no", "plain")
+    for rate, minutes, told in ((50, 16, True), (95, 8, False), (200, 8, False)):
+        monkeypatch.setattr(speed, "matmul_rate", lambda dtype, rate=rate: rate)
+        line = course.expected(compute, ["00_sums", "01_more"])
+        assert f"about {minutes} minutes" in line
+        assert ("not the recorded 8: this CPU does 50 GFLOP/s" in line) == told
+
+
+def test_a_product_is_timed_in_the_precision_that_is_asked_for():
+    assert speed.matmul_rate(torch.float32, seconds=0.05) > 0.1
+    assert speed.kind_of_cpu(Compute("cpu", "bf16", "")) == "bf16"
+    assert speed.kind_of_cpu(Compute("cpu", "no", "")) == "plain"
+
+
+def test_recording_changes_one_column_and_keeps_the_other(course_folder, monkeypatch):
+    path = course_folder / "data" / "times.json"
+    monkeypatch.setattr(course, "ROOT", course_folder)
+    monkeypatch.setattr(course, "TIMES", path)
+    monkeypatch.setattr(speed, "recorded_times", lambda: json.loads(path.read_text()))
+    before = json.loads(path.read_text())
+    course.record(Compute("cpu", "bf16", ""), {"00_sums": 30}, {"00_sums": 1300})
+    course.record(Compute("cpu", "bf16", ""), {"test": 900})
+    after = json.loads(path.read_text())
+    assert after["plain"] == before["plain"]
+    assert after["bf16"]["seconds"] == {"00_sums": 30, "test": 900}
+    assert after["bf16"]["memory_mb"] == {"00_sums": 1300} and after["bf16"]["gflops"] > 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", after["bf16"]["date"])
 
 
 def test_cell_ids_follow_from_the_text_and_are_unique():
@@ -130,7 +187,7 @@ def test_a_notebook_without_a_t4_part_does_not_offer_it(course_folder):
     text = notebooks.generate(with_part, "00_sums", course_folder)
     assert (
         'profile = "tiny"  # @param ["tiny", "t4"]' in text
-        and '"t4": 20' in text
+        and 'notebook="00_sums", t4_minutes=20)' in text
         and "20 min on a T4 (an estimate" in text
     )
 
@@ -143,12 +200,10 @@ def test_make_notebooks_runs_what_is_stale_once_and_leaves_the_rest_alone(course
     notebook = execute.read_notebook(source.with_suffix(".ipynb"))
     assert execute.headline(notebook) == "2 apples"
     assert "tiny, the embedded Shapes world" in notebook.cells[1].outputs[0].text
-    minutes = f"{notebooks.in_minutes(notebooks.facts(source.read_text())['seconds']):g} min"
-    assert f"about {minutes}" in notebook.cells[1].outputs[0].text
     assert notebooks.paired(source) == source.with_suffix(".ipynb").read_text()
-    assert f"[00 Sums](notebooks/00_sums.ipynb) | a sum | {minutes} |" in notebooks.readme(
-        course_folder
-    )
+    assert "about 1.5 min (0.5 with bf16) and 1.2 GB of memory" in source.read_text()
+    row = "[00 Sums](notebooks/00_sums.ipynb) | a sum | 1.5 min (0.5 with bf16) | 1.2 GB |"
+    assert row in notebooks.readme(course_folder)
 
     assert not notebooks.refresh(source, root=course_folder)
     assert {path: path.read_bytes() for path in course_folder.rglob("*") if path.is_file()} == files
@@ -171,7 +226,7 @@ def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(
     monkeypatch.setattr(notebooks, "sources", lambda: [good, bad])
     monkeypatch.setattr(course, "ROOT", course_folder)
     monkeypatch.setattr(course, "OUT", course_folder / "build" / "course")
-    assert course.main() == 1
+    assert course.main([]) == 1
     captured = capsys.readouterr()
     assert "01_bad: cell 4 failed: ZeroDivisionError: division by zero" in captured.err
     row = next(line for line in captured.out.splitlines() if line.startswith("00_sums "))
@@ -189,7 +244,7 @@ def test_ctrl_c_says_where_make_course_stopped_and_shows_no_traceback(course_fol
     script = (
         "from pathlib import Path; from tools import course, notebooks; import sys; root = Path(sys.argv[1]); "
         "notebooks.sources = lambda: sorted((root / 'notebooks').glob('*.py')); course.ROOT = root; "
-        "course.OUT = root / 'build'; sys.exit(course.main())"
+        "course.OUT = root / 'build'; sys.exit(course.main([]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, course_folder],

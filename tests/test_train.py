@@ -160,6 +160,7 @@ CHILD = textwrap.dedent("""
 """).format(root=str(ROOT), tests=str(ROOT / "tests"))
 
 
+@pytest.mark.slow
 def test_a_process_killed_with_kill_9_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:

@@ -152,7 +152,7 @@ def time_stages(compute, quick=False, steps=8):
     features = recipes.picture_features(vlm.vision, images, progress=False)
     texts = stages.stage_texts(stages.Pictures(features, ids, captions, questions))
     total = dict.fromkeys(("plain", "ours", "ceiling"), 0.0)
-    for stage in stages.llava_plan(TINY.stage_steps, 4 if quick else TINY.connector_batch_size):
+    for stage in stages.llava_plan(TINY.stage_steps, 4 if quick else TINY.stage_batch_size):
         stages.set_trainable(vlm, stage.tune)
         alone = REMEDIES if stage.data == "vqa" else ()
         plans = {"plain": (), "ours": REMEDIES, **{name: (name,) for name in alone}}
@@ -398,7 +398,7 @@ def time_connector(compute, quick=False, steps=2 * STEPS):
     said = recipes.picture_exchanges(captions, questions)
     exchanges, size = (
         [said[image_id] for image_id in ids],
-        4 if quick else TINY.connector_batch_size,
+        4 if quick else TINY.stage_batch_size,
     )
     batches = recipes.exchange_batches(features, exchanges, vlm.tokenizer, size)
     half = half_precision(compute)

@@ -1,9 +1,17 @@
-"""`make course`: run every notebook on tiny, and write what it showed to build/course/index.html."""
+"""`make course`: run every notebook on tiny, and write what it showed to build/course/index.html.
 
+With --record the seconds and the memory of the run become this kind of CPU's column of data/times.json, from which
+headers and README are written (`make notebooks`). With --record-seconds NAME S one other figure goes there.
+"""
+
+import argparse
 import html
 import logging
+import os
+import platform
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,9 +20,19 @@ import jupytext
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from vlm_lite import machine  # noqa: E402
+
+if __name__ == "__main__":  # before torch is loaded, which fails where memory is limited
+    machine.announce()
+
 from tools import execute, notebooks  # noqa: E402
+from vlm_lite import speed  # noqa: E402
+from vlm_lite.files import write_json  # noqa: E402
+from vlm_lite.profiles import get_compute  # noqa: E402
 
 OUT = ROOT / "build" / "course"
+TIMES = ROOT / "data" / "times.json"
+BUDGET_MINUTES = {"plain": 16, "bf16": 8}  # for notebooks 00 to 06 on two cores
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vlm-lite: the course</title>
 <style>body {{font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em}}
@@ -27,19 +45,30 @@ td.n {{text-align: right}} .failed {{color: #b00; font-weight: bold}}
 """
 
 
-def main():
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write the times to data/times.json")
+    parser.add_argument("--record-seconds", nargs=2, metavar=("NAME", "S"), help="only that")
+    options = parser.parse_args(arguments)
+    compute = get_compute()
+    if options.record_seconds:
+        name, seconds = options.record_seconds
+        return record(compute, {name: round(float(seconds))})
     paths = notebooks.sources()
     if not paths:
         sys.exit("there is no notebook in notebooks/: is this a whole clone?")
     OUT.mkdir(parents=True, exist_ok=True)
+    print(expected(compute, [path.stem for path in paths]), flush=True)
+    if options.record:  # a first run is what gets measured: nothing is in the cache
+        home = tempfile.TemporaryDirectory()
+        os.environ["VLM_LITE_HOME"] = home.name
     results = []
     try:
         for k, path in enumerate(paths, start=1):
             results.append(course_run(path, k, len(paths)))
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").setLevel(
-            logging.CRITICAL
-        )  # it would tell what became of the cut cell
+        # asyncio would tell what became of the cut cell
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(
             f"\nStopped in {paths[len(results)].stem}; the {len(results)} notebooks before it have new pages in "
             f"{OUT.relative_to(ROOT)}. `make course` begins again with the first.",
@@ -47,15 +76,61 @@ def main():
         )
         return 130
     print_table(results)
+    kind = speed.kind_of_cpu(compute)
+    minutes = sum(result["seconds"] for result in results) / 60
+    print(
+        f"\n{minutes:.1f} minutes on a {kind} CPU; the budget is {BUDGET_MINUTES[kind]} on two cores."
+    )
     write_index(results)
-    print(f"\nRead it: {OUT.relative_to(ROOT) / 'index.html'}")
+    print(f"Read it: {OUT.relative_to(ROOT) / 'index.html'}")
     failed = [result for result in results if result["failure"]]
     for result in failed:
         print(
             f"\n{result['name']}: cell {result['failure'].cell} failed: {result['failure'].error}",
             file=sys.stderr,
         )
+    if options.record and not failed:
+        record(
+            compute,
+            {result["name"]: round(result["seconds"]) for result in results},
+            {result["name"]: round(result["memory"]) for result in results},
+        )
     return int(bool(failed))
+
+
+def expected(compute, names):
+    """A line on how long the notebooks `names` will take here, from the recorded times and a second's measurement."""
+    factor, rate, recorded = speed.slowdown(compute)
+    known = speed.recorded_times()[speed.kind_of_cpu(compute)]
+    minutes = sum(known["seconds"].get(name, 0) for name in names) / 60
+    told = f"Expect about {minutes * factor:.0f} minutes"
+    if factor > 1:
+        told += f", and not the recorded {minutes:.0f}: this CPU does {rate:.0f} GFLOP/s, the recorded one {recorded:.0f}"
+    return f"{told} ({os.cpu_count()} cores, {compute.reason})."
+
+
+def record(compute, seconds, memory=None):
+    """Write figures into this kind of CPU's column of data/times.json, with the CPU and the day."""
+    times, kind = speed.recorded_times(), speed.kind_of_cpu(compute)
+    column = times.setdefault(kind, {"seconds": {}, "memory_mb": {}})
+    column["seconds"] |= seconds
+    column["memory_mb"] |= memory or {}
+    if memory:
+        column |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+        column["gflops"] = round(speed.rate_of(compute))
+    write_json(TIMES, times)
+    print(f"recorded in {TIMES.relative_to(ROOT)}: {', '.join(seconds)} ({kind})")
+
+
+def cpu_name():
+    """Such as "AMD EPYC, 2 cores, limited to AVX2": the CPU, and what `CPU=plain` leaves of it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        name = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.M)[1]
+    except (OSError, TypeError):
+        name = platform.machine()
+    limit = ", limited to AVX2" if os.environ.get("VLM_LITE_CPU") == "plain" else ""
+    return f"{name}, {os.cpu_count()} cores{limit}"
 
 
 def course_run(path, k, of):

@@ -1,7 +1,9 @@
 """Run a notebook as a learner would: a fresh kernel, an empty folder, nothing kept but the outputs."""
 
+import math
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -12,9 +14,11 @@ from pathlib import Path
 import nbformat
 import psutil
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-CELL_TIMEOUT = 900  # seconds
+from vlm_lite import machine
+
+SILENCE = 900  # seconds that a cell may run without printing anything; a moving progress bar prints
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -38,7 +42,8 @@ class Run:
 class PeakMemory:
     """The largest resident memory, in MB (10^6 bytes), of a process and its children, looked at four times a second."""
 
-    def __init__(self, process_id):
+    def __init__(self, process_id, on_look):
+        self.on_look = on_look
         self.process = psutil.Process(process_id)
         self.megabytes = 0.0
         self.stopped = threading.Event()
@@ -61,7 +66,26 @@ class PeakMemory:
             except psutil.Error:
                 pass  # a child ended between being listed and being looked at
             self.megabytes = max(self.megabytes, total / 1e6)
+            self.on_look()
             self.stopped.wait(0.25)
+
+
+class Client(NotebookClient):
+    """A NotebookClient without a limit on a cell's time, which interrupts a cell that has been silent for `SILENCE`."""
+
+    silent, last = False, math.inf
+
+    def process_message(self, msg, cell, cell_index):
+        self.last = time.monotonic()
+        return super().process_message(msg, cell, cell_index)
+
+    def interrupt_if_silent(self):
+        """Interrupt the kernel when its cell has printed nothing for too long; kill it the second time."""
+        if time.monotonic() - self.last > SILENCE:
+            self.km.provisioner.process.send_signal(
+                signal.SIGKILL if self.silent else signal.SIGINT
+            )
+            self.silent, self.last = True, time.monotonic()
 
 
 def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
@@ -82,9 +106,9 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
     }
     failure = None
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(
+        client = Client(
             notebook,
-            timeout=CELL_TIMEOUT,
+            timeout=None,
             kernel_name="python3",
             record_timing=False,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
@@ -98,13 +122,15 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
             # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
             with (
                 client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
-                PeakMemory(client.km.provisioner.process.pid) as peak,
+                PeakMemory(client.km.provisioner.process.pid, client.interrupt_if_silent) as peak,
             ):
                 for index, cell in enumerate(notebook.cells):
+                    client.last = time.monotonic()
                     try:
                         client.execute_cell(cell, index)
-                    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                        failure = Failure(index + 1, _last_line(error))
+                    except (CellExecutionError, DeadKernelError) as error:
+                        silent = f"a cell printed nothing for more than {SILENCE} seconds"
+                        failure = Failure(index + 1, silent if client.silent else _last_line(error))
                         break
                 seconds = time.perf_counter() - start
         finally:
@@ -117,11 +143,11 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
 
 
 def _last_line(error):
-    if isinstance(error, CellTimeoutError):
-        return f"a cell ran for more than {CELL_TIMEOUT} seconds"
     if isinstance(error, DeadKernelError):
         return "the kernel died, most likely for want of memory"
-    return ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    line = ANSI.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+    hint = machine.memory_hint(line)
+    return f"{line.rstrip(': ')}: {hint}" if hint else line
 
 
 def clean_outputs(cell):

@@ -33,9 +33,8 @@ Then three cells, which this tool rewrites: the badge, a code cell tagged `setup
 
 and they are filled in. The setup cell leaves `profile` (a Profile) and `compute` (a Compute) behind. A cell tagged
 `thumbnail` has the picture for the README (else the last picture is taken). One printed line that begins with
-`HEADLINE: ` holds the figure that `make course` shows. `seconds`, `peak_memory_mb` and `outputs_of` in the header are
-this tool's: the first two move only when a new measurement differs by more than a quarter, the last says of which code
-the outputs are.
+`HEADLINE: ` holds the figure that `make course` shows. `outputs_of` in the header is this tool's: it says of which
+code the outputs are. Times and memory come from data/times.json, which `make course RECORD=1` writes.
 
 With `lesson: clip` in the header's table the code cells tagged `save` are written, in order and with their solutions, to
 `vlm_lite/lessons/clip.py`: what later notebooks, studies and tests import is what the notebook shows. They hold imports,
@@ -68,7 +67,6 @@ from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
-MOVED = 0.25
 NOTEBOOK_KEYS = {
     "kernelspec",
     "language_info",
@@ -100,9 +98,8 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {minutes}
-profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
-print(describe(profile, compute, minutes=minutes))
+profile, compute = get_profile(default=profile, offers={offers}), get_compute()
+print(describe(profile, compute, notebook="{notebook}", t4_minutes={t4}))
 """
 
 
@@ -110,6 +107,11 @@ def repository(root=ROOT):
     """(slug, ref) of the repository that badges and install cells point to, from pyproject.toml."""
     table = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["vlm-lite"]
     return table["slug"], table["ref"]
+
+
+def ref_of(version):
+    """The ref that a version of the package belongs to: "v1.2.0" for the release 1.2.0, "main" for 1.3.0.dev0."""
+    return "main" if ".dev" in version else f"v{version}"
 
 
 def sources(root=ROOT):
@@ -153,12 +155,7 @@ def set_fact(text, key, value):
 def generate(text, name, root=ROOT):
     """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
     slug, ref = repository(root)
-    known = facts(text)
-    seconds, memory, t4 = (
-        known.get("seconds"),
-        known.get("peak_memory_mb"),
-        known.get("minutes_t4_estimate"),
-    )
+    t4 = facts(text).get("minutes_t4_estimate")
     url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/notebooks/{name}.ipynb"
     text = re.sub(
         r"^# \[!\[Open in Colab\].*$",
@@ -167,23 +164,15 @@ def generate(text, name, root=ROOT):
         count=1,
         flags=re.M,
     )
-    minutes = {"tiny": seconds and in_minutes(seconds), **({"t4": t4} if t4 else {})}
-    setup = (
-        SETUP.replace("{slug}", slug)
-        .replace("{ref}", ref)
-        .replace("{minutes}", json.dumps(minutes))
-    )
-    setup = setup.replace("null", "None")
+    setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{notebook}", name)
+    setup = setup.replace("{offers}", '("tiny", "t4", "smoke")' if t4 else '("tiny", "smoke")')
+    setup = setup.replace(", t4_minutes={t4}", f", t4_minutes={t4:g}" if t4 else "")
     if not t4:
         setup = setup.replace('["tiny", "t4"]', '["tiny"]')
     text = re.sub(
         r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
     )
-    run = (
-        f"about {in_minutes(seconds):g} min and {memory / 1000:.1f} GB of memory on `tiny` (measured, 2 CPU cores)"
-        if seconds
-        else "not measured yet on `tiny`"
-    )
+    run = cost_on_tiny(name, root)
     run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
     return re.sub(
         r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
@@ -192,6 +181,43 @@ def generate(text, name, root=ROOT):
         count=1,
         flags=re.M | re.S,
     )
+
+
+def recorded(root=ROOT):
+    """The recorded times: see `vlm_lite.speed`."""
+    return json.loads((root / "data" / "times.json").read_text(encoding="utf-8"))
+
+
+def minutes_on_tiny(name, root=ROOT):
+    """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16; "" where not measured."""
+    plain, bf16 = (recorded(root)[kind]["seconds"].get(name) for kind in ("plain", "bf16"))
+    if not plain:
+        return ""
+    return f"{in_minutes(plain):g} min" + (f" ({in_minutes(bf16):g} with bf16)" if bf16 else "")
+
+
+def minutes_of(target, root=ROOT):
+    """Such as "16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
+    minutes = []
+    for kind in ("plain", "bf16"):
+        seconds = recorded(root)[kind]["seconds"]
+        total = sum(seconds.get(source.stem, 0) for source in sources(root))
+        minutes.append(round((total if target == "course" else seconds.get(target, 0)) / 60))
+    return f"{minutes[0]} minutes ({minutes[1]})"
+
+
+def memory_on_tiny(name, root=ROOT):
+    """Such as "2.1 GB"; "" where not measured."""
+    memory = recorded(root)["plain"]["memory_mb"].get(name)
+    return f"{memory / 1000:.1f} GB" if memory else ""
+
+
+def cost_on_tiny(name, root=ROOT):
+    """The header's words on time and memory."""
+    minutes, memory = minutes_on_tiny(name, root), memory_on_tiny(name, root)
+    if not minutes:
+        return "not measured yet on `tiny`"
+    return f"about {minutes} and {memory} of memory on `tiny` (measured, 2 CPU cores)"
 
 
 def in_minutes(seconds):
@@ -328,14 +354,7 @@ def refresh(source, force=False, root=ROOT):
     if stale:
         print(f"{source.stem}: running", flush=True)
         executed, run = _run(text, source.stem)
-        for key, value in (("seconds", run.seconds), ("peak_memory_mb", run.peak_mb)):
-            old = facts(text).get(key)
-            if not old or abs(value - old) > MOVED * old:
-                text = set_fact(text, key, round(value))
         text = set_fact(text, "outputs_of", now)
-        before, text = text, generate(text, source.stem, root)
-        if before != text:
-            _renew_setup(executed, text)
         print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
     write_if_changed(source, text)
     if executed is not None:
@@ -366,14 +385,6 @@ def _run(text, name):
             f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved."
         )
     return notebook, run
-
-
-def _renew_setup(executed, text):
-    """Run the setup cell once more: it prints the minutes, which the run has just changed."""
-    for old, new in zip(executed.cells, jupytext.reads(text, fmt="py:percent").cells, strict=True):
-        if "setup" in new.metadata.get("tags", []):
-            execute.run_notebook(nbformat.v4.new_notebook(cells=[new]))
-            old.outputs = new.outputs
 
 
 # ---- the README
@@ -408,13 +419,13 @@ def readme(root=ROOT):
         page = f"notebooks/{source.stem}.ipynb"
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{page}"
         title = f"{number(source.stem)} {known['title']}"
-        tiny = f"{in_minutes(known['seconds']):g} min" if known.get("seconds") else ""
+        tiny = minutes_on_tiny(source.stem, root)
         t4 = (
             f"about {known['minutes_t4_estimate']:g} min"
             if known.get("minutes_t4_estimate")
             else "not yet"
         )
-        memory = f"{known['peak_memory_mb'] / 1000:.1f} GB" if known.get("peak_memory_mb") else ""
+        memory = memory_on_tiny(source.stem, root)
         rows.append(
             f"| [{title}]({page}) | {known['builds']} | {tiny} | {memory} | {t4} | {BADGE.format(url=url)} |"
         )
@@ -426,7 +437,7 @@ def readme(root=ROOT):
             )
     table = "\n".join(
         [
-            "| notebook | builds | run time, 2 CPU cores | memory | T4 (estimate) | open |",
+            "| notebook | builds | run time, 2 plain CPU cores | memory | T4 (estimate) | open |",
             "|---|---|---|---|---|---|",
             *rows,
         ]
@@ -443,6 +454,12 @@ def readme(root=ROOT):
         text,
     )
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
+    for target, what in (
+        ("course", "every notebook; pages with their figures in build/course/index.html"),
+        ("test", "lint, unit tests, and every notebook again"),
+    ):
+        line = f"make {target:8} # {what}: about {minutes_of(target, root)}"
+        text = re.sub(rf"^make {target} +#.*$", lambda _, line=line: line, text, flags=re.M)
     for marker, content in (
         ("notebooks", table),
         ("thumbnails", strip),

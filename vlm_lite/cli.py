@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 
 import vlm_lite
+from vlm_lite import machine
 from vlm_lite.commands import add_train
 from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
@@ -39,6 +40,12 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("vlm-lite: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        hint = machine.memory_hint(error)
+        if not hint:
+            raise
+        print(f"vlm-lite: {hint} ({type(error).__name__}: {error})", file=sys.stderr)
+        return 2
 
 
 def build_parser():
@@ -167,11 +174,12 @@ def run_doctor(options):
     """`vlm-lite doctor`: print what this machine is and what was chosen; exit status 1 where something is missing."""
     needed, optional = [], []
     rows = [("vlm-lite", f"{vlm_lite.__version__} in {os.path.dirname(vlm_lite.__file__)}")]
-    rows += _doctor_machine(needed)
-    rows += _doctor_packages(needed)
-    rows += _doctor_storage(needed)
-    rows += _doctor_java(optional)
-    rows += _doctor_choice(needed, optional)
+    rows += _doctor_machine(needed, optional)
+    if not any(fatal for fatal, _ in machine.concerns()):  # else loading a library ends in an error
+        rows += _doctor_packages(needed)
+        rows += _doctor_storage(needed)
+        rows += _doctor_java(optional)
+        rows += _doctor_choice(needed, optional)
     for name, text in rows:
         print(f"{name:10} {text}")
     for title, faults in (("Missing", needed), ("You may also want", optional)):
@@ -183,12 +191,14 @@ def run_doctor(options):
     return int(bool(needed))
 
 
-def _doctor_machine(needed):
+def _doctor_machine(needed, optional):
     version = sys.version_info[:2]
     if not (3, 11) <= version < (3, 14):
         needed.append(
             f"Python 3.11 to 3.13 (this is {platform.python_version()}): use another python3"
         )
+    for fatal, line in machine.concerns():
+        (needed if fatal else optional).append(line)
     rows = [
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("system", platform.platform()),
@@ -302,4 +312,27 @@ def _doctor_choice(needed, optional):
         ("gpu", gpu),
         ("profile", chosen),
         ("device", f"{compute.device}, {precision} ({compute.reason})"),
+        *_doctor_speed(compute),
+    ]
+
+
+def _doctor_speed(compute):
+    import torch
+
+    from vlm_lite import speed
+
+    rates = [
+        f"{name} {speed.matmul_rate(dtype):.0f}"
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    ]
+    factor, _, recorded = speed.slowdown(compute)
+    column = speed.recorded_times()[speed.kind_of_cpu(compute)]
+    minutes = sum(s for name, s in column["seconds"].items() if name[:2].isdecimal()) / 60
+    return [
+        ("speed", f"{' and '.join(rates)} GFLOP/s on {torch.get_num_threads()} threads"),
+        (
+            "course",
+            f"about {minutes * factor:.0f} minutes for every notebook on the profile tiny; recorded "
+            f"{minutes:.0f} on {column['cpu']} at {recorded:.0f} GFLOP/s, {column['date']}",
+        ),
     ]

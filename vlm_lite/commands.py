@@ -68,7 +68,7 @@ def add_train(commands):
         type=int,
         metavar="N",
         help="pictures a step of the first stage, over all processes; later stages take half as many "
-        f"(default {TINY.connector_batch_size}; photographs 16)",
+        f"(default {TINY.stage_batch_size}; photographs 16)",
     )
     stages.add_argument("--seed", type=int, default=0)
     stages.add_argument(
@@ -149,7 +149,7 @@ def _shapes(options, state):
         train,
         held_out,
         stages.llava_plan(
-            options.steps or profile.stage_steps, options.batch_size or profile.connector_batch_size
+            options.steps or profile.stage_steps, options.batch_size or profile.stage_batch_size
         ),
         {},
     )

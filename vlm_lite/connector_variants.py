@@ -98,7 +98,7 @@ def train_variant(row, seed, profile):
             captions,
             vlm.tokenizer,
             steps=2 * steps,
-            batch_size=profile.connector_batch_size,
+            batch_size=profile.stage_batch_size,
             seed=seed,
             description=f"{row}, seed {seed}: stage 1",
         ).seconds[-1]
@@ -106,7 +106,7 @@ def train_variant(row, seed, profile):
         variant.reads
     ]
     lr = profile.connector_lr * (1.0 if variant.optimizer == "muon" else 0.1)
-    stage = stages.Stage(row, variant.reads, steps, lr, variant.tune, profile.connector_batch_size)
+    stage = stages.Stage(row, variant.reads, steps, lr, variant.tune, profile.stage_batch_size)
     history = stages.train_stage(
         vlm,
         features,

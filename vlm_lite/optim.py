@@ -1,18 +1,34 @@
-"""Muon for the matrices, AdamW for the rest: `torch.optim` has both, and here they are one optimizer.
+"""Muon for the matrices, AdamW for the rest, as one optimizer.
 
 AdamW scales every number of a gradient by itself. Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
 takes the gradient of a matrix as a whole and makes all its singular values about equal, so that the rare directions
 are learnt as fast as the loud ones. A connector between frozen models needs its rare directions (a digit, a shape) as
 much as its loud ones (a colour); `vlm-lite study connector_variants` measures both.
+
+`torch.optim.Muon` orthogonalises in bfloat16 on every device. A CPU that only emulates bf16 then multiplies fifty times
+slower than in fp32, so here it is fp32 everywhere; with that one change the two are equal (`tests/test_optim.py`).
 """
 
 import torch
 
 ADAMW_SHARE = 0.25  # of the learning rate
+MOMENTUM = 0.95
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # the quintic's coefficients, from Jordan's post
+
+
+def orthogonalize(matrix, steps=5):
+    """The matrix (M, N) with its singular values brought near 1, by Newton-Schulz iterations in fp32."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrix.float().T if matrix.size(0) > matrix.size(1) else matrix.float()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.size(0) > matrix.size(1) else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer of two: `torch.optim.Muon` for the two-dimensional parameters of the first group, AdamW for others.
+    """One optimizer of two: Muon for the two-dimensional parameters of the first group, AdamW for all others.
 
     groups: as from `train.weight_decay_groups`. lr: that of Muon, whose steps are scaled to AdamW's usual size
     (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2); AdamW has a quarter. Every parameter group has
@@ -22,24 +38,35 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, groups, lr):
         matrices = [p for p in groups[0]["params"] if p.ndim == 2]
         others = [
-            p for group in groups for p in group["params"] if not any(p is one for one in matrices)
+            p
+            for group in groups
+            for p in group["params"]
+            if not any(p is matrix for matrix in matrices)
         ]
-        decay = groups[0]["weight_decay"]
-        self.muon = torch.optim.Muon(
-            matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
         self.adamw = torch.optim.AdamW(
             [{"params": others}], lr=lr * ADAMW_SHARE, weight_decay=0.0, fused=True
         )
-        self.muon.param_groups[0]["share"], self.adamw.param_groups[0]["share"] = 1.0, ADAMW_SHARE
-        super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
+        self.adamw.param_groups[0]["share"] = ADAMW_SHARE
+        muon = {
+            "params": matrices,
+            "lr": lr,
+            "weight_decay": groups[0]["weight_decay"],
+            "share": 1.0,
+        }
+        super().__init__([muon, *self.adamw.param_groups], {})
 
+    @torch.no_grad()
     def step(self, closure=None):
-        """One step of both. They share this optimizer's groups and state, also after `load_state_dict`."""
-        self.muon.param_groups, self.adamw.param_groups = (
-            self.param_groups[:1],
-            self.param_groups[1:],
-        )
-        self.muon.state = self.adamw.state = self.state
-        self.muon.step()
+        """One step of both. AdamW shares this optimizer's groups and state, also after `load_state_dict`."""
+        muon, *self.adamw.param_groups = self.param_groups
+        self.adamw.state = self.state
+        for matrix in muon["params"]:
+            if matrix.grad is None:
+                continue
+            state = self.state[matrix]
+            momentum = state.setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+            update = orthogonalize(matrix.grad.lerp(momentum, MOMENTUM))  # Nesterov's
+            matrix.mul_(1 - muon["lr"] * muon["weight_decay"])
+            matrix.add_(update, alpha=-0.2 * max(matrix.shape) ** 0.5 * muon["lr"])
         self.adamw.step()

@@ -36,10 +36,12 @@ class Profile:
     vit_steps: int
     vit_lr: float
     connector_batch_size: int
+    connector_per_row: int
     connector_steps: int
     connector_lr: float
     num_query_tokens: int
     stage_images: int
+    stage_batch_size: int
     stage_steps: tuple
     download_gb: float
     reason: str = ""
@@ -54,7 +56,7 @@ TINY = Profile(
     language_model="shapes-gpt2",
     vlm_model="shapes-vlm",
     image_size=64,
-    train_images=16_000,
+    train_images=8_000,
     val_images=1_000,
     clip_batch_size=128,
     clip_steps=480,
@@ -62,11 +64,13 @@ TINY = Profile(
     vit_batch_size=64,
     vit_steps=800,
     vit_lr=2e-3,
-    connector_batch_size=64,
-    connector_steps=130,
+    connector_batch_size=16,
+    connector_per_row=4,
+    connector_steps=240,
     connector_lr=1e-2,
     num_query_tokens=16,
-    stage_images=4_000,
+    stage_images=8_000,
+    stage_batch_size=32,
     stage_steps=(120, 60, 100),
     download_gb=0.0,
 )
@@ -85,10 +89,12 @@ T4 = Profile(
     vit_steps=800,
     vit_lr=2e-3,
     connector_batch_size=64,
+    connector_per_row=6,
     connector_steps=1_500,
     connector_lr=3e-4,
     num_query_tokens=32,
     stage_images=5_000,
+    stage_batch_size=64,
     stage_steps=(600, 600, 600),
     download_gb=3.5,
 )
@@ -104,6 +110,7 @@ SMOKE = replace(
     connector_batch_size=16,
     connector_steps=4,
     stage_images=64,
+    stage_batch_size=16,
     stage_steps=(2, 2, 2),
 )
 REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
@@ -260,10 +267,18 @@ def get_compute():
     """The device and the mixed precision that this machine is good at.
 
     A GPU without native bf16 (a T4 only emulates it) gets fp16; a CPU gets bf16 where it has AVX-512-BF16 or AMX,
-    because the same product then runs several times faster, and plain fp32 elsewhere.
+    because the same product then runs several times faster, and plain fp32 elsewhere. VLM_LITE_CPU=plain makes any
+    machine one without a GPU and without bf16, as `make course CPU=plain` rehearses it.
     """
     import torch
 
+    wanted = os.environ.get("VLM_LITE_CPU", "")
+    if wanted not in ("", "plain"):
+        raise UserError(
+            f'VLM_LITE_CPU is "{wanted}"; expected "plain", or nothing for the CPU as it is.'
+        )
+    if wanted == "plain":
+        return Compute("cpu", "no", "VLM_LITE_CPU=plain: as on a CPU without bf16")
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -319,12 +334,18 @@ def memory_gb():
     return psutil.virtual_memory().total / 1e9
 
 
-def describe(profile=None, compute=None, *, minutes=None):
+def describe(profile=None, compute=None, *, notebook=None, t4_minutes=None):
     """A few lines that say what was chosen and why, what it costs, and how to choose the other world.
 
-    `minutes` maps a profile's name to the expected minutes of the notebook, None where nobody has measured them.
+    notebook: its name in the recorded times (data/times.json). t4_minutes: an estimate, where it has a t4 part.
     """
+    from vlm_lite import speed
+
     profile, compute = profile or get_profile(), compute or get_compute()
+    seconds = speed.recorded_times()[speed.kind_of_cpu(compute)]["seconds"].get(notebook)
+    minutes = {"tiny": max(0.5, round(seconds / 30) / 2) if seconds else None}
+    if t4_minutes or notebook is None:
+        minutes["t4"] = t4_minutes
     where = (
         "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
     )
@@ -340,15 +361,15 @@ def describe(profile=None, compute=None, *, minutes=None):
     other = "t4" if profile.name != "t4" else "tiny"
     lines = [
         ("profile", f"{profile.name}, {where} ({profile.reason})"),
-        ("cost", f"{_cost(profile, minutes or {})}"),
+        ("cost", _cost(profile, minutes)),
         ("machine", f"{device}; Python {platform.python_version()}"),
         ("device", f"{compute.device}, {precision} ({compute.reason})"),
         (
             "other",
-            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes or {})}',
+            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes)}',
         ),
     ]
-    if minutes and other not in minutes:
+    if other not in minutes:
         lines.pop()
     return "\n".join(f"{name:8} {text}" for name, text in lines)
 

@@ -72,6 +72,7 @@ def qformer_connector(seed, profile):
         [said[i] for i in ids],
         steps=profile.connector_steps,
         batch_size=profile.connector_batch_size,
+        per_row=profile.connector_per_row,
         lr=profile.connector_lr,
         seed=seed,
         description=f"Q-Former, seed {seed}",
@@ -99,7 +100,7 @@ def shapes_vlm(seed, profile):
 
 def vit_positions(seed, profile):
     """Notebook 02's training: a ViT that says which object stands furthest left; without positions; and a small CNN."""
-    train = vit.leftmost_task("train", profile.train_images)[:2]
+    train = vit.leftmost_task("train", 2 * profile.train_images)[:2]
     held_out = vit.leftmost_task("val", profile.val_images)[:2]
     makers = {"ViT": vit.ViT, "ViT without positions": vit.ViT, "CNN": vit.small_cnn}
     figures, histories = {}, {}
@@ -137,7 +138,7 @@ def llava_stages(seed, profile):
         vlm,
         pictures,
         held_out,
-        stages.llava_plan(profile.stage_steps, profile.connector_batch_size),
+        stages.llava_plan(profile.stage_steps, profile.stage_batch_size),
         measure=lambda vlm: _evaluated(vlm, held_out),
         seed=seed,
         on_stage=keep,
@@ -151,7 +152,7 @@ def llava_failures(seed, profile):
 
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
-    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.connector_batch_size)
+    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
     texts = [
         language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
         for k in range(80)
@@ -310,11 +311,12 @@ CONNECTOR_FIELDS = (
     "train_images",
     "val_images",
     "connector_batch_size",
+    "connector_per_row",
     "connector_steps",
     "connector_lr",
     "num_query_tokens",
 )
-LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "connector_batch_size")
+LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "stage_batch_size")
 CLIP_FIELDS = (
     "image_size",
     "train_images",

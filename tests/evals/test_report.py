@@ -18,6 +18,7 @@ def found():
     return report.collect("shapes-vlm", questions=60, pictures=64)
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_evaluators(found):
     facts, pictures = found
     captions, questions = load_shapes("val", 64, progress=False)

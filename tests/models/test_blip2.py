@@ -138,6 +138,7 @@ def test_hard_negatives_are_wrong_and_alike():
     assert (drawn[:, :, :2] >= 2).all()
 
 
+@pytest.mark.slow
 def test_the_losses_fall_and_reach_the_queries(batch):
     features, ids, mask = batch
     stage1 = make_stage1()

@@ -237,11 +237,14 @@ def test_generate_names_the_words_it_does_not_know_once_a_call():
     vlm = make_vlm().eval()
     with pytest.warns(UserWarning, match=r"read as <unk>: banana, ripe\.$") as seen:
         vlm.generate(None, ["is it banana ripe", "is it red", "banana"] * 2, batch_size=1)
-    assert len(seen) == 1 and seen[0].filename == __file__
+    ours = [warning for warning in seen if "read as" in str(warning.message)]
+    assert len(ours) == 1 and ours[0].filename == __file__
     with pytest.warns(UserWarning, match=r": a, b, c, d, e\.$"):
         vlm.generate(None, ["a b c", "d e f g"])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "error", message=".*read as"
+        )  # ours; what a library says is its own
         assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
         for special in (
             {"unk_token": "<eos>"},

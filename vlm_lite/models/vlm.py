@@ -10,6 +10,7 @@ Shapes: B rows, N patches, Q prefix vectors, T text tokens, D language width, V 
 """
 
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -322,6 +323,10 @@ class VLM(nn.Module):
             self.language_model.get_decoder(),
             self.language_model.get_output_embeddings(),
         )
+        # transformers 5.24 renamed the argument, and warns at every call under the old name.
+        cache_name = (
+            "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
+        )
         cache, new_ids = None, []
         finished = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
         for _ in range(max_new_tokens):
@@ -330,8 +335,8 @@ class VLM(nn.Module):
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_name: cache},
             )
             next_ids = (
                 head(output.last_hidden_state[:, -1]).argmax(dim=-1).masked_fill(finished, pad)
@@ -340,7 +345,7 @@ class VLM(nn.Module):
             new_ids.append(next_ids)
             if finished.all():
                 break
-            cache, embeds = output.past_key_values, self.embed(next_ids[:, None])  # (B, 1, D)
+            cache, embeds = output[cache_name], self.embed(next_ids[:, None])  # (B, 1, D)
             mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
             position_ids = position_ids[:, -1:] + 1
         answers = torch.stack(new_ids, dim=1).tolist() if new_ids else [[]] * len(ids)

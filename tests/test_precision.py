@@ -1,0 +1,124 @@
+"""As a plain CPU, one step of every model that the course trains multiplies nothing in half precision."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlm_lite import recipes, stages, vit_recipe
+from vlm_lite.data.digits import make_canvases
+from vlm_lite.data.language import make_tokenizer
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.models.blip2 import QFormerStage1
+from vlm_lite.models.clip import info_nce_hard
+
+HALF = torch.bfloat16, torch.float16
+PRODUCTS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "convolution",
+    "scaled_dot_product",
+    "matmul",
+    "linear",
+)
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products within the block, forward, backward and in the optimizer, and keeps the half ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.half = 0, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if any(part in name for part in PRODUCTS):
+            self.count += 1
+            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            self.half += [f"{name} in {each.dtype}" for each in tensors if each.dtype in HALF]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    monkeypatch.setenv("VLM_LITE_CPU", "plain")
+
+
+def world(count=16):
+    captions, questions = load_shapes("train", count, progress=False)
+    images, texts, ids = recipes.load_pictures(captions)
+    said = recipes.picture_exchanges(captions, questions)
+    return images, texts, [said[image_id] for image_id in ids]
+
+
+def clip(optimizer="adamw", **options):
+    images, texts, _ = world()
+    tokenizer = make_tokenizer()
+    model = recipes.make_shapes_clip(tokenizer)
+    recipes.train_clip(
+        model, images, texts, tokenizer, steps=1, batch_size=8, optimizer=optimizer, **options
+    )
+
+
+def connector(name="qformer", **options):
+    images, _, exchanges = world()
+    vlm = recipes.new_vlm(name)
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    recipes.train_connector(vlm, features, exchanges, steps=1, batch_size=4, **options)
+
+
+def first_stage():
+    images, texts, _ = world()
+    vlm = recipes.new_vlm("qformer")
+    stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
+    features = recipes.picture_features(vlm.vision, images, progress=False)
+    recipes.train_stage1(stage1, features, texts, vlm.tokenizer, steps=1, batch_size=4)
+
+
+def vit():
+    canvases, classes, _ = make_canvases("train", 16)
+    model = vit_recipe.make_digits_vit()
+    vit_recipe.train_classifier(model, canvases, classes, steps=1, batch_size=8)
+
+
+def staged(tune):
+    vlm = recipes.new_vlm("mlp")
+    pictures = stages.load_pictures(vlm.vision, "train", 16, progress=False)
+    texts = stages.stage_texts(pictures)
+    plan = stages.llava_plan((1, 1, 1), 4)
+    for stage in plan:
+        tuned = stage if stage.tune == "frozen" else dataclasses.replace(stage, tune=tune)
+        stages.train_stage(
+            vlm, pictures.features, texts[stage.data], tuned, optimizer=stage.optimizer
+        )
+
+
+TRAINED = {
+    "01, CLIP": clip,
+    "the zoo's CLIP": lambda: clip("muon", loss=info_nce_hard, hard_negatives=True),
+    "02, ViT": vit,
+    "03, Q-Former": connector,
+    "03, linear": lambda: connector("linear"),
+    "03, BLIP-2's first stage": first_stage,
+    "04, LoRA": lambda: staged("lora"),
+    "04, full": lambda: staged("full"),
+}
+
+
+@pytest.mark.parametrize("train", TRAINED.values(), ids=TRAINED)
+def test_a_step_as_a_plain_cpu_has_no_product_in_half_precision(train):
+    with Products() as products:
+        train()
+    assert products.count > 20
+    assert products.half == []
+
+
+def test_the_check_sees_a_product_in_half_precision_also_in_an_optimizer():
+    matrix = torch.nn.Parameter(torch.randn(8, 8))
+    matrix.grad = torch.randn(8, 8)
+    with Products() as products:
+        torch.optim.Muon([matrix], lr=0.1).step()
+    assert "mm in torch.bfloat16" in products.half
