@@ -382,7 +382,7 @@ def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
 
 
 # %% nbgrader={"grade": true, "grade_id": "training_step-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-training_step = check.training_step(training_step)
+training_step = check.vit_training_step(training_step)
 
 # %% [markdown]
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.

@@ -14,7 +14,7 @@ def _canvas(width, height, label):
     return figure, axes
 
 
-def _box(axes, left, top, width, height, text="", *, fill="white", edge=INK, size=9, **kw):
+def _label_box(axes, left, top, width, height, text="", *, fill="white", edge=INK, size=9, **kw):
     """A rounded box with text in its middle."""
     style = "round,pad=0,rounding_size=5"
     axes.add_patch(
@@ -23,7 +23,7 @@ def _box(axes, left, top, width, height, text="", *, fill="white", edge=INK, siz
     axes.text(left + width / 2, top + height / 2, text, ha="center", va="center", fontsize=size)
 
 
-def _arrow(axes, start, end, **kw):
+def _plain_arrow(axes, start, end, **kw):
     axes.add_patch(
         FancyArrowPatch(
             start, end, arrowstyle="-|>", mutation_scale=11, color=GREY, shrinkA=0, shrinkB=0, **kw
@@ -51,7 +51,7 @@ def vision_transformer(model, image, classes=None):
         picture.axhline(144 * k / side - 0.5, color="white", lw=0.8)
         picture.axvline(144 * k / side - 0.5, color="white", lw=0.8)
     caption(88, "image", f"3 x {size} x {size}")
-    _arrow(axes, (164, 148), (196, 148))
+    _plain_arrow(axes, (164, 148), (196, 148))
     axes.text(180, 138, "cut", ha="center", fontsize=8.5, color=GREY)
 
     few = count <= 6
@@ -63,7 +63,7 @@ def vision_transformer(model, image, classes=None):
             continue
         row, column = k // side * patch, k % side * patch
         figure.picture_at(image[:, row : row + patch, column : column + patch], 201, top, 28)
-        _arrow(axes, (234, top + 14), (290, top + 14))
+        _plain_arrow(axes, (234, top + 14), (290, top + 14))
     caption(215, "patches", f"{count} x {3 * patch * patch}")
     axes.text(262, tops[0] + 6, "linear", ha="center", fontsize=8.5, color=GREY)
 
@@ -82,39 +82,39 @@ def vision_transformer(model, image, classes=None):
     tokens(296)
     axes.text(328, 22, "class token", ha="center", fontsize=8.5, color=VERMILLION)
     axes.text(376, 148, "+", ha="center", va="center", fontsize=15)
-    _box(axes, 392, 32, 26, 244, fill="#fdf1dc", edge=ORANGE)
+    _label_box(axes, 392, 32, 26, 244, fill="#fdf1dc", edge=ORANGE)
     axes.text(
         405, 154, "position embedding", rotation=90, ha="center", va="center", fontsize=9, color=INK
     )
     caption(350, "tokens", f"(1 + {count}) x {width}")
-    _arrow(axes, (424, 148), (452, 148))
+    _plain_arrow(axes, (424, 148), (452, 148))
 
     for k in range(min(depth, 3) - 1, -1, -1):  # a stack of blocks, the nearest last
-        _box(axes, 456 + 7 * k, 52 - 7 * k, 196, 210, fill="#f7f8fa", edge=GREY)
+        _label_box(axes, 456 + 7 * k, 52 - 7 * k, 196, 210, fill="#f7f8fa", edge=GREY)
     for top, text, fill in (
         (66, "LayerNorm", "white"),
         (96, f"multi-head attention\n{heads} heads of {width // heads}", "#dcedf8"),
         (168, "LayerNorm", "white"),
         (198, f"MLP\n{width} → {4 * width} → {width}", "#dcedf8"),
     ):
-        _box(axes, 482, top, 140, 26 if "\n" not in text else 38, text, fill=fill, size=8.5)
+        _label_box(axes, 482, top, 140, 26 if "\n" not in text else 38, text, fill=fill, size=8.5)
     for top, low in ((60, 147), (162, 249)):  # the residual stream, around each step
         axes.plot([552, 552], [low - 12, low], color=GREY, lw=1)
         axes.plot([552, 469, 469, 545], [top, top, low, low], color=BLUE, lw=1.3)
         axes.text(552, low, "+", fontsize=12, ha="center", va="center", color=BLUE)
     caption(556, f"block, {depth} of them", f"(1 + {count}) x {width}")
-    _arrow(axes, (672, 148), (700, 148))
+    _plain_arrow(axes, (672, 148), (700, 148))
 
     tokens(704)
     axes.add_patch(
         Rectangle((700, 34), 72, 21, fc="none", ec=VERMILLION, lw=1.6, linestyle=(0, (4, 2)))
     )
     caption(736, "tokens out", f"(1 + {count}) x {width}")
-    _arrow(axes, (774, 44), (800, 44))
-    _box(axes, 804, 30, 46, 28, "head", fill="#fdf1dc", edge=ORANGE)
-    _arrow(axes, (827, 60), (827, 78))
+    _plain_arrow(axes, (774, 44), (800, 44))
+    _label_box(axes, 804, 30, 46, 28, "head", fill="#fdf1dc", edge=ORANGE)
+    _plain_arrow(axes, (827, 60), (827, 78))
     names = list(classes or [f"class {k}" for k in range(outputs)])
     for k, name in enumerate(names):
-        _box(axes, 788, 82 + 27 * k, 80, 22, name, size=8.5)
+        _label_box(axes, 788, 82 + 27 * k, 80, 22, name, size=8.5)
     caption(828, "logits", f"{outputs}")
     return figure

@@ -15,7 +15,7 @@ from .llava import (
 )
 from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
-from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, training_step
+from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
 
 __all__ = [
     "Block",
@@ -55,7 +55,7 @@ __all__ = [
     "select_features",
     "split_by_picture",
     "stage1_mask",
-    "training_step",
     "type_prior",
+    "vit_training_step",
     "vqa_accuracy",
 ]

@@ -336,7 +336,9 @@ def _two_steps(step, start, batch):
     model.register_forward_hook(lambda *_: seen.append(accelerator.inside))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.3**step)
-    with warnings.catch_warnings():  # of a schedule without an optimizer step: the diagnosis says more
+    with (
+        warnings.catch_warnings()
+    ):  # of a schedule without an optimizer step: the diagnosis says more
         warnings.simplefilter("ignore")
         losses = [step(model, *batch, optimizer, schedule, accelerator) for _ in range(2)]
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -367,7 +369,7 @@ def _step(*, softmax=False, total=False, clip=1.0, zero="last", schedule=True):
 
 
 @exercise(lesson.training_step)
-def training_step(learner):
+def vit_training_step(learner):
     """Two steps of a linear model on one batch: the losses, the weights after them, and how the accelerator was used."""
     start, batch = (
         nn.Sequential(nn.Flatten(), nn.Linear(48, 3)),
