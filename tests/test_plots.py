@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lite import figures, plots
+from vlm_lite import diagrams, figures, plots
 from vlm_lite.data.scenes import render, sample_scene
+from vlm_lite.lessons import vit
 from vlm_lite.train import History
 
 RNG = np.random.default_rng(3)
@@ -63,6 +64,10 @@ FIGURES = {
     ),
     "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
+    "vision_transformer": lambda: diagrams.vision_transformer(vit.ViT(), IMAGES[0], vit.CLASSES),
+    "position_similarity": lambda: plots.position_similarity(
+        {"at the start": torch.randn(1, 17, 8), "trained": torch.randn(1, 17, 8)}
+    ),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
     "caption_table": lambda: plots.caption_table(
         IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4
@@ -274,3 +279,23 @@ def test_one_recorded_seed_is_a_line_without_a_range():
     axes = plots.loss_curve(([1, 2], [0.9, 0.4]), band=band, title="t").axes[0]
     assert "inside" not in axes.get_title(loc="left") + axes.get_title() and not axes.collections
     assert "recorded, one seed" in [line.get_label() for line in axes.lines]
+
+
+def test_the_diagram_of_a_vit_has_the_shapes_of_the_model_it_is_given():
+    model = vit.ViT(patch_size=32, width=48, depth=2, num_heads=3, num_classes=5)
+    figure = diagrams.vision_transformer(model, IMAGES[0])
+    said = " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+    for shape in ("3 x 64 x 64", "4 x 3072", "(1 + 4) x 48", "block, 2 of them", "3 heads of 16"):
+        assert shape in said
+    assert sum(f"class {k}" in said for k in range(9)) == 5
+
+
+def test_the_patch_with_the_largest_weight_has_the_widest_frame_and_no_pixel_is_recoloured():
+    weights = torch.tensor([[[0.05, 0.6], [0.3, 0.02]]])
+    figure = plots.attention_over_image(IMAGES[0], weights)
+    image, attended = figure.axes
+    np.testing.assert_array_equal(
+        image.images[0].get_array().data, attended.images[0].get_array().data
+    )
+    frames = {patch.get_xy(): patch.get_linewidth() for patch in attended.patches}
+    assert len(frames) == 2 and max(frames, key=frames.get) == pytest.approx((0.51, 0.01))

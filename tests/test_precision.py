@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite import recipes, stages, vit_recipe
-from vlm_lite.data.digits import make_canvases
+from vlm_lite import recipes, stages
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
+from vlm_lite.lessons import vit as lesson
 from vlm_lite.models.blip2 import QFormerStage1
 from vlm_lite.models.clip import info_nce_hard
 
@@ -79,9 +79,8 @@ def first_stage():
 
 
 def vit():
-    canvases, classes, _ = make_canvases("train", 16)
-    model = vit_recipe.make_digits_vit()
-    vit_recipe.train_classifier(model, canvases, classes, steps=1, batch_size=8)
+    images, labels, _ = lesson.leftmost_task("train", 16)
+    lesson.train_vit(lesson.ViT(), images, labels, steps=1, batch_size=8, lr=1e-3)
 
 
 def staged(tune):

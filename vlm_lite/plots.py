@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from vlm_lite.figures import (
     BLUE,
@@ -31,6 +31,7 @@ from vlm_lite.figures import (
     styled,
     wrap,
 )
+from vlm_lite.models.positions import position_cosines
 from vlm_lite.panels import (
     answer_table,
     ask_panel,
@@ -51,6 +52,7 @@ __all__ = [
     "gain_bars",
     "joint_space",
     "loss_curve",
+    "position_similarity",
     "recall_bars",
     "scoreboard",
     "show_images",
@@ -445,47 +447,49 @@ def by_type_bars(table, *, title="By type of question"):
 
 @styled
 def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
-    """The picture, then one copy per map with the attended patches lit; each map is scaled to its own maximum.
+    """The image, then one copy per map with the attended patches outlined: the wider the frame, the larger the weight.
 
-    image: (3, H, W) uint8 or PIL. maps: (Q, h, w) attention weights on the patch grid, such as (Q, 4, 4).
+    image: (3, H, W) uint8 or PIL. maps: (Q, h, w) weights on the patch grid, such as (Q, 4, 4); each map's frames are
+    scaled to its own maximum, and weights below a tenth of it have none.
     """
-    maps = array(maps)
-    base = enlarge(image, size).astype(float)
-    glow = np.array([int(YELLOW[i : i + 2], 16) for i in (1, 3, 5)])
-    panels = [base]
-    for weights in maps:
-        rows, cols = (np.arange(size) * n // size for n in weights.shape)
-        light = (
-            0.72 * (weights / max(weights.max(), 1e-12))[np.ix_(rows, cols)][..., None]
-        )  # (size, size, 1)
-        panels.append(base * (1 - light) + glow * light)
+    maps, base = array(maps), enlarge(image, size)
     titles = list(titles) if titles is not None else [f"query {i + 1}" for i in range(len(maps))]
-    notes = ["the picture"] + [
+    notes = ["the image"] + [
         f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title
         for title, weights in zip(titles, maps, strict=True)
     ]
-    gap, columns, depth = 12, min(columns, len(panels)), 24
+    gap, columns, depth = 12, min(columns, len(notes)), 24
     figure = Figure(
         width=columns * (size + gap) + gap,
-        height=math.ceil(len(panels) / columns) * (size + gap + depth) + gap,
-        label="attention over the picture",
+        height=math.ceil(len(notes) / columns) * (size + gap + depth) + gap,
+        label="attention over the image",
         facecolor=NIGHT,
     )
-    for i, (panel, note) in enumerate(zip(panels, notes, strict=True)):
+    (rows, cols), inset = maps.shape[1:], 0.01
+    for i, (weights, note) in enumerate(zip([None, *maps], notes, strict=True)):
         left, top = gap + i % columns * (size + gap), gap + i // columns * (size + gap + depth)
         axes = figure.axes_at(left, top, size, size)
-        axes.imshow(
-            panel.astype(np.uint8), interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0)
-        )
-        axes.set(
-            xticks=np.arange(1, maps.shape[2]) / maps.shape[2],
-            yticks=np.arange(1, maps.shape[1]) / maps.shape[1],
-        )
+        axes.imshow(base, interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0))
+        axes.set(xticks=np.arange(1, cols) / cols, yticks=np.arange(1, rows) / rows)
         axes.tick_params(labelbottom=False, labelleft=False)
         axes.grid(color=NIGHT_FRAME, linewidth=0.5)
         axes.set_axisbelow(False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=NIGHT_FRAME)
+        if weights is not None:
+            share = weights / max(weights.max(), 1e-12)
+            for row, col in zip(*np.nonzero(share >= 0.1), strict=True):
+                axes.add_patch(
+                    Rectangle(
+                        (col / cols + inset, row / rows + inset),
+                        1 / cols - 2 * inset,
+                        1 / rows - 2 * inset,
+                        fill=False,
+                        edgecolor=YELLOW,
+                        linewidth=3.2 * share[row, col],
+                        zorder=3,
+                    )
+                )
         figure.text_at(
             left + size / 2,
             top + size + 6,
@@ -515,4 +519,34 @@ def joint_space(clouds, gap):
         axes.set(title=f"{name}: gap {gap[name]:.2f}")
         axes.set(xlabel="first principal axis", ylabel="second principal axis")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def position_similarity(tables):
+    """One panel for each table of position embeddings, and in it one small map for each position.
+
+    A map shows the cosine of that position's vector with every position's, after the mean of the table (which says
+    nothing of where) is subtracted. tables: {title: (1, 1 + grid², D)}, as a ViT's `pos_embed`, the class token's first.
+    """
+    figure = Figure(
+        width=70 + 250 * len(tables),
+        height=300,
+        label="cosine similarity of position embeddings",
+        layout="constrained",
+    )
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (title, table) in zip(panels, tables.items(), strict=True):
+        maps = array(position_cosines(table))  # row, column, row, column
+        grid = len(maps)
+        maps = np.pad(maps, [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=np.nan)
+        maps = maps.transpose(0, 2, 1, 3).reshape(grid * (grid + 1), -1)[:-1, :-1]
+        shown = axes.imshow(maps, cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+        centres = [(grid - 1) / 2 + (grid + 1) * k for k in range(grid)]
+        names = range(1, grid + 1)
+        axes.set(title=title, xlabel="column of the position")
+        axes.set(xticks=centres, yticks=centres, xticklabels=names, yticklabels=names)
+        axes.grid(False)
+    panels[0].set_ylabel("row of the position")
+    figure.colorbar(shown, ax=list(panels), label="cosine", shrink=0.8).outline.set_visible(False)
     return figure

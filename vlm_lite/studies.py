@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, optim, recipes, stages, vit_recipe, zoo
+from . import clip_variants, connector_variants, optim, recipes, stages, zoo
 from .checkpoint import step_seed
-from .data import digits, instructions, language, shapes
+from .data import instructions, language, shapes
 from .data.formats import image_tensor
 from .files import UserError, data_path, home, read_json, write_json
 from .lessons import clip as clip_lesson
+from .lessons import vit
 from .models import clip, qformer, vlm
+from .models.positions import axis_cosines
 from .profiles import PROFILES, get_compute
 from .source import code_hash, what_counts
 from .train import History
@@ -106,27 +108,31 @@ def shapes_vlm(seed, profile):
     return history, figures
 
 
-def vit_digits(seed, profile):
-    """Notebook 02's training: a ViT from scratch on handwriting at random places, and the same with one thing changed."""
-    (pictures, classes, _), (val, truth, _) = (
-        digits.make_canvases(split, count)
-        for split, count in (("train", profile.train_images), ("val", profile.val_images))
-    )
-    figures, histories = {"chance": 0.1}, {}
-    for name, changes in vit_recipe.VARIANTS.items():
-        model = vit_recipe.make_digits_vit(seed=seed, **changes)
-        histories[name] = vit_recipe.train_classifier(
+def vit_positions(seed, profile):
+    """Notebook 02's training: a ViT that says which object stands furthest left; without positions; and a small CNN."""
+    train = vit.leftmost_task("train", 2 * profile.train_images)[:2]
+    held_out = vit.leftmost_task("val", profile.val_images)[:2]
+    makers = {"ViT": vit.ViT, "ViT without positions": vit.ViT, "CNN": vit.small_cnn}
+    figures, histories = {}, {}
+    for name, make in makers.items():
+        torch.manual_seed(seed)
+        model = make()
+        if name == "ViT without positions":
+            torch.nn.init.zeros_(model.pos_embed).requires_grad_(False)
+        histories[name] = vit.train_vit(
             model,
-            pictures,
-            classes,
+            *train,
             steps=profile.vit_steps,
             batch_size=profile.vit_batch_size,
             lr=profile.vit_lr,
             seed=seed,
-            description=f"{name}, seed {seed}",
+            name=f"{name}, seed {seed}",
         )
-        figures[f"accuracy, {name}"] = vit_recipe.accuracy(model, val, truth)
-    return histories["the ViT"], figures
+        figures[f"accuracy, {name}"] = vit.accuracy(model, *held_out)
+        if name == "ViT":
+            cosines = axis_cosines(model.pos_embed)
+            figures |= {f"cosine of positions, {where}": c for where, c in cosines.items()}
+    return histories["ViT"], figures
 
 
 def llava_stages(seed, profile):
@@ -288,6 +294,18 @@ LESSON_CODE = {
     ),
 }
 FOLLOWED = ("vlm_lite.lessons", "vlm_lite.models.vit", "vlm_lite.distributed")
+VIT_RECIPE = (
+    vit.leftmost_task,
+    vit.pixel_values,
+    vit.patchify,
+    vit.MultiHeadAttention,
+    vit.Block,
+    vit.ViT,
+    vit.small_cnn,
+    vit.training_step,
+    vit.train_vit,
+    vit.accuracy,
+)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
@@ -309,7 +327,7 @@ STUDIES = {
     ),
     "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
     "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-    "vit_digits": (vit_digits, (vit_recipe, digits), ()),
+    "vit_positions": (vit_positions, VIT_RECIPE, ()),
 }
 CONNECTOR_FIELDS = (
     "train_images",
@@ -344,7 +362,7 @@ FIELDS = {
     "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
     "llava_stages": LLAVA_FIELDS,
     "llava_failures": LLAVA_FIELDS,
-    "vit_digits": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
+    "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
 }
 
 

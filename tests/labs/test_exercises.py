@@ -1,5 +1,6 @@
 """Every exercise of every notebook: its answer passes, its stub is not attempted, and wrong answers are told apart."""
 
+import importlib
 import importlib.util
 import math
 import re
@@ -78,6 +79,13 @@ def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
     assert checked(learner) is checked.reference
 
 
+def what_the_notebook_has(name):
+    """The names that an exercise's cell may use: what notebooks import, and what the notebook's lesson defines."""
+    names = {"F": F, "math": math, "nn": nn, "rearrange": rearrange, "torch": torch}
+    lesson = build.labs()[name][0]["metadata"].get("vlm_lite", {}).get("lesson")
+    return names | (vars(importlib.import_module(f"vlm_lite.lessons.{lesson}")) if lesson else {})
+
+
 @each_exercise
 def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, exercise):
     checked = getattr(check, exercise.check)
@@ -87,15 +95,9 @@ def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, 
     )
     assert count == 1
     for text, verdict in ((source, "right"), (stub, "not attempted")):
-        names = {
-            "F": F,
-            "math": math,
-            "nn": nn,
-            "rearrange": rearrange,
-            "torch": torch,
-        }  # what the notebooks import
+        names = what_the_notebook_has(name)
         exec(text, names)
-        assert checked.verdict(names[checked.__name__]) == (verdict, "")
+        assert checked.verdict(names[exercise.name]) == (verdict, "")
 
 
 @each_exercise

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import nn
 
 from vlm_lite.labs import check
+from vlm_lite.lessons import vit as lesson
 
 
 def cut(pattern, split="b c (rows p) (columns q)"):
@@ -16,104 +17,190 @@ def unfolded(images, p):
     return F.unfold(images, kernel_size=p, stride=p).transpose(1, 2)
 
 
-def weights_of(q, k, scale=None, dim=-1):
-    return (q @ k.transpose(-2, -1) / (scale or q.shape[-1] ** 0.5)).softmax(dim)
+def changed(base, **methods):
+    """A subclass of a module of the lesson with some methods replaced."""
+    return type(base.__name__, (base,), methods)
 
 
-def mixed(q, k, v, scale=None, dim=-1):
-    weights = weights_of(q, k, scale, dim)
-    return weights @ v, weights
+def attention(order="(three heads h)", scale=None, dim=-1, merge="(heads h)", keep=True, **what):
+    def forward(self, x):
+        sizes = {"three": 3, "heads": self.num_heads}
+        q, k, v = rearrange(self.qkv(x), f"b n {order} -> three b heads n h", **sizes)
+        scores = torch.einsum("bhid,bhjd->bhij", *((k, q) if what.get("swap") else (q, k)))
+        scores = scores / (scale or q.shape[-1] ** 0.5)
+        if what.get("causal"):
+            scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
+        weights = torch.softmax(scores, dim=dim)
+        self.weights = {True: weights.detach(), False: None, "scores": scores, "graph": weights}[
+            keep
+        ]
+        mixed = (weights.mT if what.get("transposed") else weights) @ (k if what.get("keys") else v)
+        if what.get("bare"):
+            return self.proj(mixed.reshape(x.shape))
+        mixed = rearrange(mixed, f"b heads n h -> b n {merge}")
+        return mixed if what.get("no_proj") else self.proj(mixed)
+
+    return changed(lesson.MultiHeadAttention, forward=forward)
 
 
-def by_einsum(q, k, v):
-    weights = torch.einsum("bhid,bhjd->bhij", q, k)
-    weights = torch.softmax(weights * q.shape[-1] ** -0.5, dim=3)
-    return torch.einsum("bhij,bhjd->bhid", weights, v), weights
+class ByChunks(nn.Module):
+    """Multi-head attention as PyTorch's fused call, and the weights beside it."""
+
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.heads, self.qkv, self.proj = (
+            num_heads,
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        shape = (batch, tokens, self.heads, width // self.heads)
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        self.weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).detach()
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-def causal(q, k, v):
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    weights = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(
-        -1
-    )
-    return weights @ v, weights
+class OtherNames(nn.Module):
+    def __init__(self, width, num_heads):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
 
-def scores_only(q, k, v):
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    return scores.softmax(-1) @ v, scores
+def block(forward):
+    return changed(lesson.Block, forward=forward)
 
 
-def in_place_of_x(x, attend, think, norm1, norm2):
-    x = norm1(x)
-    x = x + attend(x)
-    x = norm2(x)
-    return x + think(x)
+def sequential(self, x):
+    middle = torch.add(x, self.attn(self.norm1(x)))
+    hidden = F.gelu(self.mlp.fc1(self.norm2(middle)))
+    return torch.add(middle, self.mlp.fc2(hidden))
 
 
-def post_norm(x, attend, think, norm1, norm2):
-    x = norm1(x + attend(x))
-    return norm2(x + think(x))
+def post_norm(self, x):
+    x = self.norm1(x + self.attn(x))
+    return self.norm2(x + self.mlp(x))
 
 
-def pre_norm(x, attend, think, norm1, norm2):
-    middle = torch.add(x, attend(norm1(x)))
-    return torch.add(middle, think(norm2(middle)))
+def in_place_of_x(self, x):
+    x = self.norm1(x)
+    x = x + self.attn(x)
+    x = self.norm2(x)
+    return x + self.mlp(x)
 
 
-def no_norms(x, attend, think, norm1, norm2):
-    x = x + attend(x)
-    return x + think(x)
+def no_norms(self, x):
+    x = x + self.attn(x)
+    return x + self.mlp(x)
 
 
-def no_residual(x, attend, think, norm1, norm2):
-    return think(norm2(attend(norm1(x))))
+def mlp_first(self, x):
+    x = x + self.mlp(self.norm1(x))
+    return x + self.attn(self.norm2(x))
 
 
-def parallel(x, attend, think, norm1, norm2):
-    return x + attend(norm1(x)) + think(norm2(x))
+def exchanged(self, x):
+    x = x + self.attn(self.norm2(x))
+    return x + self.mlp(self.norm1(x))
 
 
-def one_norm(x, attend, think, norm1, norm2):
-    return pre_norm(x, attend, think, norm1, norm1)
+def one_norm(self, x):
+    x = x + self.attn(self.norm1(x))
+    return x + self.mlp(self.norm1(x))
 
 
-def exchanged(x, attend, think, norm1, norm2):
-    return pre_norm(x, attend, think, norm2, norm1)
+def with_activation(function):
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp.fc2(function(self.mlp.fc1(self.norm2(x))))
+
+    return block(forward)
 
 
-def think_first(x, attend, think, norm1, norm2):
-    return pre_norm(x, think, attend, norm2, norm1)
+class DefaultEps(lesson.Block):
+    def __init__(self, width, num_heads):
+        super().__init__(width, num_heads)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
 
-def resized(positions, grid, mode="bicubic", keep_first=True, back="(rows columns) d", **options):
-    side = round((len(positions) - 1) ** 0.5)
-    image = rearrange(positions[1:], "(rows columns) d -> 1 d rows columns", rows=side)
-    image = F.interpolate(image, (grid, grid), mode=mode, **options)
-    patches = rearrange(image, f"1 d rows columns -> {back}")
-    return torch.cat([positions[:1], patches]) if keep_first else patches
+class OneNorm(lesson.Block):
+    def __init__(self, width, num_heads):
+        super().__init__(width, num_heads)
+        del self.norm2
 
 
-def permuted(positions, grid):
-    first, rest = positions[:1], positions[1:]
-    side, width = int(len(rest) ** 0.5), rest.shape[1]
-    rest = nn.functional.interpolate(
-        rest.T.reshape(1, width, side, side), size=grid, mode="bicubic", antialias=True
-    )
-    return torch.cat([first, rest.reshape(width, -1).T])
+class NarrowMLP(lesson.Block):
+    def __init__(self, width, num_heads):
+        super().__init__(width, num_heads)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
 
-def bare_reshape(positions, grid):
-    side = int((len(positions) - 1) ** 0.5)
-    image = positions[1:].reshape(1, -1, side, side)
-    image = F.interpolate(image, (grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([positions[:1], image.reshape(grid * grid, -1)])
+def features(
+    *, order="cls", positions="in", pre="in", blocks=True, norm=True, bias=True, back=None
+):
+    """`forward_features` of a ViT, its patches embedded by the convolution, with one thing done in another way."""
+
+    def forward_features(self, pixels):
+        x = self.patch_embed["proj"](pixels)
+        x = x if bias else x - self.patch_embed["proj"].bias[:, None, None]
+        x = (x.transpose(2, 3) if back == "columns" else x).flatten(2).transpose(1, 2)
+        if back == "no class token":
+            return self.norm(self.blocks(self.norm_pre(x + self.pos_embed[:, 1:])))
+        cls = self.cls_token.expand(len(x), -1, -1)
+        if positions == "patches":
+            x = x + self.pos_embed[:, 1:]
+        x = torch.cat([cls, x] if order == "cls" else [x, cls], dim=1)
+        x = x + self.pos_embed if positions == "in" else x
+        x = self.norm_pre(x) if pre else x
+        x = x + self.pos_embed if positions == "after norm_pre" else x
+        x = self.blocks(x) if blocks is True else x if blocks is False else self.blocks[0](x)
+        x = x + self.pos_embed if positions == "last" else x
+        x = self.norm(x) if norm else x
+        return x[:, 0] if back == "class token alone" else x
+
+    return changed(lesson.ViT, forward_features=forward_features)
 
 
-def new_class_token(positions, grid):
-    result = resized(positions, grid, antialias=True)
-    result[0] = result[1:].mean(0)
-    return result
+class MeanPooled(lesson.ViT):
+    def forward(self, pixels):
+        return self.head(self.forward_features(pixels)[:, 1:].mean(dim=1))
+
+
+def step(
+    *,
+    probabilities=False,
+    reduction="mean",
+    clip=1.0,
+    zero=True,
+    schedule=True,
+    detach=True,
+    **what,
+):
+    def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
+        if what.get("zero_first"):
+            optimizer.zero_grad()
+        if what.get("outside"):
+            logits = model(pixels)
+        with accelerator.autocast():
+            logits = logits if what.get("outside") else model(pixels)
+            logits = logits.softmax(-1) if probabilities else logits
+            loss = F.cross_entropy(logits, labels, reduction=reduction)
+        loss.backward() if what.get("own_backward") else accelerator.backward(loss)
+        if clip:
+            accelerator.clip_grad_norm_(model.parameters(), clip)
+        if what.get("early_zero"):
+            optimizer.zero_grad()
+        if not what.get("no_step"):
+            optimizer.step()
+        if schedule:
+            scheduler.step()
+        if zero:
+            optimizer.zero_grad()
+        return loss.item() if what.get("number") else loss.detach() if detach else loss
+
+    return training_step
 
 
 def rolled(attentions, residual=True, half=True, backwards=False):
@@ -151,23 +238,17 @@ def each_head(attentions):
     return result
 
 
-def flops(n, d, m, projections=4, products=2, layers=2, factor=2):
-    return factor * (projections * n * d * d + products * n * n * d + layers * n * d * m)
-
-
 RIGHT = [
     (check.patchify, cut("b (rows columns) (c p q)")),
     (check.patchify, unfolded),
-    (check.attention, mixed),
-    (check.attention, by_einsum),
-    (check.attention, lambda q, k, v: (F.scaled_dot_product_attention(q, k, v), weights_of(q, k))),
-    (check.pre_norm_block, pre_norm),
-    (check.resize_positions, lambda p, grid: resized(p, grid, antialias=True)),
-    (check.resize_positions, permuted),
+    (check.MultiHeadAttention, attention()),
+    (check.MultiHeadAttention, ByChunks),
+    (check.Block, block(sequential)),
+    (check.ViT, features()),
+    (check.vit_training_step, step()),
+    (check.vit_training_step, step(zero=False, zero_first=True)),
     (check.attention_rollout, rolled),
     (check.attention_rollout, from_the_end),
-    (check.block_flops, flops),
-    (check.block_flops, lambda n, d, m: 4 * n * d * (2 * d + n + m)),
 ]
 WRONG = [
     (check.patchify, lambda x, p: x.reshape(len(x), -1, x.shape[1] * p * p), "bare reshape"),
@@ -187,53 +268,72 @@ WRONG = [
         lambda x, p: cut("b (rows columns) (c p q)")(x, 4) if len(x) == 2 else x.flatten(2),
         "grey",
     ),
-    (check.attention, lambda q, k, v: mixed(q, k, v, 1), "left out the division"),
-    (check.attention, lambda q, k, v: mixed(q, k, v, 8), "divide by h"),
-    (check.attention, lambda q, k, v: mixed(q, k, v, 24**0.5), "*whole* width"),
-    (check.attention, lambda q, k, v: mixed(q, k, v, dim=-2), "tokens that ask"),
-    (check.attention, scores_only, "their softmax"),
-    (check.attention, lambda q, k, v: mixed(k, q, v), "exchanged"),
-    (check.attention, causal, "causal"),
-    (check.attention, lambda q, k, v: (weights_of(q, k) @ k, weights_of(q, k)), "*values* v"),
+    (check.MultiHeadAttention, attention(scale=1.0), "left out the division"),
+    (check.MultiHeadAttention, attention(scale=8.0), "divide the scores by h"),
+    (check.MultiHeadAttention, attention(scale=24**0.5), "*whole* width"),
+    (check.MultiHeadAttention, attention(dim=-2), "over the queries"),
+    (check.MultiHeadAttention, attention(order="(heads three h)"), "(three, heads, h)"),
+    (check.MultiHeadAttention, attention(order="(three h heads)"), "a head is a run"),
+    (check.MultiHeadAttention, attention(merge="(h heads)"), "side by side is (heads, h)"),
+    (check.MultiHeadAttention, attention(bare=True), "not side by side"),
+    (check.MultiHeadAttention, attention(swap=True), "exchanged"),
+    (check.MultiHeadAttention, attention(causal=True), "causal"),
+    (check.MultiHeadAttention, attention(transposed=True), "transposed"),
+    (check.MultiHeadAttention, attention(keys=True), "*values* v"),
+    (check.MultiHeadAttention, attention(no_proj=True), "`proj` is missing"),
+    (check.MultiHeadAttention, attention(keep=False), "self.weights is still None"),
+    (check.MultiHeadAttention, attention(keep="scores"), "does not hold"),
+    (check.MultiHeadAttention, attention(keep="graph"), "detach"),
+    (check.MultiHeadAttention, OtherNames, "parameter proj.bias is missing"),
     (
-        check.attention,
-        lambda q, k, v: (weights_of(q, k).transpose(-2, -1) @ v, weights_of(q, k)),
-        "transposed before",
+        check.MultiHeadAttention,
+        changed(lesson.MultiHeadAttention, forward=lambda self, x: None),
+        "returned None",
     ),
-    (check.attention, lambda q, k, v: mixed(q, k, v)[::-1], "other order"),
-    (check.attention, lambda q, k, v: mixed(q, k, v)[0], "return two things"),
-    (check.pre_norm_block, post_norm, "*post*-norm"),
-    (check.pre_norm_block, no_residual, "residuals are missing"),
-    (check.pre_norm_block, no_norms, "norms are missing"),
-    (check.pre_norm_block, in_place_of_x, "normalise x itself"),
-    (check.pre_norm_block, parallel, "both steps read the same x"),
-    (check.pre_norm_block, think_first, "order is turned"),
-    (check.pre_norm_block, one_norm, "norm of its own"),
-    (check.pre_norm_block, exchanged, "norms are exchanged"),
-    (check.resize_positions, resized, "antialias=True"),
+    (check.Block, block(post_norm), "*post*-norm"),
+    (check.Block, block(lambda s, x: s.mlp(s.norm2(s.attn(s.norm1(x))))), "residuals are missing"),
+    (check.Block, block(no_norms), "norms are missing"),
+    (check.Block, block(in_place_of_x), "normalise x itself"),
     (
-        check.resize_positions,
-        lambda p, grid: resized(p, grid, "bilinear", antialias=True),
-        "bilinear",
+        check.Block,
+        block(lambda s, x: x + s.attn(s.norm1(x)) + s.mlp(s.norm2(x))),
+        "both steps read the same x",
     ),
-    (
-        check.resize_positions,
-        lambda p, grid: resized(p, grid, align_corners=True, antialias=True),
-        "align_corners",
-    ),
-    (check.resize_positions, lambda p, grid: resized(p, grid, "nearest"), "nearest neighbour"),
-    (
-        check.resize_positions,
-        lambda p, grid: resized(p, grid, keep_first=False, antialias=True),
-        "position is lost",
-    ),
-    (
-        check.resize_positions,
-        lambda p, grid: resized(p, grid, back="(columns rows) d", antialias=True),
-        "transposed",
-    ),
-    (check.resize_positions, bare_reshape, "bare reshape"),
-    (check.resize_positions, new_class_token, "first row"),
+    (check.Block, block(mlp_first), "order is turned"),
+    (check.Block, block(one_norm), "norm of its own"),
+    (check.Block, block(exchanged), "norms are exchanged"),
+    (check.Block, with_activation(F.relu), "ReLU"),
+    (check.Block, with_activation(lambda x: x), "no activation"),
+    (check.Block, DefaultEps, "another eps"),
+    (check.Block, OneNorm, "norm2.bias is missing"),
+    (check.Block, NarrowMLP, "mlp.fc1.weight has shape (48, 24)"),
+    (check.Block, block(lambda s, x: x + s.attn(s.norm1(x))), "MLP is missing"),
+    (check.ViT, features(positions=None), "position embedding is missing"),
+    (check.ViT, features(positions="patches"), "class token has no position"),
+    (check.ViT, features(positions="after norm_pre"), "they come before it"),
+    (check.ViT, features(positions="last"), "attention must see them"),
+    (check.ViT, features(order="last"), "class token stands last"),
+    (check.ViT, features(pre=None), "`norm_pre` is missing"),
+    (check.ViT, features(norm=False), "last `norm` is missing"),
+    (check.ViT, features(blocks=False), "blocks are missing"),
+    (check.ViT, features(blocks=1), "only one of the blocks"),
+    (check.ViT, features(bias=False), "leaves out its bias"),
+    (check.ViT, features(back="columns"), "column by column"),
+    (check.ViT, features(back="class token alone"), "return all tokens"),
+    (check.ViT, features(back="no class token"), "class token is missing"),
+    (check.ViT, MeanPooled, "`forward` is not the head"),
+    (check.vit_training_step, step(zero=False), "gradients add up"),
+    (check.vit_training_step, step(clip=None), "not clipped"),
+    (check.vit_training_step, step(schedule=False), "scheduler.step() is missing"),
+    (check.vit_training_step, step(early_zero=True), "did not change"),
+    (check.vit_training_step, step(no_step=True), "did not change"),
+    (check.vit_training_step, step(probabilities=True), "*logits*"),
+    (check.vit_training_step, step(reduction="sum"), "take the mean"),
+    (check.vit_training_step, step(detach=False), "loss.detach()"),
+    (check.vit_training_step, step(own_backward=True), "accelerator.backward"),
+    (check.vit_training_step, step(outside=True), "outside"),
+    (check.vit_training_step, step(number=True), "is a float"),
+    (check.vit_training_step, step(clip=0.1), "no mistake we know"),
     (check.attention_rollout, lambda a: rolled(a, residual=False), "residual is missing"),
     (check.attention_rollout, lambda a: rolled(a, backwards=True), "wrong order"),
     (check.attention_rollout, lambda a: rolled(a, half=False), "sum to 2"),
@@ -244,32 +344,4 @@ WRONG = [
     (check.attention_rollout, lambda a: rolled(a[:-1]), "each block counts once"),
     (check.attention_rollout, lambda a: rolled(a).transpose(-2, -1), "transposed"),
     (check.attention_rollout, each_head, "heads are still apart"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, factor=1), "*two* FLOPs"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, products=0), "attention itself are missing"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, products=1), "one of the two products"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, projections=3), "not three"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, layers=1), "two layers"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m, layers=0), "MLP is missing"),
-    (check.block_flops, lambda n, d, m: flops(n, d, 4 * d), "need not be 4 D"),
-    (check.block_flops, lambda n, d, m: flops(n, d, m) + n, "takes 2abc"),
 ]
-
-
-def test_the_reference_of_flops_is_what_pytorch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from vlm_lite.models.vit import MLP
-
-    n, d, m, heads = 7, 24, 40, 3
-    x, maps, mlp = (
-        torch.randn(1, n, d),
-        [nn.Linear(d, d) for _ in range(4)],
-        MLP(width=d, mlp_width=m),
-    )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        q, k, v = (
-            rearrange(linear(x), "b n (heads h) -> b heads n h", heads=heads) for linear in maps[:3]
-        )
-        maps[3](rearrange(mixed(q, k, v)[0], "b heads n h -> b n (heads h)"))
-        mlp(x)
-    assert counter.get_total_flops() == check.block_flops.reference(n, d, m)

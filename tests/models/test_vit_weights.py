@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from vlm_lite.files import UserError
-from vlm_lite.models.vit_weights import CLIP_MODELS, TIMM_MODELS, load_vit
+from vlm_lite.models.vit_weights import CLIP_MODELS, TIMM_MODELS, clip_to_timm, load_vit
 
 
 def scattered(model):
@@ -190,3 +190,30 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         UserError, match="'resnet50'.*vit_tiny_patch16_224.*openai/clip-vit-base-patch16"
     ):
         load_vit("resnet50", {})
+
+
+def test_clips_vision_weights_under_timms_names_give_timms_model_the_same_output():
+    sizes = dict(hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3)
+    theirs = scattered(
+        CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=16, hidden_act="gelu", **sizes))
+    )
+    state = {key.removeprefix("vision_model."): v for key, v in theirs.state_dict().items()}
+    timms = timm.models.vision_transformer.VisionTransformer(
+        img_size=32,
+        patch_size=16,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        num_classes=0,
+        pre_norm=True,
+        norm_layer=torch.nn.LayerNorm,
+    ).eval()
+    missing, unexpected = timms.load_state_dict(clip_to_timm(state), strict=False)
+    assert not missing and not unexpected
+    with torch.no_grad():
+        torch.testing.assert_close(
+            timms(pixels(32)), theirs(pixels(32)).pooler_output, atol=1e-5, rtol=0
+        )
+    del state["encoder.layers.1.self_attn.v_proj.bias"]
+    with pytest.raises(UserError, match="layers.1.self_attn.v_proj.bias"):
+        clip_to_timm(state)

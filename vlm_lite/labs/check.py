@@ -10,7 +10,7 @@ from .clip import (
     training_step,
 )
 from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
-from .core import progress
+from .core import progress, same_outputs
 from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
 from .llava import (
     chat_text,
@@ -22,23 +22,17 @@ from .llava import (
 )
 from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
-from .vit import (
-    attention,
-    attention_rollout,
-    block_flops,
-    patchify,
-    pre_norm_block,
-    resize_positions,
-)
+from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
 
 __all__ = [
+    "Block",
     "ImageEncoder",
+    "MultiHeadAttention",
     "TextEncoder",
+    "ViT",
     "accumulate",
     "answer_loss",
-    "attention",
     "attention_rollout",
-    "block_flops",
     "caption_recall",
     "chat_text",
     "circular_and_plain",
@@ -60,16 +54,16 @@ __all__ = [
     "patchify",
     "pope_figures",
     "position_ids",
-    "pre_norm_block",
     "progress",
     "qformer_layer",
     "rarity",
     "recall_at_k",
-    "resize_positions",
+    "same_outputs",
     "select_features",
     "split_by_picture",
     "stage1_mask",
     "training_step",
     "type_prior",
+    "vit_training_step",
     "vqa_accuracy",
 ]

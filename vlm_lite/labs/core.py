@@ -136,6 +136,24 @@ def close(mine, theirs, tolerance=1e-4):
     )
 
 
+def same_outputs(mine, theirs, x):
+    """Draw the weights of `theirs` anew, copy them into `mine`, and prove that both make the same of x.
+
+    mine, theirs: modules whose parameters have the same names and shapes. AssertionError where the outputs differ.
+    """
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(
+            parameter, std=0.1
+        )  # also what is 0 or 1 at first, where a mistake would not show
+    mine.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        found, right = mine.eval()(x), theirs.eval()(x)
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+    names = f"{type(mine).__name__} equals {type(theirs).__module__}.{type(theirs).__name__}"
+    gap = (found - right).abs().max()
+    print(f"{names}: {tuple(x.shape)} -> {tuple(found.shape)}, largest difference {gap:.0e}")
+
+
 def shape_problem(result, expected, what="your result"):
     """A diagnosis when `result` is no tensor of shape `expected` (a tuple), else None."""
     if not isinstance(result, torch.Tensor):

@@ -1,49 +1,62 @@
-"""The checks of notebook 02: patches, attention, a pre-norm block, positions for another resolution, rollout, FLOPs.
+"""The checks of notebook 02: patches, multi-head attention, block, forward pass, training step, attention rollout.
 
 Each check first sees whether the learner's result is right; if not, whether it equals what a known mistake would give
-on the same inputs. The functions named `*_reference` are what later cells use where a learner has none of their own.
-Shapes: B pictures, N tokens of width D, H heads of width h = D / H.
+on the same inputs and weights. The references are the notebook's own solutions, exported to `vlm_lite.lessons.vit`.
+Shapes: B images, N tokens of width D, H heads of width h = D / H.
 """
+
+import contextlib
+import copy
+import warnings
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import nn
 
 from vlm_lite.labs.core import close, exercise, explain, generic, shape_problem
-from vlm_lite.models.positions import resize_positions as resize_positions_reference
-from vlm_lite.models.vit import attention_rollout as attention_rollout_reference
-from vlm_lite.models.vit import attention_weights
+from vlm_lite.lessons import vit as lesson
 
 
-def patchify_reference(images, patch_size):
-    """images (B, C, S, S) -> patches (B, N, C·p·p), row by row, each one channel after the other."""
-    return rearrange(
-        images, "b c (rows p) (columns q) -> b (rows columns) (c p q)", p=patch_size, q=patch_size
+def _random(module):
+    """The module with every parameter drawn anew, so large that no part of it goes unnoticed."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return module.eval()
+
+
+def _with_weights(learner, reference, *args, **options):
+    """(the learner's module with the weights of `reference`, None), or (None, a diagnosis) where they don't fit."""
+    module = learner(*args, **options)
+    ours, theirs = (
+        {name: tuple(p.shape) for name, p in each.named_parameters()}
+        for each in (reference, module)
     )
+    for names, said in (
+        (ours.keys() - theirs, "is missing"),
+        (theirs.keys() - ours, "is too many"),
+    ):
+        if names:
+            return (
+                None,
+                f"the parameter {sorted(names)[0]} {said}: its parts are {_parts(reference)}",
+            )
+    for name, shape in ours.items():
+        if theirs[name] != shape:
+            return None, f"{name} has shape {theirs[name]}; expected {shape}"
+    module.load_state_dict(reference.state_dict())
+    return module.eval(), None
 
 
-def attention_reference(q, k, v):
-    """q, k, v (B, H, N, h) -> what each token takes, (B, H, N, h), and the weights (B, H, N, N)."""
-    weights = attention_weights(q, k).to(v.dtype)
-    return weights @ v, weights
+def _parts(module):
+    return ", ".join(f"{name} ({type(part).__name__})" for name, part in module.named_children())
 
 
-def pre_norm_block_reference(x, attend, think, norm1, norm2):
-    """x (B, N, D) -> (B, N, D): tokens talk, then each thinks alone; each step reads a normalised copy."""
-    x = x + attend(norm1(x))
-    return x + think(norm2(x))
-
-
-def block_flops_reference(tokens, width, mlp_width):
-    """FLOPs of the matrix products of one block for one picture, two for each multiply-and-add."""
-    return 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * mlp_width
-
-
-@exercise(patchify_reference)
+@exercise(lesson.patchify)
 def patchify(learner):
-    """Two random pictures of 12 pixels a side, cut into patches of 4."""
+    """Two random images of 12 pixels a side, cut into patches of 4."""
     images, p = torch.randn(2, 3, 12, 12), 4
-    right = patchify_reference(images, p)  # (2, 9, 48)
+    right = lesson.patchify(images, p)  # (2, 9, 48)
     found = learner(images.clone(), p)
     if isinstance(found, torch.Tensor) and found.ndim > 3:
         return (
@@ -56,9 +69,9 @@ def patchify(learner):
         other = torch.randn(1, 1, 6, 6)
         return (
             None
-            if close(learner(other.clone(), 2), patchify_reference(other, 2))
+            if close(learner(other.clone(), 2), lesson.patchify(other, 2))
             else (
-                "it is right for colour pictures of 12 pixels and wrong for grey ones of 6: is a size written as a number?"
+                "it is right for colour images of 12 pixels and wrong for grey ones of 6: is a size written as a number?"
             )
         )
 
@@ -68,12 +81,12 @@ def patchify(learner):
     return explain(
         found,
         {
-            "a bare reshape cuts the picture into strips of pixels in memory order, not into squares: split each side into "
+            "a bare reshape cuts the image into strips of pixels in memory order, not into squares: split each side into "
             "(rows p) and (columns q) first": [
                 images.reshape(2, 9, 48),
                 images.permute(0, 2, 3, 1).reshape(2, 9, 48),
             ],
-            "the patches are numbered column by column; row by row is the custom: (rows columns)": [
+            "the patches are numbered column by column; here they go row by row: (rows columns)": [
                 order("b (columns rows) (c p q)")
             ],
             "inside a patch the channels come last, (p q c); a convolution's kernel is (c p q), and its weights would no "
@@ -86,218 +99,320 @@ def patchify(learner):
     ) or generic(found, right)
 
 
-@exercise(attention_reference)
-def attention(learner):
-    """Random queries, keys and values of three heads."""
-    q, k, v = 1.5 * torch.randn(2, 3, 5, 8), 1.5 * torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
-    result = learner(q.clone(), k.clone(), v.clone())
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        return (
-            "return two things: what each token takes, (B, H, N, h), and the weights, (B, H, N, N)"
-        )
-    mixed, weights = result
-    right, right_weights = attention_reference(q, k, v)
-    if problem := shape_problem(weights, right_weights.shape, "the second result, the weights,"):
-        return problem + (
-            ": did you return the two in the other order?"
-            if getattr(weights, "shape", None) == right.shape
-            else ""
-        )
-    if problem := shape_problem(mixed, right.shape, "the first result"):
+def _attended(
+    reference, x, *, order="three heads h", scale=None, dim=-1, merge="heads h", change=None
+):
+    """(output, weights) of multi-head attention with the weights of `reference`, with one thing done in another way."""
+    heads, width = reference.num_heads, x.shape[-1]
+    sizes = {"three": 3, "heads": heads}
+    q, k, v = rearrange(reference.qkv(x), f"b n ({order}) -> three b heads n h", **sizes)
+    if change == "exchanged":
+        q, k = k, q
+    scores = q @ k.transpose(-2, -1) / ((width // heads) ** 0.5 if scale is None else scale)
+    if change == "causal":
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    weights = scores.softmax(dim=dim)
+    mixed = (weights.transpose(-2, -1) if change == "transposed" else weights) @ (
+        k if change == "keys" else v
+    )
+    if change == "not merged":
+        return reference.proj(mixed.reshape(x.shape)), weights
+    mixed = rearrange(mixed, f"b heads n h -> b n ({merge})")
+    return mixed if change == "no projection" else reference.proj(mixed), weights
+
+
+@exercise(lesson.MultiHeadAttention)
+def MultiHeadAttention(learner):
+    """Random weights and tokens, three heads: the output, and the attention weights kept in `self.weights`."""
+    reference, x = _random(lesson.MultiHeadAttention(24, 3)), torch.randn(2, 5, 24)
+    module, problem = _with_weights(learner, reference, 24, 3)
+    if problem:
         return problem
-    scores = q @ k.transpose(-2, -1)
-    if not close(weights, right_weights):
+    with torch.no_grad():
+        right, right_weights = reference(x), reference.weights
+        found = module(x.clone())
+        if found is None:
+            return "forward returned None; is the `return` line missing?"
+        if problem := shape_problem(found, right.shape):
+            return problem
+        mistakes = {
+            "you left out the division of the scores by √h, where h is the width of one head": {
+                "scale": 1
+            },
+            "you divide the scores by h; divide by its root, √h": {"scale": 8},
+            "you divide by the root of the *whole* width D; each head has h = D / H numbers": {
+                "scale": 24**0.5
+            },
+            "your softmax runs over the queries; each row must sum to 1 over the keys: dim=-1": {
+                "dim": -2
+            },
+            "you split the 3D outputs of qkv as (heads, three, h); they are ordered (three, heads, h)": {
+                "order": "heads three h"
+            },
+            "you split the heads as (h, heads); a head is a run of neighbouring numbers: (heads, h)": {
+                "order": "three h heads"
+            },
+            "the heads are merged as (h, heads); side by side is (heads, h)": {"merge": "h heads"},
+            "the heads are not side by side: bring the token's axis before the heads', then merge": {
+                "change": "not merged"
+            },
+            "queries and keys are exchanged: row i belongs to query i, so it is q @ kᵀ": {
+                "change": "exchanged"
+            },
+            "your attention is causal; each patch may attend to all": {"change": "causal"},
+            "the weights are transposed before they average the values: weights @ v": {
+                "change": "transposed"
+            },
+            "the weights average the keys; they must average the *values* v": {"change": "keys"},
+            "the output projection `proj` is missing": {"change": "no projection"},
+        }
+        if not close(found, right):
+            values = {said: [_attended(reference, x, **how)[0]] for said, how in mistakes.items()}
+            return explain(found, values) or generic(found, right)
+    kept = getattr(module, "weights", None)
+    if kept is None:
         return (
-            explain(
-                weights,
-                {
-                    "you left out the division of the scores by √h, where h is the width of one head": [
-                        scores.softmax(-1)
-                    ],
-                    "you divide by h; divide by its root, √h": [(scores / 8).softmax(-1)],
-                    "you divide by the root of the *whole* width; q is split already, so its last axis is h": [
-                        (scores / 24**0.5).softmax(-1)
-                    ],
-                    "your softmax runs over the tokens that ask; each row must share out 1 among the tokens that are looked "
-                    "at: dim=-1": [(scores / 8**0.5).softmax(-2)],
-                    "you return the scores; the weights are their softmax": [
-                        scores / 8**0.5,
-                        scores,
-                    ],
-                    "queries and keys are exchanged: row i belongs to the query i, so it is q @ kᵀ": [
-                        attention_reference(k, q, v)[1]
-                    ],
-                    "your attention is causal: patches are no sentence, and each may look at all": [
-                        attention_weights(q, k, is_causal=True)
-                    ],
-                },
-            )
-            or "the weights are not softmax(q kᵀ / √h), head by head"
+            "the output is right, but self.weights is still None: keep the attention weights there"
         )
-    if not close(mixed, right):
-        return (
-            explain(
-                mixed,
-                {
-                    "the weights are right but were multiplied with the wrong thing; they mix the *values* v": [
-                        right_weights @ k,
-                        right_weights @ q,
-                    ],
-                    "the weights are right but transposed before they mix: weights @ v": [
-                        right_weights.transpose(-2, -1) @ v
-                    ],
-                },
-            )
-            or "the weights are right, but the first result is not weights @ v"
-        )
+    if problem := shape_problem(kept, right_weights.shape, "self.weights"):
+        return problem
+    if not close(kept, right_weights):
+        return "the output is right, but self.weights does not hold softmax(q kᵀ / √h)"
+    module(x)
+    return (
+        "detach what you keep in self.weights, or it holds the whole graph"
+        if module.weights.requires_grad
+        else None
+    )
+
+
+@exercise(lesson.Block)
+def Block(learner):
+    """Random weights and tokens through one block, large tokens and then tiny ones, for which eps counts."""
+    reference, x = _random(lesson.Block(24, 3)), 2 * torch.randn(2, 5, 24) + 1
+    module, problem = _with_weights(learner, reference, 24, 3)
+    if problem:
+        return problem
+    attn, mlp, norm1, norm2 = (
+        getattr(reference, part) for part in ("attn", "mlp", "norm1", "norm2")
+    )
+    with torch.no_grad():
+        right, found = reference(x), module(x.clone())
+        if found is None:
+            return "forward returned None; is the `return` line missing?"
+        if problem := shape_problem(found, right.shape):
+            return problem
+        if close(found, right):
+            tiny = 1e-3 * x
+            same = close(module(tiny.clone()), reference(tiny))
+            return None if same else "the LayerNorms have another eps; timm's ViT has eps=1e-6"
+        middle, post, first = x + attn(norm1(x)), norm1(x + attn(x)), norm1(x)
+        first = first + attn(first)
+        second = norm2(first)
+
+        def activated(function):
+            return middle + mlp.fc2(function(mlp.fc1(norm2(middle))))
+
+        return explain(
+            found,
+            {
+                "that is *post*-norm, as in the first transformer and in BERT: here the norm comes before each step, and "
+                "nothing normalises the sum": [norm2(post + mlp(post))],
+                "the residuals are missing: each step is *added* to x": [
+                    mlp(norm2(attn(norm1(x)))),
+                    mlp(norm2(middle)),
+                    attn(norm1(x)) + mlp(norm2(attn(norm1(x)))),
+                ],
+                "the norms are missing: each step reads a normalised copy of x": [
+                    x + attn(x) + mlp(x + attn(x)),
+                    middle + mlp(middle),
+                    x + attn(x) + mlp(norm2(x + attn(x))),
+                ],
+                "you normalise x itself; the residual stream stays as it is, and only a *copy* is normalised": [
+                    second + mlp(second)
+                ],
+                "both steps read the same x; the MLP must see what attention has added": [
+                    x + attn(norm1(x)) + mlp(norm2(x))
+                ],
+                "the order is turned: attention first, then the MLP": [
+                    x + mlp(norm2(x)) + attn(norm1(x + mlp(norm2(x)))),
+                    x + mlp(norm1(x)) + attn(norm2(x + mlp(norm1(x)))),
+                ],
+                "the second step has a norm of its own, norm2": [middle + mlp(norm1(middle))],
+                "the norms are exchanged: norm1 before attention, norm2 before the MLP": [
+                    (lambda y: y + mlp(norm1(y)))(x + attn(norm2(x)))
+                ],
+                "the MLP has no activation between its layers: nn.GELU()": [activated(lambda y: y)],
+                "the activation is ReLU; a ViT has nn.GELU()": [activated(F.relu)],
+                "the MLP is missing": [middle],
+            },
+        ) or generic(found, right)
+
+
+@exercise(lesson.ViT)
+def ViT(learner):
+    """Random weights and images of nine patches: all tokens that `forward_features` returns, and the logits."""
+    sizes = dict(image_size=12, patch_size=4, width=16, depth=2, num_heads=2, num_classes=3)
+    reference, pixels = _random(lesson.ViT(**sizes)), torch.randn(2, 3, 12, 12)
+    module, problem = _with_weights(learner, reference, **sizes)
+    if problem:
+        return problem
+    reference.norm_pre = module.norm_pre = nn.LayerNorm(16)  # as in CLIP, so that it counts
+    conv, blocks, norm, norm_pre = (
+        reference.patch_embed["proj"],
+        reference.blocks,
+        reference.norm,
+        reference.norm_pre,
+    )
+    with torch.no_grad():
+        right, found = reference.forward_features(pixels), module.forward_features(pixels.clone())
+        if found is None:
+            return "forward_features returned None; is the `return` line missing?"
+        if isinstance(found, torch.Tensor) and tuple(found.shape) == (2, 16):
+            return "return all tokens, (B, 1+N, D); `forward` takes the class token from them"
+        if isinstance(found, torch.Tensor) and tuple(found.shape) == (2, 9, 16):
+            return "the class token is missing: put it in front of the N patches"
+        if problem := shape_problem(found, right.shape):
+            return problem
+        cls, place = reference.cls_token.expand(2, -1, -1), reference.pos_embed
+        x = F.linear(lesson.patchify(pixels, 4), conv.weight.flatten(1), conv.bias)
+        bare = torch.cat([cls, x], dim=1)
+        columns = rearrange(conv(pixels), "b d rows columns -> b (columns rows) d")
+        mistakes = {
+            "the position embedding is missing": [norm(blocks(norm_pre(bare)))],
+            "the class token has no position: pos_embed has a row for it as well; add it after torch.cat": [
+                norm(blocks(norm_pre(torch.cat([cls, x + place[:, 1:]], dim=1))))
+            ],
+            "the class token stands last; it must be first, where `forward` reads it": [
+                norm(blocks(norm_pre(torch.cat([x, cls], dim=1) + place))),
+            ],
+            "the positions are added after norm_pre; they come before it": [
+                norm(blocks(norm_pre(bare) + place))
+            ],
+            "the positions are added after the blocks; attention must see them": [
+                norm(blocks(norm_pre(bare)) + place)
+            ],
+            "`norm_pre` is missing: it stands before the blocks": [norm(blocks(bare + place))],
+            "the last `norm` is missing": [blocks(norm_pre(bare + place))],
+            "the blocks are missing": [norm(norm_pre(bare + place))],
+            "only one of the blocks runs": [norm(each(norm_pre(bare + place))) for each in blocks],
+            "the patch embedding leaves out its bias": [
+                norm(blocks(norm_pre(torch.cat([cls, x - conv.bias], dim=1) + place)))
+            ],
+            "the patches are numbered column by column; they go row by row": [
+                norm(blocks(norm_pre(torch.cat([cls, columns], dim=1) + place)))
+            ],
+        }
+        if not close(found, right):
+            return explain(found, mistakes) or generic(found, right)
+        if not close(module(pixels), reference(pixels)):
+            return "the tokens are right, but `forward` is not the head of the class token; it was given, set it back"
     return None
 
 
-@exercise(pre_norm_block_reference)
-def pre_norm_block(learner):
-    """Random tokens, with random linear maps in place of attention and MLP and two different norms."""
-    width = 16
-    x = 2 * torch.randn(2, 5, width) + 1
-    a, b, g1, g2 = (
-        torch.randn(width, width),
-        torch.randn(width, width),
-        torch.rand(width) + 0.5,
-        torch.rand(width) - 2,
+class _Accelerator:
+    """What `training_step` uses of accelerate's, noting what was called."""
+
+    def __init__(self):
+        self.inside, self.backwards = False, 0
+
+    @contextlib.contextmanager
+    def autocast(self):
+        self.inside = True
+        yield
+        self.inside = False
+
+    def backward(self, loss):
+        self.backwards += 1
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters, max_norm):
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _two_steps(step, start, batch):
+    """(the losses of two steps, the weights after them, the accelerator, whether the model ran under autocast)."""
+    model, accelerator, seen = copy.deepcopy(start), _Accelerator(), []
+    model.register_forward_hook(lambda *_: seen.append(accelerator.inside))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.3**step)
+    with (
+        warnings.catch_warnings()
+    ):  # of a schedule without an optimizer step: the diagnosis says more
+        warnings.simplefilter("ignore")
+        losses = [step(model, *batch, optimizer, schedule, accelerator) for _ in range(2)]
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return losses, weights, accelerator, all(seen)
+
+
+def _step(*, softmax=False, total=False, clip=1.0, zero="last", schedule=True):
+    """A training step with one thing done in another way."""
+
+    def step(model, pixels, labels, optimizer, scheduler, accelerator):
+        with accelerator.autocast():
+            logits = model(pixels)
+            logits = logits.softmax(dim=-1) if softmax else logits
+            loss = F.cross_entropy(logits, labels, reduction="sum" if total else "mean")
+        accelerator.backward(loss)
+        if clip:
+            accelerator.clip_grad_norm_(model.parameters(), clip)
+        if zero == "before the step":
+            optimizer.zero_grad()
+        optimizer.step()
+        if schedule:
+            scheduler.step()
+        if zero == "last":
+            optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+@exercise(lesson.training_step)
+def vit_training_step(learner):
+    """Two steps of a linear model on one batch: the losses, the weights after them, and how the accelerator was used."""
+    start, batch = (
+        nn.Sequential(nn.Flatten(), nn.Linear(48, 3)),
+        (5 * torch.randn(8, 3, 4, 4), torch.randint(3, (8,))),
     )
-
-    def attend(x):
-        return x.mean(dim=1, keepdim=True).tanh() + 0.2 * x @ a
-
-    def think(x):
-        return F.gelu(0.3 * x @ b)
-
-    def norm1(x):
-        return F.layer_norm(x, (width,), g1)
-
-    def norm2(x):
-        return F.layer_norm(x, (width,), g2)
-
-    right = pre_norm_block_reference(x, attend, think, norm1, norm2)
-    found = learner(x.clone(), attend, think, norm1, norm2)
-    problem = shape_problem(found, right.shape)
-    if problem or close(found, right):
-        return problem
-    middle, post = x + attend(norm1(x)), norm1(x + attend(x))
-    first = norm1(x)
-    first = first + attend(first)
-    second = norm2(first)
-    return explain(
-        found,
-        {
-            "that is *post*-norm, as in the first transformer and in BERT: here the norm comes before each step, and "
-            "nothing normalises the sum": [norm2(post + think(post))],
-            "the residuals are missing: each step is *added* to x": [
-                think(norm2(attend(norm1(x)))),
-                think(norm2(middle)),
-                attend(norm1(x)),
-            ],
-            "the norms are missing: each step reads a normalised copy of x": [
-                x + attend(x) + think(x + attend(x)),
-                middle + think(middle),
-                x + attend(x) + think(norm2(x + attend(x))),
-            ],
-            "you normalise x itself; the residual stream must stay as it is, and only a *copy* is normalised": [
-                second + think(second)
-            ],
-            "both steps read the same x; the MLP must see what attention has added": [
-                x + attend(norm1(x)) + think(norm2(x))
-            ],
-            "the order is turned: tokens talk first, then each thinks alone": [
-                x + think(norm2(x)) + attend(norm1(x + think(norm2(x)))),
-                x + think(norm1(x)) + attend(norm2(x + think(norm1(x)))),
-            ],
-            "the second step has a norm of its own, norm2": [middle + think(norm1(middle))],
-            "the norms are exchanged: norm1 before attention, norm2 before the MLP": [
-                (lambda y: y + think(norm1(y)))(x + attend(norm2(x)))
-            ],
-        },
-    ) or generic(found, right)
-
-
-@exercise(resize_positions_reference)
-def resize_positions(learner):
-    """Random positions of a 6x6 grid, brought to a larger and to a smaller one."""
-    positions = torch.randn(37, 5)
-    large, small = (resize_positions_reference(positions, grid) for grid in (9, 4))
-    found = learner(positions.clone(), 9)
-    if isinstance(found, torch.Tensor) and tuple(found.shape) in {(81, 5), (80, 5)}:
-        return "the class token's position is lost: it has no place in the grid, so put it back in front as it was"
-    if problem := shape_problem(found, large.shape):
-        return problem
-    less = learner(positions.clone(), 4)
-    if problem := shape_problem(less, small.shape, "for a smaller grid your result"):
-        return problem
-    found, right = torch.cat([found, less]), torch.cat([large, small])
-    if close(found, right):
+    right_losses, right, *_ = _two_steps(lesson.training_step, start, batch)
+    losses, found, accelerator, under_autocast = _two_steps(learner, start, batch)
+    for loss in losses:
+        if problem := shape_problem(loss, (), "the loss"):
+            return problem
+    if losses[0].requires_grad:
+        return "return loss.detach(): else every loss that is kept holds its whole graph"
+    if not accelerator.backwards:
+        return "use accelerator.backward(loss): it scales the loss where the precision is fp16"
+    if not under_autocast:
+        return "the model runs outside `with accelerator.autocast():`, so it never uses the lower precision"
+    if not close(losses[0], right_losses[0]):
+        values = {
+            "cross_entropy takes the *logits*; it has the softmax in it": _step(softmax=True),
+            "the loss is a sum over the batch; take the mean": _step(total=True),
+        }
+        values = {said: [_two_steps(step, start, batch)[0][0]] for said, step in values.items()}
+        return explain(losses[0], values) or generic(losses[0], right_losses[0])
+    before = torch.cat([p.detach().flatten() for p in start.parameters()])
+    if close(found, before, 1e-7):
+        return "the weights did not change: optimizer.step() comes after backward and before zero_grad()"
+    if close(found, right, 1e-5):
         return None
-
-    def resized(patches, grid, mode="bicubic", **options):
-        image = rearrange(patches, "(rows columns) d -> 1 d rows columns", rows=6)
-        image = F.interpolate(image, (grid, grid), mode=mode, **options)
-        return rearrange(image, "1 d rows columns -> (rows columns) d")
-
-    def both(function):
-        return torch.cat([torch.cat([positions[:1], function(grid)]) for grid in (9, 4)])
-
-    if not close(found[:1], positions[:1]) and not close(found[0], right[0]):
-        return "the first row, the class token's position, must stay as it is: only the patches form a grid"
-    return explain(
-        found,
-        {
-            "`antialias=True` is missing: without it a smaller grid skips positions instead of averaging them": [
-                both(lambda grid: resized(positions[1:], grid))
-            ],
-            "that is bilinear; the weights' authors and timm interpolate with mode='bicubic'": [
-                both(
-                    lambda grid, antialias=antialias: resized(
-                        positions[1:], grid, "bilinear", antialias=antialias
-                    )
-                )
-                for antialias in (True, False)
-            ],
-            "with `align_corners=True` the corners are nailed down; leave it False, as for pictures": [
-                both(
-                    lambda grid, antialias=antialias: resized(
-                        positions[1:], grid, align_corners=True, antialias=antialias
-                    )
-                )
-                for antialias in (True, False)
-            ],
-            "that is the nearest neighbour, so that several patches share a position; use mode='bicubic'": [
-                both(lambda grid: resized(positions[1:], grid, "nearest"))
-            ],
-            "the grid is transposed on the way back: rows first, '1 d rows columns -> (rows columns) d'": [
-                both(
-                    lambda grid: rearrange(
-                        resized(positions[1:], grid, antialias=True), "(a b) d -> (b a) d", a=grid
-                    )
-                )
-            ],
-            "a bare reshape to (1, D, rows, columns) mixes channels with places: bring D to the front by rearrange or "
-            "permute": [
-                both(
-                    lambda grid: F.interpolate(
-                        positions[1:].reshape(1, 5, 6, 6),
-                        (grid, grid),
-                        mode="bicubic",
-                        antialias=True,
-                    ).reshape(-1, 5)
-                )
-            ],
-        },
-    ) or generic(found, right)
+    mistakes = {
+        "gradients add up from step to step: optimizer.zero_grad() is missing": _step(zero="never"),
+        "the gradient is not clipped (or only after the step)": _step(clip=None),
+        "the learning rate never changes: scheduler.step() is missing": _step(schedule=False),
+        "neither zero_grad nor the schedule is there": _step(zero="never", schedule=False),
+    }
+    values = {said: [_two_steps(step, start, batch)[1]] for said, step in mistakes.items()}
+    return explain(found, values) or generic(found, right)
 
 
-@exercise(attention_rollout_reference)
+@exercise(lesson.attention_rollout)
 def attention_rollout(learner):
     """Three blocks of random attention, two pictures, four heads."""
     attentions = list((2 * torch.randn(3, 2, 4, 6, 6)).softmax(dim=-1))
-    right = attention_rollout_reference(attentions)
+    right = lesson.attention_rollout(attentions)
     found = learner([weights.clone() for weights in attentions])
     if isinstance(found, torch.Tensor) and tuple(found.shape) == (2, 4, 6, 6):
         return "the heads are still apart: average over them (dim=1) in each block, before anything is multiplied"
@@ -305,8 +420,8 @@ def attention_rollout(learner):
         return problem
     if close(found, right):
         return None
-    eye, means = torch.eye(6), [weights.mean(dim=1) for weights in attentions]
-    halves = [(mean + eye) / 2 for mean in means]
+    identity, means = torch.eye(6), [weights.mean(dim=1) for weights in attentions]
+    halves = [(mean + identity) / 2 for mean in means]
 
     def product(matrices):
         result = matrices[0]
@@ -314,7 +429,7 @@ def attention_rollout(learner):
             result = matrix @ result
         return result
 
-    highest = [(weights.amax(dim=1) + eye) / 2 for weights in attentions]
+    highest = [(weights.amax(dim=1) + identity) / 2 for weights in attentions]
     return explain(
         found,
         {
@@ -324,13 +439,13 @@ def attention_rollout(learner):
             "the blocks are multiplied in the wrong order: the *last* block stands on the left": [
                 product(halves[::-1])
             ],
-            "A + I has rows that sum to 2; halve it, so that each row shares out 1": [
+            "A + I has rows that sum to 2; halve it, so that each row sums to 1": [
                 product([2 * each for each in halves])
             ],
             "you multiplied element by element; the blocks follow one another, which is a matrix product, @": [
                 halves[0] * halves[1] * halves[2]
             ],
-            "you averaged the blocks; news travels from block to block, which is a product": [
+            "you averaged the blocks; information passes from block to block, which is a product": [
                 sum(halves) / 3,
                 sum(means) / 3,
             ],
@@ -347,65 +462,3 @@ def attention_rollout(learner):
             ],
         },
     ) or generic(found, right)
-
-
-@exercise(block_flops_reference)
-def block_flops(learner):
-    """Random sizes of blocks, compared all together."""
-    sizes = [
-        (
-            int(torch.randint(10, 900, ())),
-            8 * int(torch.randint(4, 90, ())),
-            int(torch.randint(9, 3000, ())),
-        )
-        for _ in range(4)
-    ]  # tokens, width, mlp_width
-    found = torch.tensor([float(learner(*size)) for size in sizes], dtype=torch.float64)
-
-    def of(function):
-        return torch.tensor([float(function(*size)) for size in sizes], dtype=torch.float64)
-
-    right = of(block_flops_reference)
-    if _near(found, right):
-        return None
-    mistakes = {
-        "that counts multiply-and-adds; each of them is *two* FLOPs": lambda n, d, m: (
-            block_flops_reference(n, d, m) / 2
-        ),
-        "the products of attention itself are missing: q kᵀ and A v take 2 N² D each": lambda n, d, m: (
-            8 * n * d * d + 4 * n * d * m
-        ),
-        "one of the two products of attention is missing: q kᵀ *and* A v take 2 N² D each": lambda n, d, m: (
-            block_flops_reference(n, d, m) - 2 * n * n * d
-        ),
-        "there are four projections, not three: q, k, v and the one on the way out": lambda n, d, m: (
-            block_flops_reference(n, d, m) - 2 * n * d * d
-        ),
-        "there are four projections, not one: q, k, v and the one on the way out": lambda n, d, m: (
-            block_flops_reference(n, d, m) - 6 * n * d * d
-        ),
-        "the MLP has two layers, D to M and M back to D": lambda n, d, m: (
-            block_flops_reference(n, d, m) - 2 * n * d * m
-        ),
-        "the MLP is missing: 2 N D M for each of its two layers": lambda n, d, m: (
-            8 * n * d * d + 4 * n * n * d
-        ),
-        "the MLP's width is `mlp_width`, which need not be 4 D": lambda n, d, m: (
-            block_flops_reference(n, d, 4 * d)
-        ),
-        "the products of attention grow with N², since every token asks every token": lambda n, d, m: (
-            8 * n * d * d + 4 * n * d + 4 * n * d * m
-        ),
-    }
-    for said, mistake in mistakes.items():
-        if _near(found, of(mistake)):
-            return said
-    n, d, m = sizes[0]
-    return (
-        f"for N = {n}, D = {d}, M = {m} yours is {found[0]:.0f} and the right one {right[0]:.0f}. A product of "
-        "(a, b) and (b, c) takes 2abc; go through the matrix products of a block one by one"
-    )
-
-
-def _near(found, right):
-    return bool(((found - right).abs() <= 1e-9 * right).all())

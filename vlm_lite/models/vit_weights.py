@@ -8,6 +8,8 @@ are loaded, and a key that our model has no place for is refused by its name.
 
 import re
 
+import torch
+
 from vlm_lite.files import UserError
 from vlm_lite.models.vit import VisionTransformer
 from vlm_lite.models.weights import load_exactly
@@ -47,6 +49,17 @@ TIMM_KEYS = (  # timm's name, ours
     (r"blocks\.(\d+)\.mlp\.(fc[12])\.(weight|bias)", r"encoder.layers.\1.mlp.\2.\3"),
     (r"(?:norm|fc_norm)\.(weight|bias)", r"post_layernorm.\1"),
     (r"head\.(weight|bias)", r"head.\1"),
+)
+CLIP_KEYS = (  # transformers' name, timm's
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.q_proj\.", ".attn.qkv."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
 )
 
 
@@ -128,6 +141,32 @@ def from_timm(state, *, source="the state"):
             "before the MLP. Choose a model of that form."
         )
     return ours
+
+
+def clip_to_timm(state):
+    """The state dict of CLIP's vision model, under transformers' names, under timm's; q, k and v become one matrix.
+
+    It goes into a timm `VisionTransformer(pre_norm=True)`, or into `lessons.vit.ViT` with a LayerNorm as its `norm_pre`.
+    CLIP's patch embedding has no bias: `patch_embed.proj.bias` is zero. UserError where q, k or v is missing.
+    """
+    timms = {}
+    for key, value in state.items():
+        if key.endswith("position_ids"):
+            continue
+        if re.search(r"[kv]_proj\.", key):  # they go with q
+            continue
+        if "q_proj" in key:
+            names = [key.replace("q_proj", f"{part}_proj") for part in "qkv"]
+            if missing := [name for name in names if name not in state]:
+                raise UserError(f"the state dict lacks {missing[0]}; give a vision model's, whole.")
+            value = torch.cat([state[name] for name in names])
+        for theirs, mine in CLIP_KEYS:
+            key = re.sub(theirs, mine, key)
+        timms[key] = value
+    timms["cls_token"] = timms["cls_token"].view(1, 1, -1)
+    timms["pos_embed"] = timms["pos_embed"][None]
+    timms["patch_embed.proj.bias"] = torch.zeros(len(timms["patch_embed.proj.weight"]))
+    return timms
 
 
 def _sizes(ours, num_heads, source):
