@@ -210,7 +210,6 @@ STALE = {
     "llava_failures",
     "llava_stages",
     "shapes_vlm",
-    "vit_digits",
 }
 
 
