@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: none
+#     outputs_of: 1d804c2503f75e8e841740a9a4d5f7df2e07fc5a1790f53ba7cc230960bc7b6f
 # ---
 
 # %% [markdown]
