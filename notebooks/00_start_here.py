@@ -15,7 +15,7 @@
 #     title: Start here
 #     builds: eye, nerve and brain in one screen; ask a shipped model, swap the picture, hide it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 55ba3042e899e27d9297058bb459f85867d1dc81075c0aa8ab409ca3dc03c94d
+#     outputs_of: beea8456f754a7ee040ec5f3b0ad179df9e8337fc808074eec14883bc6d87fb3
 # ---
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 #     minutes_t4_estimate: 25
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/connector_variants.json, results/shapes_vlm.json]
-#     outputs_of: 2825c7e10517d800f6e7a974fd4cee9dd9af7a802205fa56cafbbba39159ca05
+#     outputs_of: 8e0faa5713d7cafef19c567209a7e71733c1956e9d70ff4a18757c52524f3163
 # ---
 
 # %% [markdown]

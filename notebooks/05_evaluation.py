@@ -16,7 +16,7 @@
 #     builds: each metric by hand, the controls beside it, and a page that shows whether a model looks
 #     minutes_t4_estimate: 10
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 58281991213ede84d0091ccf97779df8d68039726f8cd31f3a485ae6eb72383c
+#     outputs_of: cf3b659e108004a2b851e73cb3197ebe695b500d084673c40a01146fd6759c0f
 # ---
 
 # %% [markdown]
@@ -1291,7 +1291,7 @@ plots.scoreboard(
 # 3. The type that patch-shuffling does not hurt: is that good or bad? For which types?
 #
 # **Where next.** [06](06_bug_museum.ipynb) shows bugs that a score hides and a control finds. For a model of yours, go on
-# with [evaluate your own model](../README.md#evaluate-your-own-model) in the README.
+# with [evaluate your own model](../docs/evaluating.md).
 
 # %% [markdown]
 # **Glossary**

@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: sixteen silent bugs of minimal VLMs, each seen in a number, mended, and caught by a one-line test
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: 00a9a795ae2da32e225836b886b592c5f233bc552ca78fb11e8a9291430e77f4
+#     outputs_of: 84358a5bad1a4a602d3209afee4db25282136e77ff96029bd33d99dd226a850a
 # ---
 
 # %% [markdown]

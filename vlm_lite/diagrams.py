@@ -102,6 +102,7 @@ def clip(images, captions, config):
         "rows: which caption belongs to this image?   columns: which image belongs to this caption?"
     )
     axes.text(708, top + cell * count + 20, note, ha="right", va="center", fontsize=8.5, color=INK)
+    return figure
 
 
 def _label_box(axes, left, top, width, height, text="", *, fill="white", edge=INK, size=9, **kw):

@@ -212,7 +212,7 @@ def similarity_matrix(
         if count > 12:
             axes.set(xticks=[], yticks=[])
         if column == 0:
-            axes.set_ylabel("picture", labelpad=35 if images is not None else 4)
+            axes.set_ylabel("image", labelpad=35 if images is not None else 4)
         if count <= 8:
             for (row, col), value in np.ndenumerate(values):
                 bright = value > (low + high) / 2
@@ -250,8 +250,8 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
     guessing gives and what the captions allow. guess: {5: 0.8} or a number for every K.
     """
     looks = {
-        "image_to_text": ("picture to caption", BLUE, ""),
-        "text_to_image": ("caption to picture", SKY, "////"),
+        "image_to_text": ("image to caption", BLUE, ""),
+        "text_to_image": ("caption to image", SKY, "////"),
     }
     ks = list(next(iter(results.values())))
     figure = Figure(width=640, height=330, label=title, layout="constrained")
