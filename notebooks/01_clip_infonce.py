@@ -16,6 +16,9 @@
 #     builds: an image encoder, a text encoder and the InfoNCE loss, trained from captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
+#     seconds: 61
+#     peak_memory_mb: 1922
+#     outputs_of: c7aa2c0856521b82e33b3c564b347f17672d5216dc1a64af9632e6be1b3908e2
 # ---
 
 # %% [markdown]
@@ -41,7 +44,7 @@ if importlib.util.find_spec("vlm_lite") is None:
 
 from vlm_lite.profiles import describe, get_compute, get_profile
 
-minutes = {"tiny": None}
+minutes = {"tiny": 1.0}
 profile, compute = get_profile(default=profile, offers=(*minutes, "smoke")), get_compute()
 print(describe(profile, compute, minutes=minutes))
 
@@ -58,7 +61,7 @@ print(describe(profile, compute, minutes=minutes))
 #
 # **Reading time:** 25 minutes. Six exercises, 55 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 1 min and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** PyTorch modules, softmax, cross-entropy. Notebook [00](00_start_here.ipynb) shows where this leads.
 #
