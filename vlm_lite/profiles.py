@@ -32,6 +32,12 @@ class Profile:
     clip_batch_size: int
     clip_steps: int
     clip_lr: float
+    contrastive_images: (
+        int  # notebook 01's own training; clip_...: the zoo's and the recorded variants'
+    )
+    contrastive_batch_size: int
+    contrastive_steps: int
+    contrastive_lr: float
     vit_batch_size: int
     vit_steps: int
     vit_lr: float
@@ -61,6 +67,10 @@ TINY = Profile(
     clip_batch_size=128,
     clip_steps=480,
     clip_lr=1e-3,
+    contrastive_images=8_000,
+    contrastive_batch_size=64,
+    contrastive_steps=360,
+    contrastive_lr=1e-3,
     vit_batch_size=64,
     vit_steps=800,
     vit_lr=2e-3,
@@ -85,6 +95,10 @@ T4 = Profile(
     clip_batch_size=128,
     clip_steps=1_500,
     clip_lr=5e-4,
+    contrastive_images=5_000,
+    contrastive_batch_size=128,
+    contrastive_steps=1_500,
+    contrastive_lr=5e-4,
     vit_batch_size=64,
     vit_steps=800,
     vit_lr=2e-3,
@@ -105,6 +119,9 @@ SMOKE = replace(
     val_images=64,
     clip_batch_size=16,
     clip_steps=4,
+    contrastive_images=64,
+    contrastive_batch_size=16,
+    contrastive_steps=4,
     vit_batch_size=16,
     vit_steps=4,
     connector_batch_size=16,

@@ -19,43 +19,53 @@ import numpy as np
 import torch
 
 from . import clip_variants, connector_variants, optim, recipes, stages, zoo
+from .checkpoint import step_seed
 from .data import instructions, language, shapes
-from .evals.retrieval import chance_recall
+from .data.formats import image_tensor
 from .files import UserError, data_path, home, read_json, write_json
+from .lessons import clip as clip_lesson
 from .lessons import vit
 from .models import clip, qformer, vlm
 from .models.positions import axis_cosines
 from .profiles import PROFILES, get_compute
-from .source import what_counts
+from .source import code_hash, what_counts
 from .train import History
 
 
 def clip_infonce(seed, profile):
-    """Notebook 01's training: CLIP from scratch with InfoNCE on Shapes; R@K over held-out captions."""
+    """Notebook 01's training: CLIP from scratch with InfoNCE on Shapes; R@K over held-out captions, and zero-shot."""
     tokenizer = language.make_tokenizer()
-    images, texts, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
-    model = recipes.make_shapes_clip(tokenizer, seed=seed)
-    history = recipes.train_clip(
+    table, _ = shapes.load_shapes("train", profile.contrastive_images)
+    images, captions = image_tensor(table)[0], table["captions"][:]
+    texts = [text for five in captions for text in five]
+    model = clip_lesson.make_clip(tokenizer, seed)
+    history = clip_lesson.train_clip(
         model,
         images,
-        texts,
-        tokenizer,
-        steps=profile.clip_steps,
-        lr=profile.clip_lr,
-        batch_size=profile.clip_batch_size,
+        clip_lesson.tokenize(texts, tokenizer).view(len(images), len(captions[0]), -1),
+        steps=profile.contrastive_steps,
+        batch_size=profile.contrastive_batch_size,
+        lr=profile.contrastive_lr,
         seed=seed,
-        description=f"CLIP, seed {seed}",
+        name=f"clip-seed-{seed}",
     )
-    figures = {}
+    model, figures = model.cpu(), {}
     for split in ("val", "novel"):
-        pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, profile.val_images)[0])
-        found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
-        figures |= {
-            f"{split} {way.replace('_', ' ')} R@{k}": v
-            for way, recall in found.items()
-            for k, v in recall.items()
-        }
-    figures["chance R@5"] = chance_recall(profile.val_images, 5)
+        table, _ = shapes.load_shapes(split, profile.val_images)
+        images, texts = image_tensor(table)[0], [five[0] for five in table["captions"][:]]
+        ids = clip_lesson.tokenize(texts, tokenizer)
+        u, v = clip_lesson.embed_images(model, images), clip_lesson.embed_texts(model, ids)
+        for way, matrix in (("image to text", u @ v.T), ("text to image", v @ u.T)):
+            for k in (1, 5, 10):
+                figures[f"{split} {way} R@{k}"] = clip_lesson.recall_at_k(matrix, k)
+        if split == "val":
+            rows, tasks = shapes.zero_shot_task(table)
+            for kind, (_, truth) in tasks.items():
+                prompts = shapes.zero_shot_prompts(kind)
+                found = clip_lesson.zero_shot(model, images[rows], prompts, tokenizer)
+                figures[f"zero-shot {kind}"] = float(np.mean(found.numpy() == np.array(truth)))
+            figures["modality gap"] = float((u.mean(0) - v.mean(0)).norm())
+    figures["chance R@5"] = 5 / profile.val_images
     figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
     return history, figures
 
@@ -272,21 +282,29 @@ CONNECTOR_VARIANTS_RECIPE = (
 )
 # What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
 VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
-VIT_RECIPE = (
-    vit.leftmost_task,
-    vit.pixel_values,
-    vit.patchify,
-    vit.MultiHeadAttention,
-    vit.Block,
-    vit.ViT,
-    vit.small_cnn,
-    vit.training_step,
-    vit.train_vit,
-    vit.accuracy,
-)
+# What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
+LESSON_CODE = {
+    "clip_infonce": (
+        clip_lesson.make_clip,
+        clip_lesson.train_clip,
+        clip_lesson.tokenize,
+        clip_lesson.zero_shot,
+        clip_lesson.recall_at_k,
+        step_seed,
+    ),
+    "vit_positions": (
+        vit.leftmost_task,
+        vit.ViT,
+        vit.small_cnn,
+        vit.train_vit,
+        vit.accuracy,
+        step_seed,
+    ),
+}
+FOLLOWED = ("vlm_lite.lessons", "vlm_lite.models.vit", "vlm_lite.distributed")
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
-    "clip_infonce": (clip_infonce, (*CLIP_RECIPE, recipes.make_shapes_clip, clip.info_nce), ()),
+    "clip_infonce": (clip_infonce, (), ()),
     "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
     "qformer_connector": (
         qformer_connector,
@@ -305,7 +323,7 @@ STUDIES = {
     ),
     "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
     "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-    "vit_positions": (vit_positions, VIT_RECIPE, ()),
+    "vit_positions": (vit_positions, (), ()),
 }
 CONNECTOR_FIELDS = (
     "train_images",
@@ -326,7 +344,14 @@ CLIP_FIELDS = (
     "clip_lr",
 )
 FIELDS = {
-    "clip_infonce": CLIP_FIELDS,
+    "clip_infonce": (
+        "image_size",
+        "val_images",
+        "contrastive_images",
+        "contrastive_batch_size",
+        "contrastive_steps",
+        "contrastive_lr",
+    ),
     "clip_variants": CLIP_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
@@ -350,6 +375,8 @@ def study_hash(name):
         ),
         repr((shapes.VERSION, [profile[field] for field in FIELDS[name]])),
     ]
+    if name in LESSON_CODE:
+        parts.append(code_hash(*LESSON_CODE[name], follow=FOLLOWED))
     digest = hashlib.sha256("\n".join(parts).encode())
     for model in models:
         digest.update(data_path("zoo", model, "model.safetensors").read_bytes())

@@ -12,9 +12,9 @@ from vlm_lite.labs import build
 from vlm_lite.labs.grade import as_text, grade, to_run
 
 RECALL = "def recall_at_k(similarity, k):\n    {}"
-BOUND = "def information_bound(loss, batch_size):\n    {}"
+CLASSES = "def class_embeddings(encode_text, prompts):\n    {}"
 RANKS = "ahead = (similarity >= similarity.diagonal()[:, None]).sum(dim=1)\n    return (ahead <= k).float().mean()"
-LOG = "return math.log(batch_size) - loss"
+MEANS = "unit = F.normalize\n    return unit(torch.stack([unit(encode_text(p)).mean(0) for p in prompts]))"
 TODO = "raise NotImplementedError('later')"
 IMPORTS, FIRST, FIRST_CHECK, SECOND, SECOND_CHECK = range(5)  # the cells of the lab below
 
@@ -23,10 +23,10 @@ IMPORTS, FIRST, FIRST_CHECK, SECOND, SECOND_CHECK = range(5)  # the cells of the
 def course(tmp_path_factory):
     """A folder with a lab of two exercises."""
     folder = tmp_path_factory.mktemp("course")
-    cells = [nbformat.v4.new_code_cell("import math\nfrom vlm_lite.labs import check")]
+    cells = [nbformat.v4.new_code_cell("import torch\nimport torch.nn.functional as F\nfrom vlm_lite.labs import check")]
     for name, source, points in (
         ("recall_at_k", RECALL.format(RANKS), 2),
-        ("information_bound", BOUND.format(LOG), 1),
+        ("class_embeddings", CLASSES.format(MEANS), 1),
     ):
         head, body = source.split("\n", 1)
         marked = f"{head}\n    {build.BEGIN}\n{body}\n    {build.END}"
@@ -45,11 +45,11 @@ def course(tmp_path_factory):
         )
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "98_small.ipynb")
     other = nbformat.v4.new_notebook(cells=cells[3:])
-    other.cells[0].source = other.cells[0].source.replace("information_bound", "cosine_similarity")
-    other.cells[1].source = "cosine_similarity = check.cosine_similarity(cosine_similarity)"
+    other.cells[0].source = other.cells[0].source.replace("class_embeddings", "info_nce")
+    other.cells[1].source = "info_nce = check.info_nce(info_nce)"
     for cell in other.cells:
         marked = cell.metadata.nbgrader
-        marked.grade_id = marked.grade_id.replace("information_bound", "cosine_similarity")
+        marked.grade_id = marked.grade_id.replace("class_embeddings", "info_nce")
     nbformat.write(other, folder / "99_other.ipynb")
     return folder
 
@@ -81,22 +81,22 @@ def hand_in(course, tmp_path_factory):
 @pytest.fixture(scope="module")
 def reports(course, hand_in):
     """The reports on a whole class, by name, and the statuses of the two exercises in each."""
-    right = {FIRST: RECALL.format(RANKS), SECOND: BOUND.format(LOG)}
+    right = {FIRST: RECALL.format(RANKS), SECOND: CLASSES.format(MEANS)}
     hand_in("loud", right, extra="for _ in range(40):\n    print(100_000 * 'x')")
     hand_in(
         "percent",
         {
             FIRST: RECALL.format(RANKS + " * 100"),
-            SECOND: BOUND.format(TODO),
-            SECOND_CHECK: "information_bound = math.log\nprint('✓ information_bound: right.')",
+            SECOND: CLASSES.format(TODO),
+            SECOND_CHECK: "class_embeddings = len\nprint('✓ class_embeddings: right.')",
         },
     )
-    hand_in("deleted", {FIRST: None, SECOND: BOUND.format("raise SystemExit")})
+    hand_in("deleted", {FIRST: None, SECOND: CLASSES.format("raise SystemExit")})
     hand_in(
         "renamed",
         {
             FIRST: RECALL.format(RANKS).replace("recall_at_k", "my_recall"),
-            SECOND: BOUND.format(LOG),
+            SECOND: CLASSES.format(MEANS),
             SECOND_CHECK: None,
         },
     )
@@ -251,14 +251,14 @@ def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where
     rows, places = to_run(made, master["cells"], found)
     assert [number for number, _ in rows] == [1, 2, 3, 4, None] and {
         k: e.name for k, e in places.items()
-    } == {2: "recall_at_k", 4: "information_bound"}
+    } == {2: "recall_at_k", 4: "class_embeddings"}
     assert "reference" not in rows[2][1] and rows[2][1].endswith(
         master["cells"][FIRST_CHECK]["source"]
     )
     rows, places = to_run([], master["cells"], found)
     assert len(rows) == 2 and [each.name for each in places.values()] == [
         "recall_at_k",
-        "information_bound",
+        "class_embeddings",
     ]
 
 

@@ -200,6 +200,29 @@ def ambiguity_ceiling(captions, ks=(1, 5, 10)):
     }
 
 
+def zero_shot_task(captions):
+    """Which images of a captions table hold exactly one shape, and which: (rows, {"colour": ..., "shape": ...}).
+
+    rows: n row numbers; the values: (C class names, n class numbers). A digit may stand beside the shape.
+    """
+    named = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
+    found = [named.findall(text) for text in captions["description"][:]]
+    rows = [row for row, pairs in enumerate(found) if len(pairs) == 1]
+    classes = {"colour": list(scenes.COLOURS), "shape": list(scenes.SHAPES)}
+    return rows, {
+        kind: (names, [names.index(found[row][0][part]) for row in rows])
+        for part, (kind, names) in enumerate(classes.items())
+    }
+
+
+def zero_shot_prompts(kind):
+    """The prompts of each colour, or of each shape: C lists that say the class with every size and every other word."""
+    colours, kinds = list(scenes.COLOURS), list(scenes.SHAPES)
+    if kind == "colour":
+        return [[f"a {z} {c} {s}." for z in scenes.SIZES for s in kinds] for c in colours]
+    return [[f"a {z} {c} {s}." for z in scenes.SIZES for c in colours] for s in kinds]
+
+
 SCOREBOARD_TYPES = ("colour", "shape", "count", "relation", "digit")
 ANSWERS = {
     "colour": tuple(scenes.COLOURS),

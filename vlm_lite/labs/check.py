@@ -1,7 +1,14 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
 from .blip2 import stage1_mask
-from .clip import class_embeddings, cosine_similarity, info_nce, information_bound, recall_at_k
+from .clip import (
+    ImageEncoder,
+    TextEncoder,
+    class_embeddings,
+    info_nce,
+    recall_at_k,
+    training_step,
+)
 from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
 from .core import progress, same_outputs
 from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
@@ -19,7 +26,9 @@ from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vi
 
 __all__ = [
     "Block",
+    "ImageEncoder",
     "MultiHeadAttention",
+    "TextEncoder",
     "ViT",
     "accumulate",
     "answer_loss",
@@ -30,9 +39,7 @@ __all__ = [
     "class_embeddings",
     "clipped_matches",
     "conversation_labels",
-    "cosine_similarity",
     "info_nce",
-    "information_bound",
     "insert_image",
     "load_weights",
     "lora_linear",
@@ -55,6 +62,7 @@ __all__ = [
     "select_features",
     "split_by_picture",
     "stage1_mask",
+    "training_step",
     "type_prior",
     "vit_training_step",
     "vqa_accuracy",

@@ -1,86 +1,254 @@
-"""The checks of notebook 01: similarity, InfoNCE, the bound on mutual information, Recall@K, zero-shot classes.
+"""The checks of notebook 01: image encoder, text encoder, InfoNCE, training step, Recall@K, zero-shot classes.
 
 Each check first sees whether the learner's result is right; if not, whether it equals what a known mistake would give
-on the same inputs. The functions named `*_reference` are what later cells use where a learner has none of their own.
+on the same inputs. What later cells use where a learner has none of their own comes from `lessons.clip`.
 """
 
 import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
-from ..models import clip
+from ..lessons import clip
 from .core import close, exercise, explain, generic, shape_problem
 
-
-def cosine_similarity_reference(x, y):
-    """x (N, P), y (M, P), of any length -> the cosine of every x with every y, (N, M)."""
-    return F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T
-
-
-def information_bound_reference(loss, batch_size):
-    """The least mutual information, in nats, that an InfoNCE loss over `batch_size` pairs proves: log N - loss."""
-    return math.log(batch_size) - loss
-
-
-def recall_at_k_reference(similarity, k):
-    """similarity (N, N), query i belonging to candidate i -> the fraction of queries with it among their first k.
-
-    A tie counts against the query, and so does NaN, which is not less than anything.
-    """
-    ahead = (~(similarity < similarity.diagonal()[:, None])).sum(
-        dim=1
-    ) - 1  # (N,) all but itself that are not behind
-    return (ahead < k).float().mean()
+SMALL = clip.CLIPConfig(
+    vocab_size=30,
+    eos_token_id=5,
+    image_size=12,
+    patch_size=4,
+    context_length=12,
+    width=16,
+    image_layers=2,
+    text_layers=2,
+    num_heads=2,
+    projection_dim=8,
+)
+PATCHES = "b c (h p) (w q) -> b (h w) (c p q)"
 
 
-def class_embeddings_reference(encode_text, prompts):
-    """prompts: C lists of strings; encode_text: strings -> (n, P) -> one unit vector a class, (C, P)."""
-    means = [F.normalize(encode_text(each), dim=-1).mean(dim=0) for each in prompts]
-    return F.normalize(torch.stack(means), dim=-1)
-
-
-@exercise(cosine_similarity_reference)
-def cosine_similarity(learner):
-    """Five random pictures against seven captions, of random lengths: all cosines at once."""
-    x, y = _lengths(torch.randn(5, 12)), _lengths(torch.randn(7, 12))
-    right = cosine_similarity_reference(x, y)  # (5, 7)
-    found = learner(x, y)
-    if isinstance(found, torch.Tensor) and found.shape == right.T.shape:
+def _twins(reference, learner):
+    """(the reference, the learner's) of one class with the same random weights; a diagnosis where they cannot be."""
+    right, mine = reference(SMALL), learner(SMALL)
+    with torch.no_grad():
+        for parameter in right.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    shapes = {name: value.shape for name, value in mine.state_dict().items()}
+    if shapes != {name: value.shape for name, value in right.state_dict().items()}:
         return (
-            "the result is (captions, pictures); rows must be pictures and columns captions. "
-            "Transpose the second factor"
+            right,
+            "`__init__` was changed: leave its parameters as they were, and write `forward`",
         )
-    problem = shape_problem(found, right.shape)
-    if problem or close(found, right):
+    mine.load_state_dict(right.state_dict())
+    return right, mine
+
+
+def _image(encoder, pixels, *, pattern=PATCHES, place=True, norms=(True, True), first=True, read=0):
+    """An ImageEncoder's forward with one thing done in another way. read: the token, or "mean" of the patches."""
+    size = encoder.patch_size
+    x = encoder.patch_embedding(rearrange(pixels, pattern, p=size, q=size))  # (B, N, D)
+    token = encoder.class_embedding.expand(len(x), 1, -1)
+    x = torch.cat([token, x] if first else [x, token], dim=1)
+    x = x + encoder.position_embedding if place else x
+    x = encoder.input_norm(x) if norms[0] else x
+    for block in encoder.blocks:
+        x = block(x)
+    x = x[:, 1:].mean(dim=1) if read == "mean" else x[:, read]
+    return encoder.output_norm(x) if norms[1] else x
+
+
+@exercise(clip.ImageEncoder)
+def ImageEncoder(learner):
+    """Three random images of nine patches through an encoder of two blocks with random weights."""
+    right, mine = _twins(clip.ImageEncoder, learner)
+    if isinstance(mine, str):
+        return mine
+    pixels = torch.randn(3, 3, 12, 12)
+    expected, found = right(pixels), mine(pixels)
+    if isinstance(found, torch.Tensor) and found.shape == (3, 10, 16):
+        return "you return all 10 tokens; one vector an image is wanted, the class token's: x[:, 0]"
+    problem = shape_problem(found, expected.shape)
+    if problem or close(found, expected):
         return problem
-    x1, y1 = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
-    raw = x @ y.T
-    return explain(
-        found,
-        {
-            "these are dot products, not cosines: divide each vector by its own length first": [
-                raw
-            ],
-            "only one side was normalised: both pictures and captions need unit length": [
-                x1 @ y.T,
-                x @ y1.T,
-            ],
-            "you normalised down the batch; each *row* is a vector: normalise along the last axis, dim=-1": [
-                F.normalize(x, dim=0) @ F.normalize(y, dim=0).T
-            ],
-            "you divided by the *squared* length; take the square root of the sum of squares": [
-                x / (x * x).sum(-1, keepdim=True) @ (y / (y * y).sum(-1, keepdim=True)).T
-            ],
-            "you divided by the sum of absolute values (the 1-norm); cosine takes the Euclidean length, the 2-norm": [
-                F.normalize(x, p=1, dim=-1) @ F.normalize(y, p=1, dim=-1).T
-            ],
-            "stop before the softmax: the cosines themselves are wanted": [
-                (x1 @ y1.T).softmax(-1),
-                raw.softmax(-1),
-            ],
+    mistakes = {
+        "the positions are missing: add position_embedding to class token and patches": {
+            "place": False
         },
-    ) or generic(found, right)
+        "input_norm is missing: it comes before the first block": {"norms": (False, True)},
+        "output_norm is missing: normalise the class token at the end": {"norms": (True, False)},
+        "the class token stands behind the patches; put it in front of them": {"first": False},
+        "you read out the mean of the patches; read out the class token, x[:, 0]": {"read": "mean"},
+        "you read out the last patch, x[:, -1]; the class token is the first, x[:, 0]": {
+            "read": -1
+        },
+        "the patches run column by column; take them row by row: (h w)": {
+            "pattern": "b c (h p) (w q) -> b (w h) (c p q)"
+        },
+        "within a patch the channels come last; they come first: (c p q)": {
+            "pattern": "b c (h p) (w q) -> b (h w) (p q c)"
+        },
+        "these are no patches: (p h) takes every third row of pixels; (h p) takes neighbours": {
+            "pattern": "b c (p h) (q w) -> b (h w) (c p q)"
+        },
+    }
+    values = {said: [_image(right, pixels, **how)] for said, how in mistakes.items()}
+    values["you read out the class token of a blockless encoder: send x through every block"] = [
+        right.output_norm(right.input_norm(right.class_embedding + right.position_embedding[0]))
+        .expand_as(found)
+        .clone()
+    ]
+    return explain(found, values) or generic(found, expected)
+
+
+def _text(encoder, ids, *, causal=True, place=True, norm=True, read="eos"):
+    """A TextEncoder's forward with one thing done in another way. read: "eos", "last", "mean" or "max" (of the ids)."""
+    x = encoder.token_embedding(ids)
+    x = x + encoder.position_embedding[: ids.shape[1]] if place else x
+    for block in encoder.blocks:
+        x = block(x, is_causal=causal)
+    is_eos = (ids == encoder.eos_token_id).int()
+    rows, last = torch.arange(len(x)), ids.shape[1] - 1
+    end = {
+        "eos": is_eos.argmax(dim=1),
+        "before": (is_eos.argmax(dim=1) - 1).clamp(min=0),
+        "last": torch.full_like(rows, last),
+        "last eos": last - is_eos.flip(1).argmax(dim=1),
+        "max": ids.argmax(dim=1),
+        "first": torch.zeros_like(rows),
+    }
+    x = x.mean(dim=1) if read == "mean" else x[rows, end[read]]
+    return encoder.output_norm(x) if norm else x
+
+
+@exercise(clip.TextEncoder)
+def TextEncoder(learner):
+    """Four texts of different lengths, whose padding is EOS in one and another token in the rest."""
+    right, mine = _twins(clip.TextEncoder, learner)
+    if isinstance(mine, str):
+        return mine
+    ids = torch.randint(6, 30, (4, 9))
+    for row, end in enumerate((3, 8, 5, 6)):
+        ids[row, end], ids[row, end + 1 :] = 5, 0
+    ids[2, 5:] = 5
+    expected, found = right(ids), mine(ids)
+    if isinstance(found, torch.Tensor) and found.ndim == 3:
+        return "you return every token; one vector a text is wanted, the one at its EOS"
+    problem = shape_problem(found, expected.shape)
+    if problem or close(found, expected):
+        return problem
+    mistakes = {
+        "not causal: a token must not see later ones, so give each block is_causal=True": {
+            "causal": False
+        },
+        "the positions are missing: add position_embedding[:T] to the tokens": {"place": False},
+        "output_norm is missing: normalise what you read out": {"norm": False},
+        "you read out the last position, which is padding in shorter texts; read out the EOS": {
+            "read": "last"
+        },
+        "you read out the last EOS; padding may be EOS too, so take the first": {
+            "read": "last eos"
+        },
+        "you read out the token before the EOS; the EOS itself has seen the whole text": {
+            "read": "before"
+        },
+        "you read out the highest id; that is right only where EOS has the highest id": {
+            "read": "max"
+        },
+        "you read out the first token, which has seen nothing but itself; read out the EOS": {
+            "read": "first"
+        },
+        "you average over all tokens, padding too; read out the EOS": {"read": "mean"},
+    }
+    return explain(found, {said: [_text(right, ids, **how)] for said, how in mistakes.items()}) or (
+        generic(found, expected)
+    )
+
+
+def _step(model, pixels, ids, loss_fn, accelerator, optimizer, scheduler, *, leave_out=()):
+    """The steps of `lessons.clip.training_step` by name, without those in `leave_out`."""
+    loss = loss_fn(*model(pixels, ids))
+    steps = {
+        "backward": lambda: accelerator.backward(loss),
+        "clip": lambda: accelerator.clip_grad_norm_(model.parameters(), 1.0),
+        "step": optimizer.step,
+        "scheduler": scheduler.step,
+        "zero": optimizer.zero_grad,
+    }
+    for name, call in steps.items():
+        if name not in leave_out:
+            call()
+    return loss.detach()
+
+
+@exercise(clip.training_step)
+def training_step(learner):
+    """Three steps of a small CLIP with a loss whose gradient is larger than 1; then weights, losses, schedule."""
+    pixels, ids = torch.randn(4, 3, 12, 12), torch.randint(6, 30, (4, 6))
+    ids[:, 5] = 5
+    start = clip.CLIP(SMALL).state_dict()
+
+    def run(step):
+        model = clip.CLIP(SMALL)
+        model.load_state_dict(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        norms = []
+
+        def clip_norm(parameters, norm):
+            parameters = list(parameters)
+            norms.append(norm)
+            return torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+        accelerator = SimpleNamespace(
+            backward=lambda loss: loss.backward(),
+            clip_grad_norm_=clip_norm,
+            num_processes=1,
+        )
+
+        def loss_fn(*embeds):
+            return 30 * clip.info_nce(*embeds)
+
+        losses = [
+            step(model, pixels, ids, loss_fn, accelerator, optimizer, scheduler) for _ in range(3)
+        ]
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        return losses, weights, optimizer.param_groups[0]["lr"], norms, model
+
+    losses, weights, rate, _, _ = run(clip.training_step)
+    found, mine, my_rate, norms, model = run(learner)
+    if any(isinstance(each, torch.Tensor) and each.requires_grad for each in found):
+        return "the loss you return carries its graph, which keeps every activation alive: return loss.detach()"
+    if isinstance(found[0], torch.Tensor) and found[0].ndim:
+        return f"the loss you return has shape {tuple(found[0].shape)}; one number is wanted"
+    if close(mine, weights, 1e-5) and close(my_rate, rate):
+        if not close(torch.stack([torch.as_tensor(each) for each in found]), torch.stack(losses)):
+            return "the weights are right but the loss you return is not the one of this step"
+        if any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters()):
+            return "gradients are left over after the step: end with optimizer.zero_grad()"
+        return None
+    if close(mine, torch.cat([start[n].flatten() for n, _ in model.named_parameters()]), 1e-6):
+        return "no weight has moved: is accelerator.backward(loss) before optimizer.step(), and zero_grad after it?"
+    said = {
+        "the gradient is not clipped: accelerator.clip_grad_norm_(model.parameters(), 1.0) before the step": (
+            "clip",
+        ),
+        "gradients add up from step to step: optimizer.zero_grad() is missing": ("zero",),
+        "the learning rate never changes: scheduler.step() is missing": ("scheduler",),
+    }
+    for message, left in said.items():
+        other = run(lambda *batch, left=left: _step(*batch, leave_out=left))
+        if close(mine, other[1], 1e-5) and close(my_rate, other[2]):
+            return message
+    if norms and set(norms) != {1.0}:
+        return f"the gradient's norm is clipped to {norms[0]:g}; clip it to 1"
+    if not close(my_rate, rate):
+        return "scheduler.step() is called more or less often than once a step"
+    return (
+        "after three steps the weights differ. The order is: forward, loss, backward, clip, optimizer.step(), "
+        "scheduler.step(), zero_grad()"
+    )
 
 
 @exercise(clip.info_nce)
@@ -125,7 +293,7 @@ def info_nce(learner):
     ):
         if not close(grad, ours, 1e-3):
             return f"the value is right but the gradient of {name} is not: is part of the computation detached?"
-    sharp = torch.tensor(clip.MAX_LOGIT_SCALE)
+    sharp = torch.tensor(math.log(100))
     if not close(learner(x, -x, sharp), clip.info_nce(x, -x, sharp), 1e-3):
         return (
             "at the largest scale, 100, it overflows: e^100 is no number in fp32. F.cross_entropy or "
@@ -136,7 +304,7 @@ def info_nce(learner):
 
 def _info_nce_mistakes(x, y, log_scale):
     scale, target = log_scale.exp(), torch.arange(len(x))
-    cosine = cosine_similarity_reference(x, y)
+    cosine = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T
 
     def loss(logits, target=target, **options):
         return F.cross_entropy(logits, target, **options)
@@ -190,49 +358,7 @@ def _without_right_pair(logits):
     return ((others.logsumexp(1) - right).mean() + (others.logsumexp(0) - right).mean()) / 2
 
 
-@exercise(information_bound_reference)
-def information_bound(learner):
-    """A few losses at a random batch size, as a tensor and as one number."""
-    size = int(torch.randint(20, 200, ()))
-    losses = torch.rand(6) * 3 + 0.1
-    right = information_bound_reference(losses, size)
-    found = learner(losses, size)
-    if close(found, right):
-        one = float(losses[0])
-        return (
-            None
-            if close(learner(one, size), float(right[0]))
-            else ("it is right for a tensor of losses and wrong for a single number")
-        )
-    return explain(
-        found,
-        {
-            "the sign is turned: a *lower* loss proves *more* information; it is log N - loss": [
-                -right
-            ],
-            "that logarithm is to base 2; the loss is in nats, so take the natural one, math.log": [
-                math.log2(size) - losses
-            ],
-            "that logarithm is to base 10; the loss is in nats, so take the natural one, math.log": [
-                math.log10(size) - losses
-            ],
-            "N counts all candidates, the right one too: log N, not log(N - 1)": [
-                math.log(size - 1) - losses
-            ],
-            "the logarithm is missing: it is log N - loss": [size - losses],
-            "log N is added to the loss; the loss must be taken *from* it": [
-                math.log(size) + losses
-            ],
-            "a ratio says something else; subtract: log N - loss": [
-                math.log(size) / losses,
-                losses / math.log(size),
-                1 - losses / math.log(size),
-            ],
-        },
-    ) or generic(found, right)
-
-
-@exercise(recall_at_k_reference)
+@exercise(clip.recall_at_k)
 def recall_at_k(learner):
     """Random matrices of 13 queries at several k, compared all together; then matrices with ties."""
     matrices = [torch.randn(13, 13) + 0.8 * torch.eye(13) for _ in range(4)]
@@ -245,7 +371,7 @@ def recall_at_k(learner):
     def of(function):
         return torch.tensor([float(function(matrix, k)) for matrix, k in cases])
 
-    right = of(recall_at_k_reference)
+    right = of(clip.recall_at_k)
     if close(found, right):
         return (
             _ties(learner, matrices[0])
@@ -256,28 +382,28 @@ def recall_at_k(learner):
         found,
         {
             "you ranked down the columns; each *row* is a query, so rank along dim=1": [
-                of(lambda s, k: recall_at_k_reference(s.T, k))
+                of(lambda s, k: clip.recall_at_k(s.T, k))
             ],
             "k is ignored: the right one may be *anywhere* among the first k": [
-                of(lambda s, k: recall_at_k_reference(s, 1))
+                of(lambda s, k: clip.recall_at_k(s, 1))
             ],
             "you took the k *least* similar: sort with the largest first": [
-                of(lambda s, k: recall_at_k_reference(-s, k))
+                of(lambda s, k: clip.recall_at_k(-s, k))
             ],
             "that is a count of hits; divide by the number of queries": [
-                of(lambda s, k: 13 * recall_at_k_reference(s, k))
+                of(lambda s, k: 13 * clip.recall_at_k(s, k))
             ],
             "that is a percentage; a fraction in 0..1 is wanted": [
-                of(lambda s, k: 100 * recall_at_k_reference(s, k))
+                of(lambda s, k: 100 * clip.recall_at_k(s, k))
             ],
             "you divided by k (that is precision); a query is a hit or not, whatever k is": [
-                of(lambda s, k: recall_at_k_reference(s, k) / k)
+                of(lambda s, k: clip.recall_at_k(s, k) / k)
             ],
             "you look at one candidate too many: fewer than k may stand before the right one": [
-                of(lambda s, k: recall_at_k_reference(s, k + 1))
+                of(lambda s, k: clip.recall_at_k(s, k + 1))
             ],
             "you look at one candidate too few: the first k include the k-th": [
-                of(lambda s, k: recall_at_k_reference(s, k - 1))
+                of(lambda s, k: clip.recall_at_k(s, k - 1))
             ],
         },
     ) or generic(found, right)
@@ -289,7 +415,7 @@ def _ties(learner, matrix):
     twins[:, 1::2] = twins[:, :-1:2]
     cases = [(tied, k) for tied in (torch.ones_like(matrix), twins) for k in (1, 3, 5)]
     found = torch.tensor([float(learner(tied.clone(), k)) for tied, k in cases])
-    if close(found, torch.tensor([float(recall_at_k_reference(tied, k)) for tied, k in cases])):
+    if close(found, torch.tensor([float(clip.recall_at_k(tied, k)) for tied, k in cases])):
         return None
     for_you = [
         ((tied > tied.diagonal()[:, None]).sum(dim=1) < k).float().mean() for tied, k in cases
@@ -308,7 +434,7 @@ def _ties(learner, matrix):
     )
 
 
-@exercise(class_embeddings_reference)
+@exercise(clip.class_embeddings)
 def class_embeddings(learner):
     """Three classes with 2, 4 and 3 prompts, and an encoder that gives every string a random vector of its own."""
     memory = {}
@@ -326,7 +452,7 @@ def class_embeddings(learner):
         [f"a {name} {k}" for k in range(count)]
         for name, count in (("cat", 2), ("dog", 4), ("owl", 3))
     ]
-    right = class_embeddings_reference(encode_text, prompts)  # (3, 10)
+    right = clip.class_embeddings(encode_text, prompts)  # (3, 10)
     found = learner(encode_text, prompts)
     if isinstance(found, list | tuple):
         return "your result is a list; make one tensor (classes, P) of it with torch.stack"
