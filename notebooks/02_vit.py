@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: none
+#     outputs_of: 2c10b48d3e2395166284f38230aff3d3092edb6873611a62234b3b0aeea8b3ee
 # ---
 
 # %% [markdown]
