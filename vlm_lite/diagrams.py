@@ -2,7 +2,18 @@
 
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from vlm_lite.figures import BLUE, GREY, INK, ORANGE, PALE, SKY, VERMILLION, Figure, styled, wrap
+from vlm_lite.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    SKY,
+    VERMILLION,
+    Figure,
+    styled,
+    wrap,
+)
 
 
 def _canvas(width, height, label):

@@ -502,27 +502,6 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
 
 
 @styled
-def joint_space(clouds, gap):
-    """Images and captions on the first two principal axes of each panel's joint space.
-
-    clouds: {name of the panel: (image_embeds (N, P), text_embeds (M, P))}. gap: {name of the panel: number} for its title.
-    """
-    figure = Figure(width=680, height=330, label="the joint space", layout="constrained")
-    panels = figure.subplots(1, len(clouds), squeeze=False)[0]
-    for axes, (name, embeds) in zip(panels, clouds.items(), strict=True):
-        points = np.concatenate([array(x) for x in embeds])
-        points = points - points.mean(axis=0)
-        points = points @ np.linalg.svd(points, full_matrices=False)[2][:2].T  # (N + M, 2)
-        count = len(embeds[0])
-        axes.plot(*points[:count].T, "o", markersize=2.5, color=BLUE, label="images")
-        axes.plot(*points[count:].T, "x", markersize=3.5, color=ORANGE, label="captions")
-        axes.set(title=f"{name}: gap {gap[name]:.2f}")
-        axes.set(xlabel="first principal axis", ylabel="second principal axis")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-@styled
 def position_similarity(tables):
     """One panel for each table of position embeddings, and in it one small map for each position.
 
@@ -549,4 +528,25 @@ def position_similarity(tables):
         axes.grid(False)
     panels[0].set_ylabel("row of the position")
     figure.colorbar(shown, ax=list(panels), label="cosine", shrink=0.8).outline.set_visible(False)
+    return figure
+
+
+@styled
+def joint_space(clouds, gap):
+    """Images and captions on the first two principal axes of each panel's joint space.
+
+    clouds: {name of the panel: (image_embeds (N, P), text_embeds (M, P))}. gap: {name of the panel: number} for its title.
+    """
+    figure = Figure(width=680, height=330, label="the joint space", layout="constrained")
+    panels = figure.subplots(1, len(clouds), squeeze=False)[0]
+    for axes, (name, embeds) in zip(panels, clouds.items(), strict=True):
+        points = np.concatenate([array(x) for x in embeds])
+        points = points - points.mean(axis=0)
+        points = points @ np.linalg.svd(points, full_matrices=False)[2][:2].T  # (N + M, 2)
+        count = len(embeds[0])
+        axes.plot(*points[:count].T, "o", markersize=2.5, color=BLUE, label="images")
+        axes.plot(*points[count:].T, "x", markersize=3.5, color=ORANGE, label="captions")
+        axes.set(title=f"{name}: gap {gap[name]:.2f}")
+        axes.set(xlabel="first principal axis", ylabel="second principal axis")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

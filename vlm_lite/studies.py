@@ -292,20 +292,16 @@ LESSON_CODE = {
         clip_lesson.recall_at_k,
         step_seed,
     ),
+    "vit_positions": (
+        vit.leftmost_task,
+        vit.ViT,
+        vit.small_cnn,
+        vit.train_vit,
+        vit.accuracy,
+        step_seed,
+    ),
 }
 FOLLOWED = ("vlm_lite.lessons", "vlm_lite.models.vit", "vlm_lite.distributed")
-VIT_RECIPE = (
-    vit.leftmost_task,
-    vit.pixel_values,
-    vit.patchify,
-    vit.MultiHeadAttention,
-    vit.Block,
-    vit.ViT,
-    vit.small_cnn,
-    vit.training_step,
-    vit.train_vit,
-    vit.accuracy,
-)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
@@ -327,7 +323,7 @@ STUDIES = {
     ),
     "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
     "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-    "vit_positions": (vit_positions, VIT_RECIPE, ()),
+    "vit_positions": (vit_positions, (), ()),
 }
 CONNECTOR_FIELDS = (
     "train_images",
