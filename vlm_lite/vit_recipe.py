@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .data.images import to_rgb
 from .files import UserError
 from .models.vit import Block, VisionTransformer
 from .train import train
@@ -134,9 +135,7 @@ def load_cifar10(split):
     from datasets import load_dataset
 
     table = load_dataset("uoft-cs/cifar10", split=split)
-    pictures = torch.stack(
-        [torch.from_numpy(np.array(image.convert("RGB"))) for image in table["img"]]
-    )
+    pictures = torch.stack([torch.from_numpy(np.array(to_rgb(image))) for image in table["img"]])
     return (
         pictures.permute(0, 3, 1, 2).contiguous(),
         torch.tensor(table["label"][:]),
