@@ -14,6 +14,8 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageFilter, ImageOps
 
+from vlm_lite.data.images import to_rgb
+
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000",
     "#E69F00",
@@ -166,7 +168,7 @@ def array(values):
 def pil_image(image):
     """A PIL image (RGB) of a PIL image or of uint8 (3, H, W) or (H, W, 3) values. ValueError for anything else."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     values = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
         values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)

@@ -231,7 +231,7 @@ def test_a_truncated_jpeg_is_named(world):
 def test_a_picture_deleted_meanwhile_is_named(world):
     data = world.read_captions()
     (world.images / "COCO_val2014_000000000042.png").unlink()
-    with pytest.raises(UserError, match="000042.png does not exist any more"):
+    with pytest.raises(UserError, match="000042.png does not exist"):
         image_tensor(data)
 
 

@@ -94,10 +94,10 @@ def test_generate_inner_joins_texts_and_shows_the_first_of_several_pictures(phot
         ([dict(type="image")], r"message\[0\]"),
         ([], "has no text"),
         ([dict(type="image", value=__file__)], "has no text"),
-        ([dict(type="text", value="what?"), dict(type="image", value=__file__)], "not a picture"),
+        ([dict(type="text", value="what?"), dict(type="image", value=__file__)], "not an image"),
         (
             [dict(type="text", value="what?"), dict(type="image", value="nowhere.png")],
-            "not a picture",
+            "nowhere.png does not exist",
         ),
     ],
 )

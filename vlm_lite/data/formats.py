@@ -7,16 +7,14 @@ The official layouts read here:
                     "multiple_choice_answer", "answers": [ten of {"answer"}]}]}, pictures COCO_{subtype}_{id:012d}.jpg
 """
 
-import io
 import os
-import warnings
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
+from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
 from vlm_lite.files import UserError, read_json
 
@@ -115,54 +113,25 @@ def image_tensor(dataset, image_size=None):
         "image"
     ][:]
     pixels = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        for index, (image_id, source) in enumerate(zip(first, sources, strict=True)):
-            name = (source or {}).get("path") or f"the picture of image_id {image_id}"
-            picture = _decode(source, name, image_size)  # (H, W, 3)
-            if pixels is None:
-                pixels = np.empty((len(first), 3, *picture.shape[:2]), np.uint8)
-            if picture.shape[:2] != pixels.shape[2:]:
-                raise UserError(
-                    f"{name} is {picture.shape[1]}x{picture.shape[0]} pixels, the pictures before it are "
-                    f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size."
-                )
-            pixels[index] = picture.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    for index, (image_id, source) in enumerate(zip(first, sources, strict=True)):
+        name = (source or {}).get("path") or f"the image of image_id {image_id}"
+        if not source:
+            raise UserError(
+                f"{name} is missing: its `image` is empty. Give the row an image, or take it out."
+            )
+        image = open_image(source["path"] if source["bytes"] is None else source["bytes"], name)
+        image = np.asarray(
+            image if image_size is None else fit_square(image, image_size)
+        )  # (H, W, 3)
+        if pixels is None:
+            pixels = np.empty((len(first), 3, *image.shape[:2]), np.uint8)
+        if image.shape[:2] != pixels.shape[2:]:
+            raise UserError(
+                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, the images before it are "
+                f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size."
+            )
+        pixels[index] = image.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     return torch.from_numpy(pixels), list(first)
-
-
-def _decode(source, name, image_size):
-    """The pixels (H, W, 3) of one undecoded `image` cell, {"bytes", "path"}."""
-    if not source:
-        raise UserError(
-            f"{name} is missing: its `image` is empty. Give the row a picture, or take it out."
-        )
-    try:
-        data = source["bytes"]
-        with PIL.Image.open(source["path"] if data is None else io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{name} does not exist any more. Make or download the pictures again."
-        ) from error
-    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{name} is refused: {error}. Replace it with a smaller picture."
-        ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        raise UserError(
-            f"{name} cannot be decoded ({error}). It is damaged or not a picture: delete it and make or "
-            "download it again."
-        ) from error
-    if image_size is not None and picture.size != (image_size, image_size):
-        scale = image_size / min(picture.size)
-        width, height = (max(image_size, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        picture = picture.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(picture)
 
 
 def find_images(candidates, folder, file, field):

@@ -10,8 +10,7 @@ import csv
 import os
 import warnings
 
-import PIL.Image
-
+from vlm_lite.data.images import open_image
 from vlm_lite.evals.answers import match, read_lines
 from vlm_lite.evals.mmbench import GROUPINGS
 from vlm_lite.evals.pope import read_pope
@@ -75,15 +74,7 @@ class VLMEvalModel:
                 f"{len(images)} pictures in one message: the first is shown, the others are left out.",
                 stacklevel=2,
             )
-        seen = None
-        if images:
-            try:
-                seen = [PIL.Image.open(images[0]).convert("RGB")]
-            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-                raise UserError(
-                    f"{images[0]} is not a picture that can be read ({error}). Delete it, so that "
-                    "VLMEvalKit writes it again."
-                ) from error
+        seen = [open_image(images[0], images[0])] if images else None
         return self.model.answer(seen, ["\n".join(texts)], self.max_new_tokens)[0]
 
 

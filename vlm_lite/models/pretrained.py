@@ -2,6 +2,7 @@
 
 import torch
 
+from vlm_lite.data.images import to_rgb
 from vlm_lite.files import UserError
 
 
@@ -64,7 +65,7 @@ class PretrainedVLM:
             )
             for each in content
         ]
-        seen = {} if images is None else {"images": [[image.convert("RGB")] for image in images]}
+        seen = {} if images is None else {"images": [[to_rgb(image)] for image in images]}
         if seen and self.longest_edge is not None:
             seen["size"] = {"longest_edge": self.longest_edge}
         inputs = self.processor(text=prompts, padding=True, return_tensors="pt", **seen).to(

@@ -1,0 +1,263 @@
+"""One way from a file to pixels, for figures and models alike, held against Pillow's own conversions."""
+
+import io
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ImageOps
+
+from vlm_lite.data.images import fit_square, open_image, to_rgb
+from vlm_lite.files import UserError
+
+ORIENTATION = 0x0112
+
+
+def noise(seed=0, size=(7, 5), mode="RGB"):
+    rng = np.random.default_rng(seed)
+    image = PIL.Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), np.uint8), "RGBA")
+    return image.convert("RGBA" if mode == "RGBA" else "RGB").convert(mode)
+
+
+def saved(image, format, orientation=None):
+    """The bytes of a file, with an EXIF orientation where one is asked for."""
+    buffer, options = io.BytesIO(), {}
+    if orientation:
+        exif = PIL.Image.Exif()
+        exif[ORIENTATION] = orientation
+        options = {"exif": exif}
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixels(image):
+    return np.asarray(image).tolist()
+
+
+def table(data):
+    from vlm_lite.data.formats import make_dataset
+
+    return make_dataset({"image": [{"bytes": data, "path": None}], "image_id": [1]})
+
+
+def as_the_model_sees(data):
+    from vlm_lite.data.formats import image_tensor
+
+    return image_tensor(table(data))[0][0].permute(1, 2, 0).tolist()  # (3, H, W) -> (H, W, 3)
+
+
+class Echo:
+    """A model whose answer is the pixels that it was shown."""
+
+    def answer(self, images, texts, max_new_tokens):
+        return [pixels(image) for image in images]
+
+
+def as_the_adapter_sees(data, tmp_path):
+    from vlm_lite.evals.vlmevalkit import VLMEvalModel
+
+    (tmp_path / "image").write_bytes(data)
+    return VLMEvalModel(Echo()).generate([str(tmp_path / "image"), "what?"])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_upright_for_figure_model_and_adapter(tmp_path, format, orientation):
+    from vlm_lite.figures import pil_image
+
+    data = saved(noise(), format, orientation)
+    opened = PIL.Image.open(io.BytesIO(data))
+    upright = pixels(ImageOps.exif_transpose(opened).convert("RGB"))
+    assert as_the_model_sees(data) == upright
+    assert pixels(pil_image(PIL.Image.open(io.BytesIO(data)))) == upright
+    assert as_the_adapter_sees(data, tmp_path) == upright
+    assert (
+        pixels(pil_image(table(data)[0]["image"])) == upright
+    )  # as `datasets` decodes it for a figure
+
+
+def test_a_finished_vlm_is_shown_the_upright_image():
+    from vlm_lite.models.pretrained import PretrainedVLM
+
+    seen = []
+
+    class Processor:
+        tokenizer = None
+
+        def apply_chat_template(self, *_, **__):
+            return "?"
+
+        def __call__(self, *, images, **_):
+            seen.extend(image for row in images for image in row)
+            raise UserError("seen")
+
+    vlm = object.__new__(PretrainedVLM)
+    vlm.processor, vlm.longest_edge = Processor(), None
+    data = saved(noise(), "PNG", 6)
+    with pytest.raises(UserError, match="seen"):
+        vlm.answer([PIL.Image.open(io.BytesIO(data))], ["what?"])
+    assert pixels(seen[0]) == pixels(noise().rotate(270, expand=True))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"nonsense", b""]
+)
+def test_damaged_exif_leaves_the_image_as_it_is(exif):
+    buffer = io.BytesIO()
+    noise().save(buffer, "JPEG", exif=exif)
+    plain = PIL.Image.open(io.BytesIO(saved(noise(), "JPEG")))
+    assert pixels(open_image(buffer.getvalue(), "a photograph")) == pixels(plain)
+
+
+@settings(max_examples=60)
+@given(
+    orientation=st.integers(0, 9),
+    mode=st.sampled_from(["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 99),
+)
+def test_any_mode_is_pillow_s_conversion_and_a_second_time_changes_nothing(
+    orientation, mode, size, seed
+):
+    image = noise(seed, size).convert("RGB")
+    image = PIL.Image.frombytes("LAB", image.size, image.tobytes()) if mode == "LAB" else image
+    image = image.convert(mode)
+    image.getexif()[ORIENTATION] = orientation
+    expected = ImageOps.exif_transpose(image).convert("RGB")
+    shown = to_rgb(image)
+    assert pixels(shown) == pixels(expected) and shown.mode == "RGB"
+    assert pixels(to_rgb(shown)) == pixels(shown)
+    assert image.getexif()[ORIENTATION] == orientation and image.mode == mode  # not touched
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+@settings(max_examples=20)
+@given(seed=st.integers(0, 999))
+def test_what_alpha_hides_is_white(mode, seed):
+    image = noise(seed, mode="RGBA")
+    clear = image.copy()
+    clear.putalpha(0)
+    for each in (image, clear):
+        each = {
+            "LA": lambda i: i.convert("LA"),
+            "PA": lambda i: i.quantize(16).convert("PA"),
+            "RGBa": lambda i: i.convert("RGBa"),
+            "La": lambda i: i.convert("LA").convert("La"),
+        }.get(mode, lambda i: i)(each)
+        straight = (each.convert("LA") if mode == "La" else each).convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        assert pixels(to_rgb(each)) == pixels(
+            PIL.Image.alpha_composite(white, straight).convert("RGB")
+        )
+    if mode != "PA":  # whose palette is of opaque colours
+        assert (np.asarray(to_rgb(clear)) == 255).all()
+
+
+@pytest.mark.parametrize("mode, key", [("P", 3), ("L", 9), ("RGB", (1, 2, 3)), ("1", 0)])
+def test_a_transparent_colour_of_a_file_is_white(mode, key):
+    image = PIL.Image.new(mode, (3, 2), key)
+    image.putpixel((0, 0), 1 if mode == "1" else (200, 0, 0) if mode == "RGB" else 7)
+    if mode == "P":
+        image.putpalette([0, 0, 0] * 7 + [9, 9, 9])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=key)
+    shown = open_image(buffer.getvalue(), "drawing")
+    assert shown.getpixel((1, 1)) == (255, 255, 255)
+    assert shown.getpixel((0, 0)) == {"P": (9, 9, 9), "L": (7, 7, 7), "RGB": (200, 0, 0)}.get(
+        mode, (255, 255, 255)
+    )
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_of_grey_are_scaled_not_cut_off(tmp_path, format):
+    from vlm_lite.figures import pil_image
+
+    eight = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for deep in (eight * 257, eight):  # the second is dark, and stays dark
+        data = saved(PIL.Image.fromarray(deep), format)
+        expected = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2).tolist()
+        assert as_the_model_sees(data) == expected
+        assert pixels(pil_image(PIL.Image.open(io.BytesIO(data)))) == expected
+        assert as_the_adapter_sees(data, tmp_path) == expected
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_either_order_of_bytes_is_the_same_grey(mode):
+    values = np.arange(0, 65536, 4096, np.uint16).reshape(4, 4)
+    order = ">u2" if mode == "I;16B" else "<u2"
+    image = PIL.Image.frombytes(mode, (4, 4), values.astype(order).tobytes())
+    assert np.array_equal(np.asarray(to_rgb(image))[..., 1], values >> 8)
+
+
+def test_transparent_sixteen_bit_grey_is_white():
+    buffer = io.BytesIO()
+    values = np.array([[300, 40_000]], np.uint16)
+    PIL.Image.fromarray(values).save(buffer, "PNG", transparency=300)
+    assert pixels(open_image(buffer.getvalue(), "x")) == [[[255] * 3, [40_000 >> 8] * 3]]
+
+
+@pytest.mark.parametrize(
+    "values, grey",
+    [
+        (np.array([[0, 100, 255, -5]], np.int32), [0, 100, 255, 0]),
+        (np.array([[0, 65535, 25600, -5]], np.int32), [0, 255, 100, 0]),
+        (np.array([[0, 2**31 - 1, 2**30]], np.int32), [0, 255, 128]),
+        (np.array([[0, 100.4, 300, -5, np.nan]], np.float32), [0, 100, 255, 0, 0]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+    ],
+)
+def test_whole_numbers_and_fractions_are_brought_to_grey(values, grey):
+    shown = np.asarray(to_rgb(PIL.Image.fromarray(values)))
+    assert np.abs(shown[0, :, 0].astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 30_000), (30_001, 2)])
+def test_a_strip_is_quick_and_small_everywhere(size):
+    from vlm_lite.data.formats import image_tensor
+    from vlm_lite.figures import enlarge
+
+    data = saved(PIL.Image.new("RGB", size, (10, 200, 30)), "PNG")
+    started = time.process_time()
+    seen = image_tensor(table(data), 224)[0]
+    figure = enlarge(PIL.Image.open(io.BytesIO(data)), 128)
+    assert time.process_time() - started < 1
+    assert seen[0, :, 100, 100].tolist() == [10, 200, 30]
+    assert figure.shape == (128, 128, 3)
+
+
+@settings(max_examples=40)
+@given(
+    short=st.integers(1, 12), ratio=st.integers(5, 40), more=st.integers(0, 9), wide=st.booleans()
+)
+def test_cropping_first_shows_what_cropping_last_shows(short, ratio, more, wide):
+    long, side = short * ratio + 16 + more, 24
+    size = (long, short) if wide else (short, long)
+    ramp = np.linspace(0, 255, long).astype(np.uint8)
+    image = PIL.Image.fromarray(
+        np.broadcast_to(ramp[:, None, None], (long, short, 3)).copy()
+    )  # smooth along the long side
+    image = image.transpose(PIL.Image.Transpose.TRANSPOSE) if wide else image
+    assert image.size == size
+    new = [side if s == short else side * s // short for s in size]
+    left, top = ((n - side) // 2 for n in new)
+    last = image.resize(new, PIL.Image.Resampling.BICUBIC)
+    last = np.asarray(last.crop((left, top, left + side, top + side))).astype(int)
+    assert (
+        np.abs(np.asarray(fit_square(image, side)).astype(int) - last).max() <= 255 / long * 2 + 2
+    )
+
+
+@pytest.mark.parametrize("size", [(640, 480), (427, 640), (333, 500), (500, 375), (100, 80)])
+def test_the_square_is_clip_s_own(size):
+    import transformers
+
+    image = noise(3, size)
+    kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    processor = kind(
+        size={"shortest_edge": 224}, crop_size=224, do_rescale=False, do_normalize=False
+    )
+    theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(fit_square(image, 224)), theirs)
