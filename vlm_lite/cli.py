@@ -1,6 +1,7 @@
 """The command `vlm-lite`. Each subcommand imports what it needs only when it is called."""
 
 import argparse
+import contextlib
 import os
 import platform
 import shutil
@@ -26,7 +27,20 @@ Asks about held-out pictures of the Shapes world, with and without the right pic
 
 
 def main(arguments=None):
-    """Run the command line and return its exit status: 0, 1 (doctor found something), 2 (user's), 130 (Ctrl-C)."""
+    """Run the command line and return its exit status: 0, 1 (doctor found something), 2 (user's), 130 (Ctrl-C),
+    141 (nobody reads what it prints any more, as in `| head -1`).
+    """
+    try:
+        status = _main(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left in the buffer goes there
+        return 141
+
+
+def _main(arguments):
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -40,6 +54,8 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("vlm-lite: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         hint = machine.memory_hint(error)
         if not hint:

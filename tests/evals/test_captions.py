@@ -273,3 +273,29 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
 def test_bad_input_is_named(references, results, options, message):
     with pytest.raises(UserError, match=message):
         caption_scores(references, results, **options)
+
+
+ITALIAN = "-Duser.language=it -Duser.country=IT"
+
+
+@pytest.mark.slow
+def test_meteor_is_the_same_under_a_locale_that_writes_decimals_with_a_comma(monkeypatch):
+    """The options stand for LC_ALL=it_IT.UTF-8, which takes an installed locale: Java reads either."""
+    usual = caption_scores(REFERENCES, RESULTS, ["METEOR"])
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", ITALIAN)
+    assert caption_scores(REFERENCES, RESULTS, ["METEOR"]) == usual
+
+
+def test_every_java_is_started_in_english_and_the_environment_is_put_back(monkeypatch, tmp_path):
+    java = fake_java(tmp_path / "told")
+    java.write_text(f'#!/bin/sh\necho "$JAVA_TOOL_OPTIONS $*" >> {tmp_path}/said\nexit 1\n')
+    monkeypatch.setattr(captions, "find_java", lambda: java)
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", ITALIAN)
+    for metrics, tokenizer in ((["BLEU"], "ptb"), (["METEOR"], "whitespace")):
+        with pytest.raises(UserError):
+            caption_scores(REFERENCES, RESULTS, metrics, tokenizer)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert len(said) == 2 and os.environ["JAVA_TOOL_OPTIONS"] == ITALIAN
+    for line in said:
+        last = {key: value for key, value in re.findall(r"-D([\w.]+)=(\S+)", line)}
+        assert (last["user.language"], last["user.country"]) == ("en", "US"), line

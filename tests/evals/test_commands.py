@@ -1,7 +1,10 @@
 """`vlm-lite eval ...`: the scores of the functions, in a table and as JSON, and status 2 without a traceback."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -489,10 +492,10 @@ def test_a_broken_picture_in_a_table_is_named_with_status_2(files, capsys):
         ),
         ({"text_embeds": np.eye(12, 5)}, "expected embeddings of one joint space"),
         ({"image_of_text": np.zeros(12, int)}, "must name each of the 12 pictures"),
-        ({"image_of_text": np.zeros(12)}, "image_of_text is of float64; expected whole numbers"),
+        ({"image_of_text": np.arange(12) + 0.5}, "image_of_text holds 0.5; expected whole numbers"),
         ({"image_of_text": np.zeros((12, 1), int)}, r"image_of_text has shape \(12, 1\)"),
         ({"text_embeds": np.array([{}])}, "cannot be read as NPZ"),
-        ({"image_embeds": np.array(["a"])}, "image_embeds is of <U1; expected floats"),
+        ({"image_embeds": np.array(["a"])}, "image_embeds is of <U1; expected numbers"),
         ({"text_embeds": None}, "has no array text_embeds"),
         ({"texts": np.array(["a"])}, "texts has 1 entries for 12 texts"),
     ],
@@ -526,3 +529,19 @@ def test_bad_options_end_with_status_2(files, benchmark, more, message, capsys):
 def test_as_many_answer_files_as_label_files_are_wanted(files, capsys):
     assert cli.main([*arguments(files, "pope"), str(files["pope.jsonl"])]) == 2
     assert "1 label file(s) and 2 answer file(s)" in capsys.readouterr().err
+
+
+def test_the_json_is_written_although_nobody_reads_what_is_printed(files, tmp_path):
+    out = tmp_path / "x.json"
+    command = [sys.executable, "-m", "vlm_lite", *arguments(files, "pope"), "--json", str(out)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")  # 128 + SIGPIPE, as `head`'s left neighbours
+    assert json.loads(out.read_text(encoding="utf-8"))["accuracy"] == 0.75
+
+
+def test_a_file_that_cannot_be_written_is_said_without_a_table_before_it(files, capsys):
+    assert cli.main([*arguments(files, "pope"), "--json", "/dev/null/x.json"]) == 2
+    assert capsys.readouterr().out == ""

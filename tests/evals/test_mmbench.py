@@ -3,7 +3,9 @@
 import base64
 import csv
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm_lite.evals.mmbench import (
+    VLMEVALKIT,
     extract_letter,
     match_predictions,
     mmbench_scores,
@@ -73,6 +76,17 @@ def test_each_habit_of_the_reading_of_letters(prediction, letter):
     assert extract_letter(prediction, OPTIONS) == letter
 
 
+UPSTREAM = json.loads(Path(__file__).with_name("mmbench_letters.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("letters", UPSTREAM["options"])
+def test_letters_are_read_as_vlmevalkit_reads_them_at_the_commit_named(letters):
+    """The verdicts are what `can_infer` returned there; its False and its Z, no answer, are null."""
+    assert UPSTREAM["commit"] == VLMEVALKIT
+    options, verdicts = UPSTREAM["options"][letters], UPSTREAM["verdicts"][letters]
+    assert {text: extract_letter(text, options) for text in verdicts} == verdicts
+
+
 def second_opinion(prediction, options):
     words = [word for word in re.split(r"[\s.()\[\],:;!*#{}]+", prediction) if word]
     letters = {word for word in words if word in options}
@@ -82,6 +96,11 @@ def second_opinion(prediction, options):
             return letter
     if not letters and "Z" in words:
         return None
+    rest = [prediction[m.end() :] for m in re.finditer(r"answer\s+is\s+", prediction, flags=re.I)]
+    firsts = [text.lstrip("*")[:1].upper() for text in rest]
+    stated = next((letter for letter in firsts if letter and letter in "ABCD"), None)
+    if stated in options:
+        return stated
     named = {k for k, text in options.items() if re.search(re.escape(text), prediction, flags=re.I)}
     short = len(prediction) <= 2 * len("".join(options.values()))
     return named.pop() if short and len(named) == 1 else None
@@ -90,7 +109,21 @@ def second_opinion(prediction, options):
 @given(
     st.lists(
         st.sampled_from(
-            ["A", "B", "(C)", "D.", "Z", "dog", "Cat", "is", "a", "red bird", ", ", "E", "[A]"]
+            [
+                "A",
+                "B",
+                "(C)",
+                "D.",
+                "Z",
+                "dog",
+                "Cat",
+                "answer is",
+                "a",
+                "red bird",
+                ",",
+                "E",
+                "**C",
+            ]
         ),
         max_size=9,
     ),

@@ -199,3 +199,45 @@ def test_bad_input_is_named(files, labels, answers, message):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+ASKED = [
+    {"question_id": i, "image": "a.jpg", "text": f"Is there a {thing}?", "label": label}
+    for i, thing, label in ((1, "cat", "yes"), (2, "dog", "no"), (3, "cup", "no"))
+]
+
+
+@pytest.mark.parametrize("key", ["prompt", "question", "text"])
+@pytest.mark.parametrize("partial", [False, True])
+def test_answers_to_other_questions_are_refused_and_partial_is_not_offered(files, key, partial):
+    """The splits of POPE share their ids: answers of another split would be scored against these labels."""
+    said = [
+        {
+            "question_id": i,
+            key: f"Is there a {thing}?\nUse one word.",
+            "answer": "no",
+            "label": "no",
+        }
+        for i, thing in ((1, "cat"), (3, "fork"))
+    ]
+    with pytest.raises(UserError) as refused:
+        read_pope(*files(ASKED, said), partial=partial)
+    for words in ("answers.jsonl", "line 2", "'Is there a fork?", "'Is there a cup?'", "split"):
+        assert words in str(refused.value)
+    assert "partial" not in str(refused.value)
+
+
+def test_answers_to_the_same_questions_may_be_a_part_of_them_with_a_prompt_around(files):
+    said = [{"question_id": 3, "prompt": "<image>\nIs there a  CUP? One word.", "text": "No"}]
+    pair = files(ASKED, said)
+    with pytest.raises(UserError, match="--partial"):
+        read_pope(*pair)
+    assert read_pope(*pair, partial=True)[:2] == (["No"], ["no"])
+
+
+def test_partial_is_not_offered_where_nothing_shows_which_questions_were_answered(files):
+    with pytest.raises(
+        UserError, match="2 question_id.s. missing.*The splits of POPE share"
+    ) as error:
+        read_pope(*files(ASKED, [{"question_id": 3, "text": "No"}]))
+    assert "--partial" not in str(error.value)

@@ -1,11 +1,15 @@
 """Recall@K against an independent ranking, one query at a time."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_lite.evals.retrieval import chance_recall, recall_at_k
+from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
+from vlm_lite.evals.zeroshot import zeroshot_scores
 from vlm_lite.files import UserError
 
 
@@ -118,3 +122,48 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(UserError, match=message):
         recall_at_k(**{**good, **change})
+
+
+NUMBERS = [
+    order + code for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] for order in "<>"
+]
+NUMBERS = [code for code in NUMBERS if np.dtype(code).kind in "iuf"]
+OTHERS = [
+    np.array(["a", "b"]),
+    np.array([b"a", b"b"]),
+    np.array([True, False]),
+    np.array([1j, 0]),
+    np.array(["2020", "2021"], "M8[Y]"),
+    np.array([1, 2], "m8[s]"),
+    np.zeros(2, [("a", "f4")]),
+    np.zeros(2, "V2"),
+]
+
+
+@pytest.mark.parametrize("code", NUMBERS)
+def test_every_numpy_number_is_converted_from_a_file_and_from_an_argument(code, tmp_path):
+    images, owners = np.eye(3, dtype=code), np.arange(3).astype(code)
+    np.savez(tmp_path / "e.npz", image_embeds=images, text_embeds=images, image_of_text=owners)
+    right = {"image_to_text": {1: 1.0}, "text_to_image": {1: 1.0}}
+    assert recall_at_k(**read_embeddings(tmp_path / "e.npz"), ks=[1]) == right
+    assert recall_at_k(images, images[::-1], owners[::-1], ks=[1]) == right
+    assert zeroshot_scores(images, images, owners, ks=[1]) == {"top1": 1.0}
+
+
+@pytest.mark.parametrize("array", OTHERS, ids=lambda array: str(array.dtype))
+@pytest.mark.parametrize("name", ["image_embeds", "text_embeds", "image_of_text"])
+def test_what_is_no_number_is_refused_with_the_name_of_its_type(array, name, tmp_path):
+    arrays = {"image_embeds": np.eye(2), "text_embeds": np.eye(2), "image_of_text": np.arange(2)}
+    arrays[name] = array if name == "image_of_text" else np.stack([array, array])
+    np.savez(tmp_path / "e.npz", **arrays)
+    message = f"{name} is of {re.escape(str(array.dtype))}; expected"
+    with pytest.raises(UserError, match=f"e.npz: {message}"):
+        read_embeddings(tmp_path / "e.npz")
+    with pytest.raises(UserError, match=message):
+        recall_at_k(**arrays)
+
+
+@pytest.mark.parametrize("odd", [0.5, np.nan, np.inf, 1e30])
+def test_a_row_that_is_no_whole_number_is_refused(odd):
+    with pytest.raises(UserError, match="image_of_text holds .*; expected whole numbers"):
+        recall_at_k(np.eye(2), np.eye(2), np.array([0, odd]))

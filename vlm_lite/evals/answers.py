@@ -22,11 +22,15 @@ def read_results(path, id_field, text_field):
     ]
 
 
-def match(expected, given, *, file, against, name="id", partial=False):
+PARTIAL = "Mend the file, or score only the part that both share: --partial (partial=True)."
+
+
+def match(expected, given, *, file, against, name="id", partial=False, offer=PARTIAL):
     """({id: value} in the order of `expected`, {"scored", "missing", "unknown"}: counts) of the pairs `given`.
 
     Every expected id must be there, once, and no other. `partial` allows missing and unknown ids, as long as one is
-    shared; an id that comes twice is never allowed. UserError gives the count and an example of each fault.
+    shared; an id that comes twice is never allowed. offer: the advice where only a part is there. UserError gives the
+    count and an example of each fault.
     """
     values, twice = {}, {}
     for key, value in given:
@@ -56,7 +60,7 @@ def match(expected, given, *, file, against, name="id", partial=False):
             if twice
             else "None is shared: is it of another split, or of another benchmark?"
             if not counts["scored"]
-            else "Mend the file, or score only the part that both share: --partial (partial=True)."
+            else offer
         )
         raise UserError(
             f"{file} does not answer {against}: {'; '.join(faults) or 'it is empty'}. Expected each of "

@@ -19,6 +19,10 @@ METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
 ALL_METRICS = (*METRICS, "SPICE")
 TOKENIZERS = ("ptb", "whitespace")
 LAST_SPICE_JAVA = 15  # later ones close the doors through which its serialiser reaches (InaccessibleObjectException)
+ENGLISH = (
+    "-Duser.language=en",
+    "-Duser.country=US",
+)  # METEOR writes 0,5 in Italian, and is read as 0.5
 WITHOUT_JAVA = "caption_scores(..., metrics=('BLEU', 'ROUGE_L', 'CIDEr'), tokenizer='whitespace')"
 
 
@@ -179,6 +183,7 @@ def _ptb_tokenize(captions, java):
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = [
         str(java),
+        *ENGLISH,
         "-cp",
         str(jar),
         "edu.stanford.nlp.process.PTBTokenizer",
@@ -202,8 +207,8 @@ def _ptb_tokenize(captions, java):
 
 
 def _meteor(gts, res, java):
-    """The METEOR of the set. pycocoevalcap starts `java` by name, so its folder leads PATH for that moment."""
-    with _first_on_path(java.parent):
+    """The METEOR of the set. pycocoevalcap starts `java` by name: see `_java_of`."""
+    with _java_of(java.parent):
         meteor = _scorer("meteor", "Meteor")()
     try:
         return meteor.compute_score(gts, res)[0]
@@ -222,7 +227,7 @@ def _meteor(gts, res, java):
 def _spice(gts, res, java):
     """The SPICE of the set, which asks for up to 8 GB of memory; it keeps a cache in its installed folder."""
     try:
-        with _first_on_path(java.parent):
+        with _java_of(java.parent):
             return _scorer("spice", "Spice")().compute_score(gts, res)[0]
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise SpiceError(
@@ -231,13 +236,17 @@ def _spice(gts, res, java):
 
 
 @contextlib.contextmanager
-def _first_on_path(folder):
-    before = os.environ.get("PATH")
-    os.environ["PATH"] = os.pathsep.join([str(folder), *([before] if before else [])])
+def _java_of(folder):
+    """For the moment, `folder` leads PATH, and a Java that another package starts speaks English."""
+    before = {name: os.environ.get(name) for name in ("PATH", "JAVA_TOOL_OPTIONS")}
+    first, options = [str(folder)], [before["JAVA_TOOL_OPTIONS"] or "", *ENGLISH]  # the last counts
+    os.environ["PATH"] = os.pathsep.join(first + [before["PATH"]] * bool(before["PATH"]))
+    os.environ["JAVA_TOOL_OPTIONS"] = " ".join(options).strip()
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PATH"]
-        else:
-            os.environ["PATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

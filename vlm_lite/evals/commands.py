@@ -5,7 +5,9 @@ Tables are in percent where the field prints percent. The JSON holds what the Py
 """
 
 import argparse
+import contextlib
 import gc
+import io
 from pathlib import Path
 
 from vlm_lite.files import UserError, write_json
@@ -160,12 +162,15 @@ def _run(call, options):
     collects = gc.isenabled()
     gc.disable()  # a file of a million records holds no cycles, and the collector would walk them again and again
     try:
-        result = call(options)
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            result = call(options)
     finally:
         if collects:
             gc.enable()
-    if options.json:
+    if options.json:  # before anything is printed: whoever reads may stop reading
         write_json(options.json, result)
+    print(shown.getvalue(), end="")
+    if options.json:
         print(f"written to {options.json}")
 
 

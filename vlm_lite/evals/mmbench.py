@@ -2,11 +2,13 @@
 
 Liu et al. 2023, "MMBench: Is Your Multi-modal Model an All-around Player?", section 4. CircularEval: a question counts
 as right only if **every** rotation of it in the file is answered right; a liking for the letter A earns nothing.
-Reading of answers: the exact matching of VLMEvalKit (vlmeval/utils/matching_util.py), without a judge model.
+Reading of answers: the exact matching of VLMEvalKit (`can_infer` of vlmeval/utils/matching_util.py) as of 17 June
+2026, without a judge model.
 """
 
 import math
 import random
+import re
 
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
 from vlm_lite.data.records import index_of, read_tsv
@@ -15,6 +17,10 @@ from vlm_lite.evals.answers import match
 from vlm_lite.files import UserError
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
+VLMEVALKIT = (
+    "a67ace50033b1feed0e42c60749a9f5d0354c7d8"  # the commit whose reading of letters this is
+)
+STATED = re.compile(r"answer\s+is\s+\**([A-D])", flags=re.IGNORECASE)
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -28,7 +34,9 @@ def extract_letter(prediction, options):
 
     1. Each of .()[],:;!*#{} becomes a space; exactly one option letter, as a capital, is a word of it, and is first met
        among the last four words: that letter. (So "A" in "A dog is seen there" is no answer.) A lone Z is no answer.
-    2. Else exactly one option's text stands somewhere in the prediction, case apart ("cat" stands in "category"), and
+    2. Else what follows the first "answer is", case apart, past white space and then asterisks, is the letter of an
+       option from A to D: "The correct answer is **B**. Here is why: ...". (So "The answer is a dog, ..." may be A.)
+    3. Else exactly one option's text stands somewhere in the prediction, case apart ("cat" stands in "category"), and
        the prediction is at most twice as long as all the options together: that option's letter.
     Four stock refusals are no answer at all.
     """
@@ -41,8 +49,12 @@ def extract_letter(prediction, options):
             return found[0]
         if not found and "Z" in words:
             return None
+        stated = STATED.search(prediction)
+        if stated and stated[1].upper() in options:
+            return stated[1].upper()
+    prediction = prediction.lower()
     if len(prediction) <= 2 * sum(map(len, options.values())):
-        found = [letter for letter, text in options.items() if text.lower() in prediction.lower()]
+        found = [letter for letter, text in options.items() if text.lower() in prediction]
         if len(found) == 1:
             return found[0]
     return None

@@ -6,10 +6,14 @@ has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean 
 
 import re
 
-from vlm_lite.data.records import field
-from vlm_lite.evals.answers import match, read_lines
+from vlm_lite.data.records import field, show
+from vlm_lite.evals.answers import PARTIAL, match, read_lines
 from vlm_lite.files import UserError
 
+OTHER_SPLIT = (
+    "Are these the answers to this very file? The splits of POPE share their ids, and no line says its question "
+    "(`question` or `prompt`), so that a part could be scored against the labels of other questions."
+)
 PARSERS = ("official", "strict")
 
 
@@ -72,13 +76,18 @@ def pope_scores(answers, labels, parser="official"):
     }
 
 
+def _words(text):
+    return " ".join(text.casefold().split())
+
+
 def read_pope(labels, answers, *, partial=False):
     """(answers, labels, counts) of a POPE label file and an answer file, both of JSON lines with `question_id`.
 
     A label is yes or no. An answer stands in `text` or in `answer`; a line that has a `label` too has the question in
-    `text`, so only `answer` will do there. counts: see `answers.match`.
+    `text`, so only `answer` will do there. counts: see `answers.match`. The splits share their ids, so where a line of
+    answers has its question too (`question`, `prompt`), that of its label must stand in it.
     """
-    truth = {}
+    truth, questions, compared = {}, {}, 0
     for where, record in read_lines(labels):
         question_id = field(record, "question_id", int, labels, where)
         label = field(record, "label", str, labels, where)
@@ -90,6 +99,8 @@ def read_pope(labels, answers, *, partial=False):
         if label not in ("yes", "no"):
             raise UserError(f"{labels}: {where}.label is {label!r}; expected yes or no.")
         truth[question_id] = label
+        if isinstance(record.get("text"), str):
+            questions[question_id] = record["text"]
     said = []
     for where, record in read_lines(answers):
         keys = {"text", "answer"} & set(record if isinstance(record, dict) else ())
@@ -105,13 +116,25 @@ def read_pope(labels, answers, *, partial=False):
                 "line; here rows may stand in any order. Add to each answer the id of its label."
             )
         key = keys.pop() if keys else "text"
-        said.append(
-            (
-                field(record, "question_id", int, answers, where),
-                field(record, key, str, answers, where),
-            )
-        )
+        question_id = field(record, "question_id", int, answers, where)
+        said.append((question_id, field(record, key, str, answers, where)))
+        asked = [record.get(name) for name in ("question", "prompt", "text") if name != key]
+        asked = next((text for text in asked if isinstance(text, str)), None)
+        if asked is not None and question_id in questions:
+            compared += 1
+            if _words(questions[question_id]) not in _words(asked):
+                raise UserError(
+                    f"{answers}: {where} answers {show(asked)}, but question {question_id} of {labels} is "
+                    f"{show(questions[question_id])}. Pass the answers to this very split: the splits of POPE "
+                    "share their ids."
+                )
     given, counts = match(
-        truth, said, file=answers, against=labels, name="question_id", partial=partial
+        truth,
+        said,
+        file=answers,
+        against=labels,
+        name="question_id",
+        partial=partial,
+        offer=PARTIAL if compared else OTHER_SPLIT,
     )
     return list(given.values()), [truth[question_id] for question_id in given], counts

@@ -28,7 +28,7 @@ def recall_at_k(
         _normalized(name, embeds)
         for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds))
     )
-    owners = torch.as_tensor(image_of_text).tolist()
+    owners = as_numbers("image_of_text", image_of_text, whole=True).tolist()
     N, M = len(image_embeds), len(text_embeds)
     if image_embeds.shape[1] != text_embeds.shape[1]:
         raise UserError(
@@ -76,6 +76,38 @@ def chance_recall(n, k, relevant=1):
     return 1 - comb(n - relevant, min(k, n)) / comb(n, min(k, n))
 
 
+def as_numbers(name, values, *, whole=False):
+    """`values` as a tensor of floats or, with `whole`, of int64: a tensor, a list, or an array of any NumPy number in
+    either byte order. UserError, with `name`, for other kinds (bool, complex, text, dates, bfloat16 as NumPy stores
+    it, ...) and, with `whole`, for a number that is not whole.
+    """
+    if isinstance(values, torch.Tensor):
+        values, kind, numbers = values.detach(), values.dtype, values.dtype != torch.bool
+        numbers = numbers and not values.is_complex()
+    else:
+        values = np.asarray(values)
+        kind, numbers = values.dtype, values.dtype.kind in "iuf"
+    if not numbers:
+        raise UserError(
+            f"{name} is of {kind}; expected numbers, whole ones or floats. Convert it, for example "
+            "with array.astype('float32')."
+        )
+    if isinstance(values, np.ndarray):
+        with np.errstate(over="ignore"):  # a number beyond float32 is infinite, and then refused
+            if not whole:
+                return torch.from_numpy(values.astype(np.float32))
+            values = torch.from_numpy(values.astype(np.float64 if kind.kind == "f" else np.int64))
+    if not whole:
+        return values.float()
+    if values.is_floating_point():
+        odd = ~values.isfinite() | (values != values.round()) | (values.abs() >= 2**53)
+        if odd.any():
+            raise UserError(
+                f"{name} holds {values[odd].flatten()[0].item():g}; expected whole numbers, of 0 or more."
+            )
+    return values.long()
+
+
 def read_embeddings(path):
     """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
     the file has them, texts. UserError names the file and the array that is missing, of another kind, or pickled.
@@ -108,29 +140,25 @@ def read_embeddings(path):
             f"{path} cannot be read as NPZ ({error}). It may be cut short or hold objects: make it again "
             "with numpy.savez and arrays of numbers."
         ) from error
-    for name, kinds in (
-        ("image_embeds", "f"),
-        ("text_embeds", "f"),
-        ("image_of_text", "iu"),
-        ("texts", "U"),
-    ):
-        if name in arrays and arrays[name].dtype.kind not in kinds:
-            raise UserError(
-                f"{path}: {name} is of {arrays[name].dtype}; expected "
-                f"{ {'f': 'floats', 'iu': 'whole numbers', 'U': 'strings'}[kinds] }."
-            )
+    try:
+        for name in ("image_embeds", "text_embeds", "image_of_text"):
+            arrays[name] = as_numbers(name, arrays[name], whole=name == "image_of_text")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if "texts" in arrays and arrays["texts"].dtype.kind != "U":
+        raise UserError(f"{path}: texts is of {arrays['texts'].dtype}; expected strings.")
     for name in ("image_of_text", "texts"):
         if name in arrays:
             if arrays[name].ndim != 1:
                 raise UserError(
-                    f"{path}: {name} has shape {arrays[name].shape}; expected one entry a text, (M,)."
+                    f"{path}: {name} has shape {tuple(arrays[name].shape)}; expected one entry a text, (M,)."
                 )
             arrays[name] = arrays[name].tolist()
     return arrays
 
 
 def _normalized(name, embeds):
-    embeds = torch.as_tensor(embeds).detach().float()
+    embeds = as_numbers(name, embeds)
     if embeds.ndim != 2 or not len(embeds):
         raise UserError(
             f"{name} has shape {tuple(embeds.shape)}; expected (count, width) with at least one row."

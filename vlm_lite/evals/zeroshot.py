@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from vlm_lite.data.formats import image_tensor, make_dataset
 from vlm_lite.data.tokenizer import unknown_words
+from vlm_lite.evals.retrieval import as_numbers
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import get_compute, resolve_model
@@ -45,7 +46,8 @@ def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
     one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.
     """
     image_embeds, class_embeds = (
-        torch.as_tensor(embeds).float() for embeds in (image_embeds, class_embeds)
+        as_numbers(name, embeds)
+        for name, embeds in (("image_embeds", image_embeds), ("class_embeds", class_embeds))
     )
     for name, embeds in (("image_embeds", image_embeds), ("class_embeds", class_embeds)):
         if embeds.ndim != 2 or not len(embeds) or not embeds.isfinite().all():
@@ -53,7 +55,7 @@ def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
                 f"{name} of shape {tuple(embeds.shape)} is empty, not (count, width), or holds NaN or "
                 "infinite values. Look at the model that made them."
             )
-    labels = torch.as_tensor(labels)
+    labels = as_numbers("labels", labels, whole=True)
     if (
         labels.shape != (len(image_embeds),)
         or labels.min() < 0
