@@ -492,7 +492,7 @@ def test_two_processes_end_with_the_weights_of_one_at_the_same_effective_batch(t
 
 @pytest.mark.slow
 def test_the_command_runs_as_two_processes_that_both_end_well(tmp_path):
-    """As the README starts it. A group of processes that nobody takes down aborts one run in ten at its very end."""
+    """As docs/machines.md has it. A group of processes that nobody takes down aborts one run in ten at its very end."""
     command = [
         sys.executable,
         "-m",

@@ -435,8 +435,13 @@ def page(path, root=ROOT):
         ("course", "every notebook; pages with their figures in build/course/index.html"),
         ("test", "lint, unit tests, and every notebook again"),
     ):
-        line = f"make {target:8} # {what}: {minutes_of(target, root)}"
-        text = re.sub(rf"^make {target} +#.*$", lambda _, line=line: line, text, flags=re.M)
+        line = f"make {target:8} # {what}: "
+        text = re.sub(
+            rf"^make ({target}) +#.*$",
+            lambda match, line=line: line + minutes_of(match[1], root),
+            text,
+            flags=re.M,
+        )
     up = "../" * (len(path.relative_to(root).parts) - 1)
 
     def filled(match, made):
