@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 _HOME = tempfile.mkdtemp(prefix="vlm-lite-tests-")
@@ -15,7 +16,17 @@ os.environ["HF_DATASETS_CACHE"] = os.path.join(_HOME, "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from hypothesis import settings  # noqa: E402  after the environment is set
+import pytest  # noqa: E402  after the environment is set
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no bug
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def own_precision():
+    """Accelerate keeps one precision a process, as a notebook does; here each test begins without one."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state and state.AcceleratorState._shared_state:
+        state.AcceleratorState._reset_state(reset_partial_state=True)

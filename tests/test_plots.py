@@ -115,7 +115,7 @@ FIGURES = {
 }
 LABELS = {
     "loss_curve": {"training step", "InfoNCE loss (nats)"},
-    "similarity_matrix": {"caption", "picture"},
+    "similarity_matrix": {"caption", "image"},
     "recall_bars": {"queries with a right hit\namong the first K (%)"},
     "gain_bars": {"VQA accuracy (%)"},
     "by_type_bars": {"VQA accuracy (%)"},

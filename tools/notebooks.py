@@ -76,7 +76,7 @@ NOTEBOOK_KEYS = {
     "execution",
     "vlm_lite",
 }
-CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView"}
+CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView", "lines_to_next_cell"}
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 SETUP = """# %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
