@@ -1,4 +1,4 @@
-"""Notebook 01's `t4` cell runs offline, on a mirror laid out like the hub with a small random CLIP of OpenAI's form."""
+"""Notebook 01t's `t4` cell runs offline, on a mirror laid out like the hub with a small random CLIP of OpenAI's form."""
 
 import functools
 import io
@@ -19,12 +19,12 @@ from vlm_lite import recipes
 from vlm_lite.data import photographs
 from vlm_lite.data.sources import DATASETS, HUB, MODELS, SOURCES, locate
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
-from vlm_lite.labs import check
+from vlm_lite.lessons import clip
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import Compute, resolve_model
 from vlm_lite.rehearsal.mirror import _write_sites, train_tokenizer
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "01_clip_infonce.py"
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "01t_photographs.py"
 (CELL,) = (
     cell.source for cell in jupytext.read(NOTEBOOK).cells if "t4" in cell.metadata.get("tags", [])
 )
@@ -41,10 +41,10 @@ def names(on_photographs):
         "resolve_model": resolve_model,
         "ks": (1, 5, 10),
         "compute": Compute("cpu", "no", "a test"),
-        "score": recall_at_k,
+        "recall_at_k": recall_at_k,
         "on_photographs": on_photographs,
-        "class_embeddings": check.class_embeddings.reference,
-        "info_nce": check.info_nce.reference,
+        "class_embeddings": clip.class_embeddings,
+        "info_nce": clip.info_nce,
         "seed": 0,
         "chance_recall": chance_recall,
     }
