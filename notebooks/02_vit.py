@@ -139,6 +139,7 @@ ceiling = np.mean([max(map(shapes.count, shapes)) / len(shapes) for shapes in pr
 print(f"chance {1 / len(CLASSES):.3f}, ceiling without positions {ceiling:.3f}")
 plots.show_images(val_images[:5], [CLASSES[label] for label in val_labels[:5]])
 
+
 # %% [markdown]
 # The ceiling needs no model: among $n$ objects in random columns each is equally likely to be the leftmost. Everything
 # above the ceiling is knowledge of *where*.
@@ -160,7 +161,6 @@ plots.show_images(val_images[:5], [CLASSES[label] for label in val_labels[:5]])
 # One `rearrange`. On the left split each side, `(rows p)` and `(columns q)`. On the right say what goes together.
 # </details>
 
-
 # %% nbgrader={"grade": false, "grade_id": "patchify", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def patchify(images, patch_size):
     """images (B, C, S, S) -> patches (B, N, C·p·p)."""
@@ -177,6 +177,7 @@ conv = nn.Conv2d(3, 64, kernel_size=16, stride=16)
 pixels = pixel_values(val_images[:2])  # (2, 3, 64, 64)
 by_linear = F.linear(patchify(pixels, 16), conv.weight.flatten(1), conv.bias)  # (2, 16, 64)
 torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rtol=1e-5)
+
 
 # %% [markdown]
 # ## 3. Multi-head attention
@@ -203,7 +204,6 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # `q, k, v`. `q @ k.transpose(-2, -1)` has shape $(B, H, N, N)$; the softmax runs over its last axis. At the end the heads
 # go side by side, and through `proj`.
 # </details>
-
 
 # %% nbgrader={"grade": false, "grade_id": "MultiHeadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class MultiHeadAttention(nn.Module):
@@ -235,6 +235,7 @@ tokens = torch.randn(2, 17, 64)
 theirs = timm_vit.Attention(64, num_heads=4, qkv_bias=True)
 check.same_outputs(MultiHeadAttention(64, 4), theirs, tokens)
 
+
 # %% [markdown]
 # ## 4. The block
 #
@@ -252,7 +253,6 @@ check.same_outputs(MultiHeadAttention(64, 4), theirs, tokens)
 # `nn.Sequential(OrderedDict(fc1=..., act=nn.GELU(), fc2=...))` names the layers of the MLP. `forward(self, x)` has two lines.
 # What is normalised is read, never stored back into `x`.
 # </details>
-
 
 # %% nbgrader={"grade": false, "grade_id": "Block", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class Block(nn.Module):
@@ -278,6 +278,7 @@ Block = check.Block(Block)
 
 check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True), tokens)
 
+
 # %% [markdown]
 # ## 5. The whole model
 #
@@ -296,7 +297,6 @@ check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True),
 # Embed the patches as in section 2, with `self.patch_embed["proj"]`. `self.cls_token.expand(len(x), -1, -1)` has one class
 # token per image; `torch.cat([..., x], dim=1)` puts it first. Then add `self.pos_embed`.
 # </details>
-
 
 # %% nbgrader={"grade": false, "grade_id": "ViT", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class ViT(nn.Module):
@@ -341,7 +341,6 @@ check.same_outputs(model, timm_vit.VisionTransformer(**timm_sizes), pixels)
 # **Predict first.** Move every patch one column to the right, and the last column to the left. What changes in the logits of a
 # ViT with position embeddings, and of one without (all of them zero)?
 
-
 # %%
 moved = pixels.roll(16, dims=3)  # (2, 3, 64, 64), by one patch
 change = [(model(moved) - model(pixels)).abs().max().item()]
@@ -349,6 +348,7 @@ nn.init.zeros_(model.pos_embed)
 change.append((model(moved) - model(pixels)).abs().max().item())
 assert change[1] < 1e-4 < change[0]
 print("largest change: with positions {:.1e}, without {:.1e}".format(*change))
+
 
 # %% [markdown]
 # Without positions nothing changes, whatever the weights: such a model *cannot* get beyond the ceiling of section 1.
@@ -364,7 +364,6 @@ print("largest change: with positions {:.1e}, without {:.1e}".format(*change))
 # `F.cross_entropy(logits, labels)`, in this order. Without `optimizer.zero_grad()` each step would add its gradient to all
 # those before.
 # </details>
-
 
 # %% nbgrader={"grade": false, "grade_id": "training_step", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
@@ -384,11 +383,11 @@ def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
 # %% nbgrader={"grade": true, "grade_id": "training_step-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 training_step = check.vit_training_step(training_step)
 
+
 # %% [markdown]
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
 # `Checkpoint` seeds each step, draws the bar, and saves, so that a run that was cut goes on where it stood. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
-
 
 # %% tags=["save"]
 def small_cnn(num_classes=7):
@@ -501,6 +500,7 @@ measured.T.rename_axis("mean cosine of two positions")
 # %% tags=["thumbnail"]
 plots.position_similarity(tables)
 
+
 # %% [markdown]
 # At the start no two positions are more alike than any others. Trained for *leftmost*, positions of one column have become
 # nearly the same vector: the question needs the column and never the row. For *highest* it is the other way round. Nothing in
@@ -520,7 +520,6 @@ plots.position_similarity(tables)
 #
 # Start from the first block. With each further one, multiply *from the left*. The rows of the result sum to 1.
 # </details>
-
 
 # %% nbgrader={"grade": false, "grade_id": "attention_rollout", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def attention_rollout(attentions):

@@ -121,7 +121,9 @@ def test_the_header_says_what_the_readme_needs_and_one_headline_is_printed(noteb
     known = notebooks.facts(source.read_text(encoding="utf-8"))
     assert {"title", "builds"} <= set(known)
     assert all(source.stem in notebooks.recorded()[kind]["seconds"] for kind in ("plain", "bf16"))
-    printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    printed = "\n".join(
+        o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", [])
+    )
     assert len(re.findall(r"^HEADLINE: \S", printed, flags=re.M)) == 1
 
 
