@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import nn
 
 from vlm_lite.labs import build, check
+from vlm_lite.lessons import clip
 
 TABLES = []  # every test file here with tables RIGHT of (check, answer) and WRONG of (check, answer, words)
 for path in sorted(Path(__file__).parent.glob("test_*_checks.py")):
@@ -94,6 +95,7 @@ def test_the_solution_in_the_notebook_is_right_and_its_stub_not_attempted(name, 
             "rearrange": rearrange,
             "torch": torch,
         }  # what the notebooks import
+        names = vars(clip) | names if name.startswith("01") else names  # and made in earlier cells
         exec(text, names)
         assert checked.verdict(names[checked.__name__]) == (verdict, "")
 

@@ -23,7 +23,11 @@ IMPORTS, FIRST, FIRST_CHECK, SECOND, SECOND_CHECK = range(5)  # the cells of the
 def course(tmp_path_factory):
     """A folder with a lab of two exercises."""
     folder = tmp_path_factory.mktemp("course")
-    cells = [nbformat.v4.new_code_cell("import torch\nimport torch.nn.functional as F\nfrom vlm_lite.labs import check")]
+    cells = [
+        nbformat.v4.new_code_cell(
+            "import torch\nimport torch.nn.functional as F\nfrom vlm_lite.labs import check"
+        )
+    ]
     for name, source, points in (
         ("recall_at_k", RECALL.format(RANKS), 2),
         ("class_embeddings", CLASSES.format(MEANS), 1),
