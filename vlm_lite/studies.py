@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, optim, recipes, stages, zoo
+from . import clip_variants, connector_variants, embed, optim, recipes, stages, zoo
 from .checkpoint import step_seed
 from .data import instructions, language, shapes
 from .data.formats import image_tensor
@@ -42,19 +42,18 @@ def clip_infonce(seed, profile):
     history = clip_lesson.train_clip(
         model,
         images,
-        clip_lesson.tokenize(texts, tokenizer).view(len(images), len(captions[0]), -1),
+        embed.tokenize(texts, tokenizer).view(len(images), len(captions[0]), -1),
         steps=profile.contrastive_steps,
         batch_size=profile.contrastive_batch_size,
         lr=profile.contrastive_lr,
         seed=seed,
-        name=f"clip-seed-{seed}",
     )
     model, figures = model.cpu(), {}
     for split in ("val", "novel"):
         table, _ = shapes.load_shapes(split, profile.val_images)
         images, texts = image_tensor(table)[0], [five[0] for five in table["captions"][:]]
-        ids = clip_lesson.tokenize(texts, tokenizer)
-        u, v = clip_lesson.embed_images(model, images), clip_lesson.embed_texts(model, ids)
+        ids = embed.tokenize(texts, tokenizer)
+        u, v = embed.embed_images(model, images), embed.embed_texts(model, ids)
         for way, matrix in (("image to text", u @ v.T), ("text to image", v @ u.T)):
             for k in (1, 5, 10):
                 figures[f"{split} {way} R@{k}"] = clip_lesson.recall_at_k(matrix, k)
@@ -287,7 +286,6 @@ LESSON_CODE = {
     "clip_infonce": (
         clip_lesson.make_clip,
         clip_lesson.train_clip,
-        clip_lesson.tokenize,
         clip_lesson.zero_shot,
         clip_lesson.recall_at_k,
         step_seed,
@@ -301,7 +299,7 @@ LESSON_CODE = {
         step_seed,
     ),
 }
-FOLLOWED = ("vlm_lite.lessons", "vlm_lite.models.vit", "vlm_lite.distributed")
+FOLLOWED = ("vlm_lite.lessons", "vlm_lite.embed", "vlm_lite.models.vit", "vlm_lite.distributed")
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
