@@ -14,7 +14,6 @@ from einops import rearrange
 from torch import nn
 
 from vlm_lite.labs import build, check
-from vlm_lite.lessons import clip
 
 TABLES = []  # every test file here with tables RIGHT of (check, answer) and WRONG of (check, answer, words)
 for path in sorted(Path(__file__).parent.glob("test_*_checks.py")):
