@@ -16,7 +16,7 @@
 #     builds: an image encoder, a text encoder and the InfoNCE loss, trained from captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
-#     outputs_of: 70a336ba350c7ae596f335b4aabd516e4b8df7848625e65d4cb281377a7e639c
+#     outputs_of: 6ef94515b34c44571f76b699d462456ff0f2cf38e0ba79446893a1cfaf64c723
 # ---
 
 # %% [markdown]
