@@ -60,7 +60,7 @@ print(describe(profile, compute, notebook="06_bug_museum"))
 #
 # **Reading time:** 25 minutes. Six exercises, 40 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb) and [03, the Q-Former](03_qformer_gpt2.ipynb), for the parts that
 # break here. The rooms do not depend on one another: begin with the one that hurts you today.
