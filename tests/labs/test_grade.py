@@ -281,3 +281,16 @@ def test_what_the_teacher_asks_for_wrongly_is_refused(course, tmp_path):
         grade([tmp_path / "x.ipynb"], notebooks=course, lab="97")
     with pytest.raises(UserError, match="holds no .ipynb file"):
         grade([tmp_path], notebooks=course)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", ["exit()", "quit()", "get_ipython().ask_exit()"])
+def test_the_cell_in_which_python_ended_is_named(course, hand_in, leave):
+    path = hand_in("left", {FIRST: RECALL.format(RANKS) + f"\n{leave}"})
+    (report,) = grade([path], notebooks=course)
+    first, second = report["exercises"]
+    assert first["message"] == "Python ended here, and nothing after it was run (cell 2)"
+    assert (first["status"], second["status"]) == ("crashed", "not run")
+    path = hand_in("left_at_once", {}, extra=leave)
+    (report,) = grade([path], notebooks=course)
+    assert report["problems"] == ["cell 1: Python ended here, and nothing after it was run"]

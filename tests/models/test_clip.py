@@ -187,6 +187,65 @@ def test_files_missing_or_cut_short_are_named(saved, tmp_path):
         CLIP.from_pretrained("no/such-model")
 
 
+def test_a_sharded_checkpoint_is_read_by_its_index(saved):
+    whole = CLIP.from_pretrained(saved).state_dict()
+    CLIPModel.from_pretrained(saved).save_pretrained(saved / "parts", max_shard_size="20KB")
+    shards = sorted((saved / "parts").glob("model-*.safetensors"))
+    assert len(shards) > 1 and not (saved / "parts" / "model.safetensors").exists()
+    ours = CLIP.from_pretrained(saved / "parts").state_dict()
+    assert ours.keys() == whole.keys() and all(torch.equal(ours[k], whole[k]) for k in whole)
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"{shards[1].name} does not exist.*index.json"):
+        CLIP.from_pretrained(saved / "parts")
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ("{}", "`weight_map` is missing"),
+        ('{"weight_map": {"logit_scale": 3}}', "`weight_map.logit_scale` is 3"),
+        ('{"weight_map": {"logit_scale": "../model.safetensors"}}', "beside it"),
+        ('{"weight_map": {}}', "names no weights"),
+        ('{"weight_map": {"never": "part.safetensors"}}', "part.safetensors lacks never"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_named(saved, index, message):
+    (saved / "model.safetensors").rename(saved / "part.safetensors")
+    (saved / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=message):
+        CLIP.from_pretrained(saved)
+
+
+def test_the_prefix_that_transformers_drops_is_dropped(saved):
+    state = load_file(saved / "model.safetensors")
+    prefixed = {f"clip.{name}": value for name, value in state.items()}
+    save_file(prefixed, saved / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(CLIPModel.from_pretrained(saved).logit_scale, state["logit_scale"])
+    ours = CLIP.from_pretrained(saved).state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("visual.transformer.resblocks.0.ln_1.weight", "names of OpenAI's CLIP and of open_clip"),
+        ("vision_model.post_layernorm.bias", "holds a vision encoder and no text encoder"),
+        ("text_model.final_layer_norm.bias", "holds a text encoder and no vision encoder"),
+        ("module.logit_scale", "all begin with module., which a training script"),
+    ],
+)
+def test_weights_of_another_kind_are_named(saved, name, message):
+    save_file({name: torch.zeros(3)}, saved / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        CLIP.from_pretrained(saved)
+
+
+def test_a_folder_with_weights_of_another_format_is_named(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match="does not exist.*holds pytorch_model.bin.*can run code"):
+        CLIP.from_pretrained(saved)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

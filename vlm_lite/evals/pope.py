@@ -97,7 +97,7 @@ def read_pope(labels, answers, *, partial=False):
                 "split a file; the splits share their ids."
             )
         if label not in ("yes", "no"):
-            raise UserError(f"{labels}: {where}.label is {label!r}; expected yes or no.")
+            raise UserError(f"{labels}: {where}.label is {show(label)}; expected yes or no.")
         truth[question_id] = label
         if isinstance(record.get("text"), str):
             questions[question_id] = record["text"]

@@ -99,7 +99,8 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
         if unknown:
             raise UserError(
                 f"{model} does not know {len(unknown)} word(s) of the prompts, for example "
-                f"{next(iter(unknown))!r}. Give prompts (--template) and class names in its own words."
+                f"{next(iter(unknown))!r}. Give prompts (--template) and class names"
+                f"{f' ({classes})' if classes else ''} in its own words."
             )
     try:
         texts = embed_texts(clip, prompts, tokenizer).unflatten(

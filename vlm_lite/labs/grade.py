@@ -339,6 +339,9 @@ def _run(cells, places, folder, seconds, check_seconds, profile, threads):
                             else "Python ended here, and nothing after it was run"
                         )
                         break
+                if client.left:  # by exit(): the kernel ends after it has answered
+                    problems[number] = "Python ended here, and nothing after it was run"
+                    break
                 if client.printed > MUCH:
                     problems.setdefault(
                         number, f"it printed {client.printed / 1e6:.0f} MB, which were thrown away"
@@ -354,10 +357,14 @@ def _client(notebook, work):
     from nbclient import NotebookClient
 
     class Client(NotebookClient):
-        """Keeps the last verdict of a cell and the size of its output, and none of the output."""
+        """Keeps of a cell its last verdict, how much it printed and whether it called exit(); none of the output."""
 
         def start_cell(self, **_):
-            self.verdict, self.printed = None, 0
+            self.verdict, self.printed, self.left = None, 0, False
+
+        def end_cell(self, execute_reply, **_):
+            said = execute_reply["content"].get("payload") or []
+            self.left = any(each.get("source") == "ask_exit" for each in said)
 
         def process_message(self, msg, cell, cell_index):
             kind, content = msg["msg_type"], msg["content"]
@@ -377,7 +384,7 @@ def _client(notebook, work):
         extra_arguments=["--IPKernelApp.log_level=ERROR", "--HistoryManager.enabled=False"],
         resources={"metadata": {"path": str(work)}},
     )
-    client.on_cell_start = client.start_cell
+    client.on_cell_start, client.on_cell_executed = client.start_cell, client.end_cell
     return client
 
 

@@ -347,12 +347,38 @@ class CLIP(nn.Module):
         config_path, path = find_model(folder_or_id)
         model = cls(CLIPConfig.from_hf(read_json(config_path), source=config_path))
         state = {
-            name: tensor
+            name.removeprefix(
+                "clip."
+            ): tensor  # of a model with a CLIP inside: transformers drops it too
             for name, tensor in read_weights(path).items()
             if not name.endswith(".position_ids")
         }  # 0, 1, 2, ...: old files store it, it is no weight
-        model.load_report = load_exactly(model, state, source=path)
+        model.load_report = load_exactly(model, state, source=path, **_other_kind(state))
         return model.eval()
+
+
+def _other_kind(state):
+    """{"advice": what weights of these names are} where they are no whole CLIP in transformers' layout, else {}."""
+    fronts = {name.split(".")[0] for name in state}
+    if fronts & {"visual", "transformer"}:
+        kind = (
+            "These are the names of OpenAI's CLIP and of open_clip; take the same model in transformers' "
+            "layout, such as openai/clip-vit-base-patch16."
+        )
+    elif fronts <= {"module", "_orig_mod", "model", "base_model"}:
+        kind = (
+            f"The names all begin with {', '.join(sorted(fronts))}., which a training script has put in "
+            "front: take it off before you save."
+        )
+    elif len(towers := fronts & {"vision_model", "text_model"}) == 1:
+        names = {"vision_model": "a vision encoder", "text_model": "a text encoder"}
+        there, lacking = names.pop(towers.pop()), *names.values()
+        kind = (
+            f"The file holds {there} and no {lacking[2:]}. Take the weights of the whole CLIPModel."
+        )
+    else:
+        return {}
+    return {"advice": kind}
 
 
 def scaled_similarity(image_embeds, text_embeds, logit_scale):

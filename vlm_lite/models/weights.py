@@ -11,8 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from vlm_lite.files import UserError, atomic_write
+from vlm_lite.data.records import field, show
+from vlm_lite.files import UserError, atomic_write, read_json
 from vlm_lite.profiles import cached_snapshot
+
+OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 
 
 class LoadReport(NamedTuple):
@@ -39,14 +42,25 @@ class LoadReport(NamedTuple):
 
 
 def read_weights(path):
-    """The tensors of a .safetensors file as a dict on the CPU. Pickled weights are not read: they can run code.
+    """The tensors of a .safetensors file as a dict on the CPU; where it is not there, those of the files that its index
+    `PATH.index.json` names, as transformers shards a model. Pickled weights are not read: they can run code.
 
     Raises UserError naming the file when it is missing, cut short or not what its name says.
     """
     path = Path(path)
+    index = path.with_name(f"{path.name}.index.json")
+    if not path.is_file() and index.is_file():
+        return _read_shards(index)
     if not path.is_file():
+        others = [p.name for p in sorted(path.parent.glob("*")) if p.suffix in OTHER_FORMATS]
         raise UserError(
-            f"{path} does not exist. Check the folder, or make or download the model again."
+            f"{path} does not exist."
+            + (
+                f" The folder holds {', '.join(others[:5])}: pickled weights can run code, and other formats "
+                "and names are not read. Load it in transformers and save it with save_pretrained."
+                if others
+                else " Check the folder, or make or download the model again."
+            )
         )
     try:
         return load_file(path)
@@ -55,6 +69,29 @@ def read_weights(path):
             f"{path} cannot be read as weights ({error}). The file may be cut short: "
             "delete it and make or download it again."
         ) from error
+
+
+def _read_shards(index):
+    """The tensors of the files that an index names, each where it says. UserError naming index and file."""
+    where = field(read_json(index), "weight_map", dict, index)
+    files = {name: field(where, name, str, index, "weight_map") for name in where}
+    if not files:
+        raise UserError(f"{index} names no weights. Download it again.")
+    state = {}
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            raise UserError(f"{index} names the file {show(file)}; expected one beside it.")
+        if not (index.parent / file).is_file():
+            raise UserError(f"{index.parent / file} does not exist, which {index.name} names.")
+        part = read_weights(index.parent / file)
+        lost = [name for name, there in files.items() if there == file and name not in part]
+        if lost:
+            raise UserError(
+                f"{index.parent / file} lacks {show(lost[0])[1:-1]}, which {index.name} says is there. "
+                "Download both again."
+            )
+        state |= part
+    return state
 
 
 def load_exactly(
@@ -118,10 +155,15 @@ def download(model_id):
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    files = ["config.json", "model.safetensors"]
+    files = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-*.safetensors",
+    ]
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=files))
-        if not (folder / files[1]).exists():
+        if not any((folder / name).exists() for name in files[1:3]):
             folder = cached_snapshot(model_id)
         if folder is None:
             offers = HfApi().get_repo_discussions(
