@@ -334,7 +334,7 @@ def spoil(path, value):
         (
             ["annotations", 1, "image_id"],
             "42",
-            r"`annotations\[1\].image_id` is '42'; expected a whole number",
+            r"1 caption\(s\) belong to an image that `images` does not list, .* '42'\.",
         ),
         (["annotations", 1, "image_id"], True, "is True; expected a whole number"),
         (["annotations", 1, "image_id"], 2**63, "expected a whole number"),

@@ -6,7 +6,7 @@ has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean 
 
 import re
 
-from vlm_lite.data.records import field
+from vlm_lite.data.records import ID, field, show
 from vlm_lite.evals.answers import match, read_lines
 from vlm_lite.files import UserError
 
@@ -80,7 +80,7 @@ def read_pope(labels, answers, *, partial=False):
     """
     truth = {}
     for where, record in read_lines(labels):
-        question_id = field(record, "question_id", int, labels, where)
+        question_id = field(record, "question_id", ID, labels, where)
         label = field(record, "label", str, labels, where)
         if question_id in truth:
             raise UserError(
@@ -88,7 +88,7 @@ def read_pope(labels, answers, *, partial=False):
                 "split a file; the splits share their ids."
             )
         if label not in ("yes", "no"):
-            raise UserError(f"{labels}: {where}.label is {label!r}; expected yes or no.")
+            raise UserError(f"{labels}: {where}.label is {show(label)}; expected yes or no.")
         truth[question_id] = label
     said = []
     for where, record in read_lines(answers):
@@ -107,7 +107,7 @@ def read_pope(labels, answers, *, partial=False):
         key = keys.pop() if keys else "text"
         said.append(
             (
-                field(record, "question_id", int, answers, where),
+                field(record, "question_id", ID, answers, where),
                 field(record, key, str, answers, where),
             )
         )
