@@ -17,6 +17,19 @@ MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+STRAY = {
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+} | {
+    "Thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__pycache__",
+}
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxlevel = _REPR.maxdict = 3
@@ -43,6 +56,11 @@ def shorten(text, length):
 def show(value):
     """`value` as Python writes it, cut in the middle to 60 characters."""
     return shorten(_REPR.repr(value), 60)
+
+
+def is_stray(path):
+    """Whether a relative path is what an editor or a system puts into folders: hidden, or of a name in STRAY."""
+    return any(part.startswith(".") or part in STRAY for part in Path(path).parts)
 
 
 def say(text):
