@@ -9,11 +9,10 @@ import csv
 import io
 import string
 import warnings
-from pathlib import Path
 
 import PIL.Image
 
-from vlm_lite.files import UserError, read_json, read_json_lines, read_text
+from vlm_lite.files import UserError, open_text, read_json, read_json_lines, read_text
 from vlm_lite.files import show as show
 
 ANSWERS_PER_QUESTION = 10
@@ -289,10 +288,16 @@ def read_mmbench(path):
 def read_tsv(path, columns):
     """(line number, {column: cell}) of each row; UserError where the file is cut short or lacks one of `columns`."""
     csv.field_size_limit(2**31 - 1)  # a picture is one cell
-    path, rows = Path(path), []
+    rows, taken = [], []  # taken: the lines of the row in hand
+
+    def lines(file):
+        for line in file:
+            taken.append(line)
+            yield line
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
+        with open_text(path, newline="") as file:
+            reader = csv.reader(lines(file), delimiter="\t")
             header = next(reader, [])
             absent = [name for name in columns if name not in header]
             if absent:
@@ -300,7 +305,15 @@ def read_tsv(path, columns):
                     f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
                     f"between columns, {', '.join(columns)} among them. Is this a file of another kind?"
                 )
+            taken.clear()
             for cells in reader:
+                opened = _lone_quote(cells, taken, header)
+                if opened is not None:
+                    raise UserError(
+                        f'{path}, line {reader.line_num - len(taken) + 1 + opened}: a quote (") opens a cell '
+                        "and is not closed in it, so that the rows below would be swallowed. Take it out, or "
+                        "put the whole cell in quotes and double those inside."
+                    )
                 if cells and len(cells) != len(header):
                     raise UserError(
                         f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
@@ -308,10 +321,7 @@ def read_tsv(path, columns):
                     )
                 if cells:
                     rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist. Check the path, or make the file again."
-        ) from error
+                taken.clear()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
@@ -320,6 +330,34 @@ def read_tsv(path, columns):
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows
+
+
+def _lone_quote(cells, lines, header):
+    """How many lines into the row `lines` the quote opens that swallowed what is not its cell's; None if none did."""
+    is_last = not lines[-1].endswith(("\n", "\r")) or cells[-1:] and cells[-1].endswith("\n")
+    if len(lines) == 1 and len(cells) == len(header) and not (is_last and '"' in lines[0]):
+        return None  # nearly every row
+    try:
+        fault = ""
+        list(csv.reader(lines, delimiter="\t", strict=True))
+    except csv.Error as error:
+        fault = str(error)
+    if "unexpected end of data" in fault:  # the last cell never ends
+        return sum(cell.count("\n") for cell in cells[:-1])
+    place = header.index("index") if "index" in header else 0
+
+    def is_row(line):
+        parts = line.split("\t")
+        return len(parts) == len(header) and parts[place].isascii() and parts[place].isdigit()
+
+    swallowed = [any(map(is_row, cell.split("\n")[1:])) for cell in cells]
+    if len(cells) != len(header) or (fault and len(lines) > 1):
+        swallowed = [kept or "\t" in cell for kept, cell in zip(swallowed, cells, strict=True)]
+    if fault and len(lines) > 1 and not any(swallowed):
+        swallowed = ["\n" in cell for cell in cells]
+    if not any(swallowed):
+        return None
+    return sum(cell.count("\n") for cell in cells[: swallowed.index(True)])
 
 
 def index_of(path, line, cells):
