@@ -1,9 +1,13 @@
 """Files are found or missed by name, and written whole or not at all."""
 
 import errno
+import json
 import os
+import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vlm_lite import files
 from vlm_lite.files import UserError
@@ -52,3 +56,72 @@ def test_a_cut_folder_leaves_the_old_one_and_nothing_else(tmp_path):
             (folder / "a").write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "kept" / "a").read_text() == "old" and os.listdir(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_read_and_not_reported(tmp_path, encoding):
+    value = [{"answer": "é, 猫", "question_id": 1}]
+    (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False), encoding=encoding)
+    assert files.read_json(tmp_path / "a.json") == value
+
+
+def test_json_lines_where_json_is_expected_are_read_and_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"id": 1}\r\n\r\n{"id": 2}\n')
+    assert files.read_json(tmp_path / "a.json") == [{"id": 1}, {"id": 2}]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a.json" in said and "JSON lines" in said
+    (tmp_path / "a.json").write_text('{"id": 1}\n{"id": 2\n')
+    with pytest.raises(UserError, match=r"a.json, line 2: not valid JSON"):
+        files.read_json(tmp_path / "a.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=2, max_size=4),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_any_list_is_the_same_as_a_list_and_as_lines(tmp_path, rows, encoding, newline):
+    for text in (json.dumps(rows), newline.join(map(json.dumps, rows))):
+        (tmp_path / "a.json").write_bytes(text.encode(encoding))
+        assert files.read_json(tmp_path / "a.json") == rows
+
+
+@pytest.mark.parametrize(
+    "text, is_cut",
+    [('[{"a": 1}, {"a"', True), ('["abc', True), ("[1, x, 2]", False), ("{'a': 1}", False)],
+)
+def test_only_a_file_that_ends_too_early_is_called_cut_short(tmp_path, text, is_cut):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"a.json, line 1 column \d+: not valid JSON") as caught:
+        files.read_json(tmp_path / "a.json")
+    assert ("cut short" in str(caught.value)) == is_cut and "delete" not in str(caught.value)
+
+
+@given(st.text(max_size=100), st.integers(0, 100_000), st.text(max_size=100))
+def test_a_message_of_any_length_is_cut_in_the_middle(start, length, end):
+    message = str(UserError(start + "k" * length + end))
+    assert len(message) < 600 and message.startswith(start) and message.endswith(end)
+    if len(start) + length + len(end) < 560:
+        assert message == start + "k" * length + end
+
+
+@given(JSON)
+def test_a_value_is_shown_in_sixty_characters_in_one_line(value):
+    assert len(files.show(value)) <= 60 and len(files.show(value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "value", ["k" * 10**7, list(range(10**6)), {"k" * 10**6: {"x": [1] * 10**6}}]
+)
+def test_a_huge_value_is_shown_at_once(value):
+    started = time.perf_counter()
+    assert len(files.show(value)) <= 60
+    assert time.perf_counter() - started < 0.5

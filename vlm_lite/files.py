@@ -1,15 +1,71 @@
 """Where files live, and how they are written so that nothing half-written is ever taken for whole."""
 
+import codecs
 import contextlib
 import json
 import os
+import reprlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
+MESSAGE_LENGTH = 580  # with the command's name in front, under 600
+MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+STRAY = {
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+} | {
+    "Thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__pycache__",
+}
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+_REPR.maxlevel = _REPR.maxdict = 3
+
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file or field, what was found, and what to do."""
+    """Something the user can fix. The message names the file or field, what was found, and what to do.
+
+    A long one is cut in the middle: its start says where, its end what to do.
+    """
+
+    def __init__(self, message=""):
+        super().__init__(shorten(str(message), MESSAGE_LENGTH))
+
+
+def shorten(text, length):
+    """`text`, or its start and end with " ... " between them where it is longer than `length` characters."""
+    if len(text) <= length:
+        return text
+    end = (length - 5) // 2
+    return f"{text[: length - 5 - end]} ... {text[-end:]}"
+
+
+def show(value):
+    """`value` as Python writes it, cut in the middle to 60 characters."""
+    return shorten(_REPR.repr(value), 60)
+
+
+def is_stray(path):
+    """Whether a relative path is what an editor or a system puts into folders: hidden, or of a name in STRAY."""
+    return any(part.startswith(".") or part in STRAY for part in Path(path).parts)
+
+
+def say(text):
+    """One line to the user that is no error, on stderr."""
+    print(f"note: {shorten(text, MESSAGE_LENGTH)}", file=sys.stderr)
 
 
 def data_path(*parts):
@@ -102,12 +158,13 @@ def atomic_dir(path):
             raise
 
 
-def read_json(path):
-    """The value of a JSON file. Raises UserError naming the file, line and column where it is not JSON."""
-    path = Path(path)
+def open_text(path, newline=None):
+    """Open a text file in UTF-8, or in what its byte-order mark says. UserError where it is missing or closed to us."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        with open(path, "rb") as file:
+            start = file.read(4)
+        encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8-sig")
+        return open(path, encoding=encoding, newline=newline)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
@@ -116,20 +173,69 @@ def read_json(path):
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
         ) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not JSON, not UTF-8, a number too long, or nested too deeply
-        where = (
-            f", line {error.lineno} column {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else ""
-        )
-        found = getattr(error, "msg", error) if path.stat().st_size else "it is empty"
+
+
+def read_text(path, expected="text"):
+    """The text of a file, as `open_text` reads it. UserError where it is not `expected`, which is text in UTF-8."""
+    try:
+        with open_text(path) as file:
+            return file.read()
+    except ValueError as error:  # UnicodeError is one
         raise UserError(
-            f"{path}{where}: not valid JSON ({found}). The file may be cut short: "
-            "delete it and make or download it again."
+            f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8."
         ) from error
+
+
+def read_json(path):
+    """The value of a JSON file; the list of its rows where it holds JSON lines instead, which is said.
+
+    Raises UserError naming the file, line and column where it is not JSON.
+    """
+    text = read_text(path, "JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, too long a number, or too deep
+        before = text[: error.pos] if getattr(error, "msg", "") == "Extra data" else ""
+        if before.rstrip(" \t").endswith("\n") and "\n" not in before.strip():
+            rows = [row for _, row in read_json_lines(path, text)]
+            say(
+                f"{path} holds JSON lines where one JSON value is expected: {len(rows)} rows are read."
+            )
+            return rows
+        raise UserError(f"{path}{_not_json(error, text)}") from error
+
+
+def read_json_lines(path, text):
+    """("line N", value) of each line of `text`, the content of the file `path`, that is not empty."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append((f"line {number}", json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                what = getattr(error, "msg", error)
+                raise UserError(
+                    f"{path}, line {number}: not valid JSON ({what}). Expected one value a line. "
+                    + (
+                        "The file may be cut short."
+                        if text.rstrip().endswith(line.rstrip())
+                        else ""
+                    )
+                ) from error
+    return rows
+
+
+def _not_json(error, text):
+    """Where and why `text` is not JSON, and what to do."""
+    if not text.strip():
+        return ": not valid JSON (it is empty). Make or download it again."
+    if not isinstance(error, json.JSONDecodeError):
+        return f": not valid JSON ({error}). Make or download it again."
+    is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+    advice = (
+        "The file may be cut short: make or download it again." if is_cut else "Look at that place."
+    )
+    return f", line {error.lineno} column {error.colno}: not valid JSON ({error.msg}). {advice}"
 
 
 def write_json(path, value, indent=1):

@@ -334,7 +334,7 @@ def spoil(path, value):
         (
             ["annotations", 1, "image_id"],
             "42",
-            r"`annotations\[1\].image_id` is '42'; expected a whole number",
+            r"1 caption\(s\) belong to an image that `images` does not list, .* '42'\.",
         ),
         (["annotations", 1, "image_id"], True, "is True; expected a whole number"),
         (["annotations", 1, "image_id"], 2**63, "expected a whole number"),
@@ -347,7 +347,7 @@ def spoil(path, value):
         (
             ["images", 0, "file_name"],
             "gone.png",
-            r"1 of 2 pictures are not in .*images, for example gone.png",
+            r"1 of 2 images are not in .*images, for example gone.png",
         ),
         (["images", 1, "id"], 42, r"images\[1\].id is 42, which an image before it has"),
         (["annotations"], [], "holds no captions: the data set is empty"),
@@ -437,7 +437,7 @@ def test_a_bad_vqa_file_is_named_with_its_field(world, file, path, value, messag
 def test_a_question_whose_picture_is_not_on_the_disk_is_named(world):
     (world.images / "COCO_val2014_000000000007.jpg").unlink()
     with pytest.raises(
-        UserError, match=r"1 of 2 pictures are not in .*_000000000007.jpg or COCO_.*7.png"
+        UserError, match=r"1 of 2 images are not in .*_000000000007.jpg or COCO_.*7.png"
     ):
         world.read_vqa()
 
@@ -505,3 +505,18 @@ def test_no_value_anywhere_makes_anything_but_a_user_error(tmp_path_factory, val
         world.read_captions() if name == "captions" else world.read_vqa()
     except UserError:
         pass
+
+
+def test_two_files_for_one_id_are_refused_and_text_ids_name_their_own_file(world):
+    picture(1).save(world.images / "COCO_val2014_000000000007.png")
+    with pytest.raises(UserError, match=r"7.jpg and COCO_.*7.png .*both"):
+        world.read_vqa()
+    (world.images / "COCO_val2014_000000000007.png").unlink()
+    for rows in (world.questions["questions"], world.annotations["annotations"]):
+        for row in rows:
+            row["image_id"] = {7: "003a8", 42: "0042b"}[row["image_id"]]
+    (world.images / "COCO_val2014_000000000007.jpg").rename(world.images / "003a8.jpg")
+    (world.images / "COCO_val2014_000000000042.png").rename(world.images / "0042b.png")
+    data = world.read_vqa()
+    assert data["image_id"][:] == [1, 2, 1]  # numbered by first mention
+    assert np.array_equal(data[1]["image"], picture(42))

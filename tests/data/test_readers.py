@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import PIL.Image
+import PIL.ImageColor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,13 +91,13 @@ def test_conversations_take_turns_and_lose_the_image_mark_and_train2014s_picture
         (lambda d: d[0].pop("image"), r"`\[0\].image` is missing"),
         (
             lambda d: d[1].update(image="cat.jpg"),
-            r"`\[1\].image` is 'cat.jpg'; expected a name that ends in",
+            "1 of 2 images are not in .*cat.jpg",
         ),
         (lambda d: d[0].update(image="../../000000000042.jpg"), "leaves the folder"),
         (lambda d: d[0].update(image="/etc/000000000042.jpg"), "leaves the folder"),
         (
             lambda d: d[1].update(image="000000000009.jpg"),
-            "1 of 2 pictures are not in .*9.jpg or COCO_train2014",
+            "1 of 2 images are not in .*9.jpg or COCO_train2014",
         ),
         (
             lambda d: d[0]["conversations"].pop(),
@@ -254,7 +255,7 @@ def test_the_folder_is_also_one_that_datasets_reads_by_itself(own):
     [
         ({"file_name": "../b.png"}, "leaves the folder"),
         ({"file_name": "/etc/passwd"}, "leaves the folder"),
-        ({"file_name": "c.png"}, "1 of 3 pictures are not in .*c.png"),
+        ({"file_name": "c.png"}, "1 of 3 images are not in .*c.png"),
         ({"file_name": None}, "`line 3.file_name` is None; expected text"),
         (
             {"captoins": ["a"]},
@@ -359,3 +360,72 @@ def test_any_json_is_read_or_refused_with_a_clear_error(tmp_path, images, value)
     write(images / "metadata.jsonl", json.dumps(value))
     with pytest.raises(UserError):
         read_folder(images)
+
+
+def solid(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (4, 4), colour).save(path)
+
+
+COLOURS = {"cats/001.png": "red", "dogs/001.png": "lime", "birds/001.png": "blue", "x.png": "white"}
+
+
+def read_names(kind, folder, names, **options):
+    """The table of a file of `kind` that speaks of the images `names` in turn."""
+    if kind == "llava":
+        rows = [{"image": name, "conversations": talk("what?", "that")} for name in names]
+        return read_llava(write(folder / "l.json", rows), folder / "many", **options)
+    rows = [
+        {"question_id": k, "image": name, "text": "is it?", "label": "no"}
+        for k, name in enumerate(names)
+    ]
+    return read_pope(write(folder / "p.json", "\n".join(map(json.dumps, rows))), folder / "many")
+
+
+@pytest.mark.parametrize("kind", ["llava", "pope"])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(names=st.lists(st.sampled_from(list(COLOURS)), min_size=1, max_size=6))
+def test_every_row_has_the_image_of_its_own_path(tmp_path, kind, names):
+    for name, colour in COLOURS.items():
+        solid(tmp_path / "many" / name, colour)
+    table = read_names(kind, tmp_path, names)
+    shown = [row["image"].getpixel((0, 0)) for row in table]
+    assert shown == [PIL.ImageColor.getrgb(COLOURS[name]) for name in names]
+    ids = dict(zip(names, table["image_id"][:], strict=True))
+    assert table["image_id"][:] == [ids[name] for name in names]
+    assert len(set(ids.values())) == len(ids)
+
+
+@pytest.mark.parametrize("kind", ["llava", "pope"])
+@pytest.mark.parametrize(
+    "asked, there",
+    [
+        ("gqa/000000000007.jpg", "COCO_train2014_000000000007.jpg"),
+        ("val2017/000000000007.jpg", "COCO_train2014_000000000007.jpg"),
+        ("7.jpg", "COCO_train2014_000000000007.jpg"),
+        ("photo_000000000007.jpg", "COCO_train2014_000000000007.jpg"),
+        ("000000000007.png", "COCO_train2014_000000000007.jpg"),
+        ("COCO_val2014_000000000007.jpg", "COCO_train2014_000000000007.jpg"),
+        ("cats/001.png", "dogs/001.png"),
+        ("cats/001.png", "001.png"),
+    ],
+)
+def test_no_other_data_set_s_file_stands_in_for_a_missing_one(tmp_path, kind, asked, there):
+    solid(tmp_path / "many" / there, "red")
+    with pytest.raises(UserError, match="1 of 1 images are not in"):
+        read_names(kind, tmp_path, [asked])
+
+
+def test_coco_s_numbers_stay_the_ids_and_where_two_files_have_one_a_choice_by_id_is_refused(
+    tmp_path,
+):
+    names = ["a/000000000042.png", "b/000000000042.png", "a/000000000043.png"]
+    for name in names:
+        solid(tmp_path / "many" / name, "red")
+    assert read_names("llava", tmp_path, names[1:])["image_id"][:] == [42, 43]
+    assert read_names("llava", tmp_path, names)["image_id"][:] == [1, 2, 3]
+    assert read_names("llava", tmp_path, names, image_ids={43})["image_id"][:] == [43]
+    with pytest.raises(UserError, match="a/0+42.png.*b/0+42.png.*image 42"):
+        read_names("llava", tmp_path, names, image_ids={42})

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_lite.data.records import read_caption_lists, read_vqa_rows
@@ -73,7 +73,7 @@ def test_json_lines_may_be_a_list_have_empty_lines_and_a_byte_order_mark(tmp_pat
         (b'{"a": 1}\n{"a": ', "line 2: not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"1" * 10_000, "line 1: not valid JSON"),
-        (b"\xff\xfe", "cannot be read as text"),
+        (b"\xff", "cannot be read as text"),
         (None, "does not exist"),
     ],
 )
@@ -97,8 +97,8 @@ def test_a_bad_file_of_lines_is_named(tmp_path, content, message):
             r"`\[0\].question_id` is missing \(found: 'image_id', 'caption'\)",
         ),
         (
-            [{"question_id": "3", "answer": "a"}],
-            r"`\[0\].question_id` is '3'; expected a whole number",
+            [{"question_id": [3], "answer": "a"}],
+            r"`\[0\].question_id` is \[3\]; expected a whole number of 0 or more, or text",
         ),
         (
             [{"question_id": 3, "answer": "a"}, {"question_id": 4, "answer": ["a"]}],
@@ -157,3 +157,69 @@ def test_vqa_is_read_without_pictures_and_where_told_without_types(tmp_path):
         UserError, match=r"annotations\[1\].question_id is 5, which an annotation before it has"
     ):
         read_vqa_rows(questions, annotations, complete=False)
+
+
+IDS = st.one_of(
+    st.integers(0, 2**63 - 1), st.text(st.characters(codec="utf-8"), min_size=1)
+).filter(lambda i: not isinstance(i, str) or bool(i.strip()))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(ids=st.lists(IDS, min_size=1, max_size=5, unique=True), image=st.none() | IDS)
+def test_ids_are_what_the_file_says_and_only_those_that_are_used_are_required(tmp_path, ids, image):
+    about = {} if image is None else {"image_id": image}
+    answers = [{"answer": str(k)} for k in range(10)]
+    asked = [{"question_id": i, "question": "?", **about} for i in ids]
+    notes = [{"question_id": i, "answers": answers, **about} for i in ids]
+    rows, _ = read_vqa_rows(
+        write(tmp_path, "q.json", {"questions": asked}),
+        write(tmp_path, "a.json", {"annotations": notes[::-1]}),
+        complete=False,
+    )
+    assert rows["question_id"] == ids and rows["image_id"] == [image] * len(ids)
+    results = [{"question_id": i, "answer": "a"} for i in ids]
+    assert read_results(write(tmp_path, "r.json", results), "question_id", "answer") == [
+        (i, "a") for i in ids
+    ]
+
+
+def test_the_string_ids_of_textvqa_are_scored(tmp_path):
+    answers = [{"answer": "nokia"}] * 10
+    about = {"question_id": 34602, "image_id": "003a8ae2ef43b901"}
+    questions = write(tmp_path, "q.json", {"questions": [{**about, "question": "which brand?"}]})
+    for note in ({**about}, {"question_id": 34602}):
+        annotations = write(tmp_path, "a.json", {"annotations": [{**note, "answers": answers}]})
+        rows, _ = read_vqa_rows(questions, annotations, complete=False)
+        assert rows["image_id"] == ["003a8ae2ef43b901"]
+    other = {**about, "image_id": "other", "answers": answers}
+    with pytest.raises(UserError, match="image_id is 'other'.*'003a8ae2ef43b901'"):
+        read_vqa_rows(
+            questions, write(tmp_path, "a.json", {"annotations": [other]}), complete=False
+        )
+
+
+def test_json_lines_of_results_questions_and_annotations_are_read(tmp_path, capsys):
+    def lines(name, *rows):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+        return tmp_path / name
+
+    ten = [{"answer": "a"}] * 10
+    questions = lines("q.jsonl", *({"question_id": k, "question": "?"} for k in (1, 2)))
+    annotations = lines("a.jsonl", *({"question_id": k, "answers": ten} for k in (1, 2)))
+    assert read_vqa_rows(questions, annotations, complete=False)[0]["question_id"] == [1, 2]
+    assert capsys.readouterr().err.count("holds JSON lines") == 2
+    for count in (1, 2):
+        rows = [{"question_id": k, "answer": "a"} for k in range(count)]
+        results = read_results(lines("r.jsonl", *rows), "question_id", "answer")
+        assert results == [(k, "a") for k in range(count)]
+
+
+def test_a_file_s_own_long_keys_do_not_fill_the_screen(tmp_path):
+    long = "k" * 100_000
+    file = write(tmp_path, "r.json", [{long: 1}])
+    with pytest.raises(UserError, match="r.json: `.0..question_id` is missing") as caught:
+        read_results(file, "question_id", "answer")
+    assert len(str(caught.value)) < 600 and str(caught.value).endswith("of another kind?")
+    with pytest.raises(UserError) as caught:
+        match([long], [(long + "x", "a")], file="r.json", against="q.json", name="question_id")
+    assert len(str(caught.value)) < 600 and "r.json does not answer q.json" in str(caught.value)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -413,7 +413,7 @@ def test_a_bad_table_is_named_with_its_line(tsv, rows, message):
     [
         (b"", "line 1: no column index, question, answer"),
         (b'{"annotations": []}', "line 1: no column"),
-        (b"\xff\xfe", "cannot be read as a table of UTF-8 text"),
+        (b"\xff", "cannot be read as a table of UTF-8 text"),
         (b"PK\x03\x04\xff", "a spreadsheet is to be saved as TSV"),
         (None, "does not exist"),
     ],
@@ -428,3 +428,56 @@ def test_a_file_that_is_no_table_is_named(tmp_path, content, message):
 def test_no_rows_are_refused():
     with pytest.raises(UserError, match="no questions to score"):
         mmbench_scores([], {})
+
+
+def lone(rows, name, quoted):
+    """The text of a table in which the row `quoted` has one quote, at the start of the column `name`."""
+    lines = ["\t".join(HEADER)]
+    for index in rows:
+        row = dict(zip(HEADER, map(str, cells(index)), strict=True)) | {"question": "what is it?"}
+        row[name] = '"' * (index == quoted) + row[name]
+        lines.append("\t".join(row[column] for column in HEADER))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", ["question", "A", "B", HEADER[-1]])
+@pytest.mark.parametrize("quoted", [1, 2, 4])
+def test_the_line_where_a_lone_quote_opens_is_named(tmp_path, name, quoted):
+    (tmp_path / "t.tsv").write_text(lone((1, 2, 3, 4), name, quoted))
+    with pytest.raises(UserError, match=f"t.tsv, line {quoted + 1}: .*quote.*opens") as caught:
+        read_mmbench(tmp_path / "t.tsv")
+    assert "cut short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines, line",
+    [
+        (["1\tA", '2\t"B is right', "3\tC"], 3),
+        (["1\tA", '2\t"B', "3\tC", '4\tsaid "', "5\tA"], 3),
+        (['1\t"A', '2\t"B" it is', "3\tC"], 2),
+        (['1\t"two\nlines"', '2\t"B', "3\tC"], 4),
+    ],
+)
+def test_no_row_of_predictions_is_swallowed(tmp_path, lines, line):
+    (tmp_path / "p.tsv").write_text("\n".join(["index\tprediction", *lines]))
+    with pytest.raises(UserError, match=f"p.tsv, line {line}: .*quote.*opens"):
+        read_predictions(tmp_path / "p.tsv")
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20).filter(
+    lambda text: (
+        not re.search(r"\n\d+\t", text)
+    )  # a table in an answer, which looks like swallowed rows
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    texts=st.lists(TEXTS, min_size=1, max_size=5),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_any_text_that_is_quoted_as_it_should_be_is_read(tmp_path, texts, encoding):
+    with (tmp_path / "p.tsv").open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerows([["index", "prediction"], *enumerate(texts)])
+    assert read_predictions(tmp_path / "p.tsv") == list(enumerate(texts))

@@ -177,7 +177,7 @@ def test_the_question_of_a_label_line_is_not_taken_for_an_answer(files):
             [{"question": "Is there a cat?", "answer": "yes"}],
             "line 1 has no `question_id`. The authors' script",
         ),
-        (LABELS, [{"question_id": "1", "text": "a"}], "`line 1.question_id` is '1'"),
+        (LABELS, [{"question_id": "1", "text": "a"}], "unknown, for example '1'"),
         (LABELS, [3], "line 1 is 3; expected an object"),
         (LABELS, [{"question_id": 1, "text": "a"}], r"1 question_id\(s\) missing, for example 2"),
     ],

@@ -192,7 +192,7 @@ def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_pa
         ("red\nblue", r"names.txt does not name 6 of 7 sub-folder\(s\).* for example 'black'"),
         ("red\nred", "names 'red' twice"),
         ("", "has 0 class names"),
-        (None, "cannot be read as text"),
+        (None, "does not exist"),
     ],
 )
 def test_bad_class_names_are_named(pictures, tmp_path, text, message):
@@ -233,3 +233,31 @@ def test_bad_embeddings_are_named(change, message):
     good = {"image_embeds": torch.eye(2, 3), "class_embeds": torch.eye(2, 3), "labels": [0, 1]}
     with pytest.raises(UserError, match=message):
         zeroshot_scores(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "cat/.ipynb_checkpoints/1-checkpoint.png",
+        ".ipynb_checkpoints/1-checkpoint.png",
+        "__MACOSX/cat/._1.png",
+        "cat/._1.png",
+        "cat/@eaDir/1.png",
+        "cat/Thumbs.db",
+        "dog/.DS_Store",
+        "cat/.1.png.swp.png",
+    ],
+)
+def test_what_no_person_put_there_is_skipped_and_named_in_one_line(tmp_path, stray, capsys):
+    for name in ("cat/1.png", "cat/kittens/2.png", "dog/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"not looked at")
+    class_folders(tmp_path)
+    assert not capsys.readouterr().err
+    (tmp_path / stray).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / stray).write_bytes(b"not looked at")
+    paths, labels, names = class_folders(tmp_path)
+    assert [str(tmp_path / n) for n in ("cat/1.png", "cat/kittens/2.png", "dog/3.png")] == paths
+    assert (labels, names) == ([0, 0, 1], ["cat", "dog"])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "1 file" in said and stray in said

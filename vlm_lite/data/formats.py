@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
-from vlm_lite.files import UserError, read_json
+from vlm_lite.files import UserError, read_json, shorten, show
 
 FEATURES = Features(
     {
@@ -38,11 +38,16 @@ FEATURES = Features(
 def make_dataset(columns):
     """A Dataset with the columns of FEATURES; what `columns` lacks is None, or an empty list for list columns.
 
-    The `image` column holds undecoded cells: {"bytes": None or bytes, "path": path or None}.
+    The `image` column holds undecoded cells: {"bytes": None or bytes, "path": path or None}. Where a file's ids are
+    text, `image_id` or `question_id` numbers them from 1, in the order of their first mention.
     """
     count = len(columns["image_id"])
     empty = {name: [] if isinstance(feature, List) else None for name, feature in FEATURES.items()}
     filled = {name: columns.get(name, [empty[name]] * count) for name in FEATURES}
+    for name in ("image_id", "question_id"):
+        if any(isinstance(value, str) for value in filled[name]):
+            numbers = {value: k for k, value in enumerate(dict.fromkeys(filled[name]), 1)}
+            filled[name] = [numbers[value] for value in filled[name]]
     return Dataset(
         pa.table(filled, schema=FEATURES.arrow_schema)
     )  # 5 times faster than Dataset.from_dict
@@ -74,11 +79,15 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
     """Read the official VQA v2 question and annotation files: one row a question, in the order of the question file.
 
     `answer` is the official `multiple_choice_answer`, `answers` the ten people's answers as they stand in the file.
-    The pictures are `COCO_{data_subtype}_{image_id:012d}` with .jpg or .png in the folder `images`.
+    The images are `COCO_{data_subtype}_{image_id:012d}`, or `{image_id}` where that is text, with .jpg or .png in the
+    folder `images`; where both are there the file is refused.
     descriptions, image_ids and errors: as in `read_coco_captions`.
     """
     rows, subtype = read_vqa_rows(questions, annotations, image_ids=image_ids)
-    stems = {i: f"COCO_{subtype}_{i:012d}" for i in rows["image_id"]}
+    stems = {
+        i: i if isinstance(i, str) else f"COCO_{subtype}_{i:012d}"
+        for i in dict.fromkeys(rows["image_id"])
+    }
     paths = find_images(
         {i: [f"{stem}.jpg", f"{stem}.png"] for i, stem in stems.items()},
         images,
@@ -135,30 +144,40 @@ def image_tensor(dataset, image_size=None):
 
 
 def find_images(candidates, folder, file, field):
-    """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk."""
+    """{image_id: undecoded `image` cell} for {image_id: possible file names}, each inside `folder` and on the disk.
+
+    Of an image's names one must be there: none, or two, is an error.
+    """
     if not os.path.isdir(folder):
         raise UserError(
-            f"{folder} is not a folder; expected the folder of the pictures of {file}. Check the path."
+            f"{folder} is not a folder; expected the folder of the images of {file}. Check the path."
         )
     root = os.path.realpath(folder)
     found, absent = {}, []
     for image_id, names in candidates.items():
+        there = []
         for name in names:
             path = os.path.join(root, name)
             if "\0" in name or not os.path.realpath(path).startswith(os.path.join(root, "")):
                 raise UserError(
-                    f"{file}: `{field}` makes {name!r} (image {image_id}), which leaves the folder {root}. "
-                    "Expected a name inside it: put the picture itself there."
+                    f"{file}: `{field}` makes {show(name)} (image {show(image_id)}), which leaves the folder "
+                    f"{root}. Expected a name inside it: put the image itself there."
                 )
             if os.path.isfile(path):
-                found[image_id] = {"bytes": None, "path": path}
-                break
+                there.append(path)
+        if len(there) > 1:
+            raise UserError(
+                f"{file}: {' and '.join(map(os.path.basename, there))} are both in {folder}, and either could "
+                f"be image {show(image_id)}. Keep the one that is meant."
+            )
+        if there:
+            found[image_id] = {"bytes": None, "path": there[0]}
         else:
             absent.append(" or ".join(names))
     if absent:
         raise UserError(
-            f"{file}: {len(absent)} of {len(candidates)} pictures are not in {folder}, for example "
-            f"{absent[0]}. Make or download them, or take what speaks of them out of that file."
+            f"{file}: {len(absent)} of {len(candidates)} images are not in {folder}, for example "
+            f"{shorten(absent[0], 200)}. Make or download them, or take what speaks of them out of that file."
         )
     return found
 

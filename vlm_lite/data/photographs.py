@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from vlm_lite.data.download import TOLERATED, Item, extract, fetch
 from vlm_lite.data.formats import read_coco_captions, read_vqa
-from vlm_lite.data.readers import llava_records, read_llava
+from vlm_lite.data.readers import coco_number, llava_records, read_llava
 from vlm_lite.data.records import field, records
 from vlm_lite.data.sources import SOURCES
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
@@ -134,8 +134,8 @@ def _write_choice(folder, official, choice, mirror, progress):
         read_json(files[kind]) for kind in ("captions", "questions", "annotations")
     )
     talks, notes = collections.defaultdict(list), {}
-    for image_id, record, _ in llava_records(files["instructions"]):
-        talks[image_id].append(record)
+    for name, record, _ in llava_records(files["instructions"]):
+        talks[coco_number(name)].append(record)
     for where, note in records(answered, "annotations", files["annotations"]):
         notes[field(note, "question_id", int, files["annotations"], where)] = note
     per_image = collections.Counter(

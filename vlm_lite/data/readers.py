@@ -8,67 +8,92 @@ your own        pictures and metadata.jsonl, a line each: {"file_name", and any 
 """
 
 import base64
+import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datasets import List
 
 from vlm_lite.data.formats import FEATURES, find_images, make_dataset
-from vlm_lite.data.records import ANSWERS_PER_QUESTION, field, read_lines, refuse_empty, show
+from vlm_lite.data.records import ANSWERS_PER_QUESTION, ID, field, read_lines, refuse_empty, show
 from vlm_lite.data.records import read_mmbench as read_mmbench_rows
 from vlm_lite.files import UserError, read_json
 
 ROLES = {"human": "user", "gpt": "assistant"}
 LISTING = "metadata.jsonl"
+COCO_STEM = re.compile(r"(?:COCO_\w+_)?(\d{12})", re.ASCII)
+TRAIN2017 = re.compile(r"(?:(?:.*/)?train2017/)?(\d{12})\.jpg", re.ASCII)
 ROTATION = 1_000_000  # the rotations of question 7 of MMBench have the indices 7, 1000007, ...
 
 
 def read_llava(file, images, *, image_ids=None):
     """Read a LLaVA-Instruct file: one row a conversation, roles `user` and `assistant` in turn, `<image>` taken out.
 
-    images: the folder of the pictures. The files name train2017's (`000000033471.jpg`); where that is not there, the
-    same picture of train2014 (`COCO_train2014_000000033471.jpg`) will do, so captions, questions and instructions can
-    share one folder. image_ids: keep these only. UserError names the file, the entry and the field.
+    images: the folder of the images, which are what `image` names. COCO's train2017 (`000000033471.jpg`) holds the
+    images of train2014 under other names, so where such a file is not there `COCO_train2014_000000033471.jpg` will do,
+    and captions, questions and instructions can share one folder; nothing else stands in for a missing file.
+    image_ids: keep the images of these COCO numbers only. UserError names the file, the entry and the field.
     """
-    ids, names, conversations = [], {}, []
-    for image_id, record, where in llava_records(file):
-        if image_ids is None or image_id in image_ids:
-            ids.append(image_id)
-            names.setdefault(image_id, [record["image"], f"COCO_train2014_{image_id:012d}.jpg"])
-            conversations.append(_conversation(record, file, where))
-    refuse_empty(ids, "conversations", file, image_ids)
-    cells = find_images(names, images, file, "image")
+    kept = [
+        (name, record, where)
+        for name, record, where in llava_records(file)
+        if image_ids is None or coco_number(name) in image_ids
+    ]
+    refuse_empty(kept, "conversations", file, image_ids)
+    names = [name for name, _, _ in kept]
+    if image_ids is not None:
+        _refuse_shared_numbers(names, file)
+    candidates = {}
+    for name in names:
+        other = TRAIN2017.fullmatch(name)
+        is_there = not other or os.path.isfile(os.path.join(images, name))
+        candidates[name] = [name] if is_there else [name, f"COCO_train2014_{other[1]}.jpg"]
+    cells = find_images(candidates, images, file, "image")
     return make_dataset(
-        {"image": [cells[i] for i in ids], "image_id": ids, "conversation": conversations}
+        {
+            "image": [cells[name] for name in names],
+            "image_id": identify(names),
+            "conversation": [_conversation(record, file, where) for _, record, where in kept],
+        }
     )
 
 
 def llava_records(file):
-    """(image id, record, place) of each conversation of a LLaVA-Instruct file."""
+    """(image name, record, place) of each conversation of a LLaVA-Instruct file."""
     data = read_json(file)
+    if isinstance(data, dict) and "conversations" in data:
+        data = [data]  # JSON lines of one row
     if not isinstance(data, list):
         raise UserError(
             f"{file}: the top level is {show(data)}; expected a list of objects with `image` and "
             "`conversations`. Is this a file of another kind?"
         )
     for index, record in enumerate(data):
-        where = f"[{index}]"
-        yield (
-            picture_id(field(record, "image", str, file, where), file, f"{where}.image"),
-            record,
-            where,
-        )
+        yield field(record, "image", str, file, f"[{index}]"), record, f"[{index}]"
 
 
-def picture_id(name, file, where):
-    """The number at the end of a picture's name: "COCO_val2014_000000000042.jpg" -> 42."""
-    digits = re.search(r"(\d+)$", Path(name).stem)
-    if not digits or int(digits[1]) >= 2**63:
-        raise UserError(
-            f"{file}: `{where}` is {show(name)}; expected a name that ends in the picture's number, "
-            "such as 000000000042.jpg."
-        )
-    return int(digits[1])
+def coco_number(name):
+    """42 for "000000000042.jpg" and "val2014/COCO_val2014_000000000042.jpg"; None for a name not of COCO's kind."""
+    number = COCO_STEM.fullmatch(PurePosixPath(name).stem)
+    return int(number[1]) if number else None
+
+
+def identify(names):
+    """The `image_id` of each image name: COCO's number where all have one of their own, else the name itself."""
+    numbers = {name: coco_number(name) for name in names}
+    are_ids = None not in numbers.values() and len(set(numbers.values())) == len(numbers)
+    return [numbers[name] if are_ids else name for name in names]
+
+
+def _refuse_shared_numbers(names, file):
+    first = {}
+    for name in names:
+        other = first.setdefault(coco_number(name), name)
+        if other != name:
+            raise UserError(
+                f"{file}: {show(other)} and {show(name)} could both be image {coco_number(name)}. Give each "
+                "its own number, or read the file without image_ids."
+            )
 
 
 def _conversation(record, file, where):
@@ -98,28 +123,26 @@ def _conversation(record, file, where):
 
 def read_pope(file, images):
     """Read a POPE file: one row a question; `answer` is the label, yes or no, and `answers` has it ten times."""
-    rows, names = [], {}
+    rows = []
     for where, record in read_lines(file):
-        question_id = field(record, "question_id", int, file, where)
+        question_id = field(record, "question_id", ID, file, where)
         name, text, label = (
             field(record, key, str, file, where) for key in ("image", "text", "label")
         )
         if label not in ("yes", "no"):
             raise UserError(f"{file}: {where}.label is {show(label)}; expected yes or no.")
-        image_id = picture_id(name, file, f"{where}.image")
-        names.setdefault(image_id, [name])
-        rows.append((question_id, image_id, text, label))
+        rows.append((question_id, name, text, label))
     refuse_empty(rows, "questions", file)
-    cells = find_images(names, images, file, "image")
-    question_ids, ids, texts, labels = zip(*rows, strict=True)
+    question_ids, names, texts, labels = zip(*rows, strict=True)
+    cells = find_images({name: [name] for name in names}, images, file, "image")
     return make_dataset(
         {
-            "image": [cells[i] for i in ids],
-            "image_id": ids,
+            "image": [cells[name] for name in names],
+            "image_id": identify(names),
             "question_id": question_ids,
             "question": texts,
-            "question_type": ["existence"] * len(ids),
-            "answer_type": ["yes/no"] * len(ids),
+            "question_type": ["existence"] * len(names),
+            "answer_type": ["yes/no"] * len(names),
             "answer": labels,
             "answers": [[label] * ANSWERS_PER_QUESTION for label in labels],
         }

@@ -7,17 +7,23 @@ import base64
 import binascii
 import csv
 import io
-import json
 import string
 import warnings
-from pathlib import Path
 
 import PIL.Image
 
-from vlm_lite.files import UserError, read_json
+from vlm_lite.files import UserError, open_text, read_json, read_json_lines, read_text
+from vlm_lite.files import show as show
 
 ANSWERS_PER_QUESTION = 10
-_NAMES = {int: "a whole number of 0 or more", str: "text", list: "a list", dict: "an object"}
+ID = (int, str)
+_NAMES = {
+    int: "a whole number of 0 or more",
+    str: "text",
+    ID: "a whole number of 0 or more, or text",
+    list: "a list",
+    dict: "an object",
+}
 LETTERS = string.ascii_uppercase
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
 EMPTY = {
@@ -49,13 +55,13 @@ def read_caption_lists(annotations):
     data = read_json(annotations)
     captions, names = {}, {}
     for where, record in records(data, "annotations", annotations):
-        image_id = field(record, "image_id", int, annotations, where)
+        image_id = field(record, "image_id", ID, annotations, where)
         captions.setdefault(image_id, []).append(field(record, "caption", str, annotations, where))
     for where, record in records(data, "images", annotations):
-        image_id = field(record, "id", int, annotations, where)
+        image_id = field(record, "id", ID, annotations, where)
         if image_id in names:
             raise UserError(
-                f"{annotations}: {where}.id is {image_id}, which an image before it has. Ids must differ."
+                f"{annotations}: {where}.id is {show(image_id)}, which an image before it has. Ids must differ."
             )
         names[image_id] = field(record, "file_name", str, annotations, where)
     orphans = sum(len(texts) for image_id, texts in captions.items() if image_id not in names)
@@ -63,7 +69,7 @@ def read_caption_lists(annotations):
         example = next(image_id for image_id in captions if image_id not in names)
         raise UserError(
             f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
-            f"example image_id {example}. Add it to `images`, or take its captions out."
+            f"example image_id {show(example)}. Add it to `images`, or take its captions out."
         )
     return names, captions
 
@@ -72,15 +78,19 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     """Official VQA v2 question and annotation files as ({column: list}, data_subtype), in the order of the questions.
 
     Columns: question_id, image_id, question, question_type, answer_type, answer, answers (ten texts).
-    complete: without it, data_subtype and all but the ids, the question and the ten answers may be missing (None).
+    Ids are what the file says: whole numbers or text.
+    complete: without it, only the question_id, the question and the ten answers must be there; the rest may be None.
     image_ids: keep the questions about these images only.
     """
 
-    def optional(record, key, file, where=""):
+    def optional(record, key, file, where="", kind=str):
         there = complete or not isinstance(record, dict) or record.get(key) is not None
-        return field(record, key, str, file, where) if there else None
+        return field(record, key, kind, file, where) if there else None
 
     asked, answered = read_json(questions), read_json(annotations)
+    if not complete:  # JSON lines, or a bare list, say all that is needed
+        asked = {"questions": asked} if isinstance(asked, list) else asked
+        answered = {"annotations": answered} if isinstance(answered, list) else answered
     subtype, other = (
         optional(asked, "data_subtype", questions),
         optional(answered, "data_subtype", annotations),
@@ -92,10 +102,10 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
         )
     notes = {}
     for where, record in records(answered, "annotations", annotations):
-        question_id = field(record, "question_id", int, annotations, where)
+        question_id = field(record, "question_id", ID, annotations, where)
         if question_id in notes:
             raise UserError(
-                f"{annotations}: {where}.question_id is {question_id}, which an annotation before it has. "
+                f"{annotations}: {where}.question_id is {show(question_id)}, which an annotation before it has. "
                 "Ids must differ."
             )
         notes[question_id] = (where, record)
@@ -113,11 +123,11 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     }
     seen, lonely = set(), []
     for where, record in records(asked, "questions", questions):
-        question_id = field(record, "question_id", int, questions, where)
-        image_id = field(record, "image_id", int, questions, where)
+        question_id = field(record, "question_id", ID, questions, where)
+        image_id = optional(record, "image_id", questions, where, ID)
         if question_id in seen:
             raise UserError(
-                f"{questions}: {where}.question_id is {question_id}, which a question before it has. "
+                f"{questions}: {where}.question_id is {show(question_id)}, which a question before it has. "
                 "Ids must differ."
             )
         seen.add(question_id)
@@ -127,10 +137,11 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
             lonely.append(question_id)
             continue
         place, note = notes[question_id]
-        if field(note, "image_id", int, annotations, place) != image_id:
+        other = optional(note, "image_id", annotations, place, ID)
+        if str(other) != str(image_id) and None not in (other, image_id):
             raise UserError(
-                f"{annotations}: {place}.image_id is {note['image_id']}, but {questions} asks question "
-                f"{question_id} about image {image_id}. Pass two files that belong together."
+                f"{annotations}: {place}.image_id is {show(other)}, but {questions} asks question "
+                f"{show(question_id)} about image {show(image_id)}. Pass two files that belong together."
             )
         values = (
             question_id,
@@ -146,7 +157,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     if lonely:
         raise UserError(
             f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
-            f"question_id {lonely[0]}. Add their answers, or take the questions out."
+            f"question_id {show(lonely[0])}. Add their answers, or take the questions out."
         )
     refuse_empty(rows["question_id"], "questions", questions, image_ids)
     return rows, subtype
@@ -157,29 +168,10 @@ def read_lines(path):
 
     Raises UserError naming the file and the line that is not JSON, or the file when it is empty or not text.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist. Check the path, or make the file again."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as text ({error}). Expected JSON lines, in UTF-8."
-        ) from error
+    text = read_text(path, "JSON lines")
     if text.lstrip().startswith("["):
         return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append((f"line {number}", json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{path}, line {number}: not valid JSON ({error}). Expected one object a line; the "
-                    "file may be cut short: make or download it again."
-                ) from error
+    rows = read_json_lines(path, text)
     if not rows:
         raise UserError(
             f"{path} is empty. Expected one JSON object a line: make or download the file again."
@@ -197,29 +189,25 @@ def field(record, key, kind, file, where=""):
         )
     if key not in record:
         raise UserError(
-            f"{file}: `{name}` is missing (found: {', '.join(map(repr, list(record)[:8])) or 'nothing'}). "
+            f"{file}: `{name}` is missing (found: {', '.join(map(show, list(record)[:8])) or 'nothing'}). "
             f"Expected {_NAMES[kind]}. Is this a file of another kind?"
         )
     value = record[key]
     good = isinstance(value, kind) and not isinstance(value, bool)
-    if good and kind is int:
+    if good and isinstance(value, int):
         good = 0 <= value < 2**63
-    if good and kind is str and not value.isascii():
+    if good and kind is ID and isinstance(value, str):
+        good = bool(value.strip())
+    if good and isinstance(value, str) and not value.isascii():
         good = not any(
             "\ud800" <= letter <= "\udfff" for letter in value
         )  # half of a character, not storable
     if not good:
         raise UserError(
-            f"{file}: `{name}` is {show(value)}; expected {_NAMES[kind]}. Mend the file, or make or "
+            f"{file}: `{name}` is {show(value)}; expected {_NAMES[kind]}. Correct the file, or make or "
             "download it again."
         )
     return value
-
-
-def show(value):
-    """`value` as it would be written, cut to 60 letters."""
-    text = repr(value)
-    return text[:57] + "..." if len(text) > 60 else text
 
 
 def records(data, key, file):
@@ -300,10 +288,16 @@ def read_mmbench(path):
 def read_tsv(path, columns):
     """(line number, {column: cell}) of each row; UserError where the file is cut short or lacks one of `columns`."""
     csv.field_size_limit(2**31 - 1)  # a picture is one cell
-    path, rows = Path(path), []
+    rows, taken = [], []  # taken: the lines of the row in hand
+
+    def lines(file):
+        for line in file:
+            taken.append(line)
+            yield line
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
+        with open_text(path, newline="") as file:
+            reader = csv.reader(lines(file), delimiter="\t")
             header = next(reader, [])
             absent = [name for name in columns if name not in header]
             if absent:
@@ -311,7 +305,15 @@ def read_tsv(path, columns):
                     f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
                     f"between columns, {', '.join(columns)} among them. Is this a file of another kind?"
                 )
+            taken.clear()
             for cells in reader:
+                opened = _lone_quote(cells, taken, header)
+                if opened is not None:
+                    raise UserError(
+                        f'{path}, line {reader.line_num - len(taken) + 1 + opened}: a quote (") opens a cell '
+                        "and is not closed in it, so that the rows below would be swallowed. Take it out, or "
+                        "put the whole cell in quotes and double those inside."
+                    )
                 if cells and len(cells) != len(header):
                     raise UserError(
                         f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
@@ -319,10 +321,7 @@ def read_tsv(path, columns):
                     )
                 if cells:
                     rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist. Check the path, or make the file again."
-        ) from error
+                taken.clear()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
@@ -331,6 +330,34 @@ def read_tsv(path, columns):
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows
+
+
+def _lone_quote(cells, lines, header):
+    """How many lines into the row `lines` the quote opens that swallowed what is not its cell's; None if none did."""
+    is_last = not lines[-1].endswith(("\n", "\r")) or cells[-1:] and cells[-1].endswith("\n")
+    if len(lines) == 1 and len(cells) == len(header) and not (is_last and '"' in lines[0]):
+        return None  # nearly every row
+    try:
+        fault = ""
+        list(csv.reader(lines, delimiter="\t", strict=True))
+    except csv.Error as error:
+        fault = str(error)
+    if "unexpected end of data" in fault:  # the last cell never ends
+        return sum(cell.count("\n") for cell in cells[:-1])
+    place = header.index("index") if "index" in header else 0
+
+    def is_row(line):
+        parts = line.split("\t")
+        return len(parts) == len(header) and parts[place].isascii() and parts[place].isdigit()
+
+    swallowed = [any(map(is_row, cell.split("\n")[1:])) for cell in cells]
+    if len(cells) != len(header) or (fault and len(lines) > 1):
+        swallowed = [kept or "\t" in cell for kept, cell in zip(swallowed, cells, strict=True)]
+    if fault and len(lines) > 1 and not any(swallowed):
+        swallowed = ["\n" in cell for cell in cells]
+    if not any(swallowed):
+        return None
+    return sum(cell.count("\n") for cell in cells[: swallowed.index(True)])
 
 
 def index_of(path, line, cells):

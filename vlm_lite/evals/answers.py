@@ -1,13 +1,15 @@
 """A model's answers on disk, and whether they are the answers to these questions: all of them, once each, no others."""
 
-from vlm_lite.data.records import field, show
+from vlm_lite.data.records import ID, field, show
 from vlm_lite.data.records import read_lines as read_lines
 from vlm_lite.files import UserError, read_json
 
 
 def read_results(path, id_field, text_field):
-    """(id, text) of each entry of an official result file, a JSON list of objects: COCO captions and VQA have one."""
+    """(id, text) of each entry of an official result file, a JSON list of objects (or JSON lines), as COCO and VQA have."""
     data = read_json(path)
+    if isinstance(data, dict) and id_field in data:
+        data = [data]  # JSON lines of one row
     if not isinstance(data, list):
         raise UserError(
             f"{path}: the top level is {show(data)}; expected a list of objects with `{id_field}` and "
@@ -15,7 +17,7 @@ def read_results(path, id_field, text_field):
         )
     return [
         (
-            field(record, id_field, int, path, f"[{index}]"),
+            field(record, id_field, ID, path, f"[{index}]"),
             field(record, text_field, str, path, f"[{index}]"),
         )
         for index, record in enumerate(data)
@@ -46,7 +48,7 @@ def match(expected, given, *, file, against, name="id", partial=False, offer=PAR
         "unknown": len(unknown),
     }
     faults = [
-        f"{len(keys)} {name}(s) {what}, for example {next(iter(keys))!r}"
+        f"{len(keys)} {name}(s) {what}, for example {show(next(iter(keys)))}"
         for keys, what in (
             (missing, "missing"),
             (twice, "there more than once"),

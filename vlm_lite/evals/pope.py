@@ -6,7 +6,7 @@ has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean 
 
 import re
 
-from vlm_lite.data.records import field, show
+from vlm_lite.data.records import ID, field, show
 from vlm_lite.evals.answers import PARTIAL, match, read_lines
 from vlm_lite.files import UserError
 
@@ -89,7 +89,7 @@ def read_pope(labels, answers, *, partial=False):
     """
     truth, questions, compared = {}, {}, 0
     for where, record in read_lines(labels):
-        question_id = field(record, "question_id", int, labels, where)
+        question_id = field(record, "question_id", ID, labels, where)
         label = field(record, "label", str, labels, where)
         if question_id in truth:
             raise UserError(
@@ -116,7 +116,7 @@ def read_pope(labels, answers, *, partial=False):
                 "line; here rows may stand in any order. Add to each answer the id of its label."
             )
         key = keys.pop() if keys else "text"
-        question_id = field(record, "question_id", int, answers, where)
+        question_id = field(record, "question_id", ID, answers, where)
         said.append((question_id, field(record, key, str, answers, where)))
         asked = [record.get(name) for name in ("question", "prompt", "text") if name != key]
         asked = next((text for text in asked if isinstance(text, str)), None)

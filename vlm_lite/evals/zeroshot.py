@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from vlm_lite.data.formats import image_tensor, make_dataset
 from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.evals.retrieval import as_numbers
-from vlm_lite.files import UserError
+from vlm_lite.files import UserError, is_stray, read_text, say
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import get_compute, resolve_model
 from vlm_lite.recipes import embed_images, embed_texts
@@ -144,13 +144,29 @@ def class_folders(folder, classes=None):
             f"{folder} is not a folder; expected one with a sub-folder of pictures for each class."
         )
     suffixes = PIL.Image.registered_extensions()
-    found = {
-        sub.name: sorted(
-            path for path in sub.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
+    inside = [
+        (path, path.relative_to(folder))
+        for sub in folder.iterdir()
+        for path in (sub, *sub.rglob("*"))
+    ]
+    strays = sorted(str(name) for path, name in inside if is_stray(name) and path.is_file())
+    if strays:
+        say(
+            f"{folder}: {len(strays)} file(s) that no person put there are skipped, for example {strays[0]}."
         )
-        for sub in sorted(folder.iterdir())
-        if sub.is_dir() and not sub.name.startswith(".")
+    found = {
+        path.name: []
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not is_stray(path.name)
     }
+    for path, name in sorted(inside):
+        if (
+            name.parts[0] in found
+            and not is_stray(name)
+            and path.suffix.lower() in suffixes
+            and path.is_file()
+        ):
+            found[name.parts[0]].append(path)
     if not found:
         raise UserError(f"{folder} has no sub-folders; expected one of pictures for each class.")
     empty = [name for name, paths in found.items() if not paths]
@@ -177,16 +193,8 @@ def class_folders(folder, classes=None):
 
 def _read_classes(path):
     """{sub-folder: class name} of a text file."""
-    try:
-        lines = [
-            line.strip()
-            for line in Path(path).read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as text ({error}). Expected one class name a line."
-        ) from error
+    text = read_text(path, "one class name a line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     names = {}
     for line in lines:
         key, _, name = line.partition("\t")
