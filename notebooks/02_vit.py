@@ -161,6 +161,7 @@ plots.show_images(val_images[:5], [CLASSES[label] for label in val_labels[:5]])
 # One `rearrange`. On the left split each side, `(rows p)` and `(columns q)`. On the right say what goes together.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "patchify", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def patchify(images, patch_size):
     """images (B, C, S, S) -> patches (B, N, C·p·p)."""
@@ -204,6 +205,7 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # `q, k, v`. `q @ k.transpose(-2, -1)` has shape $(B, H, N, N)$; the softmax runs over its last axis. At the end the heads
 # go side by side, and through `proj`.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "MultiHeadAttention", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class MultiHeadAttention(nn.Module):
@@ -254,6 +256,7 @@ check.same_outputs(MultiHeadAttention(64, 4), theirs, tokens)
 # What is normalised is read, never stored back into `x`.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "Block", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class Block(nn.Module):
     """A pre-norm transformer block: x (B, N, D) -> (B, N, D)."""
@@ -297,6 +300,7 @@ check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True),
 # Embed the patches as in section 2, with `self.patch_embed["proj"]`. `self.cls_token.expand(len(x), -1, -1)` has one class
 # token per image; `torch.cat([..., x], dim=1)` puts it first. Then add `self.pos_embed`.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "ViT", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 class ViT(nn.Module):
@@ -365,6 +369,7 @@ print("largest change: with positions {:.1e}, without {:.1e}".format(*change))
 # those before.
 # </details>
 
+
 # %% nbgrader={"grade": false, "grade_id": "training_step", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
     """One step on pixels (B, 3, S, S) and labels (B,); returns the loss, detached."""
@@ -388,6 +393,7 @@ training_step = check.vit_training_step(training_step)
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
 # `Checkpoint` seeds each step, draws the bar, and saves, so that a run that was cut goes on where it stood. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
+
 
 # %% tags=["save"]
 def small_cnn(num_classes=7):
@@ -520,6 +526,7 @@ plots.position_similarity(tables)
 #
 # Start from the first block. With each further one, multiply *from the left*. The rows of the result sum to 1.
 # </details>
+
 
 # %% nbgrader={"grade": false, "grade_id": "attention_rollout", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
 def attention_rollout(attentions):
