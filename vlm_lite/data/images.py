@@ -70,13 +70,13 @@ def fit_square(image, side):
     """
     if image.size == (side, side):
         return image
-    image = crop_strip(image, 4)  # more than the centre and the filter's reach
+    image = _crop_strip(image, 4)  # more than the centre and the filter's reach
     short = min(image.size)
     new = [side if s == short else side * s // short for s in image.size]
     return _centre(image.resize(new, PIL.Image.Resampling.BICUBIC), side, side)
 
 
-def crop_strip(image, times):
+def _crop_strip(image, times):
     """The middle of an image whose longer side is over `times` its shorter one and 16 pixels; others as they are."""
     most = times * min(image.size) + 16
     # one pixel fewer where that keeps the parity of the side, and so its middle where it was

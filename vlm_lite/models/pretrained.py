@@ -2,7 +2,7 @@
 
 import torch
 
-from vlm_lite.data.images import crop_strip, to_rgb
+from vlm_lite.data.images import to_rgb
 from vlm_lite.files import UserError
 
 
@@ -49,10 +49,7 @@ class PretrainedVLM:
 
     @torch.no_grad()
     def answer(self, images, texts, max_new_tokens=16):
-        """B images (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left.
-
-        Of a strip over 16 times as long as wide the middle is shown: processors enlarge it to gigabytes.
-        """
+        """B images (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left."""
         if not texts or (images is not None and len(images) != len(texts)):
             raise UserError(
                 f"{None if images is None else len(images)} pictures for {len(texts)} texts; expected one "
@@ -68,11 +65,7 @@ class PretrainedVLM:
             )
             for each in content
         ]
-        seen = (
-            {}
-            if images is None
-            else {"images": [[crop_strip(to_rgb(image), 16)] for image in images]}
-        )
+        seen = {} if images is None else {"images": [[to_rgb(image)] for image in images]}
         if seen and self.longest_edge is not None:
             seen["size"] = {"longest_edge": self.longest_edge}
         inputs = self.processor(text=prompts, padding=True, return_tensors="pt", **seen).to(
