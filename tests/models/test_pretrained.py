@@ -1,5 +1,7 @@
 """Finished VLMs behind one call: a small random SmolVLM, alone and in batches."""
 
+import time
+
 import pytest
 import torch
 from PIL import Image
@@ -146,3 +148,11 @@ def test_as_many_pictures_as_texts_are_wanted(smol, images, texts):
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         PretrainedVLM(str(tmp_path / "nothing"), compute=CPU)
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_a_strip_is_answered_about_and_is_quick(smol, size):
+    vlm = PretrainedVLM(str(smol), compute=CPU)
+    started = time.process_time()
+    assert len(vlm.answer([Image.new("RGB", size)], [TEXTS[0]], 2)) == 1
+    assert time.process_time() - started < 5

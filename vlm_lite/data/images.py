@@ -70,12 +70,19 @@ def fit_square(image, side):
     """
     if image.size == (side, side):
         return image
+    image = _crop_strip(image, 4)  # more than the centre and the filter's reach
     short = min(image.size)
-    # Three short sides and the filter's reach hold the centre; the parity of a side keeps its middle where it was.
-    kept = [s if s <= 4 * short + 16 else 3 * short + 8 + (s - 3 * short) % 2 for s in image.size]
-    image = _centre(image, *kept)
     new = [side if s == short else side * s // short for s in image.size]
     return _centre(image.resize(new, PIL.Image.Resampling.BICUBIC), side, side)
+
+
+def _crop_strip(image, times):
+    """The middle of an image whose longer side is over `times` its shorter one and 16 pixels; others as they are."""
+    most = times * min(image.size) + 16
+    # one pixel fewer where that keeps the parity of the side, and so its middle where it was
+    return _centre(
+        image, *(side if side <= most else most - (side - most) % 2 for side in image.size)
+    )
 
 
 def _centre(image, width, height):

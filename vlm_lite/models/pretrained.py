@@ -49,7 +49,7 @@ class PretrainedVLM:
 
     @torch.no_grad()
     def answer(self, images, texts, max_new_tokens=16):
-        """B pictures (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left."""
+        """B images (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left."""
         if not texts or (images is not None and len(images) != len(texts)):
             raise UserError(
                 f"{None if images is None else len(images)} pictures for {len(texts)} texts; expected one "
