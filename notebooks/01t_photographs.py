@@ -53,7 +53,7 @@ print(describe(profile, compute, notebook="01t_photographs", t4_minutes=25))
 # ImageNet; COCO's retrieval test has 5,000 photographs with five captions or more each.
 #
 # <!-- figures -->
-# **Run time:** about 0.5 min and 0.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP from scratch](01_clip_infonce.ipynb).
 #

@@ -61,7 +61,7 @@ print(describe(profile, compute, notebook="03_qformer_gpt2", t4_minutes=25))
 #
 # **Reading time:** 25 minutes. Six exercises, 41 minutes if you write them all, none needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min (2 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 2 min (1.5 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb), which trains such an eye, and the formula of attention.
 # Sections 1 to 12 run in the small Shapes world, on any machine; section 13 does the same with photographs, OpenAI's
