@@ -223,10 +223,10 @@ def training_step(learner):
     if isinstance(found[0], torch.Tensor) and found[0].ndim:
         return f"the loss you return has shape {tuple(found[0].shape)}; one number is wanted"
     if close(mine, weights, 1e-5) and close(my_rate, rate):
-        if not close(torch.stack([torch.as_tensor(each) for each in found]), torch.stack(losses)):
-            return "the weights are right but the loss you return is not the one of this step"
         if any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters()):
             return "gradients are left over and add up in the next step: end with optimizer.zero_grad()"
+        if not close(torch.stack([torch.as_tensor(each) for each in found]), torch.stack(losses)):
+            return "the weights are right but the loss you return is not the one of this step"
         return None
     if close(mine, torch.cat([start[n].flatten() for n, _ in model.named_parameters()]), 1e-6):
         return "no weight has moved: is accelerator.backward(loss) before optimizer.step(), and zero_grad after it?"
