@@ -1,8 +1,9 @@
 """`vlm-lite eval ...` on damaged files: a clean error, or the score of the rows that were left as they were.
 
 A mutation either changes rows so that no score can be right (another type, a lost field, an id twice), takes rows out,
-or damages bytes. The score that comes out, if one does, is that of clean files of the rows kept: for rows taken out
-those that the test knows to be left, for damaged bytes those that a plain reading by `json` or `csv` finds.
+or damages bytes. The score that comes out, if one does, is that of whole and clean files of the rows kept: where rows were
+taken out, of questions and answers that have no others; where an answer file was damaged, of its rows as a plain
+reading by `json` or `csv` finds them.
 VLM_LITE_FUZZ_SEED repeats a run.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.evals.test_commands import arguments, files, tabs  # noqa: F401 (a fixture)
+from tests.evals.test_mmbench import M
 from vlm_lite import cli
 
 # `make test` damages the same files each time, so that it says the same of the same code; `make soak` others each time.
@@ -49,11 +51,11 @@ ODD = [
 LONGEST = 600
 
 
-def score(files, benchmark, capsys):  # noqa: F811
+def score(files, benchmark, capsys, partial=True):  # noqa: F811
     """(status, what was said, the JSON or None, seconds) of one run in this process."""
     out = files["t.tsv"].parent / "fuzz.json"
     out.unlink(missing_ok=True)
-    partial = [] if benchmark in ("retrieval", "zeroshot") else ["--partial"]
+    partial = ["--partial"] * (partial and benchmark not in ("retrieval", "zeroshot"))
     start = time.perf_counter()
     status = cli.main([*arguments(files, benchmark), "--json", str(out), *partial])
     seconds = time.perf_counter() - start
@@ -91,6 +93,34 @@ def text_of(name, rows):
     if name == "pope.jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows)
     return json.dumps(rows)
+
+
+def keep(files, benchmark, rows):  # noqa: F811
+    """Leave in the files of questions only those that `rows` answer (MMBench: in all their rotations)."""
+    ids = {int(row.get("question_id", row.get("image_id", row.get("index")))) for row in rows}
+    if benchmark == "captions":
+        files.change(
+            "refs.json", lambda data: _keep_in(data, ids, images="id", annotations="image_id")
+        )
+    elif benchmark == "vqa":
+        files.change("q.json", lambda data: _keep_in(data, ids, questions="question_id"))
+        files.change("a.json", lambda data: _keep_in(data, ids, annotations="question_id"))
+    elif benchmark == "pope":
+        labels = rows_of("pope.jsonl", files["labels.json"].read_text("utf-8"))
+        files.write(
+            "labels.json", text_of("pope.jsonl", [r for r in labels if r["question_id"] in ids])
+        )
+    else:
+        table = rows_of("p.tsv", files["t.tsv"].read_text("utf-8"))
+        cut = {int(row["index"]) % M for row in table if int(row["index"]) not in ids}
+        whole = lambda rows: [row for row in rows if int(row["index"]) % M not in cut]  # noqa: E731
+        files.write("t.tsv", text_of("p.tsv", whole(table)))
+        rows[:] = whole(rows)
+
+
+def _keep_in(data, ids, **lists):
+    for name, key in lists.items():
+        data[name] = [row for row in data[name] if row[key] in ids]
 
 
 def change_somewhere(value, rng):
@@ -194,9 +224,11 @@ def check(files, benchmark, capsys, count):  # noqa: F811
         assert all(map(math.isfinite, numbers(found))), f"{label}: {found}"
         if name != answers or benchmark in ("retrieval", "zeroshot"):
             continue
-        kept = rows_of(name, damaged.decode("utf-8-sig")) if kept is None else kept
-        files.write(name, text_of(name, kept))
-        again = score(files, benchmark, capsys)
+        rows = rows_of(name, damaged.decode("utf-8-sig")) if kept is None else kept
+        if kept is not None:
+            keep(files, benchmark, rows)
+        files.write(name, text_of(name, rows))
+        again = score(files, benchmark, capsys, partial=kept is None)
         assert again[0] == 0 and without_counts(again[2]) == without_counts(found), label
     return outcomes
 
