@@ -92,7 +92,7 @@ diagrams.vlm(shipped, val.images[0], *val.turns[0][1])
 # image comes in **turns**: a prompt and its answer.
 
 # %%
-train = encode_shapes(vision, "train", profile.train_images // 2)
+train = encode_shapes(vision, "train", profile.train_images)
 print("features", tuple(train.features.shape), train.features.dtype)
 print(f"{len(train.ids):,} images, {sum(map(len, train.turns)):,} turns; those of the first image:")
 print(*(f"  {prompt} {answer}" for prompt, answer in train.turns[0]), sep="\n")

@@ -78,7 +78,7 @@ def qformer_connector(seed, profile):
     language_model, tokenizer = load_language_model(resolve_model(profile.language_model))
     train, val = (
         encoded.encode_shapes(vision, split, count)
-        for split, count in (("train", profile.train_images // 2), ("val", profile.val_images))
+        for split, count in (("train", profile.train_images), ("val", profile.val_images))
     )
     torch.manual_seed(seed)
     widths = vision.feature_width, language_model.config.hidden_size
