@@ -125,8 +125,8 @@ from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
+from vlm_lite.models.layout import clip_to_timm
 from vlm_lite.models.positions import axis_cosines
-from vlm_lite.models.vit_weights import clip_to_timm
 from vlm_lite.profiles import resolve_model
 from vlm_lite.studies import load_study
 

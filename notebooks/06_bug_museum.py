@@ -846,7 +846,8 @@ figure
 # %%
 from transformers import CLIPImageProcessor
 
-from vlm_lite.models.clip import info_nce
+from vlm_lite.embed import tokenize
+from vlm_lite.lessons.clip import info_nce, make_clip
 
 processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
 
@@ -870,11 +871,10 @@ exhibit(
     mended=recipes.pixel_values,
 )
 
-fresh = recipes.make_shapes_clip(tokenizer, seed=0).eval()
-x, y = (
-    recipes.embed_images(fresh, pictures[:128]),
-    recipes.embed_texts(fresh, [c[0] for c in captions[:128]], tokenizer),
-)
+fresh = make_clip(tokenizer)
+with torch.no_grad():
+    x = fresh.encode_image(recipes.pixel_values(pictures[:128]))  # (128, P)
+    y = fresh.encode_text(tokenize([c[0] for c in captions[:128]], tokenizer))
 
 
 def loss_of_dot_products(x, y, logit_scale):
@@ -1087,7 +1087,8 @@ def broken_load_weights(model, state):
 
 
 def recall_after(load):
-    model = load(recipes.make_shapes_clip(tokenizer, seed=1), wrapped).eval()
+    torch.manual_seed(1)
+    model = load(type(eye)(eye.config), wrapped).eval()
     vectors = (
         recipes.embed_images(model, pictures[:gallery]),
         recipes.embed_texts(model, texts, tokenizer),

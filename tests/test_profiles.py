@@ -97,7 +97,7 @@ def test_importing_profiles_probes_nothing_and_does_not_load_torch():
 
 def test_smoke_is_tiny_with_64_images_and_a_few_steps():
     assert profiles.SMOKE.train_images == 64
-    assert profiles.SMOKE.clip_steps <= 10 and profiles.SMOKE.connector_steps <= 10
+    assert profiles.SMOKE.contrastive_steps <= 10 and profiles.SMOKE.connector_steps <= 10
     assert profiles.SMOKE.vision_model == profiles.TINY.vision_model
 
 

@@ -14,13 +14,13 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from vlm_lite.models.vit_weights import load_vit
 
 from tools.timing import half_precision, in_turn, line, now, seconds
 from vlm_lite import recipes
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.models.clip import CLIP, info_nce
-from vlm_lite.models.vit_weights import load_vit
 from vlm_lite.profiles import TINY
 from vlm_lite.train import learning_rate, step_seed, weight_decay_groups
 

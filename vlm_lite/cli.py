@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import vlm_lite
 from vlm_lite import machine
@@ -128,8 +129,12 @@ def _positive(text):
 
 
 def run_zoo_build(options):
-    """`vlm-lite zoo build NAME`."""
-    from vlm_lite import zoo
+    """`vlm-lite zoo build NAME`: tools/zoo.py of the clone."""
+    clone = Path(vlm_lite.__file__).parents[1]
+    if not (clone / "tools" / "zoo.py").exists():
+        raise UserError("a checkpoint is made in a clone of the repository: pip install -e .")
+    sys.path.insert(0, str(clone))
+    from tools import zoo
 
     zoo.build(options.name)
 

@@ -16,6 +16,7 @@ from torch import nn
 from . import recipes, stages
 from .data import language, shapes
 from .data.language import CAPTION_PROMPT
+from .data.scenes import any_scene
 from .evals.captions import caption_scores
 from .models.blip2 import QFormerStage1
 
@@ -130,7 +131,7 @@ def new_vlm(variant, seed=0):
     if variant.connector == "qformer":
         return recipes.new_vlm("qformer", seed=seed, num_query_tokens=variant.tokens)
     vlm = recipes.new_vlm(variant.connector, seed=seed)
-    patches = (vlm.vision.config.image_size // vlm.vision.config.patch_size) ** 2
+    patches = (vlm.vision.image_size // vlm.vision.patch_size) ** 2
     if variant.tokens < patches:
         vlm.connector = Pooled(vlm.connector, math.isqrt(patches // variant.tokens))
     return vlm
@@ -142,8 +143,6 @@ def scores(vlm, held_out, *, bridge=True):
     The perplexity is that of scenes in words, questions and answers: what the brain still knows of its own work.
     `bridge`: whether the brain is the one that the other rows have.
     """
-    from .zoo import any_scene
-
     captions, questions = held_out
     result = recipes.probe(vlm, captions, questions, limit=SIZES["questions"])
     few = captions.select(range(min(SIZES["pictures"], len(captions))))

@@ -45,7 +45,7 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     """The Photos of a split, "train" or "val": downloaded, decoded and encoded once. See `load_photographs`."""
     with PartialState().main_process_first():
         tables = load_photographs(split, choice, mirror=mirror, progress=progress)
-        images, ids = image_tensor(tables.captions, vision.config.image_size)
+        images, ids = image_tensor(tables.captions, vision.image_size)
         return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
 
 
@@ -137,7 +137,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
     ][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
-    grey = torch.full((1, 3, *[vlm.vision.config.image_size] * 2), 127, dtype=torch.uint8)
+    grey = torch.full((1, 3, *[vlm.vision.image_size] * 2), 127, dtype=torch.uint8)
     result = run_probes(
         vlm,
         held_out.features,

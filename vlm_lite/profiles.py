@@ -29,12 +29,7 @@ class Profile:
     image_size: int
     train_images: int
     val_images: int
-    clip_batch_size: int
-    clip_steps: int
-    clip_lr: float
-    contrastive_images: (
-        int  # notebook 01's own training; clip_...: the zoo's and the recorded variants'
-    )
+    contrastive_images: int
     contrastive_batch_size: int
     contrastive_steps: int
     contrastive_lr: float
@@ -64,9 +59,6 @@ TINY = Profile(
     image_size=64,
     train_images=8_000,
     val_images=1_000,
-    clip_batch_size=128,
-    clip_steps=480,
-    clip_lr=1e-3,
     contrastive_images=8_000,
     contrastive_batch_size=64,
     contrastive_steps=360,
@@ -92,9 +84,6 @@ T4 = Profile(
     image_size=224,
     train_images=5_000,
     val_images=1_000,
-    clip_batch_size=128,
-    clip_steps=1_500,
-    clip_lr=5e-4,
     contrastive_images=5_000,
     contrastive_batch_size=128,
     contrastive_steps=1_500,
@@ -117,8 +106,6 @@ SMOKE = replace(
     name="smoke",
     train_images=64,
     val_images=64,
-    clip_batch_size=16,
-    clip_steps=4,
     contrastive_images=64,
     contrastive_batch_size=16,
     contrastive_steps=4,

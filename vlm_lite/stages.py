@@ -316,7 +316,7 @@ def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     ]
     rows = held_out.questions.select_columns(["question", "answers", "question_type", "image_id"])
     rows = [{**row, "description": None} for row in rows.select(range(min(questions, len(rows))))]
-    size = vlm.vision.config.image_size
+    size = vlm.vision.image_size
     empty = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, size, size)
     result = run_probes(
         vlm,

@@ -19,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from site_of_faults import Site  # noqa: E402
 
+from tests import small
 from vlm_lite.data import download, sources  # noqa: E402
 from vlm_lite.data.download import Item, check_picture, extract, fetch  # noqa: E402
 from vlm_lite.data.sources import Source  # noqa: E402
@@ -247,24 +248,10 @@ def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
 @pytest.fixture
 def tiny_clip(hub, tmp_path, monkeypatch):
     """A CLIP on the hub: pickles in main, its conversion as the bot's pull request 3; {file name: bytes}."""
-    from vlm_lite.models.clip import CLIP
-
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    CLIP(
-        image_size=32,
-        patch_size=16,
-        vision_width=8,
-        vision_layers=1,
-        vision_heads=2,
-        vocab_size=9,
-        context_length=8,
-        text_width=8,
-        text_layers=1,
-        text_heads=2,
-        projection_dim=8,
-    ).save_pretrained(tmp_path / "clip")
+    small.clip(9).save_pretrained(tmp_path / "clip")
     files = {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()}
     hub.add_model(
         "someone/clip", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"}
@@ -301,13 +288,13 @@ def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion
     hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
     offer(hub)
     assert cached_snapshot("someone/clip") is None
-    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+    assert CLIP.from_pretrained("someone/clip").feature_width == 16
     assert cached_snapshot("someone/clip").name == hashlib.sha1(b"refs/pr/3").hexdigest()
     assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_OFFLINE", True
     )  # and from then on without a network
-    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+    assert CLIP.from_pretrained("someone/clip").feature_width == 16
 
 
 @pytest.mark.parametrize("other", [{"author": "mallory"}, {"title": "Please merge"}])

@@ -17,8 +17,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from tests import small
 from vlm_lite.files import UserError, data_path
-from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.vlm import VLM, build_text_batch
@@ -64,27 +64,14 @@ def make_language_model(attention="eager"):
 
 
 def make_clip():
-    torch.manual_seed(0)
-    return CLIP(
-        image_size=32,
-        patch_size=8,
-        vision_width=24,
-        vision_layers=2,
-        vision_heads=4,
-        vocab_size=len(WORDS),
-        context_length=12,
-        text_width=16,
-        text_layers=1,
-        text_heads=2,
-        projection_dim=16,
-        eos_token_id=EOS,
-        bos_token_id=None,
-        pad_token_id=PAD,
-    )
+    return small.clip(len(WORDS), EOS, patch_size=8, width=24)
 
 
 def make_vlm(name="qformer", attention="eager", **settings):
-    vision, language_model = make_clip(), make_language_model(attention)
+    vision, language_model = (
+        make_clip(),
+        make_language_model(attention),
+    )
     torch.manual_seed(1)
     connector = make_connector(name, 24, 32, **settings)
     with torch.no_grad():

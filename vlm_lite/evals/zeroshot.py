@@ -119,7 +119,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
                 "image_id": list(range(len(part))),
             }
         )
-        embeds.append(embed_images(clip, image_tensor(cells, clip.config.image_size)[0]))
+        embeds.append(embed_images(clip, image_tensor(cells, clip.image_size)[0]))
     embeds = torch.cat(embeds)  # (N, P)
     return {
         "ensemble": zeroshot_scores(embeds, ensemble(texts), labels),

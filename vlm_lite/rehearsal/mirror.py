@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from transformers import CLIPConfig
 
 from vlm_lite.data import shapes
 from vlm_lite.data.photographs import VAL_MEMBER, Choice
@@ -77,9 +78,9 @@ def _model_folder(mirror, key):
 def _write_eye(folder, texts):
     """OpenAI's CLIP ViT-B/16 in transformers' layout, its config's wrong eos_token_id of 2 included."""
     with torch.device("meta"):
-        model = CLIP(patch_size=16, bos_token_id=0, eos_token_id=2)
+        model = CLIP(CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 2}))
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
-    write_json(folder / "config.json", model.config.to_hf())
+    model.config.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = (
         "<|startoftext|>",
