@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, CLIPModel
 from tests import small
 from vlm_lite import embed, recipes
 from vlm_lite.data import photographs
-from vlm_lite.data.sources import DATASETS, HUB, MODELS, SOURCES, locate
+from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
+from vlm_lite.hub import HUB, locate
 from vlm_lite.lessons import clip
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import Compute, resolve_model

@@ -24,6 +24,7 @@ from vlm_lite.data import language, scenes, shapes
 from vlm_lite.data import tokenizer as words
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
+from vlm_lite.embed import tokenize
 from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
 from vlm_lite.lessons import clip
@@ -267,7 +268,7 @@ def caption_batches(images, captions, tokenizer, batch_size):
     first, rng = counts.cumsum(0) - counts, np.random.default_rng(0)
     texts = [text for each in captions for text in each]
     texts += [change(text, rng) for change in ALMOST_RIGHT for text in texts]
-    ids = recipes.embed.tokenize(texts, tokenizer)
+    ids = tokenize(texts, tokenizer)
 
     def batches(step, generator):
         rows = torch.randperm(len(images), generator=generator)[:batch_size]

@@ -13,12 +13,12 @@ import numpy as np
 from einops import reduce
 from torch import nn
 
-from . import recipes, stages
-from .data import language, shapes
-from .data.language import CAPTION_PROMPT
-from .data.scenes import any_scene
-from .evals.captions import caption_scores
-from .models.blip2 import QFormerStage1
+from vlm_lite import recipes, stages
+from vlm_lite.data import language, shapes
+from vlm_lite.data.language import CAPTION_PROMPT
+from vlm_lite.data.scenes import any_scene
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.models.blip2 import QFormerStage1
 
 STEPS = 100
 SIZES = {

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from . import recipes, stages
-from .data.formats import image_tensor
-from .data.instructions import as_pairs
-from .data.language import CAPTION_PROMPT, chat_prompt
-from .data.photographs import FULL, load_photographs
-from .evals.captions import caption_scores
-from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
-from .evals.vqa import vqa_scores
+from vlm_lite import recipes, stages
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.instructions import as_pairs
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
+from vlm_lite.data.photographs import FULL, load_photographs
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
+from vlm_lite.evals.vqa import vqa_scores
 
 QFORMER = dict(
     num_query_tokens=32,

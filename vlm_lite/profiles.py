@@ -6,16 +6,13 @@ images and a few steps, which shows that code runs and never how well; `rehearsa
 not imported, before a function here is called.
 """
 
-import functools
 import os
 import platform
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlm_lite.files import UserError, data_path
-
-PROBE_SECONDS = 3.0
+from vlm_lite.files import UserError, data_path, home, read_json
+from vlm_lite.hub import cached_snapshot, hub_answers, mirrored_model, told_offline
 
 
 @dataclass(frozen=True)
@@ -156,11 +153,14 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
             f'{where} is "{asked}", which is no profile. Choose one of: {", ".join(PROFILES)}.'
         )
     if asked == "rehearsal" and "t4" in offers:
-        from vlm_lite.rehearsal.mirror import (
-            make_profile,
-        )  # makes the mirror that the profile names
-
-        return make_profile()
+        made = home() / "rehearsal.json"  # `vlm_lite.rehearsal.mirror.make_profile` wrote it
+        if not made.exists():
+            raise UserError(
+                f'profile "rehearsal" needs sites that this machine has not made yet ({made}): run '
+                "`vlm-lite rehearse` once."
+            )
+        fields = read_json(made)
+        return Profile(**{**fields, "stage_steps": tuple(fields["stage_steps"])})
     if asked not in offers:
         raise UserError(
             f'profile "{asked}" has no part here yet. Choose one of: {", ".join(offers)}.'
@@ -169,42 +169,6 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
     if asked == "t4" and _missing_models(profile) and not hub_answers():
         require_complete(profile)
     return profile
-
-
-def told_offline():
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def hub_answers():
-    """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if told_offline():
-        return False
-    return _probe(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-
-
-@functools.cache
-def _probe(endpoint):
-    import urllib.error
-    import urllib.request
-
-    answers = []
-
-    def ask():
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    # A look-up of the name may hang for longer than urlopen's own limit, so the wait is bounded from outside.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
 
 
 def _model_ids(profile):
@@ -232,26 +196,6 @@ def _missing_models(profile):
             or resolve_model(repo) != repo
         )
     ]
-
-
-def cached_snapshot(repo):
-    """The folder in the hub's local cache that holds a model's config and weights, of any revision; None without one.
-
-    The weights of an old model may be there under another revision than `main`: see `models.weights.download`.
-    """
-    from huggingface_hub import constants
-
-    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(
-        "*"
-    )
-    return next(
-        (
-            folder
-            for folder in sorted(folders)
-            if (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-        ),
-        None,
-    )
 
 
 def require_complete(profile):
@@ -314,13 +258,11 @@ def resolve_model(name):
     """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
 
     A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
-    `data.sources`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
+    `hub`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
     """
     if Path(name).is_dir():
         return name
     if "/" in name:
-        from vlm_lite.data.sources import mirrored_model
-
         return mirrored_model(name) or name
     zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
     if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):

@@ -4,22 +4,21 @@ import copy
 
 import torch
 
-from vlm_lite import embed
-
-from .data.formats import image_tensor
-from .data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
-from .data.scenes import BACKGROUND
-from .embed import CLIP_MEAN, CLIP_STD, embed_images
-from .evals.probes import run_probes
-from .evals.retrieval import recall_at_k
-from .features import cache_features, weights_hash
-from .files import UserError
-from .models.clip import CLIP
-from .models.projectors import make_connector
-from .models.text import IGNORE, build_text_batch, load_language_model
-from .models.vlm import VLM
-from .profiles import get_compute, resolve_model
-from .train import train
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
+from vlm_lite.data.scenes import BACKGROUND
+from vlm_lite.embed import CLIP_MEAN, CLIP_STD, embed_images
+from vlm_lite.embed import embed_strings as embed_texts
+from vlm_lite.evals.probes import run_probes
+from vlm_lite.evals.retrieval import recall_at_k
+from vlm_lite.features import cache_features, weights_hash
+from vlm_lite.files import UserError
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.text import IGNORE, build_text_batch, load_language_model
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import get_compute, resolve_model
+from vlm_lite.train import train
 
 SHAPES_QFORMER = dict(
     num_query_tokens=8,
@@ -41,23 +40,6 @@ def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
         )
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (mean, std))
     return (images / 255 - mean) / std
-
-
-def embed_texts(model, texts, tokenizer):
-    """N strings -> unit vectors (N, P). UserError for none, and for one beyond the context."""
-    if isinstance(texts, str) or not len(texts):
-        raise UserError(f"embed_texts got {texts!r}; expected a list of one string or more.")
-    begin = tokenizer.bos_token or ""  # OpenAI's CLIP begins its texts with a token
-    ids = embed.tokenize([begin + text for text in texts], tokenizer)  # (N, T)
-    lengths = (ids == tokenizer.eos_token_id).int().argmax(dim=1) + 1
-    context = model.config.text_config.max_position_embeddings
-    if lengths.max() > context:
-        row = int((lengths > context).nonzero()[0])
-        raise UserError(
-            f"text {row} (the first is 0) has {int(lengths[row])} tokens, and the model reads {context}: "
-            f"{texts[row][:60]!r}... Shorten it."
-        )
-    return embed.embed_texts(model, ids)
 
 
 def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from . import recipes
-from .data import instructions
-from .data.language import CAPTION_PROMPT, short_prompt
-from .data.scenes import BACKGROUND
-from .data.shapes import load_shapes
-from .evals.captions import caption_scores
-from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
-from .features import weights_hash
-from .files import UserError, read_json, write_json
-from .models.text import IGNORE, build_text_batch
-from .profiles import get_compute
-from .train import train
+from vlm_lite import recipes
+from vlm_lite.data import instructions
+from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.data.scenes import BACKGROUND
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
+from vlm_lite.features import weights_hash
+from vlm_lite.files import UserError, read_json, write_json
+from vlm_lite.models.text import IGNORE, build_text_batch
+from vlm_lite.profiles import get_compute
+from vlm_lite.train import train
 
 TUNE = ("frozen", "lora", "full")
 CHECKS = (

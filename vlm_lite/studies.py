@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import connector_variants, embed, optim, recipes, stages
-from .checkpoint import step_seed
-from .data import instructions, language, scenes, shapes
-from .data.formats import image_tensor
-from .files import UserError, data_path, home, read_json, write_json
-from .lessons import clip as clip_lesson
-from .lessons import vit
-from .models import qformer, vlm
-from .models.positions import axis_cosines
-from .profiles import PROFILES, get_compute
-from .source import code_hash, what_counts
-from .train import History
+from vlm_lite import connector_variants, embed, optim, recipes, stages
+from vlm_lite.checkpoint import step_seed
+from vlm_lite.data import instructions, language, scenes, shapes
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.files import UserError, data_path, home, read_json, write_json
+from vlm_lite.lessons import clip as clip_lesson
+from vlm_lite.lessons import vit
+from vlm_lite.models import qformer, vlm
+from vlm_lite.models.positions import axis_cosines
+from vlm_lite.profiles import PROFILES, get_compute
+from vlm_lite.source import code_hash, what_counts
+from vlm_lite.train import History
 
 
 def clip_infonce(seed, profile):

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from site_of_faults import Site  # noqa: E402
 
 from tests import small
-from vlm_lite.data import download, sources  # noqa: E402
+from vlm_lite.data import download  # noqa: E402
 from vlm_lite.data.download import Item, check_picture, extract, fetch  # noqa: E402
 from vlm_lite.data.sources import Source  # noqa: E402
 from vlm_lite.files import UserError  # noqa: E402
@@ -212,7 +212,7 @@ def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
         fetch([one], progress=False)
     monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="VLM_LITE_MIRROR is .*neither an address .* nor a folder"):
-        sources.locate("http://x/y")
+        hub.locate("http://x/y")
 
 
 # ---------------------------------------------------------------- the hub
@@ -230,14 +230,14 @@ def hub(site, monkeypatch, tmp_path):
 def test_the_hubs_files_come_by_its_own_client(hub, tmp_path, faults):
     path = "/datasets/someone/talks/resolve/main/talks.json"
     hub.files[path], hub.faults[path] = DATA, list(faults)
-    one = Item(Source(f"{sources.HUB}{path}"), tmp_path / "out" / "talks.json")
+    one = Item(Source(f"{hub.HUB}{path}"), tmp_path / "out" / "talks.json")
     assert fetch([one], progress=False) == {}
     assert one.path.read_bytes() == DATA
 
 
 def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
     one = Item(
-        Source(f"{sources.HUB}/datasets/someone/talks/resolve/main/none.json"),
+        Source(f"{hub.HUB}/datasets/someone/talks/resolve/main/none.json"),
         tmp_path / "out" / "none.json",
     )
     with pytest.raises(UserError, match="1 of 1 files cannot be had: none.json"):
@@ -282,8 +282,8 @@ def offer(hub, author="SFconvertbot", title="Adding `safetensors` variant of thi
 def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion(
     hub, tiny_clip, monkeypatch
 ):
+    from vlm_lite.hub import cached_snapshot
     from vlm_lite.models.clip import CLIP
-    from vlm_lite.profiles import cached_snapshot
 
     hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
     offer(hub)

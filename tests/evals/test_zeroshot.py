@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import small
+from vlm_lite.embed import embed_strings
 from vlm_lite.evals.zeroshot import class_folders, classify_folder, ensemble, zeroshot_scores
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
-from vlm_lite.recipes import embed_texts
 
 COLOURS = ("green", "blue_square", "red", "white", "yellow", "black", "orange")
 
@@ -78,7 +78,7 @@ def test_scores_equal_transformers_clip_by_hand(pictures, openai_like):
         texts = ["a cat", "two dogs."]
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
         torch.testing.assert_close(
-            embed_texts(CLIP.from_pretrained(openai_like), texts, tokenizer),
+            embed_strings(CLIP.from_pretrained(openai_like), texts, tokenizer),
             model.get_text_features(**encoded).pooler_output,
         )
         for name in names:

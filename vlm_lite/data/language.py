@@ -7,11 +7,11 @@ it ever meets a picture.
 
 import re
 
-from .scenes import COLOURS, SHAPES, SIZES
-from .tokenizer import COLUMNS, LETTERS, ROWS, plural
-from .tokenizer import make_tokenizer as make_tokenizer
-from .tokenizer import unknown_words as unknown_words
-from .tokenizer import vocabulary as vocabulary
+from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS, plural
+from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
+from vlm_lite.data.tokenizer import unknown_words as unknown_words
+from vlm_lite.data.tokenizer import vocabulary as vocabulary
 
 CAPTION_PROMPT = "caption:"
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..files import UserError
+from vlm_lite.files import UserError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {

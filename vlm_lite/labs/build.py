@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from ..files import UserError, atomic_write, read_json
+from vlm_lite.files import UserError, atomic_write, read_json
 
 LARGEST = 20_000_000  # bytes; a notebook that is larger than this is not read
 SHORTEST, LONG = (
@@ -213,7 +213,7 @@ def solution(notebook, name):
 
 def rubric(notebook, name):
     """The rubric in Markdown: exercises, points, minutes, difficulty, and what each check looks for."""
-    from . import check
+    from vlm_lite.labs import check
 
     found = _with_exercises(notebook, name)
     rows = [

@@ -1,7 +1,7 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
-from .blip2 import stage1_mask
-from .clip import (
+from vlm_lite.labs.blip2 import stage1_mask
+from vlm_lite.labs.clip import (
     ImageEncoder,
     TextEncoder,
     class_embeddings,
@@ -9,10 +9,16 @@ from .clip import (
     recall_at_k,
     training_step,
 )
-from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
-from .core import progress, same_outputs
-from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
-from .llava import (
+from vlm_lite.labs.controls import (
+    circular_and_plain,
+    pair_accuracy,
+    paired_interval,
+    pope_figures,
+    type_prior,
+)
+from vlm_lite.labs.core import progress, same_outputs
+from vlm_lite.labs.evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
+from vlm_lite.labs.llava import (
     chat_text,
     conversation_labels,
     insert_image,
@@ -20,9 +26,29 @@ from .llava import (
     mlp_projector,
     select_features,
 )
-from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
-from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
-from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
+from vlm_lite.labs.museum import (
+    accumulate,
+    answer_loss,
+    load_weights,
+    mean_pool,
+    position_ids,
+    split_by_picture,
+)
+from vlm_lite.labs.qformer import (
+    make_labels,
+    make_queries,
+    multihead_attention,
+    pad_batch,
+    qformer_layer,
+)
+from vlm_lite.labs.vit import (
+    Block,
+    MultiHeadAttention,
+    ViT,
+    attention_rollout,
+    patchify,
+    vit_training_step,
+)
 
 __all__ = [
     "Block",

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlm_lite.files import UserError, atomic_write
-from vlm_lite.profiles import cached_snapshot
+from vlm_lite.hub import cached_snapshot
 
 OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 
