@@ -1,13 +1,20 @@
-"""The text side of the VLM: loading a language model, and turning conversations into batches with labels."""
+"""The text side of the VLM: loading a language model, and turning conversations into token ids with labels.
 
+A model with a chat template was trained on what that template renders, so it is asked and trained with exactly that. A
+model without one reads the prompt, then " " and the answer, then EOS.
+"""
+
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 
-from vlm_lite.files import UserError, read_json
+from vlm_lite.files import UserError, read_json, show
 from vlm_lite.models.weights import read_weights
 
 IGNORE = -100  # a label that the loss leaves out
+MARK = "\ue000answer\ue000"  # an answer that no one gives, to find where a template puts answers
 
 
 def load_language_model(folder_or_id):
@@ -78,6 +85,102 @@ def tokenize(tokenizer, texts, *, what="text"):
             "language that the model was trained on, or take another model."
         )
     return ids
+
+
+def conversation(tokenizer, turns, system=None):
+    """(ids, labels), lists of equal length, of a conversation: a list of (prompt, answer) pairs of strings.
+
+    labels repeat ids at the answers and at the token(s) that end each, and are -100 elsewhere. With a chat template, ids
+    are those of `tokenizer.apply_chat_template` for the whole conversation, with a system message where `system` gives one
+    or the template always writes one. The text is tokenized whole: a token that reaches from the prompt into the answer
+    counts as the answer's. ValueError for an empty text; UserError for a template that rejects the conversation, changes
+    an answer or ends none.
+    """
+    if not turns or any(isinstance(turn, str) or len(turn) != 2 for turn in turns):
+        raise ValueError(f"turns is {turns!r}; expected one or more (prompt, answer) pairs.")
+    prompts, answers = zip(*turns, strict=True)
+    asked = tokenize(tokenizer, prompts, what="prompt")
+    said = tokenize(tokenizer, [" " + answer.lstrip() for answer in answers], what="answer")
+    if tokenizer.chat_template:
+        return _templated(tokenizer, prompts, answers, system)
+    if system is not None:
+        raise UserError(f"{tokenizer.name_or_path!r} has no chat template for a system message.")
+    eos, _ = special_ids(tokenizer)
+    ids, labels = [], []
+    for prompt, answer in zip(asked, said, strict=True):
+        ids += [*prompt, *answer, eos]
+        labels += [*[IGNORE] * len(prompt), *answer, eos]
+    return ids, labels
+
+
+def prompt_ids(tokenizer, prompt, system=None):
+    """The ids of a prompt up to where its answer begins: what `conversation` has there, and so what was trained."""
+    if not tokenizer.chat_template:
+        return tokenize(tokenizer, [prompt], what="prompt")[0]
+    ids, labels = conversation(tokenizer, [(prompt, "a")], system)
+    return ids[: next(i for i, label in enumerate(labels) if label != IGNORE)]
+
+
+def stop_ids(tokenizer):
+    """The ids any of which ends an answer: EOS, and with a chat template the special token that ends its turns.
+
+    UserError where the template ends a turn with plain text, of which no single token could stop the answer.
+    """
+    if not tokenizer.chat_template:
+        return [special_ids(tokenizer)[0]]
+    *_, last = (i for i in conversation(tokenizer, [("a", "a")])[1] if i != IGNORE)
+    if last not in tokenizer.added_tokens_decoder:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} ends an answer with no special token of the "
+            "tokenizer. Add that token to it (tokenizer.add_tokens), or load both from one folder."
+        )
+    return sorted({last, tokenizer.eos_token_id} - {None})
+
+
+def _templated(tokenizer, prompts, answers, system):
+    whose = f"the chat template of {tokenizer.name_or_path!r}"
+
+    def render(answers, **options):
+        messages = [{"role": "system", "content": system}] * (system is not None)
+        for prompt, answer in zip(prompts, answers, strict=False):
+            messages.append({"role": "user", "content": prompt})
+            messages.append({"role": "assistant", "content": answer})
+        if options:
+            messages.pop()
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(f"{whose} rejects the messages {show(roles)}: {error}") from error
+
+    text, between = render(answers), render([MARK] * len(answers)).split(MARK)
+    for said in (answers, [answer.strip() for answer in answers]):  # many templates strip
+        parts = list(chain(*zip_longest(between, said, fillvalue="")))
+        if len(parts) == 2 * len(answers) + 2 and "".join(parts) == text:
+            break
+    else:
+        raise UserError(f"{whose} does not repeat every answer as it is: {show(text)}.")
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+    # A turn ends with the first special token after its answer, or else with all that the template writes there.
+    last = len(text) - len(between[-1])
+    ends = [b for i, (_, b) in tokens if b > last and i in tokenizer.added_tokens_decoder]
+    ending = text[last : ends[0]] if ends else between[-1].rstrip()
+    labels, start = [IGNORE] * len(tokens), 0
+    for turn, (before, answer, after) in enumerate(zip(between, said, between[1:], strict=False)):
+        if not ending or not after.startswith(ending):
+            raise UserError(f"{whose} does not end every answer: {show(after)} follows one.")
+        start += len(before)
+        stop = start + len(answer) + len(ending)
+        # Where the model is asked, some templates leave out the space before the answer, which then is for it to write.
+        asked = render([*answers[:turn], ""], add_generation_prompt=True)
+        space = text[:start].startswith(asked) and not text[len(asked) : start].strip()
+        border = len(asked) if space else start
+        for k, (i, (a, b)) in enumerate(tokens):
+            if b > border and a < stop:
+                labels[k] = i
+        start += len(answer)
+    return encoding["input_ids"], labels
 
 
 def build_text_batch(tokenizer, exchanges):
