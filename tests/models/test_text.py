@@ -202,8 +202,8 @@ def test_a_template_that_cannot_be_trained_with_is_refused_by_what_it_does(templ
 
 def test_turns_that_say_nothing_and_a_turn_that_ends_in_plain_text_are_refused():
     tokenizer = tokenizer_of("bytes", SMOLLM2)
-    for turns in ([], ["ab"], [("a",)], [("a", " ")], [("", "a")]):
-        with pytest.raises(ValueError, match="turns|empty"):
+    for turns in ([("a", " ")], [("", "a")], [("a", "b"), ("c", "")]):
+        with pytest.raises(ValueError, match="is empty"):
             conversation(tokenizer, turns)
     tokenizer.chat_template = EACH + "{{ m.role }}: {{ m.content }}###\n" + END
     with pytest.raises(UserError, match="special token"):

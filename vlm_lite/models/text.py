@@ -4,7 +4,7 @@ A model with a chat template was trained on what that template renders, so it is
 model without one reads the prompt, then " " and the answer, then EOS.
 """
 
-from itertools import chain, zip_longest
+import re
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from vlm_lite.files import UserError, read_json, show
 from vlm_lite.models.weights import read_weights
 
 IGNORE = -100  # a label that the loss leaves out
-MARK = "\ue000answer\ue000"  # an answer that no one gives, to find where a template puts answers
+MARK = "\ue000"  # an answer that no one gives: shows where a template puts answers
 
 
 def load_language_model(folder_or_id):
@@ -96,21 +96,62 @@ def conversation(tokenizer, turns, system=None):
     counts as the answer's. ValueError for an empty text; UserError for a template that rejects the conversation, changes
     an answer or ends none.
     """
-    if not turns or any(isinstance(turn, str) or len(turn) != 2 for turn in turns):
-        raise ValueError(f"turns is {turns!r}; expected one or more (prompt, answer) pairs.")
     prompts, answers = zip(*turns, strict=True)
     asked = tokenize(tokenizer, prompts, what="prompt")
     said = tokenize(tokenizer, [" " + answer.lstrip() for answer in answers], what="answer")
     if tokenizer.chat_template:
-        return _templated(tokenizer, prompts, answers, system)
+        text, spans = _render(tokenizer, prompts, answers, system)
+        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+        hit = [any(b > start and a < stop for start, stop in spans) for a, b in offsets]
+        return ids, [i if is_answer else IGNORE for i, is_answer in zip(ids, hit, strict=True)]
     if system is not None:
         raise UserError(f"{tokenizer.name_or_path!r} has no chat template for a system message.")
-    eos, _ = special_ids(tokenizer)
     ids, labels = [], []
     for prompt, answer in zip(asked, said, strict=True):
-        ids += [*prompt, *answer, eos]
-        labels += [*[IGNORE] * len(prompt), *answer, eos]
+        answer = [*answer, special_ids(tokenizer)[0]]
+        ids += prompt + answer
+        labels += [IGNORE] * len(prompt) + answer
     return ids, labels
+
+
+def _render(tokenizer, prompts, answers, system):
+    """(what the chat template makes of a conversation, the characters (start, stop) of each answer with its end)."""
+    whose = f"the chat template of {tokenizer.name_or_path!r}"
+
+    def render(answers, ask=False):
+        messages = [dict(role="system", content=system)] * (system is not None)
+        for prompt, answer in zip(prompts, answers, strict=False):
+            messages += dict(role="user", content=prompt), dict(role="assistant", content=answer)
+        try:
+            return tokenizer.apply_chat_template(
+                messages[: len(messages) - ask], tokenize=False, add_generation_prompt=ask
+            )
+        except TemplateError as error:
+            raise UserError(f"{whose} rejects the conversation: {error}") from error
+
+    text, pattern = render(answers), re.escape(render([MARK] * len(answers)))
+    for answer in answers:  # which many templates strip
+        pattern = pattern.replace(MARK, rf"(\s*{re.escape(answer.strip())}\s*)", 1)
+    found = re.fullmatch(pattern, text)
+    if not found or found.re.groups != len(answers):
+        raise UserError(f"{whose} does not repeat every answer as it is: {show(text)}.")
+    # A turn ends with the first special token after its answer, or else with all that the template writes there.
+    end = found.end(len(answers))
+    after = tokenizer(text[end:], add_special_tokens=False, return_offsets_mapping=True)
+    tokens = zip(after["input_ids"], after["offset_mapping"], strict=True)
+    special = [b for i, (_, b) in tokens if i in tokenizer.added_tokens_decoder]
+    ending, spans = text[end:][: special[0]] if special else text[end:].rstrip(), []
+    for turn in range(len(answers)):
+        start, end = found.span(turn + 1)
+        if not ending or not text.startswith(ending, end):
+            raise UserError(f"{whose} does not end every answer: {show(text[end:])} follows one.")
+        # Where the model is asked, some templates leave out the space before the answer, which is then for it to write.
+        given = render(answers[: turn + 1], ask=True)
+        if text[:start].startswith(given) and not text[len(given) : start].strip():
+            start = len(given)
+        spans.append((start, end + len(ending)))
+    return text, spans
 
 
 def prompt_ids(tokenizer, prompt, system=None):
@@ -126,61 +167,13 @@ def stop_ids(tokenizer):
 
     UserError where the template ends a turn with plain text, of which no single token could stop the answer.
     """
-    if not tokenizer.chat_template:
-        return [special_ids(tokenizer)[0]]
     *_, last = (i for i in conversation(tokenizer, [("a", "a")])[1] if i != IGNORE)
     if last not in tokenizer.added_tokens_decoder:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path!r} ends an answer with no special token of the "
-            "tokenizer. Add that token to it (tokenizer.add_tokens), or load both from one folder."
+            f"the chat template of {tokenizer.name_or_path!r} ends an answer with no special token of this "
+            "tokenizer. Load both from one folder, or add that token (tokenizer.add_tokens)."
         )
     return sorted({last, tokenizer.eos_token_id} - {None})
-
-
-def _templated(tokenizer, prompts, answers, system):
-    whose = f"the chat template of {tokenizer.name_or_path!r}"
-
-    def render(answers, **options):
-        messages = [{"role": "system", "content": system}] * (system is not None)
-        for prompt, answer in zip(prompts, answers, strict=False):
-            messages.append({"role": "user", "content": prompt})
-            messages.append({"role": "assistant", "content": answer})
-        if options:
-            messages.pop()
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"{whose} rejects the messages {show(roles)}: {error}") from error
-
-    text, between = render(answers), render([MARK] * len(answers)).split(MARK)
-    for said in (answers, [answer.strip() for answer in answers]):  # many templates strip
-        parts = list(chain(*zip_longest(between, said, fillvalue="")))
-        if len(parts) == 2 * len(answers) + 2 and "".join(parts) == text:
-            break
-    else:
-        raise UserError(f"{whose} does not repeat every answer as it is: {show(text)}.")
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
-    # A turn ends with the first special token after its answer, or else with all that the template writes there.
-    last = len(text) - len(between[-1])
-    ends = [b for i, (_, b) in tokens if b > last and i in tokenizer.added_tokens_decoder]
-    ending = text[last : ends[0]] if ends else between[-1].rstrip()
-    labels, start = [IGNORE] * len(tokens), 0
-    for turn, (before, answer, after) in enumerate(zip(between, said, between[1:], strict=False)):
-        if not ending or not after.startswith(ending):
-            raise UserError(f"{whose} does not end every answer: {show(after)} follows one.")
-        start += len(before)
-        stop = start + len(answer) + len(ending)
-        # Where the model is asked, some templates leave out the space before the answer, which then is for it to write.
-        asked = render([*answers[:turn], ""], add_generation_prompt=True)
-        space = text[:start].startswith(asked) and not text[len(asked) : start].strip()
-        border = len(asked) if space else start
-        for k, (i, (a, b)) in enumerate(tokens):
-            if b > border and a < stop:
-                labels[k] = i
-        start += len(answer)
-    return encoding["input_ids"], labels
 
 
 def build_text_batch(tokenizer, exchanges):
