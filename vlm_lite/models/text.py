@@ -17,6 +17,17 @@ IGNORE = -100  # a label that the loss leaves out
 MARK = "\ue000"  # an answer that no one gives: shows where a template puts answers
 
 
+# Families (`model_type` of config.json) that tests/models/test_families.py has proved equal to transformers in the VLM.
+FAMILIES = frozenset(
+    """
+    apertus arcee biogpt bloom codegen cohere cohere2 ernie4_5 exaone4 falcon gemma gemma2
+    gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granitemoe
+    helium hunyuan_v1_dense lfm2 llama ministral mistral mixtral mpt nemotron olmo olmo2 olmo3
+    opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm starcoder2 xglm
+    """.split()
+)
+
+
 def load_language_model(folder_or_id):
     """(language model, tokenizer) from a folder or hub id: a causal model of transformers, fp32, in eval mode.
 
@@ -24,12 +35,18 @@ def load_language_model(folder_or_id):
     UserError when the files are missing or cut short, or lack weights that the model needs.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    attention = None if torch.cuda.is_available() else "eager"
     logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
     try:
+        family = AutoConfig.from_pretrained(folder_or_id).model_type
+        if family not in FAMILIES:
+            raise UserError(
+                f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
+                f"the VLM: {', '.join(sorted(FAMILIES))}."
+            )
         model, report = AutoModelForCausalLM.from_pretrained(
             folder_or_id,
             dtype=torch.float32,
@@ -56,6 +73,12 @@ def load_language_model(folder_or_id):
             f"{wrong[0]}; they would stay random. Make or download the model again."
         )
     return model.eval(), tokenizer
+
+
+def context_length(config):
+    """How many vectors a language model reads at most; infinity where it has no such limit (BLOOM)."""
+    longest = getattr(config, "max_seq_len", float("inf"))  # MPT's name
+    return getattr(config, "max_position_embeddings", longest)
 
 
 def special_ids(tokenizer):
