@@ -9,9 +9,9 @@ from tools import notebooks
 
 ROOT = notebooks.ROOT
 LESSONS = {
-    source.stem: made
+    path: (source.stem, text)
     for source in notebooks.sources()
-    if (made := notebooks.lesson(source.read_text(encoding="utf-8"), source.stem))
+    for path, text in notebooks.lessons(source.read_text(encoding="utf-8"), source.stem)
 }
 HEAD = """# ---
 # jupyter:
@@ -40,9 +40,9 @@ def area(radius):
 """
 
 
-@pytest.mark.parametrize("name", LESSONS)
-def test_a_lesson_is_what_its_notebook_saves(name):
-    path, text = LESSONS[name]
+@pytest.mark.parametrize("path", LESSONS)
+def test_a_lesson_is_what_its_notebook_saves(path):
+    name, text = LESSONS[path]
     assert (ROOT / path).read_text(encoding="utf-8") == text, (
         f"{path} differs from notebooks/{name}.py: run `make notebooks`"
     )
@@ -52,12 +52,11 @@ def test_a_lesson_is_what_its_notebook_saves(name):
 
 def test_every_lesson_comes_from_a_notebook():
     found = {f"vlm_lite/lessons/{p.name}" for p in (ROOT / "vlm_lite" / "lessons").glob("*.py")}
-    assert found - {"vlm_lite/lessons/__init__.py"} == {path for path, _ in LESSONS.values()}
-    assert len(LESSONS) == len({path for path, _ in LESSONS.values()})
+    assert found - {"vlm_lite/lessons/__init__.py"} == set(LESSONS)
 
 
 def test_saved_cells_alone_are_exported_with_their_solutions():
-    path, text = notebooks.lesson(HEAD + CELLS, "09_sums")
+    ((path, text),) = notebooks.lessons(HEAD + CELLS, "09_sums")
     assert path == "vlm_lite/lessons/sums.py"
     namespace = {}
     exec(text, namespace)
@@ -72,8 +71,28 @@ def test_saved_cells_alone_are_exported_with_their_solutions():
 )
 def test_what_runs_on_import_is_refused_in_a_saved_cell(line):
     with pytest.raises(SystemExit, match="09_sums.*only imports"):
-        notebooks.lesson(HEAD + f'# %% tags=["save"]\n{line}\n', "09_sums")
+        notebooks.lessons(HEAD + f'# %% tags=["save"]\n{line}\n', "09_sums")
 
 
 def test_a_notebook_without_a_lesson_exports_nothing():
-    assert notebooks.lesson(HEAD.replace("#     lesson: sums\n", "") + CELLS, "09_sums") is None
+    assert notebooks.lessons(HEAD.replace("#     lesson: sums\n", "") + CELLS, "09_sums") == []
+
+
+def test_a_second_lesson_imports_what_it_uses_of_the_first():
+    more = """
+# %% tags=["save-solids"]
+import math
+
+from vlm_lite.files import home
+from vlm_lite.optim import MuonAdamW
+
+# %% tags=["save-solids"]
+def volume(radius, height):
+    return area(radius) * height
+"""
+    text = HEAD.replace("lesson: sums", "lesson: [sums, solids]") + CELLS + more
+    (_, first), (path, second) = notebooks.lessons(text, "09_sums")
+    assert path == "vlm_lite/lessons/solids.py" and "volume" not in first
+    lines = second.splitlines()
+    at = lines.index("from vlm_lite.lessons.sums import area")
+    assert "files" in lines[at - 1] and "optim" in lines[at + 1] and "TABLE" not in second

@@ -38,7 +38,8 @@ code the outputs are. Times and memory come from data/times.json, which `make co
 
 With `lesson: clip` in the header's table the code cells tagged `save` are written, in order and with their solutions, to
 `vlm_lite/lessons/clip.py`: what later notebooks, studies and tests import is what the notebook shows. They hold imports,
-functions, classes and constants, and use nothing that another cell made.
+functions, classes and constants, and use nothing that another cell made. With `lesson: [qformer, vlm]` the cells tagged
+`save` are the first and those tagged `save-vlm` the second, which imports what it uses of the first.
 """
 
 import argparse
@@ -264,29 +265,50 @@ Generated from notebooks/{name}.py by `make notebooks`: edit the notebook.
 '''
 
 
-def lesson(text, name):
-    """(path under the root, text) of the module made of the cells tagged `save`; None for a notebook that names none.
+def lessons(text, name):
+    """[(path under the root, text), ...]: the modules made of the cells tagged `save`; none where no lesson is named.
 
     Raises SystemExit, with the line, where a saved cell holds anything but imports, functions, classes and constants.
     """
-    known = facts(text)
-    if not known.get("lesson"):
-        return None
+    known, made, before = facts(text), [], {}
+    named = known.get("lesson") or []
+    for module in [named] if isinstance(named, str) else named:
+        cells = _saved(text, name, f"save-{module}" if made else "save")
+        body = "\n\n\n".join(cells) + "\n"
+        used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+        for path, defined in before.items():  # what it takes from the lessons before it
+            if found := sorted(used & defined):
+                body = _with_import(body, f"from {path} import {', '.join(found)}")
+        nodes = ast.parse(body).body
+        before[f"vlm_lite.lessons.{module}"] = {n.name for n in nodes if hasattr(n, "name")}
+        head = LESSON.format(builds=known["builds"][0].upper() + known["builds"][1:], name=name)
+        made.append((f"vlm_lite/lessons/{module}.py", head + body))
+    return made
+
+
+def _saved(text, name, tag):
+    """The sources of the cells with this tag, without the lines that mark a solution."""
     cells = [
         re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION\n?", "", cell.source + "\n", flags=re.M).strip()
         for cell in jupytext.reads(text, fmt="py:percent").cells
-        if cell.cell_type == "code" and "save" in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])
     ]
     for cell in cells:
         for node in ast.parse(cell).body:
             if not _may_be_saved(node):
                 line = cell.splitlines()[node.lineno - 1]
                 raise SystemExit(
-                    f"{name}: a cell tagged save holds `{line}`; only imports, functions, classes and "
+                    f"{name}: a cell tagged {tag} holds `{line}`; only imports, functions, classes and "
                     "constants (NAMES in capitals) belong there"
                 )
-    head = LESSON.format(builds=known["builds"][0].upper() + known["builds"][1:], name=name)
-    return f"vlm_lite/lessons/{known['lesson']}.py", head + "\n\n\n".join(cells) + "\n"
+    return cells
+
+
+def _with_import(body, line):
+    """`body` with an import of this package at its place among those that it has."""
+    lines = body.splitlines(keepends=True)
+    later = [k for k, each in enumerate(lines) if each.startswith("from vlm_lite.") and each > line]
+    return "".join([*lines[: later[0]], line + "\n", *lines[later[0] :]])
 
 
 def _may_be_saved(node):
@@ -351,8 +373,8 @@ def refresh(source, force=False, root=ROOT):
     target = source.with_suffix(".ipynb")
     text = generate(source.read_text(encoding="utf-8"), source.stem, root)
     now = code_hash(text, root)
-    if made := lesson(text, source.stem):
-        write_if_changed(root / made[0], made[1])  # first: what the notebook runs may import it
+    for path, made in lessons(text, source.stem):
+        write_if_changed(root / path, made)  # first: what the notebook runs may import it
     stale = force or not target.exists() or facts(text).get("outputs_of") != now
     executed = None
     if stale:

@@ -11,6 +11,8 @@ slower than in fp32, so here it is fp32 everywhere; with that one change the two
 
 import torch
 
+from vlm_lite.checkpoints import trainable_parameters
+
 ADAMW_SHARE = 0.25  # of the learning rate
 MOMENTUM = 0.95
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # the quintic's coefficients, from Jordan's post
@@ -27,15 +29,35 @@ def orthogonalize(matrix, steps=5):
     return x.T if matrix.size(0) > matrix.size(1) else x
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer of two: Muon for the two-dimensional parameters of the first group, AdamW for all others.
+def weight_decay_groups(model, weight_decay):
+    """Two AdamW parameter groups of the trainable parameters: matrices with decay; the rest without.
 
-    groups: as from `train.weight_decay_groups`. lr: that of Muon, whose steps are scaled to AdamW's usual size
+    The rest is biases, norms, every other one-dimensional parameter, embeddings and learnt tokens such as queries.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    decayed, plain = [], []
+    for name, parameter in trainable_parameters(model).items():
+        is_matrix = (
+            parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
+        )
+        (decayed if is_matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer of two for what is trainable in a module: Muon for the weights of linear layers, AdamW for the rest.
+
+    model: a module, or groups as from `weight_decay_groups`. lr: that of Muon, whose steps are scaled to AdamW's usual size
     (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2); AdamW has a quarter. Every parameter group has
     its share of the learning rate as `share`, for whoever sets `lr` anew at each step.
     """
 
-    def __init__(self, groups, lr):
+    def __init__(self, model, lr, weight_decay=0.01):
+        groups = model if isinstance(model, list) else weight_decay_groups(model, weight_decay)
         matrices = [p for p in groups[0]["params"] if p.ndim == 2]
         others = [
             p

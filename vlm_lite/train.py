@@ -29,7 +29,7 @@ from vlm_lite.checkpoints import (
     writable_folder,
 )
 from vlm_lite.files import UserError
-from vlm_lite.optim import MuonAdamW
+from vlm_lite.optim import MuonAdamW, weight_decay_groups
 
 
 def learning_rate(step, *, steps, lr, warmup=0.05):
@@ -38,25 +38,6 @@ def learning_rate(step, *, steps, lr, warmup=0.05):
     if step < warm:
         return lr * (step + 1) / warm
     return lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def weight_decay_groups(model, weight_decay):
-    """Two AdamW parameter groups of the trainable parameters: matrices with decay; the rest without.
-
-    The rest is biases, norms, every other one-dimensional parameter, embeddings and learnt tokens such as queries.
-    """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed, plain = [], []
-    for name, parameter in trainable_parameters(model).items():
-        is_matrix = (
-            parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
-        )
-        (decayed if is_matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _seed_everything(value, device):

@@ -23,7 +23,13 @@ from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import CONNECTORS, make_connector
-from vlm_lite.models.text import IGNORE, load_language_model, special_ids, tokenize
+from vlm_lite.models.text import (
+    IGNORE,
+    context_length,
+    load_language_model,
+    special_ids,
+    tokenize,
+)
 from vlm_lite.models.text import build_text_batch as build_text_batch
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
@@ -98,7 +104,7 @@ class VLM(nn.Module):
     @property
     def context_length(self):
         """How many vectors the language model can read, prefix and text together."""
-        return self.language_model.config.max_position_embeddings
+        return context_length(self.language_model.config)
 
     @torch.no_grad()
     def encode(self, pixel_values):

@@ -1,0 +1,101 @@
+"""One record from file to figure: images, their frozen features, and what is said and asked about each of them."""
+
+import dataclasses
+
+import torch
+
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.data.scenes import BACKGROUND
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
+from vlm_lite.evals.probes import run_probes
+from vlm_lite.features import cache_features, weights_hash
+from vlm_lite.files import UserError
+from vlm_lite.profiles import get_compute
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedDataset:
+    """N images in one order: what belongs to an image has its number in every list.
+
+    ids: image ids; images: uint8 (N, 3, S, S); features: (N, T, D), fp16; captions: N lists of strings; turns: N lists
+    of (prompt, answer), a caption and then the image's questions; questions: the table of all questions.
+    """
+
+    ids: list
+    images: torch.Tensor
+    features: torch.Tensor
+    captions: list
+    turns: list
+    questions: object
+
+    def of(self, rows):
+        """The features (Q, T, D) of the images that `rows` of the table of questions are about."""
+        number = {image_id: k for k, image_id in enumerate(self.ids)}
+        return self.features[[number[row["image_id"]] for row in rows]]
+
+
+def patch_features(vision, images, *, layer=-2, **options):
+    """Frozen patch features (N, T, D) in fp16 of uint8 images, cached on disk by weights, layer, transform and pixels.
+
+    vision: has `patch_features(pixel_values, layer=...)`. On a GPU they are computed in its half precision, which the
+    name of the cache then holds as well.
+    """
+    vision.eval()
+    device = next(vision.parameters()).device
+    precision = "no" if device.type == "cpu" else get_compute().mixed_precision
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    key = {
+        "weights": weights_hash(vision),
+        "config": repr(vision.config),  # the same weights, another activation
+        "layer": layer,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+    }
+
+    def encode(batch):
+        with torch.autocast(device.type, half, enabled=half is not None):
+            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
+
+    return cache_features(
+        encode, images, key=key if half is None else {**key, "precision": precision}, **options
+    )
+
+
+def encode_shapes(vision, split, count, progress=True):
+    """`count` images of a split of Shapes, read from its files and encoded by `vision` -> EncodedDataset."""
+    captions, questions = load_shapes(split, count, progress=progress)
+    images, ids = image_tensor(captions)
+    texts = captions["captions"][:]
+    turns = {i: [(CAPTION_PROMPT, five[0])] for i, five in zip(ids, texts, strict=True)}
+    columns = (questions[name][:] for name in ("image_id", "question", "answer"))
+    for image_id, question, answer in zip(*columns, strict=True):
+        if not (answer or "").strip():
+            raise UserError(
+                f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
+                "`answer`), or leave it out of the training."
+            )
+        turns[image_id].append((short_prompt(question), answer))
+    features = patch_features(vision, images, progress=progress)
+    return EncodedDataset(ids, images, features, texts, list(turns.values()), questions)
+
+
+def probe(model, data, limit=1000, **options):
+    """`evals.probes.run_probes` on the first `limit` questions of an EncodedDataset, in its controls as well.
+
+    model: a VLM with `encode` and `generate`. An empty image is one of the background's colour.
+    """
+    rows = data.questions.select_columns(
+        ["question", "answers", "question_type", "image_id", "description"]
+    )
+    blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1)
+    blank = model.encode(pixel_values(blank.expand(1, 3, *data.images.shape[2:])))[0]
+    return run_probes(
+        model,
+        data.features,
+        rows.select(range(min(limit, len(rows)))),
+        blank_features=blank,
+        image_ids=data.ids,
+        **options,
+    )

@@ -1,0 +1,178 @@
+"""A Q-Former, equal to BLIP-2's, and the vision-language model around it.
+
+Generated from notebooks/03_qformer_gpt2.py by `make notebooks`: edit the notebook.
+"""
+
+import random
+from inspect import signature
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import get_cosine_schedule_with_warmup
+
+from vlm_lite.checkpoint import Checkpoint
+from vlm_lite.lessons.qformer import QFormerConnector
+from vlm_lite.models import layout
+from vlm_lite.optim import MuonAdamW
+from vlm_lite.profiles import get_compute
+
+
+def build_batch(tokenizer, rows):
+    """B lists of (prompt, answer) -> input_ids, attention_mask (1 text, 0 padding), labels: each (B, T)."""
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids, labels = [[] for _ in rows], [[] for _ in rows]
+    for k, turns in enumerate(rows):
+        for turn in turns:
+            texts = [turn[0], f" {turn[1].lstrip()}"]
+            prompt, answer = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ids[k] += prompt + answer + [eos]
+            labels[k] += [-100] * len(prompt) + answer + [eos]
+    mask = pad_sequence([torch.ones(len(row)).long() for row in ids], True)  # by length
+    ids = pad_sequence([torch.tensor(row) for row in ids], True, pad)
+    return ids, mask, pad_sequence([torch.tensor(row) for row in labels], True, -100)
+
+
+def block_mask(labels):
+    """Labels (B, T) of turns in a row -> bools (B, T, T): position i may read j, before it in the same turn."""
+    answer = labels != -100
+    begins = F.pad(answer[:, :-1] & ~answer[:, 1:], (1, 0))  # what follows an answer begins a turn
+    turn = begins.cumsum(dim=1)  # (B, T) 0, 1, 2, ...
+    return (turn[:, :, None] == turn[:, None, :]).tril()
+
+
+class VLM(nn.Module):
+    """A frozen vision encoder, a connector that learns, and a frozen causal language model of transformers."""
+
+    def __init__(self, vision, connector, language_model, tokenizer):
+        super().__init__()
+        self.vision, self.connector = vision.requires_grad_(False), connector
+        self.language_model = language_model.requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.vision.eval()
+        self.language_model.eval()  # what is frozen must not drop out
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixels):
+        """Normalised pixels (B, 3, S, S) -> features (B, N, Dv)."""
+        return self.vision.patch_features(pixels.to(next(self.vision.parameters()).device))
+
+    def inputs(self, features, input_ids, attention_mask):
+        """[prefix][text] as the language model takes it. features (B, N, Dv), or None: blind, without a prefix."""
+        embeds = self.language_model.get_input_embeddings()(input_ids)  # (B, T, D_lm)
+        if features is not None:
+            assert len(features) == len(input_ids), "one image a row"
+            prefix = self.connector(features.float()).to(embeds.dtype)  # (B, Q, D_lm)
+            embeds = torch.cat([prefix, embeds], dim=1)  # (B, Q + T, D_lm)
+        num_prefix = embeds.shape[1] - input_ids.shape[1]
+        if attention_mask.ndim == 2:  # (B, T): the model itself adds the causal mask
+            mask = F.pad(attention_mask, (num_prefix, 0), value=1)  # (B, Q + T)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        else:  # (B, T, T) of block_mask: every text position also reads the prefix
+            reads = F.pad(attention_mask, (num_prefix, 0, num_prefix, 0), value=True).tril()
+            positions = reads.sum(dim=2) - 1  # (B, Q + T)
+            mask = torch.zeros(reads.shape, device=reads.device, dtype=embeds.dtype)
+            mask = mask.masked_fill(~reads, torch.finfo(mask.dtype).min)[:, None]
+        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+
+    def forward(self, features, input_ids, attention_mask, labels=None):
+        """-> logits (B, T, V) of what follows each text token; with labels (B, T), unshifted, the loss ()."""
+        inputs, length = self.inputs(features, input_ids, attention_mask), input_ids.shape[1]
+        logits = self.language_model(**inputs, use_cache=False, logits_to_keep=length + 1).logits
+        if labels is None:
+            return logits[:, -length:]
+        predicted = logits[:, :-1].float()  # the first at the last prefix vector
+        targets = labels[:, -predicted.shape[1] :]
+        return F.cross_entropy(predicted.flatten(0, 1), targets.flatten())  # -100 is left out
+
+
+@torch.no_grad()
+def generate(model, features, prompts, max_new_tokens=16):
+    """B prompts and features (B, N, Dv), or None -> B greedy answers, each ended by EOS or the limit."""
+    tokenizer, device = model.tokenizer, next(model.language_model.parameters()).device
+    eos = tokenizer.eos_token_id
+    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad).to(device)  # (B, T)
+    mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
+    inputs = model.inputs(None if features is None else features.to(device), ids, mask)
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)  # where there is padding first
+    for name, value in inputs.items():  # [prefix][text][padding] -> [padding][prefix][text]
+        inputs[name] = value[torch.arange(len(rows), device=device)[:, None], order]
+    known = signature(model.language_model.forward).parameters
+    cache = "cache" if "cache" in known else "past_key_values"  # its name before transformers 5.24
+    finished, answers = torch.zeros(len(rows), dtype=torch.bool, device=device), []
+    for _ in range(max_new_tokens):
+        output = model.language_model(**inputs, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1].argmax(dim=-1).masked_fill(finished, pad)  # (B,)
+        answers.append(token)
+        finished |= token == eos
+        inputs = {
+            "inputs_embeds": model.language_model.get_input_embeddings()(token[:, None]),
+            "attention_mask": F.pad(inputs["attention_mask"], (0, 1), value=1),
+            "position_ids": inputs["position_ids"][:, -1:] + 1,
+            cache: output[cache],
+        }
+        if finished.all():
+            break
+    answers = torch.stack(answers, dim=1).tolist() if answers else [[]] * len(rows)
+    ended = [row[: row.index(eos)] if eos in row else row for row in answers]
+    return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
+
+
+VLM.generate = generate
+
+
+def load_vlm(folder, connectors=None):
+    """A VLM saved by `models.layout.save_vlm`; connectors: name -> class, by default the Q-Former alone."""
+    return layout.load_vlm(folder, VLM, connectors or {"qformer": QFormerConnector})
+
+
+def training_step(model, batch, accelerator, optimizer, scheduler):
+    """One step on this process's share of a batch (features, ids, mask, labels) -> the whole batch's loss ()."""
+    answers = (batch[3] != -100).sum().float()
+    whole = accelerator.reduce(answers, "mean")  # the same, averaged over the processes
+    with accelerator.autocast():
+        loss = model(*batch) * answers / whole
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+    return accelerator.reduce(loss.detach(), "mean")
+
+
+def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, seed=0,
+              evaluate=None, make_optimizer=MuonAdamW):  # fmt: skip
+    """Train what is not frozen on features (N, T, D) and N lists of (prompt, answer) turns -> History.
+
+    per_row: so many turns an image, drawn at random, that don't read each other; None: all, as one conversation.
+    """
+    assert len(features) == len(turns), "one list of turns an image"
+    accelerator = Accelerator(**get_compute().for_accelerate)
+    optimizer = make_optimizer(model, lr)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    sizes = {"batch_size": batch_size, "lr": lr, "per_row": per_row, "images": len(features)}
+    code = (type(model), type(model.connector), training_step, train_vlm, make_optimizer)
+    run = Checkpoint("vlm", prepared, optimizer, scheduler, seed=seed, settings=sizes, code=code)
+    for step in run.steps(steps):
+        rows = torch.randperm(len(features))[:batch_size].tolist()
+        said = [random.sample(turns[k], min(per_row or 1, len(turns[k]))) for k in rows]
+        said = said if per_row else [turns[k] for k in rows]
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        ids, mask, labels = build_batch(model.tokenizer, said[share])
+        batch = features[rows[share]], ids, block_mask(labels) if per_row else mask, labels
+        batch = [part.to(accelerator.device) for part in batch]
+        run.log(loss=training_step(prepared, batch, accelerator, optimizer, scheduler))
+        if evaluate and (step + 1) % 50 == 0:
+            run.log(**evaluate(model))
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    return run.history
