@@ -44,7 +44,8 @@ def _arrow(axes, start, end, label="", offset=(0, -8)):
 def clip(images, captions, config):
     """CLIP: images and captions, an encoder each, and the N x N matrix of cosines with its diagonal.
 
-    images: N to draw; captions: N strings; config: a lessons.clip.CLIPConfig, whose sizes are written in.
+    images: N to draw; captions: N lists, of each the shortest is shown; config: a lessons.clip.CLIPConfig, whose sizes
+    are written in.
     """
     count, cell, left, top = len(images), 50, 480, 196
     figure, axes = _canvas(720, top + 50 * count + 44, "two encoders and the matrix of cosines")
@@ -62,7 +63,7 @@ def clip(images, captions, config):
     _box(axes, 152, middle - 50, 212, 100, "image encoder", words, BLUE)
     _arrow(axes, (58, middle), (150, middle), f"(N, 3, {size}, {size})", (0, -12))
     _arrow(axes, (366, middle), (left - 26, middle), f"u   (N, {joint})", (0, -12))
-    for k, caption in enumerate(captions):
+    for k, caption in enumerate(min(each, key=len) for each in captions):
         axes.text(
             12, 20 + 19 * k, wrap(f"{k + 1}  {caption}", 250, 8.5, 1), fontsize=8.5, va="center"
         )
