@@ -64,8 +64,8 @@ __all__ = [
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"),
-    "blank": ("blank picture", PALE, "...."),
-    "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"),
+    "blank": ("blank image", PALE, "...."),
+    "shuffled": ("shuffled images", ORANGE, "\\\\\\\\"),
     "vlm": ("the VLM", BLUE, ""),
     "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
 }
