@@ -261,7 +261,7 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
         axes.text(
             0.5,
             0.5,
-            "picture hidden",
+            "no image",
             ha="center",
             va="center",
             fontsize=11,
@@ -306,7 +306,7 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
         axes.annotate(
-            f"without a picture: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
+            f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
             (100 * blind, -0.6),
             (0, 3),
             textcoords="offset points",

@@ -47,6 +47,11 @@ class Profile:
         ""  # a folder laid out like the sites that data come from; "" for the sites themselves
     )
 
+    @property
+    def contrastive(self):
+        """What notebook 01's training takes: its steps, batch size and learning rate."""
+        return {k: getattr(self, f"contrastive_{k}") for k in ("steps", "batch_size", "lr")}
+
 
 TINY = Profile(
     name="tiny",

@@ -482,7 +482,9 @@ def _kept_at(name, stamp, profile, seed):
 def load_study(name):
     """The record of study `name`, as `run` wrote it. UserError when it is unknown or missing."""
     _study(name)
-    return read_json(data_path("results", f"{name}.json"))
+    record = read_json(data_path("results", f"{name}.json"))
+    record["band"]["seeds"] = len(record["seeds"])
+    return record
 
 
 def _study(name):

@@ -188,6 +188,8 @@ def student(notebook, name, siblings=()):
         )
     badge = BADGE.search(made["cells"][0]["source"])
     if badge:
+        first = made["cells"][0]  # of the two badges, the one that opens this copy
+        first["source"] = re.sub(r"^Read it: .*?(?=Do the exercises)", "", first["source"])
         for cell in made["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = _links(cell["source"], *badge.groups(), {name, *siblings})
