@@ -649,8 +649,8 @@ exhibit("another prompt", "VQA answers right", vqa, test, broken=other_prompt, m
 # %%
 from transformers import BertConfig, BertModel
 
+from vlm_lite.lessons.qformer import QFormer
 from vlm_lite.models.projectors import make_connector
-from vlm_lite.models.qformer import QFormer
 
 torch.manual_seed(0)
 queries, patches = torch.randn(1, 8, 32), torch.randn(1, 16, 32)
@@ -666,7 +666,7 @@ bert = BertModel(
     )
 ).eval()
 qformer = QFormer(
-    num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64, vision_width=32
+    32, num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64
 ).eval()
 
 

@@ -70,9 +70,6 @@ FIGURES = {
         {"at the start": torch.randn(1, 17, 8), "trained": torch.randn(1, 17, 8)}
     ),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
-    "caption_table": lambda: plots.caption_table(
-        IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4
-    ),
     "answer_table": lambda: plots.answer_table(
         IMAGES[:3],
         {
@@ -89,19 +86,6 @@ FIGURES = {
             "blind": ["blue", "Yes ", "2", "1", "a star"],
             "this VLM": ["red", "yes", "3", "7", "a circle"],
         },
-    ),
-    "connector_lines": lambda: plots.connector_lines(
-        {
-            "Q-Former": {n: (30 + n, 28 + n, 33 + n) for n in (1, 4, 8, 16, 32)},
-            **{
-                name: {n: (34 + n, 32 + n, 35 + n) for n in (1, 4, 16)}
-                for name in ("linear", "MLP")
-            },
-        },
-        {"frozen": (38, 36, 41, 31), "LoRA": (50, 48, 53, 33), "full tuning": (55, 54, 56, 35)},
-        blind=31,
-        oracle=97,
-        live=(8, 41),
     ),
     "ask_panel": lambda: plots.ask_panel(
         IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"
@@ -120,7 +104,6 @@ LABELS = {
     "recall_bars": {"queries with a right hit\namong the first K (%)"},
     "gain_bars": {"VQA accuracy (%)"},
     "by_type_bars": {"VQA accuracy (%)"},
-    "connector_lines": {"vectors that reach the brain", "VQA accuracy (%)"},
     "ask_panel": {"probability of the answer (%)"},
 }  # the others are pictures and tables
 

@@ -12,7 +12,6 @@ from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import tokenize
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import vit as lesson
-from vlm_lite.models.blip2 import QFormerStage1
 
 HALF = torch.bfloat16, torch.float16
 PRODUCTS = (
@@ -71,14 +70,6 @@ def connector(name="qformer", **options):
     recipes.train_connector(vlm, features, exchanges, steps=1, batch_size=4, **options)
 
 
-def first_stage():
-    images, texts, _ = world()
-    vlm = recipes.new_vlm("qformer")
-    stage1 = QFormerStage1(vlm.connector, vocab_size=len(vlm.tokenizer))
-    features = recipes.picture_features(vlm.vision, images, progress=False)
-    recipes.train_stage1(stage1, features, texts, vlm.tokenizer, steps=1, batch_size=4)
-
-
 def vit():
     images, labels, _ = lesson.leftmost_task("train", 16)
     lesson.train_vit(lesson.ViT(), images, labels, steps=1, batch_size=8, lr=1e-3)
@@ -101,7 +92,6 @@ TRAINED = {
     "02, ViT": vit,
     "03, Q-Former": connector,
     "03, linear": lambda: connector("linear"),
-    "03, BLIP-2's first stage": first_stage,
     "04, LoRA": lambda: staged("lora"),
     "04, full": lambda: staged("full"),
 }

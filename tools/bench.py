@@ -41,8 +41,8 @@ from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import UserError, data_path, read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, vit  # noqa: E402
+from vlm_lite.lessons.qformer import QFormer  # noqa: E402
 from vlm_lite.models.layout import save_clip  # noqa: E402
-from vlm_lite.models.qformer import QFormer  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -104,7 +104,7 @@ def time_models(compute, quick=False):
     compare(label, my_embeds, their_embeds, lambda out: out, compute, rounds)
 
     for label, batch, patches, settings in QFORMERS[: 1 if quick else 2]:
-        ours = QFormer(**settings).to(compute.device).eval()
+        ours = QFormer(**settings, mlp_width=4 * settings["width"]).to(compute.device).eval()
         config = Blip2QFormerConfig(
             hidden_size=settings["width"],
             num_hidden_layers=settings["num_layers"],

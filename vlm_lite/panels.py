@@ -53,23 +53,6 @@ def _table(images, header, rows, widths, label, side=84):
 
 
 @styled
-def caption_table(
-    images,
-    before,
-    after,
-    reference,
-    *,
-    names=("before training", "after training", "a human's words"),
-):
-    """Pictures with what the model said before and after training, beside a reference caption. N of each."""
-    rows = [
-        [(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
-        for b, a, r in zip(before, after, reference, strict=True)
-    ]
-    return _table(images, names, rows, (190, 230, 210), "captions before and after training")
-
-
-@styled
 def answer_table(images, columns, *, widths=None, label="answers"):
     """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
     last = len(columns) - 1
@@ -168,78 +151,6 @@ def controls_bars(board, *, guess=None, title=""):
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-@styled
-def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
-    """VQA accuracy against the number of vectors that reach the brain, a line a connector; apart, tuned brains.
-
-    families: {"Q-Former": {8: (mean, low, high)}, ...} and brains: {"frozen": (mean, low, high, blind), ...}, in
-    percent, low and high over the seeds. blind, oracle: of the frozen brain. live: (vectors, percent) of this run.
-    """
-    figure = Figure(
-        width=720, height=360, label=title or "VQA accuracy by connector", layout="constrained"
-    )
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.3, 1))
-    looks = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."))
-    for k, ((name, line), (colour, marker, dashes)) in enumerate(
-        zip(families.items(), looks, strict=True)
-    ):
-        places = [
-            2 ** (0.06 * (k - 1)) * count for count in line
-        ]  # side by side, so that no whisker hides another
-        means, lows, highs = zip(*line.values(), strict=True)
-        left.plot(places, means, dashes, color=colour, marker=marker, markersize=6, label=name)
-        left.vlines(places, lows, highs, color=colour, linewidth=3, alpha=0.45)
-    counts = sorted({count for line in families.values() for count in line})
-    left.set_xscale("log", base=2)
-    left.set(
-        xticks=counts,
-        xticklabels=counts,
-        xlabel="vectors that reach the brain",
-        ylabel="VQA accuracy (%)",
-        title=title or "Which nerve, and how wide?",
-    )
-    left.minorticks_off()
-    if live is not None:
-        left.plot(
-            *live, "*", color=VERMILLION, markersize=13, markeredgecolor="white", label="this run"
-        )
-    for place, (mean, low, high, own_blind) in enumerate(brains.values()):
-        right.bar(
-            place,
-            mean,
-            0.6,
-            color=SKY if place else BLUE,
-            edgecolor=INK,
-            linewidth=0.8,
-            hatch="//" * place,
-        )
-        right.vlines(place, low, high, color=INK, linewidth=2)
-        right.plot(
-            [place - 0.38, place + 0.38], [own_blind] * 2, color=INK, linestyle="--", linewidth=1.4
-        )
-        right.annotate(
-            f"{mean:.0f}",
-            (place, high),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-        )
-    right.set(
-        xticks=range(len(brains)),
-        xticklabels=list(brains),
-        xlim=(-0.6, len(brains) - 0.4),
-        title="The brain tuned too",
-    )
-    right.grid(axis="x", visible=False)
-    left.axhline(blind, color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
-    left.axhline(oracle, color=GREY, linestyle=":", linewidth=1.6, zorder=0.9, label="oracle")
-    right.set_ylim(0, 104)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 

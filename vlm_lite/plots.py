@@ -36,8 +36,6 @@ from vlm_lite.models.positions import position_cosines
 from vlm_lite.panels import (
     answer_table,
     ask_panel,
-    caption_table,
-    connector_lines,
     controls_bars,
     scoreboard,
 )
@@ -47,8 +45,6 @@ __all__ = [
     "ask_panel",
     "attention_over_image",
     "by_type_bars",
-    "caption_table",
-    "connector_lines",
     "controls_bars",
     "gain_bars",
     "joint_space",

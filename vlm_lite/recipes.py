@@ -80,14 +80,9 @@ def new_vlm(
     seed=0,
     vision_model="shapes-clip",
     language_model="shapes-gpt2",
-    stage1=None,
     **settings,
 ):
-    """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id.
-
-    stage1: the zoo name or folder of a Q-Former that has been through the first stage; all but its last layer, the
-    projection to the language model, is taken over.
-    """
+    """A VLM with an untrained connector between two trained models, given by zoo name or hub id."""
     vision = CLIP.from_pretrained(resolve_model(vision_model))
     language_model, tokenizer = load_language_model(resolve_model(language_model))
     torch.manual_seed(seed)
@@ -97,73 +92,9 @@ def new_vlm(
         language_model.config.hidden_size,
         **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings},
     )
-    if stage1 is not None:
-        trained = VLM.from_pretrained(resolve_model(stage1)).connector
-        other = {key for key in nerve.settings if nerve.settings[key] != trained.settings.get(key)}
-        if other:
-            raise UserError(
-                f"the Q-Former of {stage1} was trained with other settings: "
-                + ", ".join(
-                    f"{key} {trained.settings.get(key)}, not {nerve.settings[key]}"
-                    for key in sorted(other)
-                )
-                + ". Ask for those, or train its first stage again."
-            )
-        nerve.vision_norm, nerve.qformer = trained.vision_norm, trained.qformer
     return VLM(
         vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer
     ).eval()
-
-
-def caption_batches(features, captions, tokenizer, batch_size):
-    """Batches of `batch_size` different features (N, T, D), each with one of its captions at random, for `train`."""
-    if len(features) != len(captions) or not 1 <= batch_size <= len(features) or [] in captions:
-        raise UserError(
-            f"batches of {batch_size} from {len(features)} images and {len(captions)} lists of captions; expected a "
-            "list with a caption for each image, and no larger batch."
-        )
-    counts = torch.tensor([len(each) for each in captions])
-    first = counts.cumsum(0) - counts
-    texts = [text + tokenizer.eos_token for each in captions for text in each]
-    text = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
-    ids, mask = text["input_ids"], text["attention_mask"]
-
-    def batches(step, generator):
-        rows = torch.randperm(len(features), generator=generator)[:batch_size]
-        which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
-        longest = 8 * -(-int(mask[which].sum(1).max()) // 8)  # few shapes: planned once for each
-        return features[rows], ids[which, :longest], mask[which, :longest]
-
-    return batches
-
-
-def train_stage1(
-    stage1, features, captions, tokenizer, *, steps, batch_size=64, lr=1e-3, **options
-):
-    """BLIP-2's first stage: train a `models.blip2.QFormerStage1` on features and captions; a History.
-
-    features (N, T, D) from `picture_features`; captions: N lists of strings. The loss is the sum of the three, each
-    recorded by its name. `options` go to `train.train`.
-    """
-    stage1.connector.language_projection.requires_grad_(False)  # it waits for the language model
-
-    def loss_fn(model, batch):
-        losses = model(*batch)
-        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
-
-    options = {"weight_decay": 0.05, "description": "stage 1", **options}
-    try:
-        return train(
-            stage1,
-            caption_batches(features, captions, tokenizer, batch_size),
-            loss_fn,
-            steps=steps,
-            lr=lr,
-            settings={"batch_size": batch_size, "images": len(features)},
-            **options,
-        )
-    finally:
-        stage1.connector.language_projection.requires_grad_(True)
 
 
 def check_answer(image_id, question, answer):

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlm_lite import connector_variants, embed, optim, recipes, stages
+from vlm_lite import embed, optim, recipes, stages
 from vlm_lite.checkpoint import step_seed
 from vlm_lite.data import instructions, language, scenes, shapes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import vit
-from vlm_lite.models import qformer, vlm
+from vlm_lite.models import vlm
 from vlm_lite.models.positions import axis_cosines
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.source import code_hash, what_counts
@@ -293,15 +293,6 @@ STAGES_RECIPE = (
     instructions.follows,
     recipes.exchange_batches,
 )
-CONNECTOR_VARIANTS_RECIPE = (
-    connector_variants,
-    *CONNECTOR_RECIPE[1:],
-    recipes.train_stage1,
-    recipes.caption_batches,
-    stages.set_trainable,
-    stages.add_lora,
-    stages.train_stage,
-)
 # What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
 VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
 # What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
@@ -328,12 +319,7 @@ STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
     "qformer_connector": (
         qformer_connector,
-        (*CONNECTOR_RECIPE, *VLM_CODE, qformer),
-        ("shapes-clip", "shapes-gpt2"),
-    ),
-    "connector_variants": (
-        connector_variants.connector_variants,
-        CONNECTOR_VARIANTS_RECIPE,
+        (*CONNECTOR_RECIPE, *VLM_CODE),
         ("shapes-clip", "shapes-gpt2"),
     ),
     "shapes_vlm": (
@@ -366,7 +352,6 @@ FIELDS = {
     ),
     "qformer_connector": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
-    "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
     "llava_stages": LLAVA_FIELDS,
     "llava_failures": LLAVA_FIELDS,
     "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),

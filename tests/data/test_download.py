@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from site_of_faults import Site  # noqa: E402
 
 from tests import small
+from vlm_lite import hub as sites
 from vlm_lite.data import download  # noqa: E402
 from vlm_lite.data.download import Item, check_picture, extract, fetch  # noqa: E402
 from vlm_lite.data.sources import Source  # noqa: E402
@@ -212,7 +213,7 @@ def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
         fetch([one], progress=False)
     monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="VLM_LITE_MIRROR is .*neither an address .* nor a folder"):
-        hub.locate("http://x/y")
+        sites.locate("http://x/y")
 
 
 # ---------------------------------------------------------------- the hub
@@ -230,14 +231,14 @@ def hub(site, monkeypatch, tmp_path):
 def test_the_hubs_files_come_by_its_own_client(hub, tmp_path, faults):
     path = "/datasets/someone/talks/resolve/main/talks.json"
     hub.files[path], hub.faults[path] = DATA, list(faults)
-    one = Item(Source(f"{hub.HUB}{path}"), tmp_path / "out" / "talks.json")
+    one = Item(Source(f"{sites.HUB}{path}"), tmp_path / "out" / "talks.json")
     assert fetch([one], progress=False) == {}
     assert one.path.read_bytes() == DATA
 
 
 def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
     one = Item(
-        Source(f"{hub.HUB}/datasets/someone/talks/resolve/main/none.json"),
+        Source(f"{sites.HUB}/datasets/someone/talks/resolve/main/none.json"),
         tmp_path / "out" / "none.json",
     )
     with pytest.raises(UserError, match="1 of 1 files cannot be had: none.json"):

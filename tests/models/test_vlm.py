@@ -67,7 +67,11 @@ def make_clip():
     return small.clip(len(WORDS), EOS, patch_size=8, width=24)
 
 
+QFORMER = dict(num_query_tokens=8, width=24, num_layers=2, num_heads=2, mlp_width=48)
+
+
 def make_vlm(name="qformer", attention="eager", **settings):
+    settings = (QFORMER if name == "qformer" else {}) | settings
     vision, language_model = (
         make_clip(),
         make_language_model(attention),
@@ -173,7 +177,7 @@ def test_the_language_models_of_the_photographs_are_read_and_asked_the_same_way(
     model.set_attn_implementation(attention)
     vlm = VLM(
         vision=make_clip(),
-        connector=make_connector("qformer", 24, 32),
+        connector=make_connector("qformer", 24, 32, **QFORMER),
         language_model=model,
         tokenizer=make_tokenizer(),
     ).eval()
@@ -414,15 +418,6 @@ def test_generate_stops_at_eos_and_says_nothing_after_it(features):
     ]
 
 
-def test_attention_maps_show_where_each_query_looks(features):
-    vlm = make_vlm(num_query_tokens=5, num_heads=4).train()
-    maps = vlm.attention_maps(features)
-    assert maps.shape == (3, 4, 5, 16) and not maps.requires_grad and vlm.training
-    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(3, 4, 5))
-    with pytest.raises(ValueError, match="LinearProjector has no attention"):
-        make_vlm("linear").attention_maps(features)
-
-
 def test_encode_is_the_eyes_patch_features_without_gradient():
     vlm, pixels = make_vlm(), torch.randn(2, 3, 32, 32)
     features = vlm.encode(pixels)
@@ -529,8 +524,6 @@ def test_what_does_not_fit_the_context_is_refused(features):
     [
         (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
         (lambda f: (f * 10).byte(), "uint8"),
-        (lambda f: torch.zeros(3, 3, 32, 32), "encode"),
-        (lambda f: f[..., :20], "vision_width=20"),
         (lambda f: f[:2], "2 pictures for 3"),
     ],
 )

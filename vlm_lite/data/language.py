@@ -141,11 +141,6 @@ def _comparison(scene, rng):
     return f"the {_name(one)} is {_pick(rng, true)} the {_name(other)}."
 
 
-def signature(scene):
-    """What a first caption tells of a scene: two scenes with equal signatures fit the same captions equally well."""
-    return tuple(sorted((_name(i), place(i)) for i in scene.items))
-
-
 def captions(scene, rng):
     """Five captions of a scene, as five people might write them. The first tells everything but the exact cells."""
     items = [scene.items[i] for i in rng.permutation(len(scene.items))]

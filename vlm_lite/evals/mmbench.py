@@ -17,9 +17,7 @@ from vlm_lite.evals.answers import match
 from vlm_lite.files import UserError
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
-VLMEVALKIT = (
-    "a67ace50033b1feed0e42c60749a9f5d0354c7d8"  # the commit whose reading of letters this is
-)
+# Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
 STATED = re.compile(r"answer\s+is\s+\**([A-D])", flags=re.IGNORECASE)
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",

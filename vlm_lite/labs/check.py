@@ -1,6 +1,5 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
-from vlm_lite.labs.blip2 import stage1_mask
 from vlm_lite.labs.clip import (
     ImageEncoder,
     TextEncoder,
@@ -87,7 +86,6 @@ __all__ = [
     "same_outputs",
     "select_features",
     "split_by_picture",
-    "stage1_mask",
     "training_step",
     "type_prior",
     "vit_training_step",

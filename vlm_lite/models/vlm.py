@@ -57,18 +57,10 @@ class VLM(nn.Module):
         self.vision, self.connector, self.language_model = vision, connector, language_model
         self.tokenizer = tokenizer
         self.names = {}  # ids of vision and language model, for save_pretrained
-        for side, given, expected in (
-            (
-                "vision_width",
-                getattr(connector, "vision_width", None),
-                getattr(vision, "feature_width", None),
-            ),
-            (
-                "language_width",
-                getattr(connector, "language_width", None),
-                self.embed.embedding_dim,
-            ),
-        ):
+        widths = {"vision_width": getattr(vision, "feature_width", None)}
+        widths["language_width"] = self.embed.embedding_dim
+        for side, expected in widths.items():
+            given = getattr(connector, "settings", {}).get(side)
             if None not in (given, expected) and given != expected:
                 raise ValueError(
                     f"the connector has {side} {given}, but the model it meets there has width "
@@ -121,20 +113,6 @@ class VLM(nn.Module):
                 f"{self.embed.embedding_dim}), the language model's width. Mend its last layer."
             )
         return prefix.to(self.embed.weight.dtype)
-
-    def attention_maps(self, features):
-        """features (B, N, Dv) -> (B, H, Q, N): how much each Q-Former query looks at each patch; sums to 1."""
-        if not isinstance(self.connector, CONNECTORS["qformer"]):
-            raise ValueError(
-                f"{type(self.connector).__name__} has no attention to show. Use the connector 'qformer'."
-            )
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                return self.connector(self._check_features(features), return_attention=True)[1]
-        finally:
-            self.train(was_training)
 
     def _check_features(self, features):
         if not features.is_floating_point():
