@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_lite.evals import mmbench
 from vlm_lite.evals.mmbench import (
     extract_letter,
     match_predictions,

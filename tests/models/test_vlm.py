@@ -67,7 +67,7 @@ def make_clip():
     return small.clip(len(WORDS), EOS, patch_size=8, width=24)
 
 
-QFORMER = dict(num_query_tokens=8, width=24, num_layers=2, num_heads=2, mlp_width=48)
+QFORMER = dict(num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64)
 
 
 def make_vlm(name="qformer", attention="eager", **settings):

@@ -130,9 +130,9 @@ def load_pretrained(from_pretrained, folder, **options):
             f"{folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})."
         ) from error
     wrong = [
-        str(key)
-        for kind in ("missing", "mismatched", "unexpected")
-        for key in report[f"{kind}_keys"]
+        name
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+        for name in sorted(map(str, report[kind]))
     ]
     wrong += [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
