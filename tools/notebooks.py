@@ -27,7 +27,7 @@ opens the blank copy in labs/), a code cell tagged `setup`, and in the header's 
 `<!-- figures -->` and a line `<!-- /figures -->` for the measured time and memory. Write the first two as
 
     # %% [markdown]
-    # [![Open in Colab](...)](...)
+    # Read it: [![Open in Colab](...)](...)
 
     # %% tags=["setup"]
     ...
