@@ -25,7 +25,7 @@ from vlm_lite.data.formats import image_tensor
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import vit
-from vlm_lite.models import vlm
+from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.models.positions import axis_cosines
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.source import code_hash, what_counts
@@ -294,7 +294,7 @@ STAGES_RECIPE = (
     recipes.exchange_batches,
 )
 # What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
-VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
+VLM_CODE = (vlm_lesson.VLM, optim)
 # What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
 LESSON_CODE = {
     "clip_infonce": (
