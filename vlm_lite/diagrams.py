@@ -1,7 +1,9 @@
 """One diagram at the top of each notebook, drawn from the sizes of the model that is built below it."""
 
+import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from vlm_lite.embed import pixel_values
 from vlm_lite.figures import (
     BLUE,
     GREY,
@@ -230,22 +232,23 @@ def vision_language_model(vlm, image, prompt, answer):
     vlm: a VLM whose parts have their true shapes written in. image: uint8 (3, S, S).
     """
     figure, axes = _canvas(920, 300, "a vision-language model in three parts")
-    size, connector = image.shape[-1], vlm.connector
+    size = image.shape[-1]
     features = vlm.encode((image[None] / 255).to(vlm.device))
-    count, queries = features.shape[1], vlm.prefix(features).shape[1]
+    prefix = vlm.prefix(features)
+    count, queries = features.shape[1], prefix.shape[1]
     figure.picture_at(image, 16, 26, 112)
     axes.text(72, 152, f"3 x {size} x {size}", ha="center", va="center", fontsize=9, color=GREY)
     _arrow(axes, (134, 82), (208, 82), "pixels", (0, -12))
     lines = ("one vector a patch", "frozen")
     _box(axes, 210, 48, 170, 70, "vision encoder", lines, BLUE)
-    _arrow(axes, (382, 82), (498, 82), f"{count} x {connector.vision_width}", (0, -12))
+    _arrow(axes, (382, 82), (498, 82), f"{count} x {features.shape[2]}", (0, -12))
     lines = (f"{queries} learnt queries", "trained")
     _box(axes, 500, 48, 170, 70, "connector (Q-Former)", lines, VERMILLION)
     left, top, tokens = 26, 172, vlm.tokenizer.tokenize(prompt)
     middle = left + 8 * queries
     axes.plot([585, 585, middle], [119, 138, 138], color=GREY, lw=1.3)
     _plain_arrow(axes, (middle, 138), (middle, top - 3))
-    axes.text(middle + 10, 155, f"prefix: {queries} x {connector.language_width}", fontsize=9)
+    axes.text(middle + 10, 155, f"prefix: {queries} x {prefix.shape[2]}", fontsize=9)
     for k in range(queries):
         axes.add_patch(Rectangle((left + 16 * k, top), 14, 22, fc=VERMILLION, ec="white", lw=0.6))
     left += 16 * queries + 8
@@ -259,4 +262,118 @@ def vision_language_model(vlm, image, prompt, answer):
     _box(axes, 26, 212, 868, 44, "language model", lines, ORANGE)
     _plain_arrow(axes, (middle, 258), (middle, 276))
     axes.text(middle, 286, answer, ha="center", va="center", fontweight="bold")
+    return figure
+
+
+@styled
+def vlm(model, image, prompt, answer):
+    """Image, patches, queries that attend to them, prefix, and the row of prefix, prompt, answer and labels.
+
+    model: a trained `lessons.vlm.VLM` with a Q-Former; image: uint8 (3, S, S). The lines are the attention weights of the
+    last layer for this very image, averaged over the heads.
+    """
+    with torch.no_grad():
+        features = model.encode(pixel_values(image[None]))  # (1, N, Dv)
+        prefix = model.connector(features)  # (1, Q, D_lm)
+    qformer, config = model.connector.qformer, model.language_model.config
+    weights = qformer.layers[-1].cross_attention.weights[0].mean(dim=0).cpu()  # (Q, N)
+    (queries, patches), width = weights.shape, qformer.query_tokens.shape[1]
+    figure, axes = _canvas(920, 420, "a Q-Former between vision encoder and language model")
+
+    def caption(x, text, shape):
+        axes.text(x, 236, text, ha="center", fontsize=9, fontweight="bold")
+        axes.text(x, 254, shape, ha="center", fontsize=9, color=GREY)
+
+    size, side = image.shape[-1], round(patches**0.5)
+    picture = figure.picture_at(image, 14, 54, 144)
+    for k in range(1, side):
+        picture.axhline(144 * k / side - 0.5, color="white", lw=0.8)
+        picture.axvline(144 * k / side - 0.5, color="white", lw=0.8)
+    caption(86, "image", f"3 x {size} x {size}")
+    _plain_arrow(axes, (162, 126), (186, 126))
+    _label_box(axes, 190, 92, 92, 68, "vision\nencoder\n(frozen)", fill="#eef1f4", edge=GREY)
+    _plain_arrow(axes, (286, 126), (310, 126))
+
+    def column(left, count, colours):
+        """`count` vectors, one above the other; the middle heights."""
+        middles = [30 + 192 * (k + 0.5) / count for k in range(count)]
+        for middle in middles:
+            for cell in range(6):
+                spot = (left + 10 * cell, middle - 4)
+                axes.add_patch(Rectangle(spot, 10, 8, fc=colours[cell % 2], ec="white", lw=0.5))
+        return middles
+
+    ends = column(316, patches, (SKY, PALE))
+    caption(346, "patches", f"{patches} x {features.shape[2]}")
+    starts = column(500, queries, ("#f4b89a", "#fbe3d6"))
+    caption(530, "queries", f"{queries} x {width}")
+    for query, row in zip(starts, weights / weights.max(), strict=True):
+        for patch, weight in zip(ends, row.tolist(), strict=True):
+            axes.plot([378, 498], [patch, query], color=VERMILLION, lw=1.4, alpha=weight)
+    axes.text(438, 16, "cross-attention", ha="center", fontsize=8.5, color=VERMILLION)
+    _label_box(axes, 588, 70, 120, 112, "", fill="#fdf1dc", edge=ORANGE)
+    lines = f"Q-Former (trained)\n{len(qformer.layers)} layers of\nself-attention,\ncross-attention,\nMLP; then linear\n"
+    lines += f"{width} → {prefix.shape[2]}"
+    axes.text(648, 126, lines, ha="center", va="center", fontsize=8.5)
+    _plain_arrow(axes, (564, 126), (585, 126))
+    _plain_arrow(axes, (711, 126), (734, 126))
+    column(740, queries, (ORANGE, "#fbe0b0"))
+    caption(770, "prefix", f"{queries} x {prefix.shape[2]}")
+    axes.plot([806, 880, 880, 10, 10], [126, 126, 272, 272, 296], color=GREY, lw=1.2)
+    _plain_arrow(axes, (10, 290), (10, 298))
+
+    tokenizer = model.tokenizer
+    ids = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, f" {answer}")
+    ]
+    words = [tokenizer.convert_ids_to_tokens(part) for part in ids]
+    first = (
+        ["p1", "p2", "…", f"p{queries}"] if queries > 3 else [f"p{k + 1}" for k in range(queries)]
+    )
+    read = first + words[0] + words[1] + [tokenizer.eos_token]
+    labels = ["-100"] * len(first + words[0]) + words[1] + [tokenizer.eos_token]
+    cell = 900 / len(read)
+    for k, (word, label) in enumerate(zip(read, labels, strict=True)):
+        fill = "#fbe0b0" if k < len(first) else "#dcedf8" if label == "-100" else "#d9efe2"
+        look = dict(size=min(8.5, cell / 6), edge=GREY)
+        _label_box(axes, 10 + cell * k + 1.5, 300, cell - 3, 26, word, fill=fill, **look)
+        counts = label != "-100"
+        fill, note = ("#d9efe2", label) if counts else ("white", "" if word == "…" else label)
+        _label_box(axes, 10 + cell * k + 1.5, 382, cell - 3, 24, note, fill=fill, **look)
+    size = sum(p.numel() for p in model.language_model.parameters()) / 1e6
+    text = f"language model (frozen): {config.model_type} architecture, {config.num_hidden_layers} "
+    text += f"layers, width {prefix.shape[2]}, {size:.1f}M parameters"
+    _label_box(axes, 11, 336, 898, 26, text, fill="#eef1f4", edge=GREY, size=9)
+    note = "labels: -100 is left out of the loss, which counts the answer and its end"
+    axes.text(909, 374, note, ha="right", va="center", fontsize=8.5, color=INK)
+    return figure
+
+
+@styled
+def blip2_masks(num_queries, words):
+    """BLIP-2's three masks over queries and a caption's `words`: a filled cell says that the row attends to the column."""
+    count = num_queries + len(words)
+    names = [f"q{k + 1}" for k in range(num_queries)] + list(words)
+    apart = torch.zeros(count, count, dtype=torch.bool)
+    apart[:num_queries, :num_queries] = apart[num_queries:, num_queries:] = True
+    past = apart.clone()
+    past[num_queries:] = True
+    past[num_queries:] = past[num_queries:].tril(num_queries)
+    masks = {
+        "ITC: apart": apart,
+        "ITM: all see all": torch.ones_like(apart),
+        "ITG: text is causal": past,
+    }
+    figure = Figure(width=760, height=290, label="BLIP-2's masks", layout="constrained")
+    for axes, (title, mask) in zip(figure.subplots(1, 3), masks.items(), strict=True):
+        for row, column in mask.nonzero().tolist():
+            own = (row < num_queries) == (column < num_queries)
+            look = dict(fc=BLUE if own else ORANGE, ec="white", lw=1)
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))
+        axes.axhline(num_queries - 0.5, color=INK, lw=1)
+        axes.axvline(num_queries - 0.5, color=INK, lw=1)
+        axes.set(title=title, xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
+        axes.set(xticks=range(count), yticks=range(count), yticklabels=names)
+        axes.set_xticklabels(names, rotation=90)
+        axes.grid(False)
     return figure

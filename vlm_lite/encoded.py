@@ -99,3 +99,29 @@ def probe(model, data, limit=1000, **options):
         image_ids=data.ids,
         **options,
     )
+
+
+@torch.no_grad()
+def occlusion(model, image, prompt, answer, patch=16):
+    """Where the queries read, and on which patch the answer depends: two maps (S / patch, S / patch) of an image (3, S, S).
+
+    The first: the attention weights of the last layer, averaged over queries and heads. The second: by how much the
+    probability of the answer's first token falls when that patch is painted over and the image encoded again.
+    """
+    side = image.shape[-1] // patch
+    copies = image.repeat(side * side + 1, 1, 1, 1)  # the last stays as it is
+    background = torch.tensor(BACKGROUND, dtype=torch.uint8).view(3, 1, 1)
+    for k in range(side * side):
+        top, left = k // side * patch, k % side * patch
+        copies[k, :, top : top + patch, left : left + patch] = background
+    features = model.encode(pixel_values(copies))
+    tokens = (
+        model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        for text in (prompt, f" {answer}")
+    )
+    ids, right = (each.to(features.device) for each in tokens)
+    ids = ids.expand(len(copies), -1)
+    logits = model(features, ids, torch.ones_like(ids))[:, -1]  # (patches + 1, V)
+    p = logits.softmax(dim=-1)[:, right[0, 0]].cpu()
+    weights = model.connector.qformer.layers[-1].cross_attention.weights[-1]  # (H, Q, N)
+    return weights.mean(dim=(0, 1)).cpu().view(side, side), (p[-1] - p[:-1]).view(side, side)

@@ -5,325 +5,290 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from vlm_lite.data.language import make_tokenizer
-from vlm_lite.labs import qformer as check
-from vlm_lite.models.text import build_text_batch
-
-SPLIT, MERGE = "b n (heads h) -> b heads n h", "b heads n h -> b n (heads h)"
-STRIPES = "b n (h heads) -> b heads n h"
+from vlm_lite.labs import check
+from vlm_lite.labs import qformer as known
+from vlm_lite.lessons import qformer, vlm
 
 
-# ---- queries
+def changed(base, forward):
+    """A subclass of a module of the lesson with another `forward`."""
+    return type(base.__name__, (base,), {"forward": forward})
 
 
-def by_init(count, width):
-    queries = nn.Parameter(torch.empty(count, width))
-    nn.init.normal_(queries, std=0.02)
-    return queries
+# ---- attention to a source
 
 
-def one_row_repeated(count, width):
-    return nn.Parameter(0.02 * torch.randn(1, width).repeat(count, 1))
+def with_einsum(self, x, source):
+    q, k, v = self.query(x), self.key(source), self.value(source)
+    q, k, v = (each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (q, k, v))
+    weights = torch.einsum("bhqd,bhnd->bhqn", q, k).div(q.shape[-1] ** 0.5).softmax(3)
+    self.weights = weights.detach()
+    return self.output(torch.einsum("bhqn,bhnd->bqhd", weights, v).flatten(2))
 
 
-# ---- attention
+def attends(keep=True, **how):
+    def forward(self, x, source):
+        out, weights = known._attended(self, x, source, **how)
+        self.weights = {True: weights.detach(), False: None, "graph": weights, "x": weights.mT}[
+            keep
+        ]
+        return out
+
+    return changed(qformer.MultiHeadAttention, forward)
 
 
-def attention(
-    q,
-    k,
-    v,
-    heads,
-    *,
-    scale=lambda width, h: h**0.5,
-    dim=-1,
-    mask=False,
-    split=SPLIT,
-    merge=MERGE,
-    softmax=True,
-):
-    width = q.shape[-1]
-    q, k, v = (rearrange(x, split, heads=heads) for x in (q, k, v))
-    scores = q @ k.transpose(-2, -1) / scale(width, width // heads)
-    if mask:
-        scores = scores.masked_fill(
-            torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), float("-inf")
-        )
-    weights = scores.softmax(dim=dim) if softmax else scores
-    return rearrange(weights @ v, merge), weights
+def exchanged(self, x, source):
+    return qformer.MultiHeadAttention.forward(self, source, x)
 
 
-def wrong_attention(**mistake):
-    return lambda q, k, v, heads: attention(q, k, v, heads, **mistake)
+def alone(self, x, source):
+    return qformer.MultiHeadAttention.forward(self, x, x)
 
 
-def with_views(q, k, v, heads):
-    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    weights = F.softmax(torch.einsum("bhqd,bhnd->bhqn", q, k) * q.shape[-1] ** -0.5, dim=3)
-    return torch.einsum("bhqn,bhnd->bqhd", weights, v).flatten(2), weights
+def fixed_length(self, x, source):
+    source = torch.cat([source, source], dim=1)[:, : x.shape[1]]
+    return qformer.MultiHeadAttention.forward(self, x, source)
 
 
-def bare_split(q, k, v, heads):
-    q, k, v = (x.reshape(len(x), heads, -1, x.shape[-1] // heads) for x in (q, k, v))
-    weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
-    return (weights @ v).reshape(len(q), -1, heads * q.shape[-1]), weights
+class OtherNames(nn.Module):
+    def __init__(self, width, num_heads, source_width):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
 
 
-def bare_merge(q, k, v, heads):
-    mixed, weights = attention(q, k, v, heads)
-    return rearrange(mixed, SPLIT, heads=heads).reshape(mixed.shape), weights
+# ---- a layer, the model
 
 
-def one_head(q, k, v, heads):
-    return attention(q, k, v, 1)
-
-
-def causal_among_queries(q, k, v, heads):
-    return attention(q, k, v, heads, mask=q.shape == k.shape)
-
-
-# ---- a layer
-
-
-def layer(queries, patches, talk, look, think, norms):
-    for norm, step in zip(
-        norms, (lambda x: talk(x, x), lambda x: look(x, patches), think), strict=True
-    ):
-        queries = norm(step(queries) + queries)
-    return queries
-
-
-def pre_norm(queries, patches, talk, look, think, norms):
-    normed = norms[0](queries)
-    queries = queries + talk(normed, normed)
-    queries = queries + look(norms[1](queries), patches)
-    return queries + think(norms[2](queries))
-
-
-def no_residual(queries, patches, talk, look, think, norms):
-    queries = norms[0](talk(queries, queries))
-    return norms[2](think(norms[1](look(queries, patches))))
-
-
-def look_first(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + look(queries, patches))
-    queries = norms[1](queries + talk(queries, queries))
-    return norms[2](queries + think(queries))
-
-
-def talk_to_patches(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + talk(queries, patches))
-    queries = norms[1](queries + look(queries, patches))
-    return norms[2](queries + think(queries))
-
-
-def look_at_queries(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + talk(queries, queries))
-    queries = norms[1](queries + look(queries, queries))
-    return norms[2](queries + think(queries))
-
-
-def patches_ask(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + talk(queries, queries))
-    queries = norms[1](queries + look(patches, queries))
-    return norms[2](queries + think(queries))
-
-
-def no_last_norm(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + talk(queries, queries))
-    queries = norms[1](queries + look(queries, patches))
-    return queries + think(queries)
-
-
-def one_norm_for_all(queries, patches, talk, look, think, norms):
-    return layer(queries, patches, talk, look, think, [norms[0]] * 3)
-
-
-def no_talk(queries, patches, talk, look, think, norms):
-    return norms[2](norms[1](queries + look(queries, patches)) + think(queries))
-
-
-def think_beside(queries, patches, talk, look, think, norms):
-    queries = norms[0](queries + talk(queries, queries))
-    return norms[2](norms[1](queries + look(queries, patches)) + think(queries))
-
-
-# ---- labels and padding
-
-
-def labels(prefix, prompt, answer, eos):
-    return [-100] * (prefix + len(prompt)) + answer + [eos]
-
-
-def pad_batch(rows, labels, pad, *, left=False, mask=None, lost=False, pad_label=-100, extra=0):
-    length = max(map(len, rows)) + extra
-
-    def fill(row, value):
-        return (
-            [value] * (length - len(row)) * left + row + [value] * (length - len(row)) * (not left)
-        )
-
-    ids = torch.tensor([fill(row, pad) for row in rows])
-    by_length = torch.tensor([fill([1] * len(row), 0) for row in rows])
-    targets = torch.tensor([fill(row, pad_label) for row in labels])
-    targets = targets.masked_fill(ids == pad, -100) if lost else targets
-    return ids, by_length if mask is None else mask(ids, pad), targets
-
-
-def wrong_padding(**mistake):
-    return lambda rows, labels, pad: pad_batch(rows, labels, pad, **mistake)
-
-
-def with_pad_sequence(rows, labels, pad):
-    def padded(lists, value):
-        return nn.utils.rnn.pad_sequence(
-            [torch.tensor(x) for x in lists], batch_first=True, padding_value=value
-        )
-
-    return (
-        padded(rows, pad),
-        padded([[1] * len(row) for row in rows], 0).bool(),
-        padded(labels, -100),
+def layer(change):
+    return changed(
+        qformer.QFormerLayer, lambda self, z, patches: known._layer(self, z, patches, change=change)
     )
+
+
+def in_steps(self, queries, patches):
+    queries = self.self_norm(torch.add(self.self_attention(queries, queries), queries))
+    if hasattr(self, "cross_attention"):
+        queries = self.cross_norm(torch.add(self.cross_attention(queries, patches), queries))
+    hidden = self.mlp_out(nn.GELU()(self.mlp_in(queries)))
+    return self.mlp_norm(hidden + queries)
+
+
+def always_cross(self, queries, patches):
+    if not self.cross:
+        return self.mlp_norm(queries)
+    return qformer.QFormerLayer.forward(self, queries, patches)
+
+
+def repeated(self, patches):
+    queries = self.input_norm(self.query_tokens.unsqueeze(0).repeat(len(patches), 1, 1))
+    for k in range(len(self.layers)):
+        queries = self.layers[k](queries, patches)
+    return queries
+
+
+def model(norm="before", order=slice(None), batch=True, first=False):
+    def forward(self, patches):
+        queries = self.query_tokens
+        queries = self.input_norm(queries) if norm == "before" else queries
+        queries = queries.expand(len(patches), -1, -1)
+        for each in list(self.layers)[order]:
+            queries = each(queries, patches[:1].expand_as(patches) if first else patches)
+        queries = self.input_norm(queries) if norm == "after" else queries
+        return queries if batch else queries[0]
+
+    return changed(qformer.QFormer, forward)
+
+
+# ---- labels, generation, a step
+
+
+def by_lists(tokenizer, rows):
+    return known._batch(tokenizer, rows)
+
+
+def batch(change):
+    return lambda tokenizer, rows: known._batch(tokenizer, rows, change=change)
+
+
+def left_padded(model, features, prompts, max_new_tokens=16, **wrong):
+    """Greedy decoding written another way, with a mistake where `wrong` names one."""
+    tokenizer = model.tokenizer
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    inputs = model.inputs(features, ids, mask)
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)
+    at = torch.arange(len(rows))[:, None], order
+    embeds, mask, positions = (value[at] for value in inputs.values())
+    said, cache = [[] for _ in rows], None
+    for _ in range(max_new_tokens):
+        how = {} if wrong.get("no_cache") else {"cache": cache}
+        output = model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, **how
+        )
+        logits = output.logits[:, 0 if wrong.get("first") else -1]
+        token = logits.argmin(dim=-1) if wrong.get("least") else logits.argmax(dim=-1)
+        for row, word in zip(said, token.tolist(), strict=True):
+            row.append(word)
+        if all(5 in row for row in said) and not wrong.get("endless"):
+            break
+        new = model.language_model.get_input_embeddings()(token[:, None])
+        whole = wrong.get("whole")
+        embeds = torch.cat([embeds, new], dim=1) if whole else new
+        if not wrong.get("mask"):
+            mask = F.pad(mask, (0, 1), value=0 if wrong.get("masked") else 1)
+        positions = positions[:, -1:] + (0 if wrong.get("position") else 1)
+        cache = output["cache"]
+    ended = [row[: row.index(5)] if 5 in row else row for row in said]
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ended]
+    return texts[0] if wrong.get("one") else texts
+
+
+def generates(**wrong):
+    return lambda *args, **options: left_padded(*args, **options, **wrong)
+
+
+def in_another_order(model, batch, accelerator, optimizer, scheduler):
+    whole = accelerator.reduce((batch[3] != -100).sum().float(), "mean")
+    optimizer.zero_grad()
+    with accelerator.autocast():
+        loss = model(*batch)
+        loss = (batch[3] != -100).sum() * loss / whole
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(list(model.parameters()), max_norm=1.0)
+    optimizer.step()
+    scheduler.step()
+    return accelerator.reduce(loss.detach(), reduction="mean")
+
+
+def no_autocast(model, batch, accelerator, optimizer, scheduler):
+    loss = model(*batch) / 1.5
+    accelerator.backward(loss)
+    optimizer.step()
+    return loss.detach()
+
+
+def own_backward(model, batch, accelerator, optimizer, scheduler):
+    with accelerator.autocast():
+        loss = model(*batch)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def with_graph(model, batch, accelerator, optimizer, scheduler):
+    with accelerator.autocast():
+        return model(*batch)
+
+
+def zero_too_early(model, batch, accelerator, optimizer, scheduler):
+    with accelerator.autocast():
+        loss = model(*batch)
+    accelerator.backward(loss)
+    optimizer.zero_grad()
+    optimizer.step()
+    return loss.detach()
 
 
 RIGHT = [
-    (check.make_queries, by_init),
-    (
-        check.make_queries,
-        lambda count, width: nn.Parameter(torch.normal(0.0, 0.02, (count, width))),
-    ),
-    (check.multihead_attention, attention),
-    (check.multihead_attention, with_views),
-    (check.qformer_layer, layer),
-    (check.make_labels, labels),
-    (check.make_labels, lambda n, p, a, eos: torch.tensor(labels(n, p, a, eos))),
-    (check.pad_batch, pad_batch),
-    (check.pad_batch, with_pad_sequence),
+    (check.CrossAttention, changed(qformer.MultiHeadAttention, with_einsum)),
+    (check.QFormerLayer, changed(qformer.QFormerLayer, in_steps)),
+    (check.QFormer, changed(qformer.QFormer, repeated)),
+    (check.build_batch, by_lists),
+    (check.generate, left_padded),
+    (check.vlm_training_step, in_another_order),
 ]
 WRONG = [
-    (check.make_queries, lambda n, d: nn.Parameter(torch.zeros(n, d)), "all zero"),
-    (check.make_queries, one_row_repeated, "one and the same vector"),
-    (check.make_queries, lambda n, d: nn.Parameter(torch.randn(n, d)), "expected 0.02"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02**0.5 * torch.randn(n, d)), "no variance"),
-    (
-        check.make_queries,
-        lambda n, d: nn.Parameter(0.02 * torch.rand(n, d)),
-        "mean of your queries",
-    ),
-    (
-        check.make_queries,
-        lambda n, d: nn.Parameter(0.02 * 3**0.5 * (2 * torch.rand(n, d) - 1)),
-        "uniform",
-    ),
-    (check.make_queries, lambda n, d: 0.02 * torch.randn(n, d), "plain tensor"),
-    (
-        check.make_queries,
-        lambda n, d: nn.Parameter(0.02 * torch.randn(n, d), requires_grad=False),
-        "never learn",
-    ),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(1, n, d)), "no batch axis"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(d, n)), "one row a query"),
-    (check.make_queries, lambda n, d: nn.Parameter(0.02 * torch.randn(d)), "expected (48, 320)"),
-    (check.multihead_attention, wrong_attention(scale=lambda width, h: 1), "left out the division"),
-    (
-        check.multihead_attention,
-        wrong_attention(scale=lambda width, h: width**0.5),
-        "the whole width",
-    ),
-    (check.multihead_attention, wrong_attention(scale=lambda width, h: h), "divide by its root"),
-    (check.multihead_attention, wrong_attention(dim=-2), "runs over the queries"),
-    (check.multihead_attention, wrong_attention(dim=1), "do not sum to 1"),
-    (check.multihead_attention, wrong_attention(mask=True), "causal"),
-    (check.multihead_attention, causal_among_queries, "hide nobody"),
-    (check.multihead_attention, wrong_attention(softmax=False), "the weights are their softmax"),
-    (check.multihead_attention, wrong_attention(split=STRIPES), "split in the wrong order"),
-    (
-        check.multihead_attention,
-        wrong_attention(merge="b heads n h -> b n (h heads)"),
-        "merged in the wrong order",
-    ),
-    (check.multihead_attention, bare_split, "mixes tokens with heads"),
-    (check.multihead_attention, bare_merge, "mixes queries with heads"),
-    (check.multihead_attention, one_head, "one head"),
-    (check.multihead_attention, lambda q, k, v, heads: attention(q, k, v, heads)[0], "two things"),
-    (
-        check.multihead_attention,
-        lambda q, k, v, heads: attention(q, k, v, heads)[::-1],
-        "the weights, has shape",
-    ),
-    (
-        check.multihead_attention,
-        lambda q, k, v, heads: attention(q, k, k, heads),
-        "multiply the weights with v",
-    ),
-    (check.qformer_layer, pre_norm, "post-norm"),
-    (check.qformer_layer, no_residual, "add it to them"),
-    (check.qformer_layer, look_first, "talk, look, think"),
-    (check.qformer_layer, talk_to_patches, "talk looks at the patches"),
-    (check.qformer_layer, look_at_queries, "the picture never comes in"),
-    (check.qformer_layer, patches_ask, "the patches are asking"),
-    (check.qformer_layer, no_last_norm, "each of norms[0]"),
-    (check.qformer_layer, one_norm_for_all, "each of norms[0]"),
-    (check.qformer_layer, no_talk, "talk is called 0 times"),
-    (check.qformer_layer, think_beside, "not put together"),
-    (check.make_labels, lambda n, p, a, eos: labels(0, p, a, eos), "needs num_prefix labels"),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos)[1:] + [-100], "shifting twice"),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos)[1:], "shifting twice"),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a, eos)[:-1], "told to stop"),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a, -100), "told to stop"),
-    (
-        check.make_labels,
-        lambda n, p, a, eos: [-100] * n + p + a + [eos],
-        "the prompt is in the loss",
-    ),
-    (check.make_labels, lambda n, p, a, eos: [0] * n + labels(0, p, a, eos), "real tokens"),
-    (check.make_labels, lambda n, p, a, eos: labels(4, p, a, eos), "not a fixed number"),
-    (
-        check.make_labels,
-        lambda n, p, a, eos: labels(n, p, a, eos) + [-100],
-        "labels for 10 positions",
-    ),
-    (check.make_labels, lambda n, p, a, eos: labels(n, p, a[::-1], eos), "they should be"),
-    (check.make_labels, lambda n, p, a, eos: "red", "whole numbers"),
-    (
-        check.pad_batch,
-        wrong_padding(mask=lambda ids, pad: (ids != pad).long()),
-        "the true EOS is masked",
-    ),
-    (check.pad_batch, wrong_padding(lost=True), "labels lost the EOS"),
-    (check.pad_batch, wrong_padding(left=True), "pad on the left"),
-    (check.pad_batch, wrong_padding(mask=lambda ids, pad: torch.ones_like(ids)), "1 everywhere"),
-    (check.pad_batch, wrong_padding(pad_label=5), "trained to say it"),
-    (check.pad_batch, wrong_padding(pad_label=0), "followed by -100"),
-    (check.pad_batch, wrong_padding(extra=2), "longest row"),
-    (check.pad_batch, lambda rows, labels, pad: pad_batch(rows, labels, 0), "followed by `pad`"),
-    (check.pad_batch, lambda rows, labels, pad: pad_batch(rows, labels, pad)[:2], "three tensors"),
-    (
-        check.pad_batch,
-        lambda rows, labels, pad: dict(enumerate(pad_batch(rows, labels, pad))),
-        "not a dict",
-    ),
-    (check.pad_batch, lambda rows, labels, pad: tuple(rows for _ in range(3)), "is a list"),
+    (check.CrossAttention, attends(scale=1), "left out the division"),
+    (check.CrossAttention, attends(scale=8), "divide by its root"),
+    (check.CrossAttention, attends(scale=24**0.5), "*whole* width"),
+    (check.CrossAttention, attends(dim=-2), "over the queries"),
+    (check.CrossAttention, attends(change="stripes"), "split the heads"),
+    (check.CrossAttention, attends(merge="h heads"), "merged as"),
+    (check.CrossAttention, attends(change="not merged"), "not side by side"),
+    (check.CrossAttention, attends(change="causal"), "causal"),
+    (check.CrossAttention, attends(change="keys of x"), "keys come from x"),
+    (check.CrossAttention, attends(change="values of x"), "values come from x"),
+    (check.CrossAttention, attends(change="keys"), "average the keys"),
+    (check.CrossAttention, attends(change="no output"), "`output` is missing"),
+    (check.CrossAttention, attends(keep=False), "still None"),
+    (check.CrossAttention, attends(keep="graph"), "detach"),
+    (check.CrossAttention, attends(keep="x"), "does not hold"),
+    (check.CrossAttention, changed(qformer.MultiHeadAttention, exchanged), "exchanged"),
+    (check.CrossAttention, changed(qformer.MultiHeadAttention, alone), "x alone"),
+    (check.CrossAttention, changed(qformer.MultiHeadAttention, fixed_length), "as long as x"),
+    (check.CrossAttention, OtherNames, "key.bias is missing"),
+    (check.QFormerLayer, layer("pre-norm"), "post-norm"),
+    (check.QFormerLayer, layer("no residual"), "residuals are missing"),
+    (check.QFormerLayer, layer("no norm"), "norms are missing"),
+    (check.QFormerLayer, layer("cross first"), "comes first"),
+    (check.QFormerLayer, layer("self to patches"), "has the patches as its source"),
+    (check.QFormerLayer, layer("cross to queries"), "never comes in"),
+    (check.QFormerLayer, layer("no self"), "self-attention is missing"),
+    (check.QFormerLayer, layer("no cross"), "cross-attention is missing"),
+    (check.QFormerLayer, layer("no mlp"), "MLP is missing"),
+    (check.QFormerLayer, layer("no gelu"), "no activation"),
+    (check.QFormerLayer, layer("relu"), "ReLU"),
+    (check.QFormerLayer, changed(qformer.QFormerLayer, always_cross), "cross=False"),
+    (check.QFormer, model(norm=None), "`input_norm` is missing"),
+    (check.QFormer, model(norm="after"), "not after them"),
+    (check.QFormer, model(order=slice(1)), "only one of the layers"),
+    (check.QFormer, model(order=slice(1, 2)), "only one of the layers"),
+    (check.QFormer, model(order=slice(None, None, -1)), "wrong order"),
+    (check.QFormer, model(order=slice(0)), "layers are missing"),
+    (check.QFormer, model(first=True), "its own patches"),
+    (check.QFormer, model(batch=False), "batch axis"),
+    (check.build_batch, batch("mask by pad"), "mask by length"),
+    (check.build_batch, batch("labels by pad"), "lost the EOS"),
+    (check.build_batch, batch("ones"), "1 everywhere"),
+    (check.build_batch, batch("pad label"), "trained to say it"),
+    (check.build_batch, batch("zero label"), "label 0"),
+    (check.build_batch, batch("left"), "on the left"),
+    (check.build_batch, batch("prompt"), "prompts are in the loss"),
+    (check.build_batch, batch("shifted"), "shifted"),
+    (check.build_batch, batch("no eos"), "no EOS ends"),
+    (check.build_batch, batch("eos unlabelled"), "not told to stop"),
+    (check.build_batch, batch("first turn"), "first turn"),
+    (check.build_batch, lambda tokenizer, rows: by_lists(tokenizer, rows)[:2], "three tensors"),
+    (check.build_batch, lambda tokenizer, rows: by_lists(tokenizer, rows[:2]), "has shape"),
+    (check.build_batch, lambda tokenizer, rows: by_lists(tokenizer, rows[::-1]), "of row"),
+    (check.generate, generates(no_cache=True), "not handed"),
+    (check.generate, generates(whole=True), "only the new token"),
+    (check.generate, generates(mask=True), "grow by one column"),
+    (check.generate, generates(masked=True), "must be read"),
+    (check.generate, generates(position=True), "one higher"),
+    (check.generate, generates(endless=True), "go on although"),
+    (check.generate, generates(least=True), "not the embedding"),
+    (check.generate, generates(first=True), "not the embedding"),
+    (check.generate, generates(one=True), "list of one string"),
+    (check.vlm_training_step, known._step(share=False), "answers / whole"),
+    (check.vlm_training_step, known._step(average=False), "average it"),
+    (check.vlm_training_step, known._step(zero=False), "add up"),
+    (check.vlm_training_step, known._step(clip=None), "not clipped"),
+    (check.vlm_training_step, known._step(schedule=False), "scheduler.step() is missing"),
+    (check.vlm_training_step, no_autocast, "outside"),
+    (check.vlm_training_step, own_backward, "accelerator.backward"),
+    (check.vlm_training_step, with_graph, "detached"),
+    (check.vlm_training_step, zero_too_early, "did not change"),
 ]
 
 
-def test_the_references_of_labels_and_padding_agree_with_the_package():
-    tokenizer = make_tokenizer()
-    pairs = [
-        ("question: what colour is the circle? answer:", "red"),
-        ("caption:", "a large blue star."),
-    ]
-    rows = [
-        tokenizer([prompt, answer], add_special_tokens=False)["input_ids"]
-        for prompt, answer in pairs
-    ]
-    eos = tokenizer.eos_token_id
-    result = check.pad_batch.reference(
-        [p + a + [eos] for p, a in rows],
-        [check.make_labels.reference(0, p, a, eos) for p, a in rows],
-        0,
-    )
-    expected = build_text_batch(tokenizer, [[pair] for pair in pairs])
-    for mine, name in zip(result, ("input_ids", "attention_mask", "labels"), strict=True):
-        assert torch.equal(mine, expected[name]), name
+def test_rearranged_attention_of_the_checks_is_the_lessons():
+    reference, x = qformer.MultiHeadAttention(12, 3, 8), torch.randn(2, 4, 12)
+    source = torch.randn(2, 6, 8)
+    out, weights = known._attended(reference, x, source)
+    torch.testing.assert_close(out, reference(x, source))
+    torch.testing.assert_close(weights, reference.weights)
+    assert rearrange(weights, "b h q n -> (b h q) n").shape == (24, 6)
+
+
+def test_two_things_are_proved_of_a_learners_model_and_a_wrong_one_is_refused():
+    check.same_as_blip2(qformer.QFormer)
+    for wrong in (model(norm=None), model(norm="after")):
+        try:
+            check.same_as_blip2(wrong)
+        except AssertionError:
+            continue
+        raise RuntimeError("a wrong Q-Former passed")
+    assert vlm.VLM.generate is vlm.generate

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas
 import torch
 from scipy.stats import bootstrap
 
@@ -40,6 +41,11 @@ class BridgeScore:
     low: float | None = None
     high: float | None = None
     reason: str = ""
+
+    @property
+    def interval(self):
+        """(value, low, high), or "undefined"."""
+        return "undefined" if self.value is None else (self.value, self.low, self.high)
 
     def __str__(self):
         return (
@@ -115,6 +121,24 @@ class ProbeResult:
     @property
     def bridge(self):
         return self.overall.bridge
+
+    def frame(self):
+        """A DataFrame of accuracies in percent: a row a question type, a column a condition, then the bridge score."""
+        rows = {"all questions": self.overall, **self.by_type}
+        table = {
+            name: {"questions": part.count}
+            | {condition: 100 * part.accuracy[condition].value for condition in self.scores}
+            | {"bridge score": part.bridge.value}
+            for name, part in rows.items()
+        }
+        return pandas.DataFrame(table).T.astype({"questions": int})
+
+    def percent(self):
+        """{condition: (accuracy, low, high)} in percent."""
+        return {
+            name: tuple(100 * x for x in (score.value, score.low, score.high))
+            for name, score in self.accuracy.items()
+        }
 
     def table(self):
         """Printable text: percent by question type and condition, then gain and bridge score with their intervals."""

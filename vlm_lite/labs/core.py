@@ -154,6 +154,40 @@ def same_outputs(mine, theirs, x):
     print(f"{names}: {tuple(x.shape)} -> {tuple(found.shape)}, largest difference {gap:.0e}")
 
 
+def random_weights(module):
+    """The module with every parameter drawn anew, so large that no part of it goes unnoticed."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return module.eval()
+
+
+def with_weights_of(learner, reference, *args, **options):
+    """(the learner's module with the weights of `reference`, None), or (None, a diagnosis) where they don't fit."""
+    module = learner(*args, **options)
+    ours, theirs = (
+        {name: tuple(p.shape) for name, p in each.named_parameters()}
+        for each in (reference, module)
+    )
+    for names, said in (
+        (ours.keys() - theirs, "is missing"),
+        (theirs.keys() - ours, "is too many"),
+    ):
+        if names:
+            return (
+                None,
+                f"the parameter {sorted(names)[0]} {said}: its parts are {_parts(reference)}",
+            )
+    for name, shape in ours.items():
+        if theirs[name] != shape:
+            return None, f"{name} has shape {theirs[name]}; expected {shape}"
+    module.load_state_dict(reference.state_dict())
+    return module.eval(), None
+
+
+def _parts(module):
+    return ", ".join(f"{name} ({type(part).__name__})" for name, part in module.named_children())
+
+
 def shape_problem(result, expected, what="your result"):
     """A diagnosis when `result` is no tensor of shape `expected` (a tuple), else None."""
     if not isinstance(result, torch.Tensor):

@@ -14,42 +14,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from vlm_lite.labs.core import close, exercise, explain, generic, shape_problem
+from vlm_lite.labs.core import (
+    close,
+    exercise,
+    explain,
+    generic,
+    random_weights,
+    shape_problem,
+    with_weights_of,
+)
 from vlm_lite.lessons import vit as lesson
-
-
-def _random(module):
-    """The module with every parameter drawn anew, so large that no part of it goes unnoticed."""
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return module.eval()
-
-
-def _with_weights(learner, reference, *args, **options):
-    """(the learner's module with the weights of `reference`, None), or (None, a diagnosis) where they don't fit."""
-    module = learner(*args, **options)
-    ours, theirs = (
-        {name: tuple(p.shape) for name, p in each.named_parameters()}
-        for each in (reference, module)
-    )
-    for names, said in (
-        (ours.keys() - theirs, "is missing"),
-        (theirs.keys() - ours, "is too many"),
-    ):
-        if names:
-            return (
-                None,
-                f"the parameter {sorted(names)[0]} {said}: its parts are {_parts(reference)}",
-            )
-    for name, shape in ours.items():
-        if theirs[name] != shape:
-            return None, f"{name} has shape {theirs[name]}; expected {shape}"
-    module.load_state_dict(reference.state_dict())
-    return module.eval(), None
-
-
-def _parts(module):
-    return ", ".join(f"{name} ({type(part).__name__})" for name, part in module.named_children())
 
 
 @exercise(lesson.patchify)
@@ -124,8 +98,8 @@ def _attended(
 @exercise(lesson.MultiHeadAttention)
 def MultiHeadAttention(learner):
     """Random weights and tokens, three heads: the output, and the attention weights kept in `self.weights`."""
-    reference, x = _random(lesson.MultiHeadAttention(24, 3)), torch.randn(2, 5, 24)
-    module, problem = _with_weights(learner, reference, 24, 3)
+    reference, x = random_weights(lesson.MultiHeadAttention(24, 3)), torch.randn(2, 5, 24)
+    module, problem = with_weights_of(learner, reference, 24, 3)
     if problem:
         return problem
     with torch.no_grad():
@@ -189,8 +163,8 @@ def MultiHeadAttention(learner):
 @exercise(lesson.Block)
 def Block(learner):
     """Random weights and tokens through one block, large tokens and then tiny ones, for which eps counts."""
-    reference, x = _random(lesson.Block(24, 3)), 2 * torch.randn(2, 5, 24) + 1
-    module, problem = _with_weights(learner, reference, 24, 3)
+    reference, x = random_weights(lesson.Block(24, 3)), 2 * torch.randn(2, 5, 24) + 1
+    module, problem = with_weights_of(learner, reference, 24, 3)
     if problem:
         return problem
     attn, mlp, norm1, norm2 = (
@@ -253,8 +227,8 @@ def Block(learner):
 def ViT(learner):
     """Random weights and images of nine patches: all tokens that `forward_features` returns, and the logits."""
     sizes = dict(image_size=12, patch_size=4, width=16, depth=2, num_heads=2, num_classes=3)
-    reference, pixels = _random(lesson.ViT(**sizes)), torch.randn(2, 3, 12, 12)
-    module, problem = _with_weights(learner, reference, **sizes)
+    reference, pixels = random_weights(lesson.ViT(**sizes)), torch.randn(2, 3, 12, 12)
+    module, problem = with_weights_of(learner, reference, **sizes)
     if problem:
         return problem
     reference.norm_pre = module.norm_pre = nn.LayerNorm(16)  # as in CLIP, so that it counts

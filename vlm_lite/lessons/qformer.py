@@ -78,8 +78,8 @@ class QFormerConnector(nn.Module):
 
     def __init__(self, vision_width, language_width, *, width=192, **sizes):
         super().__init__()
-        self.settings = {"vision_width": vision_width, "language_width": language_width}
-        self.settings |= {"width": width, **sizes}
+        widths = {"vision_width": vision_width, "language_width": language_width, "width": width}
+        self.settings = {**widths, **sizes}
         self.vision_norm = nn.LayerNorm(vision_width)
         self.qformer = QFormer(vision_width, width=width, **sizes)
         self.language_projection = nn.Linear(width, language_width)

@@ -16,14 +16,14 @@ from transformers import get_cosine_schedule_with_warmup
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import layout
+from vlm_lite.models.text import special_ids
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import get_compute
 
 
 def build_batch(tokenizer, rows):
     """B lists of (prompt, answer) -> input_ids, attention_mask (1 text, 0 padding), labels: each (B, T)."""
-    eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    eos, pad = special_ids(tokenizer)
     ids, labels = [[] for _ in rows], [[] for _ in rows]
     for k, turns in enumerate(rows):
         for turn in turns:
@@ -71,6 +71,8 @@ class VLM(nn.Module):
             assert len(features) == len(input_ids), "one image a row"
             prefix = self.connector(features.float()).to(embeds.dtype)  # (B, Q, D_lm)
             embeds = torch.cat([prefix, embeds], dim=1)  # (B, Q + T, D_lm)
+        limit = getattr(self.language_model.config, "max_position_embeddings", 10**9)
+        assert embeds.shape[1] <= limit, f"{embeds.shape[1]} positions, but it reads only {limit}"
         num_prefix = embeds.shape[1] - input_ids.shape[1]
         if attention_mask.ndim == 2:  # (B, T): the model itself adds the causal mask
             mask = F.pad(attention_mask, (num_prefix, 0), value=1)  # (B, Q + T)
@@ -96,9 +98,8 @@ class VLM(nn.Module):
 @torch.no_grad()
 def generate(model, features, prompts, max_new_tokens=16):
     """B prompts and features (B, N, Dv), or None -> B greedy answers, each ended by EOS or the limit."""
-    tokenizer, device = model.tokenizer, next(model.language_model.parameters()).device
-    eos = tokenizer.eos_token_id
-    pad = eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tokenizer, device = model.tokenizer, model.language_model.device
+    eos, pad = special_ids(tokenizer)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
     ids = pad_sequence([torch.tensor(row) for row in rows], True, pad).to(device)  # (B, T)
     mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
@@ -111,7 +112,7 @@ def generate(model, features, prompts, max_new_tokens=16):
     finished, answers = torch.zeros(len(rows), dtype=torch.bool, device=device), []
     for _ in range(max_new_tokens):
         output = model.language_model(**inputs, use_cache=True, logits_to_keep=1)
-        token = output.logits[:, -1].argmax(dim=-1).masked_fill(finished, pad)  # (B,)
+        token = output.logits[:, -1].argmax(dim=-1)  # (B,)
         answers.append(token)
         finished |= token == eos
         inputs = {
@@ -128,11 +129,6 @@ def generate(model, features, prompts, max_new_tokens=16):
 
 
 VLM.generate = generate
-
-
-def load_vlm(folder, connectors=None):
-    """A VLM saved by `models.layout.save_vlm`; connectors: name -> class, by default the Q-Former alone."""
-    return layout.load_vlm(folder, VLM, connectors or {"qformer": QFormerConnector})
 
 
 def training_step(model, batch, accelerator, optimizer, scheduler):
@@ -163,10 +159,12 @@ def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, se
     sizes = {"batch_size": batch_size, "lr": lr, "per_row": per_row, "images": len(features)}
     code = (type(model), type(model.connector), training_step, train_vlm, make_optimizer)
     run = Checkpoint("vlm", prepared, optimizer, scheduler, seed=seed, settings=sizes, code=code)
+    told = [k for k, each in enumerate(turns) if each]  # images of which something is said
     for step in run.steps(steps):
-        rows = torch.randperm(len(features))[:batch_size].tolist()
-        said = [random.sample(turns[k], min(per_row or 1, len(turns[k]))) for k in rows]
-        said = said if per_row else [turns[k] for k in rows]
+        rows = random.sample(told, min(batch_size, len(told)))
+        said = [turns[k] for k in rows]
+        if per_row:
+            said = [random.sample(each, min(per_row, len(each))) for each in said]
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         ids, mask, labels = build_batch(model.tokenizer, said[share])
         batch = features[rows[share]], ids, block_mask(labels) if per_row else mask, labels
@@ -176,3 +174,8 @@ def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, se
             run.log(**evaluate(model))
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     return run.history
+
+
+def load_vlm(folder, connectors=None):
+    """A VLM saved by `models.layout.save_vlm`; connectors: name -> class, by default the Q-Former alone."""
+    return layout.load_vlm(folder, VLM, connectors or {"qformer": QFormerConnector})
