@@ -22,8 +22,10 @@ from . import clip_variants, connector_variants, embed, optim, recipes, stages, 
 from .checkpoint import step_seed
 from .data import instructions, language, shapes
 from .data.formats import image_tensor
+from .data.negatives import replaced_word
 from .files import UserError, data_path, home, read_json, write_json
 from .lessons import clip as clip_lesson
+from .lessons import clip_variants as variants
 from .lessons import vit
 from .models import clip, qformer, vlm
 from .models.positions import axis_cosines
@@ -67,6 +69,48 @@ def clip_infonce(seed, profile):
     figures["chance R@5"] = 5 / profile.val_images
     figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
     return history, figures
+
+
+def contrastive_variants(seed, profile):
+    """Notebook 01b's rows, on a CLIP smaller than 01's: one thing changed, more steps or images, copies of test images."""
+    tokenizer, (images, captions, _) = (
+        language.make_tokenizer(),
+        shapes.load_pairs("train", profile.contrastive_images),
+    )
+    held_out, texts, table = shapes.load_pairs("val", profile.val_images)
+    steps, batch_size = 2 * profile.contrastive_steps // 3, profile.contrastive_batch_size
+    figures, histories = {}, {}
+
+    def row(name, count=None, images=images, captions=captions, **changes):
+        recipe = {"steps": steps, "batch_size": batch_size, "lr": 3e-3, "seed": seed, **changes}
+        model, histories[name] = variants.train_variant(
+            images[:count], captions[:count], tokenizer, **recipe
+        )
+        found = variants.recall(model, held_out, texts, tokenizer)
+        found["shape"] = variants.shape_accuracy(model, held_out, table, tokenizer)
+        found["temperature"] = float((-model.logit_scale.detach()).exp())
+        figures.update({f"{name}: {metric}": value for metric, value in found.items()})
+        return model
+
+    for name, changes in variants.variants(steps, batch_size).items():
+        row(name, **changes)
+    for times in (0.25, 0.5, 2, 4):
+        row(f"steps x {times:g}", steps=max(1, round(times * steps)))
+    for part in (64, 16, 4):
+        row(f"images / {part}", count=len(images) // part)
+    quarter = len(held_out) // 4
+    mixed = torch.cat([images[: len(images) // 8], variants.near_copies(held_out[:quarter])])
+    said = captions[: len(images) // 8] + texts[:quarter]
+    kept = ~variants.near_duplicates(mixed, held_out).any(dim=1)
+    cleaned = [five for five, keep in zip(said, kept, strict=True) if keep]
+    pools = {"with copies": (mixed, said), "copies removed": (mixed[kept], cleaned)}
+    for name, (some, their) in pools.items():
+        model = row(name, images=some, captions=their)
+        for which, part in (("copied", slice(quarter)), ("others", slice(quarter, 2 * quarter))):
+            found = variants.recall(model, held_out[part], texts[part], tokenizer)
+            figures[f"{name}: R@1 of {which}"] = found["R@1"]
+    figures["images kept"] = float(kept.sum())
+    return histories["nothing changed"], figures
 
 
 def qformer_connector(seed, profile):
@@ -290,6 +334,16 @@ LESSON_CODE = {
         clip_lesson.recall_at_k,
         step_seed,
     ),
+    "contrastive_variants": (
+        variants.variants,
+        variants.train_variant,
+        variants.recall,
+        variants.shape_accuracy,
+        variants.near_duplicates,
+        variants.near_copies,
+        replaced_word,
+        step_seed,
+    ),
     "vit_positions": (
         vit.leftmost_task,
         vit.ViT,
@@ -303,6 +357,7 @@ FOLLOWED = ("vlm_lite.lessons", "vlm_lite.embed", "vlm_lite.models.vit", "vlm_li
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
+    "contrastive_variants": (contrastive_variants, (), ()),
     "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
     "qformer_connector": (
         qformer_connector,
@@ -341,15 +396,16 @@ CLIP_FIELDS = (
     "clip_steps",
     "clip_lr",
 )
+CONTRASTIVE_FIELDS = (
+    "image_size",
+    "val_images",
+    "contrastive_images",
+    "contrastive_batch_size",
+    "contrastive_steps",
+)
 FIELDS = {
-    "clip_infonce": (
-        "image_size",
-        "val_images",
-        "contrastive_images",
-        "contrastive_batch_size",
-        "contrastive_steps",
-        "contrastive_lr",
-    ),
+    "clip_infonce": (*CONTRASTIVE_FIELDS, "contrastive_lr"),
+    "contrastive_variants": CONTRASTIVE_FIELDS,
     "clip_variants": CLIP_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
