@@ -60,6 +60,14 @@ FIGURES = {
     ),
     "similarity_matrix, many": lambda: plots.similarity_matrix(torch.rand(30, 30), np.eye(30)),
     "recall_bars": lambda: plots.recall_bars(RECALLS, guess=0.5),
+    "seed_ranges": lambda: plots.seed_ranges(
+        {"nothing changed": [0.7, 0.8], "noise": [0.2, 0.3]}, live=("noise", 0.25), xlabel="R@5 (%)"
+    ),
+    "power_law": lambda: plots.power_law(
+        {"steps": {10: [0.5, 0.4], 20: [0.2, 0.1]}, "images": {5: [0.9, 0.8], 50: [0.3, 0.2]}},
+        {"steps": [(-1.3, 2.3), (-2, 3.7)], "images": [(-0.5, 0.7), (-0.6, 0.7)]},
+        ylabel="error",
+    ),
     "gain_bars": lambda: plots.gain_bars(
         **SCORES, bridge=(0.58, 0.55, 0.61), guess=55, title="Notebook 03"
     ),
@@ -102,6 +110,8 @@ LABELS = {
     "loss_curve": {"training step", "InfoNCE loss (nats)"},
     "similarity_matrix": {"caption", "image"},
     "recall_bars": {"queries with a right hit\namong the first K (%)"},
+    "seed_ranges": {"R@5 (%)"},
+    "power_law": {"steps", "images", "error"},
     "gain_bars": {"VQA accuracy (%)"},
     "by_type_bars": {"VQA accuracy (%)"},
     "ask_panel": {"probability of the answer (%)"},

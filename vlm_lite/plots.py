@@ -51,8 +51,10 @@ __all__ = [
     "loss_curve",
     "percent_table",
     "position_similarity",
+    "power_law",
     "recall_bars",
     "scoreboard",
+    "seed_ranges",
     "show_images",
     "similarity_matrix",
     "style",
@@ -558,4 +560,52 @@ def joint_space(clouds):
         axes.set(title=f"{name}: gap {gap:.2f}")
         axes.set(xlabel="first principal axis", ylabel="second principal axis")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def seed_ranges(rows, *, live=None, xlabel, title=""):
+    """One line a row: the values of every seed, their range, and a dotted line through the first row's mean.
+
+    rows: {name: fractions, one a seed}. live: (name of a row, this run's fraction).
+    """
+    figure = Figure(width=680, height=90 + 26 * len(rows), label=xlabel, layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(rows.values()):
+        values = 100 * array(values)
+        axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
+        axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=5)
+    axes.axvline(100 * np.mean(next(iter(rows.values()))), **CHANCE)
+    if live is not None:
+        look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
+        axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
+        axes.legend(loc="lower left")
+    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    return figure
+
+
+@styled
+def power_law(series, lines, *, ylabel):
+    """Errors against size on logarithmic axes, a panel a series: every seed's points, and its line.
+
+    series: {name of the x axis: {x: errors in 0..1, one a seed}}. lines: {name: (slope, intercept) of log y in log x for
+    each seed, drawn over the whole range}.
+    """
+    figure = Figure(width=680, height=330, label=ylabel, layout="constrained")
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for axes, (name, points) in zip(panels, series.items(), strict=True):
+        x = array(list(points))
+        ends = np.array([x.min(), x.max()])
+        for k, (slope, intercept) in enumerate(lines[name]):
+            values = [each[k] for each in points.values()]
+            axes.plot(x, values, "o", color=BLUE, markersize=5)
+            axes.plot(ends, np.exp(intercept) * ends**slope, "--", color=GREY, linewidth=1.1)
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xticks(x, [f"{each:,.0f}" for each in x])
+        axes.minorticks_off()
+        ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+        axes.set_yticks(ticks, ticks)
+    panels[0].set_ylabel(ylabel)
     return figure

@@ -22,8 +22,10 @@ from vlm_lite import embed, encoded, optim, recipes, stages
 from vlm_lite.checkpoint import step_seed
 from vlm_lite.data import instructions, language, scenes, shapes
 from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.negatives import replaced_word
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
+from vlm_lite.lessons import clip_variants as variants
 from vlm_lite.lessons import vit
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.lessons.qformer import QFormerConnector
@@ -70,6 +72,48 @@ def clip_infonce(seed, profile):
     figures["chance R@5"] = 5 / profile.val_images
     figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
     return history, figures
+
+
+def contrastive_variants(seed, profile):
+    """Notebook 01b's rows, on a CLIP smaller than 01's: one thing changed, more steps or images, copies of test images."""
+    tokenizer, (images, captions, _) = (
+        language.make_tokenizer(),
+        shapes.load_pairs("train", profile.contrastive_images),
+    )
+    held_out, texts, table = shapes.load_pairs("val", profile.val_images)
+    steps, batch_size = 2 * profile.contrastive_steps // 3, profile.contrastive_batch_size
+    figures, histories = {}, {}
+
+    def row(name, count=None, images=images, captions=captions, **changes):
+        recipe = {"steps": steps, "batch_size": batch_size, "lr": 3e-3, "seed": seed, **changes}
+        model, histories[name] = variants.train_variant(
+            images[:count], captions[:count], tokenizer, **recipe
+        )
+        found = variants.recall(model, held_out, texts, tokenizer)
+        found["shape"] = variants.shape_accuracy(model, held_out, table, tokenizer)
+        found["temperature"] = float((-model.logit_scale.detach()).exp())
+        figures.update({f"{name}: {metric}": value for metric, value in found.items()})
+        return model
+
+    for name, changes in variants.variants(steps, batch_size).items():
+        row(name, **changes)
+    for times in (0.25, 0.5, 2, 4):
+        row(f"steps x {times:g}", steps=max(1, round(times * steps)))
+    for part in (64, 16, 4):
+        row(f"images / {part}", count=len(images) // part)
+    quarter = len(held_out) // 4
+    mixed = torch.cat([images[: len(images) // 8], variants.near_copies(held_out[:quarter])])
+    said = captions[: len(images) // 8] + texts[:quarter]
+    kept = ~variants.near_duplicates(mixed, held_out).any(dim=1)
+    cleaned = [five for five, keep in zip(said, kept, strict=True) if keep]
+    pools = {"with copies": (mixed, said), "copies removed": (mixed[kept], cleaned)}
+    for name, (some, their) in pools.items():
+        model = row(name, images=some, captions=their)
+        for which, part in (("copied", slice(quarter)), ("others", slice(quarter, 2 * quarter))):
+            found = variants.recall(model, held_out[part], texts[part], tokenizer)
+            figures[f"{name}: R@1 of {which}"] = found["R@1"]
+    figures["images kept"] = float(kept.sum())
+    return histories["nothing changed"], figures
 
 
 def qformer_connector(seed, profile):
@@ -322,6 +366,16 @@ LESSON_CODE = {
         optim.MuonAdamW,
         step_seed,
     ),
+    "contrastive_variants": (
+        variants.variants,
+        variants.train_variant,
+        variants.recall,
+        variants.shape_accuracy,
+        variants.near_duplicates,
+        variants.near_copies,
+        replaced_word,
+        step_seed,
+    ),
     "vit_positions": (
         vit.leftmost_task,
         vit.ViT,
@@ -335,6 +389,7 @@ FOLLOWED = ("vlm_lite.lessons", "vlm_lite.embed", "vlm_lite.models.vit", "vlm_li
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
+    "contrastive_variants": (contrastive_variants, (), ()),
     "qformer_connector": (qformer_connector, (), ("shapes-clip", "shapes-gpt2")),
     "shapes_vlm": (
         shapes_vlm,
@@ -355,15 +410,16 @@ CONNECTOR_FIELDS = (
     "num_query_tokens",
 )
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "stage_batch_size")
+CONTRASTIVE_FIELDS = (
+    "image_size",
+    "val_images",
+    "contrastive_images",
+    "contrastive_batch_size",
+    "contrastive_steps",
+)
 FIELDS = {
-    "clip_infonce": (
-        "image_size",
-        "val_images",
-        "contrastive_images",
-        "contrastive_batch_size",
-        "contrastive_steps",
-        "contrastive_lr",
-    ),
+    "clip_infonce": (*CONTRASTIVE_FIELDS, "contrastive_lr"),
+    "contrastive_variants": CONTRASTIVE_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
     "llava_stages": LLAVA_FIELDS,
