@@ -1,4 +1,4 @@
-"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03 and 04, run offline
+"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03t and 04, run offline
 on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
 
 import dataclasses
@@ -100,13 +100,27 @@ def names(on_photographs, shown):
     }
 
 
+def names_of_03t():
+    """What the cells before the `t4` cell of 03t define, run as they stand there."""
+    cells = jupytext.read(NOTEBOOKS / "03t_photographs.py").cells
+    (before,) = (cell.source for cell in cells if "on_photographs = profile" in cell.source)
+    exec(before, left := {"profile": REHEARSAL})
+    del left["on_photographs"], left["display"]
+    return left
+
+
 SIZES = SimpleNamespace(
-    connector_steps=2, connector_batch_size=4, connector_lr=1e-3, stage_steps=(2, 2, 2)
+    connector_steps=2,
+    connector_batch_size=4,
+    connector_per_row=6,
+    connector_lr=1e-3,
+    stage_steps=(2, 2, 2),
 )
 
 
-def test_notebook_03_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
-    exec(cell_of("03_qformer_gpt2"), names(SIZES, shown := []))
+def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
+    mine = {**names(SIZES, shown := []), **names_of_03t()}
+    exec(cell_of("03t_photographs"), mine)
     printed = capsys.readouterr().out
     for name in (
         "CIDEr",
@@ -190,7 +204,7 @@ def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["03_qformer_gpt2", "04_llava_projection"])
+@pytest.mark.parametrize("name", ["03t_photographs", "04_llava_projection"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
     monkeypatch.setattr(
         photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny")

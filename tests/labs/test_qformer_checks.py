@@ -248,7 +248,7 @@ WRONG = [
     (check.build_batch, batch("prompt"), "prompts are in the loss"),
     (check.build_batch, batch("shifted"), "shifted"),
     (check.build_batch, batch("no eos"), "no EOS ends"),
-    (check.build_batch, batch("eos unlabelled"), "not told to stop"),
+    (check.build_batch, batch("eos unlabelled"), "EOS"),
     (check.build_batch, batch("first turn"), "first turn"),
     (check.build_batch, lambda tokenizer, rows: by_lists(tokenizer, rows)[:2], "three tensors"),
     (check.build_batch, lambda tokenizer, rows: by_lists(tokenizer, rows[:2]), "has shape"),
