@@ -16,7 +16,7 @@
 #     builds: OpenAI's CLIP on CIFAR-10, Imagenette and COCO, beside a CLIP trained from nothing
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: 9489100b481e6ff85acdf64fbf6c0f83d08c0945962268c48914a9d5e81ca57f
+#     outputs_of: c1ba6df43e7fa16ea828924d407a700a3cdfd3f862db991f30c4e80400d7524c
 # ---
 
 # %% [markdown]

@@ -28,7 +28,6 @@ ALLOWED = {
     "models.text.conversation",
     "models.text.prompt_ids",
     "models.text.stop_ids",
-    "models.vit.attention_weights",
     "rehearsal.shapes_files.CHOICES",
     "rehearsal.shapes_files.load_shapes_benchmarks",
     "rehearsal.shapes_files.write_mmbench",

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tests import small
 from tools import zoo
-from vlm_lite import recipes, studies
+from vlm_lite import encoded, recipes, studies
 from vlm_lite.data import language, shapes
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.embed import tokenize
@@ -286,9 +286,9 @@ def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_o
 ):
     """No GPU is needed: the tensors of an eye on "meta" have no values."""
     keys = []
-    monkeypatch.setattr(recipes, "cache_features", lambda encode, images, key: keys.append(key))
-    monkeypatch.setattr(recipes, "weights_hash", lambda module: "weights")
-    monkeypatch.setattr(recipes, "get_compute", lambda: Compute(device, precision, "a test"))
+    monkeypatch.setattr(encoded, "cache_features", lambda encode, images, key: keys.append(key))
+    monkeypatch.setattr(encoded, "weights_hash", lambda module: "weights")
+    monkeypatch.setattr(encoded, "get_compute", lambda: Compute(device, precision, "a test"))
     eye = small_eye(tokenizer).to(device)
     recipes.picture_features(eye, None)
     plain = {
@@ -323,5 +323,5 @@ def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing
     changed = images.clone()
     changed[2, 1, 0, 0] ^= 1
     assert [caches(moved), caches(other), caches(layer=-1), caches(images=changed)] == [2, 3, 4, 5]
-    monkeypatch.setattr(recipes, "CLIP_MEAN", (0.485, 0.456, 0.406))
+    monkeypatch.setattr(encoded, "CLIP_MEAN", (0.485, 0.456, 0.406))
     assert caches() == 6

@@ -6,12 +6,12 @@ import torch
 
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
-from vlm_lite.data.scenes import BACKGROUND
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, embed_images
 from vlm_lite.embed import embed_strings as embed_texts
-from vlm_lite.evals.probes import run_probes
+from vlm_lite.encoded import EncodedDataset
+from vlm_lite.encoded import patch_features as picture_features
+from vlm_lite.encoded import probe as encoded_probe
 from vlm_lite.evals.retrieval import recall_at_k
-from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.projectors import make_connector
@@ -46,32 +46,6 @@ def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
     """Recall@K both ways over N images and their N texts, identical strings counting as hits."""
     u, v = embed_images(model, images), embed_texts(model, texts, tokenizer)
     return recall_at_k(u, v, torch.arange(len(texts)), ks, texts=texts)
-
-
-def picture_features(vision, images, *, layer=-2, **options):
-    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by eye, layer, transform and pixels.
-
-    On a GPU they are computed in its half precision, which the name of the cache then holds as well.
-    """
-    vision.eval()
-    device = next(vision.parameters()).device
-    precision = "no" if device.type == "cpu" else get_compute().mixed_precision
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    key = {
-        "weights": weights_hash(vision),
-        "config": repr(vision.config),  # the same weights, another activation
-        "layer": layer,
-        "mean": CLIP_MEAN,
-        "std": CLIP_STD,
-    }
-
-    def encode(batch):
-        with torch.autocast(device.type, half, enabled=half is not None):
-            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
-
-    return cache_features(
-        encode, images, key=key if half is None else {**key, "precision": precision}, **options
-    )
 
 
 def new_vlm(
@@ -211,23 +185,11 @@ def train_connector(
 
 
 def probe(vlm, captions, questions, *, limit=1000, **options):
-    """`evals.probes.run_probes` on the first `limit` questions: blind, shuffled, blank and oracle beside the VLM."""
-    images, _, ids = load_pictures(captions)
-    blank = (
-        torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
-    )
-    rows = questions.select_columns(
-        ["question", "answers", "question_type", "image_id", "description"]
-    )
-    rows = rows.select(range(min(limit, len(rows))))
-    return run_probes(
-        vlm,
-        picture_features(vlm.vision, images, progress=False),
-        rows,
-        blank_features=vlm.encode(pixel_values(blank))[0],
-        image_ids=ids,
-        **options,
-    )
+    """`encoded.probe` of a table of captions and one of questions: blind, shuffled, blank and oracle beside the VLM."""
+    images, texts, ids = load_pictures(captions)
+    features = picture_features(vlm.vision, images, progress=False)
+    data = EncodedDataset(ids, images, features, texts, [], questions)
+    return encoded_probe(vlm, data, limit, **options)
 
 
 def load_pictures(captions):

@@ -1,4 +1,4 @@
-"""Attention over a few dozen tokens, fast on a CPU, and the weights that it uses."""
+"""Attention over a few dozen tokens, fast on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,3 @@ def attend(q, k, v, *, mask=None, is_causal=False, dropout=0.0):
     with torch.autocast("cpu", enabled=False):
         mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how)
     return mixed.to(v.dtype)
-
-
-def attention_weights(q, k, *, is_causal=False):
-    """The weights that `attend` uses but does not return: q (B, H, N, h), k (B, H, M, h) -> (B, H, N, M)."""
-    scores = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
-    if is_causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    return scores.softmax(dim=-1)
