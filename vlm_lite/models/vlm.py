@@ -80,25 +80,9 @@ class VLM(lesson.VLM):
         return features.to(self.device)
 
     def inputs(self, features, input_ids, attention_mask):
-        """As notebook 03's. ValueError for features of other images and for what exceeds the context."""
-        if features is not None:
-            if len(features) != len(input_ids):
-                raise ValueError(
-                    f"{len(features)} images for {len(input_ids)} texts; expected one image a text."
-                )
-            features = self.check_features(features)
-        found = super().inputs(features, input_ids, attention_mask)
-        self.check_length(found["inputs_embeds"].shape[1])
-        return found
-
-    def check_length(self, length):
-        """ValueError where prefix and text, `length` vectors in all, exceed what the language model reads."""
-        longest = context_length(self.language_model.config)
-        if length > longest:
-            raise ValueError(
-                f"prefix and text take {length} vectors; the language model reads {longest}. Shorten the text, ask "
-                "for fewer new tokens, or use fewer query tokens."
-            )
+        """As notebook 03's, of features that are checked."""
+        features = None if features is None else self.check_features(features)
+        return super().inputs(features, input_ids, attention_mask)
 
     def forward(self, features, input_ids, attention_mask=None, labels=None):
         """One step of teacher forcing -> VLMOutput(loss, logits).
@@ -149,7 +133,13 @@ class VLM(lesson.VLM):
                     stacklevel=3,
                 )
         count = 0 if features is None else self.prefix(features[:1]).shape[1]
-        self.check_length(count + max(map(len, ids)) + max(max_new_tokens - 1, 0))
+        length = count + max(map(len, ids)) + max(max_new_tokens - 1, 0)
+        longest = context_length(self.language_model.config)
+        if length > longest:
+            raise ValueError(
+                f"prefix, text and new tokens take {length} positions; the language model reads {longest}. Shorten the "
+                "text or ask for fewer new tokens."
+            )
         was_training, answers = self.training, []
         self.eval()
         try:
