@@ -38,6 +38,8 @@ from vlm_lite.panels import (
     caption_table,
     connector_lines,
     controls_bars,
+    losses,
+    museum_wall,
     scoreboard,
 )
 
@@ -52,6 +54,8 @@ __all__ = [
     "gain_bars",
     "joint_space",
     "loss_curve",
+    "losses",
+    "museum_wall",
     "position_similarity",
     "recall_bars",
     "scoreboard",

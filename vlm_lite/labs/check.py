@@ -20,7 +20,7 @@ from .llava import (
     mlp_projector,
     select_features,
 )
-from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
+from .museum import accumulate, load_weights, position_ids, split_by_image
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
 from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
 
@@ -31,7 +31,6 @@ __all__ = [
     "TextEncoder",
     "ViT",
     "accumulate",
-    "answer_loss",
     "attention_rollout",
     "caption_recall",
     "chat_text",
@@ -45,7 +44,6 @@ __all__ = [
     "lora_linear",
     "make_labels",
     "make_queries",
-    "mean_pool",
     "mlp_projector",
     "multihead_attention",
     "pad_batch",
@@ -60,7 +58,7 @@ __all__ = [
     "recall_at_k",
     "same_outputs",
     "select_features",
-    "split_by_picture",
+    "split_by_image",
     "stage1_mask",
     "training_step",
     "type_prior",
