@@ -336,26 +336,24 @@ def losses(curves, title=""):
 
 @styled
 def museum_wall(exhibits, columns=3):
-    """Cards with name, measure, broken and fixed, each anything with these fields, `form` and `lower_is_better`."""
+    """Cards of a DataFrame's rows: name, measure, and broken and fixed as bars; "lower is better" marked with an arrow."""
     width, tall = 292, 118
     rows = -(-len(exhibits) // columns)
     figure = Figure(width=16 + width * columns, height=38 + tall * rows, label="silent bugs")
     figure.text_at(16, 10, "hatched: broken   solid: fixed   ↓ lower is better", color=GREY)
-    for k, each in enumerate(exhibits):
+    for k, (name, each) in enumerate(exhibits.iterrows()):
         left, top = 16 + width * (k % columns), 38 + tall * (k // columns)
-        name = wrap(f"{k + 1}. {each.name}", width - 16, 10.5, 1, "bold")
-        figure.text_at(left, top, name, fontweight="bold", fontsize=10.5)
-        measure = each.measure + " ↓" * each.lower_is_better
-        figure.text_at(left, top + 20, wrap(measure, width - 16, 9.5, 1), fontsize=9.5, color=GREY)
+        figure.text_at(left, top, f"{k + 1}. {name}", fontweight="bold", fontsize=10.5)
+        measure = each["measure"] + " ↓" * each["lower is better"]
+        figure.text_at(left, top + 20, measure, fontsize=9.5, color=GREY)
         axes = figure.axes_at(left, top + 42, 196, 58)
-        longest = max(each.broken, each.fixed) or 1
-        bars = ((each.broken, VERMILLION, "///"), (each.fixed, BLUE, ""))
+        bars = ((each["broken"], VERMILLION, "///"), (each["fixed"], BLUE, ""))
+        longest = max(value for value, _, _ in bars) or 1
         for row, (value, colour, hatch) in enumerate(bars):
-            axes.barh(row, value / longest, 0.74, color=colour, hatch=hatch, edgecolor="white")
-            text = each.form.format(value)
-            axes.text(
-                value / longest + 0.03, row, text, va="center", fontweight="bold", color=colour
-            )
+            part = value / longest
+            axes.barh(row, part, 0.74, color=colour, hatch=hatch, edgecolor="white")
+            look = dict(va="center", fontweight="bold", color=colour)
+            axes.text(part + 0.03, row, f"{value:.2g}", **look)
         axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[["bottom"]].set_visible(False)

@@ -20,7 +20,7 @@ from .llava import (
     mlp_projector,
     select_features,
 )
-from .museum import accumulate, load_weights, position_ids, split_by_image
+from .museum import load_weights, position_ids, split_by_image
 from .qformer import make_labels, make_queries, multihead_attention, pad_batch, qformer_layer
 from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
 
@@ -30,7 +30,6 @@ __all__ = [
     "MultiHeadAttention",
     "TextEncoder",
     "ViT",
-    "accumulate",
     "attention_rollout",
     "caption_recall",
     "chat_text",

@@ -7,11 +7,9 @@ half-fixed or wrongly fixed version would do. Shapes: B rows, T tokens, Q prefix
 import random
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from vlm_lite.labs.core import close, exercise, explain, shape_problem
-from vlm_lite.models.text import IGNORE
+from vlm_lite.labs.core import exercise, shape_problem
 
 # ---- the references
 
@@ -25,22 +23,6 @@ def _load_weights(model, state):
     """Copy `state` into `model`, with or without "module." before all its names -> model. Errors where one is amiss."""
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return model
-
-
-def _accumulate(model, micro_batches):
-    """Add up in .grad the gradient of the mean loss over all labelled tokens of [(x, labels), ...] -> that loss, ()."""
-    count = sum(int((labels != IGNORE).sum()) for _, labels in micro_batches)
-    total = torch.zeros(())
-    for x, labels in micro_batches:
-        loss = (
-            F.cross_entropy(
-                model(x).flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-            )
-            / count
-        )
-        loss.backward()
-        total = total + loss.detach()
-    return total
 
 
 def _split_by_image(image_ids, test_share, seed):
@@ -178,82 +160,6 @@ def load_weights(learner):
         if attempt(given)[1] is None:
             return f"a checkpoint with {what} passes without a word: leave out strict=False, or look at what it returns"
     return None
-
-
-@exercise(_accumulate)
-def accumulate(learner):
-    """Three micro-batches of equal size with 1, 4 and 9 labelled tokens: gradients against one large batch."""
-    torch_model = nn.Linear(6, 5)
-    batches = []
-    for labelled in (1, 4, 9):
-        labels = torch.randint(5, (2, 6))
-        labels.view(-1)[torch.randperm(12)[: 12 - labelled]] = IGNORE
-        batches.append((torch.randn(2, 6, 6), labels))
-
-    def gradient(function):
-        model = nn.Linear(6, 5)
-        model.load_state_dict(torch_model.state_dict())
-        value = function(model, [(x.clone(), labels.clone()) for x, labels in batches])
-        if model.weight.grad is None:
-            return value, None
-        return value, torch.cat([model.weight.grad, model.bias.grad[:, None]], dim=1)  # (V, D + 1)
-
-    value, found = gradient(learner)
-    expected, right = gradient(_accumulate)
-    if found is None:
-        return "no gradient is left in the parameters: call backward() on each micro-batch, and do not clear afterwards"
-    if close(found, right):
-        return (
-            None
-            if close(torch.as_tensor(value).detach(), expected)
-            else ("the gradient is right; return the mean loss over all labelled tokens as well")
-        )
-
-    def of(reduction, divide, only=None):
-        def run(model, micro_batches):
-            for x, labels in micro_batches if only is None else [micro_batches[only]]:
-                loss = F.cross_entropy(
-                    model(x).flatten(0, 1),
-                    labels.flatten(),
-                    ignore_index=IGNORE,
-                    reduction=reduction,
-                )
-                (loss / divide(labels)).backward()
-
-        return gradient(run)[1]
-
-    many = len(batches)
-    counts = [int((labels != IGNORE).sum()) for _, labels in batches]
-    return (
-        explain(
-            found,
-            {
-                "this is a mean of means: a token of a micro-batch with few labels weighs more. Sum the losses, and divide by "
-                "the number of labelled tokens of *all* micro-batches": [
-                    of("mean", lambda _: many)
-                ],
-                "the means of the micro-batches are added up: the gradient grows with their number. Divide the summed losses "
-                "by the number of labelled tokens of all of them": [of("mean", lambda _: 1)],
-                "only the last micro-batch is left: the gradients are cleared within the loop": [
-                    of("mean", lambda _, each=each: each, -1) for each in (1, many)
-                ]
-                + [of("sum", lambda _: sum(counts), -1)],
-                "only the first micro-batch counts: the loop ends too early": [
-                    of("mean", lambda _, each=each: each, 0) for each in (1, many)
-                ],
-                "you divide by all positions, those with the label -100 too": [
-                    of("sum", lambda y: many * y.numel())
-                ],
-                "the losses are summed and never divided: divide by the number of labelled tokens": [
-                    of("sum", lambda _: 1)
-                ],
-                "you divide the sum by the number of micro-batches; divide by the number of labelled tokens of all of them": [
-                    of("sum", lambda _: many)
-                ],
-            },
-        )
-        or "the gradient is not that of one large batch: the mean over all labelled tokens"
-    )
 
 
 @exercise(_split_by_image)
