@@ -228,3 +228,44 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
             annotation_clip=False,
         )
     return figure
+
+
+@styled
+def losses(curves, title=""):
+    """Training curves {name: losses} on a log axis, each with its last value in the legend."""
+    figure = Figure(width=640, height=290, label=title or "losses", layout="constrained")
+    axes = figure.subplots()
+    looks = zip((BLUE, ORANGE, GREEN, VERMILLION), ("-", "--", "-.", ":"), strict=True)
+    for (name, values), (colour, line) in zip(curves.items(), looks, strict=False):
+        label = f"{name}: {values[-1]:.3f} at the end"
+        axes.plot(range(1, len(values) + 1), values, line, color=colour, label=label)
+    axes.set(yscale="log", xlabel="training step", ylabel="loss (nats)", title=title)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def museum_wall(exhibits, columns=3):
+    """Cards of a DataFrame's rows: name, measure, and broken and fixed as bars; "lower is better" marked with an arrow."""
+    width, tall = 292, 118
+    rows = -(-len(exhibits) // columns)
+    figure = Figure(width=16 + width * columns, height=38 + tall * rows, label="silent bugs")
+    figure.text_at(16, 10, "hatched: broken   solid: fixed   ↓ lower is better", color=GREY)
+    for k, (name, each) in enumerate(exhibits.iterrows()):
+        left, top = 16 + width * (k % columns), 38 + tall * (k // columns)
+        figure.text_at(left, top, f"{k + 1}. {name}", fontweight="bold", fontsize=10.5)
+        measure = each["measure"] + " ↓" * each["lower is better"]
+        figure.text_at(left, top + 20, measure, fontsize=9.5, color=GREY)
+        axes = figure.axes_at(left, top + 42, 196, 58)
+        bars = ((each["broken"], VERMILLION, "///"), (each["fixed"], BLUE, ""))
+        longest = max(value for value, _, _ in bars) or 1
+        for row, (value, colour, hatch) in enumerate(bars):
+            part = value / longest
+            axes.barh(row, part, 0.74, color=colour, hatch=hatch, edgecolor="white")
+            look = dict(va="center", fontweight="bold", color=colour)
+            axes.text(part + 0.03, row, f"{value:.2g}", **look)
+        axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[["bottom"]].set_visible(False)
+    return figure

@@ -37,6 +37,8 @@ from vlm_lite.panels import (
     answer_table,
     ask_panel,
     controls_bars,
+    losses,
+    museum_wall,
     scoreboard,
 )
 
@@ -50,6 +52,8 @@ __all__ = [
     "joint_space",
     "loss_curve",
     "percent_table",
+    "losses",
+    "museum_wall",
     "position_similarity",
     "power_law",
     "recall_bars",

@@ -25,14 +25,7 @@ from vlm_lite.labs.llava import (
     mlp_projector,
     select_features,
 )
-from vlm_lite.labs.museum import (
-    accumulate,
-    answer_loss,
-    load_weights,
-    mean_pool,
-    position_ids,
-    split_by_picture,
-)
+from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
 from vlm_lite.labs.qformer import (
     CrossAttention,
     QFormer,
@@ -62,9 +55,7 @@ __all__ = [
     "QFormerLayer",
     "TextEncoder",
     "ViT",
-    "accumulate",
     "alone_as_together",
-    "answer_loss",
     "attention_rollout",
     "build_batch",
     "caption_recall",
@@ -78,7 +69,6 @@ __all__ = [
     "insert_image",
     "load_weights",
     "lora_linear",
-    "mean_pool",
     "mlp_projector",
     "pair_accuracy",
     "paired_interval",
@@ -92,7 +82,7 @@ __all__ = [
     "same_as_transformers",
     "same_outputs",
     "select_features",
-    "split_by_picture",
+    "split_by_image",
     "training_step",
     "type_prior",
     "vit_training_step",
