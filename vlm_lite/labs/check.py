@@ -9,9 +9,16 @@ from .clip import (
     recall_at_k,
     training_step,
 )
-from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
 from .core import progress, same_outputs
-from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
+from .evaluation import (
+    bleu,
+    caption_recall,
+    circular_and_vanilla,
+    clustered_interval,
+    pope_metrics,
+    rouge_l,
+    vqa_accuracy,
+)
 from .llava import (
     chat_text,
     conversation_labels,
@@ -33,11 +40,12 @@ __all__ = [
     "accumulate",
     "answer_loss",
     "attention_rollout",
+    "bleu",
     "caption_recall",
     "chat_text",
-    "circular_and_plain",
+    "circular_and_vanilla",
     "class_embeddings",
-    "clipped_matches",
+    "clustered_interval",
     "conversation_labels",
     "info_nce",
     "insert_image",
@@ -49,21 +57,18 @@ __all__ = [
     "mlp_projector",
     "multihead_attention",
     "pad_batch",
-    "pair_accuracy",
-    "paired_interval",
     "patchify",
-    "pope_figures",
+    "pope_metrics",
     "position_ids",
     "progress",
     "qformer_layer",
-    "rarity",
     "recall_at_k",
+    "rouge_l",
     "same_outputs",
     "select_features",
     "split_by_picture",
     "stage1_mask",
     "training_step",
-    "type_prior",
     "vit_training_step",
     "vqa_accuracy",
 ]

@@ -1,0 +1,166 @@
+"""The Shapes world as a benchmark: POPE's and MMBench's files, captions one word apart, and questions of one kind.
+
+Everything is made from the scenes and has exact answers. The same seed makes the same files.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import random
+import re
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlm_lite.data import language, scenes
+from vlm_lite.data.shapes import ANSWERS
+from vlm_lite.data.tokenizer import COLUMNS, ROWS, plural
+from vlm_lite.evals.mmbench import ROTATION
+from vlm_lite.evals.vlmevalkit import write_mmbench
+
+THING = re.compile(r"(?:(small|large) (\w+) (\w+)|handwritten \d) in the (\w+) row, (\w+) column")
+
+
+def things(description):
+    """[(name, "colour shape" or "", shape or "", row, column), ...] of a scene's description, row and column 0 to 3."""
+    found = THING.findall(description)
+    return [
+        (
+            f"the {size} {colour} {shape}" if shape else "the digit",
+            f"{colour} {shape}".strip(),
+            shape,
+            ROWS.index(row),
+            COLUMNS.index(column),
+        )
+        for size, colour, shape, row, column in found
+    ]
+
+
+def write_pope(path, captions, split, count, seed=0):
+    """Write POPE's JSON lines about the first `count` images of a captions table, and return them as dicts.
+
+    Asked is for each "colour shape" there and for as many that are absent: any ("random"), the most frequent
+    ("popular"), or those that most often come together with what is there ("adversarial").
+    """
+    present = [
+        sorted({kind for _, kind, *_ in things(t) if kind}) for t in captions["description"][:]
+    ]
+    frequent = Counter(kind for kinds in present for kind in kinds)
+    together = Counter(pair for kinds in present for pair in permutations(kinds, 2))
+    draw, lines = random.Random(seed), []
+    for image_id, kinds in zip(captions["image_id"][:count], present, strict=False):
+        rank = {
+            "random": lambda kind: 0,
+            "popular": lambda kind: -frequent[kind],
+            "adversarial": lambda kind, kinds=kinds: -sum(together[here, kind] for here in kinds),
+        }[split]
+        absent = sorted(set(frequent) - set(kinds))
+        draw.shuffle(absent)  # equals stand in no order
+        absent = sorted(absent, key=rank)[: len(kinds)]
+        for kind in (*kinds, *absent):
+            text, label = f"Is there a {kind} in the image?", "yes" if kind in kinds else "no"
+            line = {"question_id": len(lines) + 1, "image": str(image_id)}
+            lines.append({**line, "text": text, "label": label})
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return lines
+
+
+def write_choices(path, rows, image_of, each=12, seed=0):
+    """Write MMBench's TSV, all rotations of `each` questions a type, from VQA rows. image_of: image_id -> (3, H, W).
+
+    Returns {index: image_id}.
+    """
+    draw, table = random.Random(seed), []
+    for kind in sorted(ANSWERS):
+        for row in [row for row in rows if row["question_type"] == kind][:each]:
+            others = [word for word in ANSWERS[kind] if word != row["answer"]]
+            options = [row["answer"], *draw.sample(others, min(3, len(others)))]
+            draw.shuffle(options)
+            png, number = io.BytesIO(), len(table) + 1
+            Image.fromarray(image_of(row["image_id"]).permute(1, 2, 0).numpy()).save(png, "png")
+            for turn in range(len(options)):
+                turned = dict(zip("ABCD", options[turn:] + options[:turn], strict=False))
+                answer = next(letter for letter, word in turned.items() if word == row["answer"])
+                image = str(number) if turn else base64.b64encode(png.getvalue()).decode()
+                index = {"index": turn * ROTATION + number, "image_id": row["image_id"]}
+                asked = {"question": row["question"], "options": turned, "answer": answer}
+                table.append({**index, **asked, "category": kind, "image": image})
+    write_mmbench(path, table)
+    return {row["index"]: row["image_id"] for row in table}
+
+
+def one_word_apart(families, each, seed=0):
+    """Scenes in families that differ in one attribute of one thing: (images uint8 (N, 3, S, S), N captions, N kinds).
+
+    The captions of a family differ in one word, and the kind is that word's: shape, colour, size or digit ("" for the
+    scene that a family begins with).
+    """
+    found, index = [], 0
+    while len(found) < families * each:
+        scene, index = (
+            scenes.sample_scene(np.random.default_rng([seed, 9, index]), "val"),
+            index + 1,
+        )
+        changed = [
+            (dataclasses.replace(item, **{field: word}), k, "digit" if item.is_digit else field)
+            for k, item in enumerate(scene.items)
+            for field, words in (
+                [("value", range(10))]
+                if item.is_digit
+                else [("shape", scenes.SHAPES), ("colour", scenes.COLOURS), ("size", scenes.SIZES)]
+            )
+            for word in words
+            if word != getattr(item, field)
+        ]
+        if len(changed) >= each and len(scene.items) > 2:
+            order = np.random.default_rng([seed, index]).permutation(len(changed))[: each - 1]
+            items = list(scene.items)
+            family = [(scene, "")] + [
+                (scenes.Scene((*items[:k], item, *items[k + 1 :])), kind)
+                for item, k, kind in (changed[place] for place in order)
+            ]
+            texts = [
+                language.captions(each_one, np.random.default_rng([seed, index]))[0]
+                for each_one, _ in family
+            ]
+            found += [(one, text, kind) for (one, kind), text in zip(family, texts, strict=True)]
+    drawn = [scenes.render(one, np.random.default_rng(k)) for k, (one, *_) in enumerate(found)]
+    images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+    return images, [text for _, text, _ in found], [kind for *_, kind in found]
+
+
+def level_questions(captions, count, seed=0):
+    """Rows about two things in one row or column, asked above or below, left or right: the answer is always no."""
+    draw, rows = random.Random(seed), []
+    for image_id, text in zip(captions["image_id"][:], captions["description"][:], strict=True):
+        for (one, *_, row, column), (other, *_, row2, column2) in permutations(things(text), 2):
+            for level, words in (
+                (row == row2, ("above", "below")),
+                (column == column2, ("left of", "right of")),
+            ):
+                if level and one != other:
+                    asked = f"is {one} {draw.choice(words)} {other}?"
+                    rows.append(_row(image_id, text, asked, "no"))
+    return rows[:count]
+
+
+def more_questions(captions, count, seed=0):
+    """Rows of "are there more circles than squares?" and the same turned round: two counts and a comparison."""
+    draw, rows = random.Random(seed), []
+    for image_id, text in zip(captions["image_id"][:], captions["description"][:], strict=True):
+        here = [shape for _, _, shape, *_ in things(text) if shape]
+        kinds = sorted(set(here)) if len(set(here)) > 1 else scenes.SHAPES
+        for one, other in permutations(draw.sample(kinds, 2)) if len(here) > 1 else ():
+            asked = f"are there more {plural(one, 2)} than {plural(other, 2)}?"
+            right = "yes" if here.count(one) > here.count(other) else "no"
+            rows.append(_row(image_id, text, asked, right))
+    return rows[:count]
+
+
+def _row(image_id, description, question, answer):
+    row = {"image_id": image_id, "description": description}
+    return {**row, "question": question, "answer": answer}
