@@ -45,6 +45,7 @@ profile = "tiny"  # @param ["tiny"]
 # %% tags=["hide"] cellView="form"
 # @title One question under five conditions
 import json
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -54,7 +55,7 @@ import torch
 from IPython.display import display
 
 from vlm_lite import plots, recipes
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.data.language import CAPTION_PROMPT, STEPS, short_prompt
 from vlm_lite.data.scenes import COLOURS
 from vlm_lite.data.shapes import load_shapes, zero_shot_prompts, zero_shot_task
 from vlm_lite.embed import embed_images, embed_texts, tokenize
@@ -323,13 +324,14 @@ def cider(candidates, references):
 my_guess = 20  # percent
 
 first = [five[0] for five in references[:50]]  # names every object, with its quarter of the image
-parts = [text.rstrip(".").replace(" and ", ", ").split(", ") for text in first]
+colour = re.compile("|".join(COLOURS))
 kinds = {
     "true": first,
-    "true, in another order": [" and ".join(p[::-1]) for p in parts],
     "its words sorted": [" ".join(sorted(words_of(text))) for text in first],
-    "true, one object only": [p[0] for p in parts],
-    "colours wrong": [" ".join("pink" if w in COLOURS else w for w in words_of(t)) for t in first],
+    "true, one object only": [re.split(", | and ", text)[0] for text in first],
+    "one colour wrong": [
+        colour.sub(lambda m: "red" if m[0] != "red" else "blue", text, count=1) for text in first
+    ],
     "of the next image": first[1:] + first[:1],
     "the VLM's": vlm.generate(features["vlm"][:50], [CAPTION_PROMPT] * 50, max_new_tokens=48),
     "blind, one for all": vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=48) * 50,
@@ -355,12 +357,12 @@ print(f"times 100; you guessed {my_guess}; by hand = pycocoevalcap, METEOR apart
 # %% [markdown]
 # | metric | rewards | what fools it, in the table |
 # |---|---|---|
-# | BLEU-1 | words | *its words sorted* loses nothing; a true caption of the wrong image keeps most |
-# | BLEU-4 | runs of four words | *colours wrong* beats the true *one object only* |
-# | ROUGE-L | words in one order | *in another order* is as true, and loses |
-# | METEOR | recall, few chunks | *colours wrong* keeps most of it |
-# | CIDEr | telling $n$-grams | separates images best; a cut-off truth still scores below *colours wrong* |
-# | SPICE | facts | fluency: it reads only the scene graph |
+# | BLEU-1 | words | *its words sorted* loses nothing |
+# | BLEU-4 | runs of four words | *one colour wrong* is false, and beats the true *one object only* |
+# | ROUGE-L | words in one order | *blind, one for all* earns what the true *one object only* does |
+# | METEOR | recall, few chunks | *blind, one for all* beats *one object only* by far |
+# | CIDEr | telling $n$-grams | separates images best, and still prefers *one colour wrong* |
+# | SPICE | facts | fluency counts for nothing: it reads only the scene graph |
 #
 # **SPICE** (Anderson et al. 2016) parses captions into a scene graph and takes the F1 of its tuples. "A small red circle
 # above a large star": (circle), (star), (circle, small), (circle, red), (star, large), (circle, above, star). With "blue" for
@@ -372,13 +374,12 @@ print(f"times 100; you guessed {my_guess}; by hand = pycocoevalcap, METEOR apart
 
 # %%
 if full_size:
-    score = fooled.T
-    assert abs(score["its words sorted"] - score["true"])["BLEU-1"] < 1e-6
-    assert score["colours wrong"]["BLEU-4"] > score["true, one object only"]["BLEU-4"]
-    assert score["true, in another order"]["ROUGE-L"] < score["true"]["ROUGE-L"] - 0.1
-    assert score["colours wrong"]["METEOR, exact"] > 0.6 * score["true"]["METEOR, exact"]
-    assert score["colours wrong"]["CIDEr"] > score["true, one object only"]["CIDEr"]
-    assert (score["of the next image"] / score["true"]).idxmin() == "CIDEr"
+    s, short = fooled.T, fooled.T["true, one object only"]
+    assert abs(s["its words sorted"] - s["true"])["BLEU-1"] < 1e-6
+    assert (s["one colour wrong"] > 1.2 * short).all()
+    assert abs(s["blind, one for all"] - short)["ROUGE-L"] < 0.05
+    assert s["blind, one for all"]["METEOR, exact"] > short["METEOR, exact"] + 0.1
+    assert (s["of the next image"] / s["true"]).idxmin() == "CIDEr"
 
 # %% [markdown]
 # ## 4. Retrieval and zero-shot
@@ -408,7 +409,7 @@ caption_recall = check.caption_recall(caption_recall)
 
 # %% [markdown]
 # A gallery of unrelated images is easy: one object gives each away. In the **hard gallery** 30 scenes have 24 relatives each, which differ in *one
-# word* of the caption. **Predict first:** which word is read worst: shape, colour, size or digit?
+# word* of the caption. **Predict first:** which word is read worst: shape, colour, size or a digit's value?
 
 # %%
 clip, n = CLIP.from_pretrained(resolve_model("shapes-clip")), min(300, len(images))
@@ -429,10 +430,8 @@ for name, (shown, texts, owner) in galleries.items():
                 abs(mine - library[direction][k]) < 0.02
             )  # the library counts equal strings as one
             recalls.loc[f"{name}: {direction}", f"R@{k}"] = mine.item()
-hit = pd.Series(((u @ v.T).argmax(dim=1) == owner).tolist()).groupby(changed).mean()
-display(
-    recalls.map("{:.1%}".format), hit.drop("").map("{:.0%}".format).to_frame("R@1 by changed word")
-)
+hit = pd.Series(((u @ v.T).argmax(dim=1) == owner).tolist()).groupby(changed).mean().drop("")
+display(recalls.map("{:.1%}".format), hit.map("{:.0%}".format).to_frame("R@1 by changed word"))
 
 chosen, tasks = zero_shot_task(table)
 accuracy = pd.DataFrame()
@@ -441,15 +440,16 @@ for kind, (names, truth) in tasks.items():
     for way, each in prompts.items():
         right = zero_shot(clip, images[chosen], each, vlm.tokenizer) == torch.tensor(truth)
         accuracy.loc[kind, way] = right.float().mean().item()
-assert not full_size or hit.idxmin() == "digit" and recalls["R@1"].iloc[2] < 0.9
+assert not full_size or hit.idxmin() == "shape" and recalls["R@1"].iloc[2] < 0.95
 print(f"zero-shot, {len(chosen)} images of one shape")
 accuracy.map("{:.1%}".format)
 
 # %% [markdown]
-# The easy gallery is saturated, and says nothing more about this encoder. One word apart, it misses about one image in six, and nearly
-# all of that is *digits*: from a wrong digit it can hardly tell the right one. Zero-shot classification is retrieval among sentences
-# that name the classes; the ensemble of 01 averages prompts. Ties are another trap: if all similarities are equal, `topk` still
-# returns somebody. The library counts a tie as a miss.
+# Among unrelated images only R@1 has room left. One word apart, one image in thirteen misses its caption, most often over a
+# **shape**; R@5 is easy again, since few of the 24 relatives are close. Zero-shot classification is retrieval
+# among sentences that name the classes, and shape is the weak word there too. (The ensemble of [01](01_clip_infonce.ipynb)
+# averages prompts; here it changes little.) Ties are a trap: if all similarities are equal, `topk` still returns
+# somebody, so the library counts a tie as a miss.
 #
 # ## 5. Intervals: questions that share an image
 #
@@ -490,31 +490,33 @@ def interval(scores, rows):
 clustered_interval = check.clustered_interval(clustered_interval)
 
 # %% [markdown]
-# **What an unclustered interval gets wrong.** Ask every question four times: nothing new is known, and the interval halves. Questions about *level* things
-# ("is the star above the digit?" of two in one row) come in clusters, too: both ways round, of all pairs in an image.
+# **What an unclustered interval gets wrong.** Benchmarks ask about one image in several wordings. Ask 200 relation questions in three
+# wordings each: hardly anything new is learnt. How much narrower does the unclustered interval get?
 
 # %%
-level = benchmarks.level_questions(table, 300)
-level_right = torch.tensor([said == "no" for said in ask(level)]).float()
-vqa_scores = torch.tensor(vqa.vqa_scores(answers["vlm"], rows))
-cases = {"500 VQA questions": (vqa_scores, rows), "level questions": (level_right, level)}
-cases["VQA, each four times"] = vqa_scores.repeat(4), rows * 4
+relation = [row for row in every if row["question_type"] == "relation"][:200]
+wordings = ("?", " in the image?", " in the picture?")
+thrice = [
+    {**row, "question": row["question"].replace("?", end)} for row in relation for end in wordings
+]
+right = torch.tensor([a == row["answer"] for a, row in zip(ask(thrice), thrice, strict=True)])
+cases = {"500 VQA questions": (torch.tensor(vqa.vqa_scores(answers["vlm"], rows)), rows)}
+cases |= {"200 relations": (right[::3], relation), "200 relations, three wordings": (right, thrice)}
 widths = pd.DataFrame(columns=["questions", "images", "clustered", "unclustered"])
-for name, (right, asked) in cases.items():
-    _, low, high = interval(right, asked)
-    _, low1, high1 = interval(right, [{"image_id": k} for k in range(len(asked))])
+for name, (scores, asked) in cases.items():
+    _, low, high = interval(scores, asked)
+    _, low1, high1 = interval(scores, [{"image_id": k} for k in range(len(asked))])
     count = len({row["image_id"] for row in asked})
     widths.loc[name] = len(asked), count, 50 * (high - low), 50 * (high1 - low1)
-assert (
-    not full_size
-    or widths.clustered["level questions"] > 1.2 * widths.unclustered["level questions"]
-)
+ratio = (widths.clustered / widths.unclustered).iloc[-1]
+assert not full_size or ratio > 1.3 and widths.clustered.iloc[2] > 0.8 * widths.clustered.iloc[1]
+print(f"with three wordings the true interval is {ratio:.1f} times as wide as the unclustered one")
 widths.round(1)  # half widths, in points
 
 # %% [markdown]
-# Where each image has one question or two, clustering changes little. With several it decides: the unclustered interval of the level questions is
-# too narrow by about a quarter or more, and copies make it as narrow as you like. To **compare two models** pass the *differences* of their
-# scores on the same questions: a hard question is hard for both, and the interval of the difference is narrower.
+# With a question or two an image, clustering changes little. With three wordings the unclustered interval shrinks by a third, as if 600
+# independent questions had been asked; the clustered one stays. To **compare two models**, pass the *differences* of their scores on the same
+# questions: a hard question is hard for both.
 #
 # ## 6. Does it look? The controls of a score
 #
@@ -598,7 +600,7 @@ pope_metrics = check.pope_metrics(pope_metrics)
 # %%
 folder, found = Path(tempfile.mkdtemp()), pd.DataFrame()
 for split in ("random", "popular", "adversarial"):
-    lines = benchmarks.write_pope(folder / f"{split}.json", table, split, 100)
+    lines = benchmarks.write_pope(folder / f"{split}.json", table, split, 60)
     asked = [{"question": line["text"], "image_id": int(line["image"])} for line in lines]
     for name, said in {
         "yes to all": ["yes"] * len(asked),
@@ -612,15 +614,12 @@ for split in ("random", "popular", "adversarial"):
         (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, given)))
         texts, labels, _ = pope.read_pope(folder / f"{split}.json", folder / "answers.jsonl")
         mine = pope_metrics(
-            [pope.parse_answer(t) == "yes" for t in texts], [l == "yes" for l in labels]
+            [pope.parse_answer(t) == "yes" for t in texts], [each == "yes" for each in labels]
         )
         library = pope.pope_scores(texts, labels)
         assert all(math.isclose(library[key], value) for key, value in mine.items())
         found.loc[f"{split}: {name}", list(mine)] = list(mine.values())
-absent, absent_said = [
-    [x for x, line in zip(each, lines, strict=True) if line["label"] == "no"]
-    for each in (asked, said)
-]
+absent = [row for row, line in zip(asked, lines, strict=True) if line["label"] == "no"]
 print(lines[0])
 (100 * found).round(1)
 
@@ -709,22 +708,14 @@ pd.DataFrame({t: [mmbench.extract_letter(t, options)] for t in texts}, index=["r
 # language model was never trained on), **hallucination** (POPE's absent adversarial things).
 
 # %%
-of_type = {
-    kind: [row for row in every if row["question_type"] == kind][:200]
-    for kind in ("count", "digit", "relation")
-}
-for row, kind in zip(absent, absent_said, strict=True):
+counting, digits = (
+    [row for row in every if row["question_type"] == kind][:200] for kind in ("count", "digit")
+)
+for row in absent:
     row.update(answer="no", description=table["description"][number[row["image_id"]]])
-sets = {
-    "counting": of_type["count"],
-    "text: digit": of_type["digit"],
-    "relation": of_type["relation"],
-}
-sets |= {
-    "relation: level": level,
-    "reasoning": benchmarks.more_questions(table, 200),
-    "hallucination": absent,
-}
+sets = {"counting": counting, "text: digit": digits, "relation": relation}
+sets |= {"relation: level": benchmarks.level_questions(table, 300)}
+sets |= {"reasoning": benchmarks.more_questions(table, 200), "hallucination": absent}
 findings, wrong = pd.DataFrame(), {}
 for kind, asked in sets.items():
     said, told = ask(asked), ask(asked, "oracle")
@@ -746,3 +737,81 @@ titles = [f"{row['question']} {said}, right {row['answer']}" for _, row, said in
 plots.show_images(
     [images[number[row["image_id"]]] for _, row, _ in three], titles, columns=6, size=120
 )
+
+# %% [markdown]
+# **Predict first:** the language model has read relations worked out in steps ("the star is in the top row. ..."). Does the prompt "think step by
+# step" help?
+
+# %%
+chains, right = pd.DataFrame(columns=["right %", "low", "high"]), {}
+for name, asked in {"relation": relation, "level": sets["relation: level"][:200]}.items():
+    texts = {"at once": ask(asked), "in steps": ask(asked, suffix=f" {STEPS}", words=48)}
+    for way, said in texts.items():
+        last = [([""] + re.findall("yes|no", text))[-1] for text in said]
+        hits = [float(a == row["answer"]) for a, row in zip(last, asked, strict=True)]
+        right[way, name] = torch.tensor(hits)
+        chains.loc[f"{name}: {way}"] = interval(right[way, name], asked)
+    gain = right["in steps", name] - right["at once", name]
+    chains.loc[f"{name}: difference"] = interval(gain, asked)
+    print(f"{asked[0]['question']} {texts['in steps'][0]} (right: {asked[0]['answer']})")
+few = [k for k, row in enumerate(relation) if benchmarks.is_level(row)]
+eight = [int(right[way, "relation"][few].sum()) for way in ("at once", "in steps")]
+print(
+    f"level things among the {len(relation)} relations: {len(few)}; right at once {eight[0]}, in steps {eight[1]}"
+)
+if full_size:
+    assert (len(few), eight[0]) == (8, 0) and chains.low["level: difference"] > 0.1
+    assert chains.low["relation: difference"] < 0 < chains.high["relation: difference"]
+    low, high, told = (findings[name] for name in ("low", "high", "oracle %"))
+    assert low["relation: level"] < 50 < high["relation: level"] and told["relation: level"] < 60
+    assert max(high["reasoning"], told["reasoning"]) < findings["constant %"]["reasoning"]
+    assert (
+        low[["counting", "text: digit"]].min() > 90
+        and told["hallucination"] < high["hallucination"]
+    )
+(100 * chains).round(1)
+
+# %% [markdown]
+# **What the five kinds say**
+#
+# - **Counting** and **text** hold: above 90% with their intervals, and near the oracle. There are at most four shapes, and one digit.
+# - **Relation** looks fair at 80%, and hides a hole. Of the level pairs among the 200, the model gets **eight of eight wrong**: it
+#   says that level things are above, or left of, each other. Eight of a selected kind are few (0 of 8: anything up to 37%), so we made 300
+#   more: one in two is right, a coin. The oracle does no better with the scene in words: the language model fails here, not the image encoder.
+# - **Step by step** doesn't help over all relations: the interval of the difference includes 0. On level things it helps by some 25 points: the
+#   rows are written down before they are compared.
+# - **Reasoning**: below the constant "no", and the oracle too. The language model cannot compare two counts, with
+#   or without an image; no connector will repair that.
+# - **Hallucination**: it says yes to one absent thing in five whose colour and shape are both in the image, on other objects. The oracle does
+#   hardly better: much of the *binding* error is the language model's as well.
+#
+# A failure is a finding when its oracle tells *which part* fails, and its count is large enough to repeat.
+#
+# ## What you showed
+#
+# - Seven metrics by hand equal the official code, and each is fooled by a caption, a prompt or a habit that you can name.
+# - This model looks: it is ahead of each control, and answers complementary pairs that no blind model can.
+# - Its mean of over 90% hides a coin toss (level things) and a task it cannot do (comparing counts).
+#
+# ## What this does not show
+#
+# - Anything about photographs: [05t](05t_photographs.ipynb) runs SmolVLM2's architecture here, and asks its real weights on the hub.
+# - That 92% is good: Shapes has a small vocabulary, and 500 questions.
+# - SPICE and the official METEOR, which need Java: `vlm-lite eval captions`.
+#
+# ## Check yourself
+#
+# - [ ] I can say what two and three matches of ten earn, and when "Yes" is wrong.
+# - [ ] I know which caption metric a fluent sentence fools most, and which row beside it would tell.
+# - [ ] I resample images, not questions, and compare two models on the same questions.
+# - [ ] I look at the yes ratio before $F_1$, and at CircularEval before VanillaEval.
+#
+# ## To answer in words
+#
+# 1. A paper reports 5 points more on VQA v2 than yours, with the same model. Name three reasons that are not the model.
+# 2. Shuffled images score *above* blind. What may the model have learnt, and which control would tell?
+#
+# ## Where next
+#
+# [06](06_bug_museum.ipynb) shows bugs that a score hides. For a model of yours, go on with
+# [evaluate your own model](../docs/evaluating.md); `vlm-lite eval` has every metric of this page.

@@ -96,8 +96,8 @@ def write_choices(path, rows, image_of, each=12, seed=0):
 def one_word_apart(families, each, seed=0):
     """Scenes in families that differ in one attribute of one thing: (images uint8 (N, 3, S, S), N captions, N kinds).
 
-    The captions of a family differ in one word, and the kind is that word's: shape, colour, size or digit ("" for the
-    scene that a family begins with).
+    The captions of a family differ in one word, and the kind is that word's: shape, colour, size or value (a digit's);
+    "" for the scene that a family begins with.
     """
     found, index = [], 0
     while len(found) < families * each:
@@ -106,7 +106,7 @@ def one_word_apart(families, each, seed=0):
             index + 1,
         )
         changed = [
-            (dataclasses.replace(item, **{field: word}), k, "digit" if item.is_digit else field)
+            (dataclasses.replace(item, **{field: word}, glyph=-1), k, field)
             for k, item in enumerate(scene.items)
             for field, words in (
                 [("value", range(10))]
@@ -146,6 +146,21 @@ def level_questions(captions, count, seed=0):
                     asked = f"is {one} {draw.choice(words)} {other}?"
                     rows.append(_row(image_id, text, asked, "no"))
     return rows[:count]
+
+
+def is_level(row):
+    """Whether a relation question is about two things in one row (above, below) or column (left of, right of)."""
+    found = re.match(r"is (.+?) (left of|right of|above|below) (.+)\?", row["question"])
+    axis = 3 if found[2] in ("above", "below") else 4
+    one, other = (
+        next(
+            thing[axis]
+            for thing in things(row["description"])
+            if set(name.split()) - {"the", "shape"} <= set(thing[0].split())
+        )
+        for name in found.group(1, 3)
+    )
+    return one == other
 
 
 def more_questions(captions, count, seed=0):
