@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 from vlm_lite.data import language, scenes
+from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import COLUMNS, ROWS, plural
-from vlm_lite.evals.mmbench import ROTATION
+from vlm_lite.evals.controls import shuffle_patches
+from vlm_lite.evals.mmbench import ROTATION, read_mmbench
 from vlm_lite.evals.vlmevalkit import write_mmbench
 
 THING = re.compile(r"(?:(small|large) (\w+) (\w+)|handwritten \d) in the (\w+) row, (\w+) column")
@@ -40,8 +42,64 @@ def things(description):
     ]
 
 
+class Asker:
+    """A VLM of the Shapes world and the images of a captions table: asked with them, and under the controls.
+
+    vlm: has `vision` and generate(features or None, prompts, max_new_tokens=...). Every row of questions needs
+    "question" and "image_id"; "description" for the oracle, "answer" for `right`.
+    """
+
+    def __init__(self, vlm, captions, encode):
+        """encode: uint8 images (N, 3, S, S) -> features (N, T, D)."""
+        self.vlm, (self.images, self.ids) = vlm, image_tensor(captions)
+        self.number = {image_id: k for k, image_id in enumerate(self.ids)}
+        self.seen = controlled(self.images)
+        self.features = {name: encode(each).float() for name, each in self.seen.items()}
+
+    def __call__(self, rows, condition="vlm", suffix="", words=4):
+        """Texts, one a row. condition: one of `seen`; "blind", no image; "oracle", the scene in words instead."""
+        prompts = [language.short_prompt(row["question"] + suffix) for row in rows]
+        if condition == "oracle":
+            prompts = [f"{row['description']} {p}" for row, p in zip(rows, prompts, strict=True)]
+        at = [self.number[row["image_id"]] for row in rows]
+        prefix = self.features[condition][at] if condition in self.features else None
+        return self.vlm.generate(prefix, prompts, max_new_tokens=words)
+
+    def right(self, rows, condition="vlm"):
+        """Whether each answer is the row's, exactly: float tensor (Q,)."""
+        pairs = zip(self(rows, condition), rows, strict=True)
+        return torch.tensor([float(said == row["answer"]) for said, row in pairs])
+
+    def image(self, image_id):
+        """The image (3, S, S) of an id."""
+        return self.images[self.number[image_id]]
+
+
+def controlled(images):
+    """{condition: images (N, 3, S, S)}: the images, empty ones, each one's neighbour, and each with its patches in disorder."""
+    dark = torch.tensor(scenes.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand_as(images)
+    others = {"blank": dark, "shuffled": images.roll(1, dims=0)}
+    return {"vlm": images, **others, "patch-shuffled": shuffle_patches(images, scenes.CELL)}
+
+
+def fooling_captions(references):
+    """For N images with five captions each, N captions of each kind that says less, or something else, than the first."""
+    first, colour = [five[0] for five in references], re.compile("|".join(scenes.COLOURS))
+    words = [sorted(re.findall(r"\w+", text)) for text in first]
+    swapped = [
+        colour.sub(lambda m: "red" if m[0] != "red" else "blue", text, count=1) for text in first
+    ]
+    return {
+        "true": first,
+        "its words sorted": [" ".join(each) for each in words],
+        "true, one object only": [re.split(", | and ", text)[0] for text in first],
+        "one colour wrong": swapped,
+        "of the next image": first[1:] + first[:1],
+    }
+
+
 def write_pope(path, captions, split, count, seed=0):
-    """Write POPE's JSON lines about the first `count` images of a captions table, and return them as dicts.
+    """Write POPE's JSON lines about the first `count` images of a captions table, and return the questions.
 
     Asked is for each "colour shape" there and for as many that are absent: any ("random"), the most frequent
     ("popular"), or those that most often come together with what is there ("adversarial").
@@ -51,8 +109,9 @@ def write_pope(path, captions, split, count, seed=0):
     ]
     frequent = Counter(kind for kinds in present for kind in kinds)
     together = Counter(pair for kinds in present for pair in permutations(kinds, 2))
-    draw, lines = random.Random(seed), []
-    for image_id, kinds in zip(captions["image_id"][:count], present, strict=False):
+    draw, lines, rows = random.Random(seed), [], []
+    pairs = zip(present, captions["description"][:], strict=True)
+    for image_id, (kinds, description) in zip(captions["image_id"][:count], pairs, strict=False):
         rank = {
             "random": lambda kind: 0,
             "popular": lambda kind: -frequent[kind],
@@ -65,14 +124,15 @@ def write_pope(path, captions, split, count, seed=0):
             text, label = f"Is there a {kind} in the image?", "yes" if kind in kinds else "no"
             line = {"question_id": len(lines) + 1, "image": str(image_id)}
             lines.append({**line, "text": text, "label": label})
+            rows.append(_row(image_id, description, text, label))
     path.write_text("\n".join(map(json.dumps, lines)))
-    return lines
+    return rows
 
 
 def write_choices(path, rows, image_of, each=12, seed=0):
     """Write MMBench's TSV, all rotations of `each` questions a type, from VQA rows. image_of: image_id -> (3, H, W).
 
-    Returns {index: image_id}.
+    Returns the sheet as the reader of MMBench's file gives it, and its rows as one asks them, with options and image_id.
     """
     draw, table = random.Random(seed), []
     for kind in sorted(ANSWERS):
@@ -90,7 +150,12 @@ def write_choices(path, rows, image_of, each=12, seed=0):
                 asked = {"question": row["question"], "options": turned, "answer": answer}
                 table.append({**index, **asked, "category": kind, "image": image})
     write_mmbench(path, table)
-    return {row["index"]: row["image_id"] for row in table}
+    sheet, owner = read_mmbench(path), {row["index"]: row["image_id"] for row in table}
+    asked = []
+    for row in sheet:
+        listed = " ".join(f"{letter}. {word}" for letter, word in row["options"].items())
+        asked.append({"question": f"{row['question']} {listed}", "image_id": owner[row["index"]]})
+    return sheet, asked
 
 
 def one_word_apart(families, each, seed=0):

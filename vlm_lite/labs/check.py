@@ -12,7 +12,6 @@ from .clip import (
 from .core import progress, same_outputs
 from .evaluation import (
     bleu,
-    caption_recall,
     circular_and_vanilla,
     clustered_interval,
     pope_metrics,
@@ -41,7 +40,6 @@ __all__ = [
     "answer_loss",
     "attention_rollout",
     "bleu",
-    "caption_recall",
     "chat_text",
     "circular_and_vanilla",
     "class_embeddings",

@@ -1,4 +1,4 @@
-"""The checks of notebook 05: VQA accuracy, BLEU, ROUGE-L, recall both ways, a clustered interval, POPE, CircularEval.
+"""The checks of notebook 05: VQA accuracy, BLEU, ROUGE-L, a clustered interval, POPE, CircularEval.
 
 Each check first sees whether the learner's result is right on fresh inputs; if not, whether it equals what a known
 mistake would give on the same inputs. The references are the notebook's own, from `lessons.evaluation`.
@@ -193,77 +193,6 @@ def rouge_l(learner):
         )
         or f"yours is {found:.3f}, expected {right:.3f}"
     )
-
-
-@exercise(lesson.caption_recall)
-def caption_recall(learner):
-    """Nine images with two captions each, in random order, and a random similarity; Recall@3 both ways."""
-    N, k = 9, 3
-    while True:  # a draw on which the mistakes differ from the right answer and from each other
-        image_of = torch.arange(N).repeat(2)[torch.randperm(2 * N)]
-        similarity = torch.randn(N, 2 * N)
-        mine = image_of == torch.arange(N)[:, None]  # (N, M)
-        similarity[mine] += 1.0
-        right = lesson.caption_recall(similarity, image_of, k)
-        mistakes = _recall_mistakes(similarity, image_of, mine, k)
-        values = [tuple(map(float, v)) for many in mistakes.values() for v in many]
-        if len({*values, tuple(map(float, right))}) == len(values) + 1 and right[0] != right[1]:
-            break
-    found = learner(similarity.clone(), image_of.clone(), k)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        return "return two numbers: from images to captions, and from captions to images"
-    found = torch.stack([torch.as_tensor(value).double() for value in found])
-    right = torch.stack(right).double()
-    if found.shape == (2,) and close(found, right):
-        return None
-    return explain(
-        found,
-        {
-            said: [torch.tensor([float(a), float(b)]) for a, b in many]
-            for said, many in mistakes.items()
-        },
-    ) or (
-        f"yours is {found.tolist()}, expected {right.tolist()}. Look at each direction alone: a image is a hit where "
-        "*any* of its captions is among its k nearest; a caption, where its image is"
-    )
-
-
-def _recall_mistakes(similarity, image_of, mine, k):
-    N, M = similarity.shape
-    to_text, to_image = lesson.caption_recall(similarity, image_of, k)
-    rank_of_text = similarity.argsort(dim=1, descending=True).argsort(
-        dim=1
-    )  # (N, M) rank of each caption
-    rank_of_image = similarity.argsort(dim=0, descending=True).argsort(dim=0)
-    hits = mine & (rank_of_text < k)  # (N, M)
-    first = torch.tensor([(image_of == n).nonzero()[0, 0] for n in range(N)])
-    more, fewer = (
-        lesson.caption_recall(similarity, image_of, k + 1),
-        lesson.caption_recall(similarity, image_of, k - 1),
-    )
-    return {
-        "the two directions are exchanged: images to captions comes first": [(to_image, to_text)],
-        "from images to captions *one* of a image's captions is enough; you want all of them": [
-            ((hits.sum(1) == mine.sum(1)).float().mean(), to_image)
-        ],
-        "from images to captions you count captions: a image is one query, a hit or not": [
-            (hits.sum() / M, to_image),
-            (hits.sum() / (N * k), to_image),
-        ],
-        "only the first caption of each image may be the hit: any of them will do": [
-            (hits[torch.arange(N), first].float().mean(), to_image)
-        ],
-        "caption j is taken to belong to image j: the captions' images stand in image_of": [
-            (
-                (rank_of_text[torch.arange(N), torch.arange(N)] < k).float().mean(),
-                (rank_of_image[torch.arange(N), torch.arange(N)] < k).float().mean(),
-            )
-        ],
-        "you look at k + 1 candidates, one too many: ranks are counted from 0, so a rank below k": [
-            more
-        ],
-        "you look at the nearest k - 1 only": [fewer],
-    }
 
 
 @exercise(lesson.clustered_interval)
