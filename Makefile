@@ -53,7 +53,7 @@ notebooks: $(READY)  ## run again and save what is stale, rewrite headers, badge
 soak: $(READY) $(GRADE_READY)  ## the tests that take long
 	VLM_LITE_PROFILE=tiny $(PY) -m pytest -m soak --timeout=0 -rP tests
 
-bench: $(READY)  ## time the parts on this machine; docs/bench.json and docs/benchmarks.md (PARTS="race towers")
+bench: $(READY)  ## time the parts on this machine; docs/bench.json and docs/benchmarks.md (PARTS="models answers")
 	@$(PY) tools/bench.py $(PARTS)
 
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
