@@ -41,7 +41,6 @@ profile = "tiny"  # @param ["tiny"]
 
 # %%
 import re
-from functools import partial
 
 import pandas as pd
 import torch
@@ -59,7 +58,7 @@ from vlm_lite.profiles import resolve_model
 
 vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
 table, questions = shapes.load_shapes("val", profile.val_images, progress=False)
-ask = benchmarks.Asker(vlm, table, partial(recipes.picture_features, vlm.vision, progress=False))
+ask = benchmarks.Asker(vlm, table, recipes.picture_features)
 full_size = profile.name != "smoke"  # what the text says of results holds at full size
 
 
@@ -130,7 +129,7 @@ print(f"{len(chosen)} images of one shape")
 
 # %%
 every = questions.remove_columns("image").to_list()
-relation = [row for row in every if row["question_type"] == "relation"][:200]
+relation = benchmarks.of_type(every, "relation", 200)
 chains, hits = pd.DataFrame(columns=["right", "low", "high"]), {}
 for name, asked in {"relation": relation, "level": benchmarks.level_questions(table, 200)}.items():
     texts = {"at once": ask(asked), "in steps": ask(asked, suffix=f" {language.STEPS}", words=48)}

@@ -50,11 +50,14 @@ class Asker:
     """
 
     def __init__(self, vlm, captions, encode):
-        """encode: uint8 images (N, 3, S, S) -> features (N, T, D)."""
+        """encode: vision model, uint8 images (N, 3, S, S) -> features (N, T, D); recipes.picture_features."""
         self.vlm, (self.images, self.ids) = vlm, image_tensor(captions)
         self.number = {image_id: k for k, image_id in enumerate(self.ids)}
         self.seen = controlled(self.images)
-        self.features = {name: encode(each).float() for name, each in self.seen.items()}
+        self.features = {
+            name: encode(vlm.vision, each, progress=False).float()
+            for name, each in self.seen.items()
+        }
 
     def __call__(self, rows, condition="vlm", suffix="", words=4):
         """Texts, one a row. condition: one of `seen`; "blind", no image; "oracle", the scene in words instead."""
@@ -94,7 +97,7 @@ def fooling_captions(references):
         "its words sorted": [" ".join(each) for each in words],
         "true, one object only": [re.split(", | and ", text)[0] for text in first],
         "one colour wrong": swapped,
-        "of the next image": first[1:] + first[:1],
+        "of the next": first[1:] + first[:1],
     }
 
 
@@ -125,6 +128,7 @@ def write_pope(path, captions, split, count, seed=0):
             line = {"question_id": len(lines) + 1, "image": str(image_id)}
             lines.append({**line, "text": text, "label": label})
             rows.append(_row(image_id, description, text, label))
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(map(json.dumps, lines)))
     return rows
 
@@ -136,7 +140,7 @@ def write_choices(path, rows, image_of, each=12, seed=0):
     """
     draw, table = random.Random(seed), []
     for kind in sorted(ANSWERS):
-        for row in [row for row in rows if row["question_type"] == kind][:each]:
+        for row in of_type(rows, kind, each):
             others = [word for word in ANSWERS[kind] if word != row["answer"]]
             options = [row["answer"], *draw.sample(others, min(3, len(others)))]
             draw.shuffle(options)
@@ -196,6 +200,16 @@ def one_word_apart(families, each, seed=0):
     drawn = [scenes.render(one, np.random.default_rng(k)) for k, (one, *_) in enumerate(found)]
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
     return images, [text for _, text, _ in found], [kind for *_, kind in found]
+
+
+def of_type(rows, kind, count):
+    """The first `count` rows whose question_type is `kind`."""
+    return [row for row in rows if row["question_type"] == kind][:count]
+
+
+def reworded(rows, ends):
+    """Each row once for each of `ends`, which takes the place of its question mark."""
+    return [{**row, "question": row["question"].replace("?", e)} for row in rows for e in ends]
 
 
 def level_questions(captions, count, seed=0):
