@@ -51,8 +51,7 @@ def rouge_l(candidate, references):
     return 2.44 * precision * recall / (recall + 1.44 * precision) if precision else 0.0
 
 
-def words_of(text):
-    """Lower case, ASCII punctuation dropped, cut at spaces (the official tokeniser, PTB, runs on Java)."""
+def words_of(text):  # the official tokeniser, PTB, runs on Java
     return text.lower().translate(str.maketrans("", "", string.punctuation)).split()
 
 
@@ -61,10 +60,9 @@ def meteor_alignment(candidate, reference, beam=40):
     states = [(0, 0, -9, 0)]  # matches, minus chunks, the last word matched, those used (as bits)
     for word in candidate:
         after = {(m, k, -9, used) for m, k, _, used in states}
-        for m, k, last, used in states:
-            for j, other in enumerate(reference):
-                if other == word and not used >> j & 1:
-                    after.add((m + 1, k - (j != last + 1), j, used | 1 << j))
+        for j in (j for j, other in enumerate(reference) if other == word):
+            free = [state for state in states if not state[3] >> j & 1]
+            after |= {(m + 1, k - (j != i + 1), j, used | 1 << j) for m, k, i, used in free}
         states = sorted(after, reverse=True)[:beam]
     return states[0][0], -states[0][1]
 
@@ -89,21 +87,12 @@ def cider(candidates, references):
             return {g: k * math.log(N / max(1, have[g])) for g, k in ngrams(words, n).items()}
 
         for c, refs in zip(candidates, references, strict=True):
-            a = vector(c)
             for r in refs:
-                b, apart = vector(r), math.exp(-((len(c) - len(r)) ** 2) / 72)
+                a, b, apart = vector(c), vector(r), math.exp(-((len(c) - len(r)) ** 2) / 72)
                 dot = sum(min(a[g], b[g]) * b[g] for g in a.keys() & b.keys())
                 norms = math.hypot(*a.values()) * math.hypot(*b.values())
                 total += dot / max(norms, 1e-12) * apart / len(refs)
     return 10 * total / 4 / N
-
-
-def caption_recall(similarity, image_of, k):
-    """similarity (N, M), image_of (M,) -> Recall@k from images to captions, and from captions to images."""
-    found = image_of[similarity.topk(k, dim=1).indices]  # (N, k) images
-    to_text = (found == torch.arange(len(similarity))[:, None]).any(dim=1).float().mean()
-    found = similarity.topk(k, dim=0).indices  # (k, M) images
-    return to_text, (found == image_of).any(dim=0).float().mean()
 
 
 def clustered_interval(scores, clusters, draws):
@@ -119,8 +108,7 @@ def interval(scores, rows):
     clusters = torch.tensor([row["image_id"] for row in rows]).unique(return_inverse=True)[1]
     C = int(clusters.max()) + 1
     draws = torch.randint(C, (2000, C), generator=torch.Generator().manual_seed(0))
-    low, high = clustered_interval(scores, clusters, draws)
-    return scores.float().mean().item(), float(low), float(high)
+    return scores.float().mean().item(), *map(float, clustered_interval(scores, clusters, draws))
 
 
 def pope_metrics(said, labels):
