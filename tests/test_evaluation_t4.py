@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ def names(**more):
         "random": random,
         "re": re,
         "Path": Path,
+        "time": time,
         "torch": torch,
         "pope_scores": pope_scores,
         **more,
