@@ -7,9 +7,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, PreTrainedTokenizerFast
-from vlm_lite.lessons.vlm import VLM
 
 from vlm_lite.files import UserError
+from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.text import FAMILIES, context_length, load_language_model
 
 SIZES = {
