@@ -288,6 +288,18 @@ def test_predictions_for_questions_outside_the_sample_are_not_unknown():
         match_predictions(rows, [*SAID.items(), (77, "A")], **named)
 
 
+def test_predictions_that_bring_another_question_are_of_another_file(tsv, tmp_path):
+    """DEV_EN and DEV_CN, say, share their indices: what is told by the index alone would be scored."""
+    rows = read_mmbench(tsv([cells(1), cells(2)]))
+    file = tmp_path / "p.tsv"
+    file.write_text(
+        'index\tquestion\tprediction\n1\t"Hint.\nWHAT is it,  a ""cat""? A B"\tA\n2\tWhy?\tB\n'
+    )
+    with pytest.raises(UserError, match="p.tsv, line 4.*'Why\\?'.*index 2"):
+        read_predictions(file, rows)
+    assert read_predictions(file, rows[:1]) == read_predictions(file) == [(1, "A"), (2, "B")]
+
+
 # ---------------------------------------------------------------- files
 
 
