@@ -1,4 +1,4 @@
-"""The figures that are tables of pictures and words, one question with its answers, and those of a single study.
+"""The figures that are tables of images and words, one question with its answers, and those of a single study.
 
 `plots` offers them with all others; they stand apart so that each module is read in one sitting.
 """
@@ -23,7 +23,7 @@ from vlm_lite.figures import (
 
 
 def _table(images, header, rows, widths, label, side=84):
-    """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
+    """Images at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
     gap = 12
     lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
     head = 40 + LINE * max(text.count("\n") for text in header)
@@ -61,7 +61,7 @@ def caption_table(
     *,
     names=("before training", "after training", "a human's words"),
 ):
-    """Pictures with what the model said before and after training, beside a reference caption. N of each."""
+    """Images with what the model said before and after training, beside a reference caption. N of each."""
     rows = [
         [(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
         for b, a, r in zip(before, after, reference, strict=True)
@@ -71,7 +71,7 @@ def caption_table(
 
 @styled
 def answer_table(images, columns, *, widths=None, label="answers"):
-    """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
+    """Images with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
     last = len(columns) - 1
     rows = [
         [
@@ -85,7 +85,7 @@ def answer_table(images, columns, *, widths=None, label="answers"):
 
 @styled
 def scoreboard(images, questions, answers, given, *, correct=None):
-    """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
+    """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
 
     answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
     without regard to case.
@@ -173,10 +173,10 @@ def controls_bars(board, *, guess=None, title=""):
 
 @styled
 def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
-    """VQA accuracy against the number of vectors that reach the brain, a line a connector; apart, tuned brains.
+    """VQA accuracy against the number of prefix vectors, a line a connector; apart, tuned language models.
 
     families: {"Q-Former": {8: (mean, low, high)}, ...} and brains: {"frozen": (mean, low, high, blind), ...}, in
-    percent, low and high over the seeds. blind, oracle: of the frozen brain. live: (vectors, percent) of this run.
+    percent, low and high over the seeds. blind, oracle: of the frozen language model. live: (vectors, percent) of this run.
     """
     figure = Figure(
         width=720, height=360, label=title or "VQA accuracy by connector", layout="constrained"
@@ -197,9 +197,9 @@ def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
     left.set(
         xticks=counts,
         xticklabels=counts,
-        xlabel="vectors that reach the brain",
+        xlabel="prefix vectors",
         ylabel="VQA accuracy (%)",
-        title=title or "Which nerve, and how wide?",
+        title=title or "Which connector, how many vectors?",
     )
     left.minorticks_off()
     if live is not None:
@@ -233,7 +233,7 @@ def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
         xticks=range(len(brains)),
         xticklabels=list(brains),
         xlim=(-0.6, len(brains) - 0.4),
-        title="The brain tuned too",
+        title="LM tuned too",
     )
     right.grid(axis="x", visible=False)
     left.axhline(blind, color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
@@ -245,10 +245,10 @@ def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
 
 @styled
 def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
-    """One question about one picture: the picture, the question, and the probabilities of the likeliest answers.
+    """One question about one image: the image, the question, and the probabilities of the likeliest answers.
 
-    image: a picture, or None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
-    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no picture, a
+    image: None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no image, a
     dashed line. The size of the figure never varies (frames of an animation).
     """
     side, width, height = 236, 720, 286

@@ -92,7 +92,7 @@ def show_images(images, titles=None, columns=5, size=144):
     figure = Figure(
         width=columns * (size + gap) + gap,
         height=len(rows) * (size + gap) + sum(depths) + gap,
-        label=f"{len(images)} pictures",
+        label=f"{len(images)} images",
         facecolor=NIGHT,
     )
     top = gap
@@ -184,9 +184,9 @@ def similarity_matrix(
     names=("before", "after"),
     label="cosine similarity",
 ):
-    """Two heat maps (N, N) side by side on one colour scale: row i is picture i, column j is caption j.
+    """Two heat maps (N, N) side by side on one colour scale: row i is image i, column j is caption j.
 
-    images: N pictures, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
+    images: N, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
     """
     maps = [array(before), array(after)]
     count = len(maps[0])
