@@ -135,7 +135,7 @@ table
 # The question becomes the **prompt** `question: ... answer:`. In front of its tokens stand the connector's vectors, the
 # **prefix**. The language model gives each token $w$ of its vocabulary a probability of coming next:
 #
-# $$ p(w \mid x, \text{prompt}) = \mathrm{softmax}\big(\mathrm{LM}(\,[\,\mathrm{connector}(\mathrm{encoder}(x))\,;\
+# $$ p(w \mid x, \text{prompt}) = \mathrm{softmax}\big(\mathrm{LM}(\,[\,\mathrm{connector}(\mathrm{encoder}(x))\,;
 # \mathrm{embed}(\text{prompt})\,]\,)\big)_w $$
 
 # %%

@@ -392,7 +392,7 @@ pd.DataFrame({"R@1": recall, "test fails": {way: fails(test, way) for way in way
 # comparison with the reference processor finds all five.
 #
 # **Initialisation taken for knowledge.** A figure of position embeddings looks structured, and the caption says "learnt". We train
-# two ViTs for sixty steps on [02](02_vit.ipynb)'s task and compare each table with **its own start**. From N(0, 1) it hardly
+# two ViTs for sixty steps on [02](02_vit.ipynb)'s task and compare each table with **its own start**. From $\mathcal{N}(0, 1)$ it hardly
 # moves: the figure would show the random numbers that it began with. (The shipped encoder began so, too; notebook 00 says so.)
 # *Fix:* start small, at 0.02, before you show a table as learnt. *Test:* the table has left its start.
 

@@ -4,6 +4,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,8 @@ from PIL import Image
 from vlm_lite import diagrams, figures, plots
 from vlm_lite.data.scenes import render, sample_scene
 from vlm_lite.lessons import vit
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import resolve_model
 from vlm_lite.train import History
 
 RNG = np.random.default_rng(3)
@@ -74,6 +77,15 @@ FIGURES = {
     "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
     "vision_transformer": lambda: diagrams.vision_transformer(vit.ViT(), IMAGES[0], vit.CLASSES),
+    "vision_language_model": lambda: diagrams.vision_language_model(
+        VLM.from_pretrained(resolve_model("shapes-vlm")), IMAGES[0], "question: is it?", "yes"
+    ),
+    "losses": lambda: plots.losses({"A": LOSSES, "B": LOSSES[::2]}, "Which?"),
+    "museum_wall": lambda: plots.museum_wall(
+        pd.DataFrame(
+            {"measure": "R@1", "broken": [0, 0.5], "fixed": [0, 0.1], "lower is better": [0, 1]}
+        )
+    ),
     "position_similarity": lambda: plots.position_similarity(
         {"at the start": torch.randn(1, 17, 8), "trained": torch.randn(1, 17, 8)}
     ),
@@ -114,6 +126,7 @@ LABELS = {
     "power_law": {"steps", "images", "error"},
     "gain_bars": {"VQA accuracy (%)"},
     "by_type_bars": {"VQA accuracy (%)"},
+    "losses": {"training step", "loss (nats)"},
     "ask_panel": {"probability of the answer (%)"},
 }  # the others are pictures and tables
 
@@ -232,7 +245,7 @@ def test_a_notebook_gets_one_picture_under_the_limit_even_of_photographs(monkeyp
         RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)
     )  # the hardest photographs
     plots.show_images(noise, columns=3)._ipython_display_()
-    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 pictures>"
+    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 images>"
     assert len(shown[0]["image/jpeg"]) < 100_000
     assert (
         Image.open(io.BytesIO(shown[0]["image/jpeg"])).size

@@ -1,4 +1,4 @@
-"""The figures that are tables of pictures and words, one question with its answers, and those of a single study.
+"""The figures that are tables of images and words, one question with its answers, and those of a single study.
 
 `plots` offers them with all others; they stand apart so that each module is read in one sitting.
 """
@@ -23,7 +23,7 @@ from vlm_lite.figures import (
 
 
 def _table(images, header, rows, widths, label, side=84):
-    """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
+    """Images at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
     gap = 12
     lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
     head = 40 + LINE * max(text.count("\n") for text in header)
@@ -54,7 +54,7 @@ def _table(images, header, rows, widths, label, side=84):
 
 @styled
 def answer_table(images, columns, *, widths=None, label="answers"):
-    """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
+    """Images with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
     last = len(columns) - 1
     rows = [
         [
@@ -68,7 +68,7 @@ def answer_table(images, columns, *, widths=None, label="answers"):
 
 @styled
 def scoreboard(images, questions, answers, given, *, correct=None):
-    """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
+    """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
 
     answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
     without regard to case.
@@ -156,10 +156,10 @@ def controls_bars(board, *, guess=None, title=""):
 
 @styled
 def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
-    """One question about one picture: the picture, the question, and the probabilities of the likeliest answers.
+    """One question about one image: the image, the question, and the probabilities of the likeliest answers.
 
-    image: a picture, or None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
-    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no picture, a
+    image: None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no image, a
     dashed line. The size of the figure never varies (frames of an animation).
     """
     side, width, height = 236, 720, 286

@@ -92,7 +92,7 @@ def show_images(images, titles=None, columns=5, size=144):
     figure = Figure(
         width=columns * (size + gap) + gap,
         height=len(rows) * (size + gap) + sum(depths) + gap,
-        label=f"{len(images)} pictures",
+        label=f"{len(images)} images",
         facecolor=NIGHT,
     )
     top = gap
