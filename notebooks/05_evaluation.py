@@ -16,7 +16,7 @@
 #     builds: each metric of the field by hand, the controls beside it, and a model's failures as findings
 #     lesson: evaluation
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: d36d577e611421e2a6a51c4ecbbc17e0cb66142e8161567b7c1fdb9b65f76a28
+#     outputs_of: 30ca6a5ebc3bac74400f99fa338f3bb53baebded6de53253e28c471694e76517
 # ---
 
 # %% [markdown]
