@@ -122,8 +122,10 @@ def clean(files, benchmark):  # noqa: F811
     if benchmark == "zeroshot":
         files.write("names.txt", text_of("names.txt", answers))
     elif benchmark == "captions":
-        images = rows_of(files, "refs.json", "images")
-        ids = {row["id"] for row in images} & {row["image_id"] for row in answers}
+        sides = {"id": rows_of(files, "refs.json", "images"), "image_id": answers}
+        ids = {row["image_id"] for row in rows_of(files, "refs.json", "annotations")}
+        for key, rows in sides.items():
+            ids &= {row[key] for row in rows}
         images = keep("refs.json", "id", ids, ("id", "file_name"), "images")
         notes = keep("refs.json", "image_id", ids, ("image_id", "caption"), "annotations")
         files.write("refs.json", {"images": images, "annotations": notes})

@@ -39,6 +39,7 @@ NUMBERS = {
     "nine": "9",
     "ten": "10",
 }
+REPLACED = CONTRACTIONS | NUMBERS
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
 NORMALIZE = ("official", "always")
@@ -66,8 +67,8 @@ def normalize_answer(answer):
         # The official pattern opens with `(?!<=\d)`, a slip for a lookbehind that changes nothing, and its `re.UNICODE`
         # (32) stands where `count` belongs.
         text = re.sub(r"\.(?!\d)", "", text, count=32)
-    words = (NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    words = text.lower().split()
+    return " ".join([REPLACED.get(word, word) for word in words if word not in ARTICLES])
 
 
 def vqa_accuracy(prediction, answers, normalize="official"):
