@@ -249,7 +249,7 @@ plots.percent_table(means)
 #
 # - *Updates count most this early.* At equal pairs, 480 steps of 32 reach 70% and 120 steps of 128 reach 8%, although the
 #   larger batch has four times the negatives.
-# - *The temperature's start matters.* Held at 0.01 or at 0.5 it costs most of the score, learnt from 0.07 it does not.
+# - *The temperature matters.* Held at 0.01 or at 0.5 it costs most of the score that learning it from 0.07 gives.
 # - *Noise is worse than little data.* With half of the captions swapped R@5 stays at 1%; 125 images with their own captions
 #   reach 16% in as many steps (section 3). ALIGN's noise was milder and its scale far larger.
 # - *Hard negatives do not help yet.* The shape, which they are about, stays near chance (23%, chance 17%).
@@ -373,7 +373,7 @@ plots.seed_ranges(leak, xlabel="R@1 among 250, image to text (%)")
 
 # %% [markdown]
 # **Nearly nothing, here.** Copied or not, the scores agree within the spread of the seeds: in twelve passes this small model
-# has not learnt its images by heart. The copies acted as 250 further images, and without them both groups score lower. The
+# has not learnt its images by heart. The copies acted as 250 further images, and without them both groups score lower on average. The
 # CLIP paper (section 5) found little effect as well, for most of the overlaps with its test sets. Measure it, do not assume
 # it: memory grows with the passes and the size of a model.
 #
