@@ -630,7 +630,7 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 #
 # - That CLIP understands sentences. Whether it knows *who is left of whom* is asked in notebook 03.
 # - Anything about photographs: the images are drawn and the vocabulary is small.
-# - That this loss or batch size is the best choice: nothing was varied. Change `loss_fn=` and try.
+# - That this loss or batch size is the best choice: nothing was varied. [01b](01b_clip_variants.ipynb) does that.
 #
 # ## Check yourself
 #
