@@ -57,10 +57,10 @@ print(describe(profile, compute, notebook="03_qformer_gpt2"))
 #
 # **You will build** the Q-Former, labels that train answers only, the VLM with its loss, generation with a KV cache, and the loop.
 #
-# **You will be able to show** that your Q-Former equals `transformers.Blip2QFormerModel`; that your VLM's loss and answers are
+# **You will be able to show** that your Q-Former equals `transformers.Blip2QFormerModel`; that your VLM's loss and logits are
 # those of `transformers`; that the answers come from the image; and on which patch an answer depends.
 #
-# **Reading time:** 25 minutes. Six exercises, 55 minutes if you write them all; none is needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 54 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # <!-- /figures -->
 # **Before this:** attention, as in [02](02_vit.ipynb). Photographs, OpenAI's CLIP and its GPT-2 come in [03t](03t_photographs.ipynb).
@@ -110,7 +110,7 @@ plots.show_images(train.images[:5], [turns[-1][0] for turns in train.turns[:5]])
 # $q$ is computed from $x$, and $k$ and $v$ from a **source**: the patches, or $x$ itself. There is no mask, so queries see each other both ways:
 # they are a set, not a sequence.
 #
-# **Exercise 1: attention to a source.** ★★☆ 8 minutes. Write `forward`. Keep the detached weights in `self.weights`; section 8 looks at them.
+# **Exercise 1: attention to a source.** ★★☆ 8 minutes. Write `forward`. Keep the detached weights in `self.weights`; section 9 looks at them.
 #
 # <details><summary>Hint</summary>
 #
