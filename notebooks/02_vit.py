@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: 2c10b48d3e2395166284f38230aff3d3092edb6873611a62234b3b0aeea8b3ee
+#     outputs_of: 376e9ea816c71d0d1736159635f0ef2dfbfdc66b296e58d21b7424c317b0dd50
 # ---
 
 # %% [markdown]
