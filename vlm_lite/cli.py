@@ -11,7 +11,7 @@ from pathlib import Path
 
 import vlm_lite
 from vlm_lite import machine
-from vlm_lite.commands import add_train
+from vlm_lite.commands import add_export, add_train
 from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
@@ -116,6 +116,7 @@ def build_parser():
         "--questions", type=_positive, default=500, help="how many are asked (default 500)"
     )
     report.set_defaults(call=run_report)
+    add_export(commands)
     add_eval(commands)
     add_labs(commands)
     return parser
