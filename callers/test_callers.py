@@ -85,8 +85,9 @@ def test_the_page_draws_the_world_that_the_model_knows():
     """scene.mjs and vlm_lite.data.scenes cover the same pixels, shape by shape and digit by digit."""
     from vlm_lite.data import scenes
 
-    code = "import(process.argv[1]).then((s) => console.log(JSON.stringify([s.SHAPES.flatMap((shape) =>"
-    code += " Object.values(s.SIZES).map((side) => s.coverage(shape, side))), Array.from({length: 10}, (_, v) => s.handwriting(v))])))"
+    code = """import(process.argv[1]).then((s) => console.log(JSON.stringify([
+        s.SHAPES.flatMap((shape) => Object.values(s.SIZES).map((side) => s.coverage(shape, side))),
+        Array.from({length: 10}, (_, value) => s.handwriting(value))])))"""
     path = ROOT / "docs/demo/scene.mjs"
     run = subprocess.run(["node", "-e", code, path], capture_output=True, text=True, timeout=60)
     shapes, digits = json.loads(run.stdout)

@@ -11,7 +11,7 @@ export async function loadVLM(ort, read, options = {}) {
     const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
     const hex = Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
     if (hex !== said.sha256)
-      throw new Error(`${name} is not the file that manifest.json describes (${data.byteLength} bytes, expected ${said.bytes}). Export again: vlm-lite export shapes-vlm FOLDER`);
+      throw new Error(`${name} is not the file that manifest.json describes (${data.byteLength === said.bytes ? "its hash differs" : `${data.byteLength} bytes, expected ${said.bytes}`}). Export again: vlm-lite export shapes-vlm FOLDER`);
     return data;
   };
   const words = new TextDecoder().decode(await checked("vocabulary.txt")).trimEnd().split("\n");
