@@ -16,11 +16,11 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: 2c10b48d3e2395166284f38230aff3d3092edb6873611a62234b3b0aeea8b3ee
+#     outputs_of: 376e9ea816c71d0d1736159635f0ef2dfbfdc66b296e58d21b7424c317b0dd50
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02_vit.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02_vit.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/02_vit.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny"]
@@ -125,8 +125,8 @@ from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
+from vlm_lite.models.layout import clip_to_timm
 from vlm_lite.models.positions import axis_cosines
-from vlm_lite.models.vit_weights import clip_to_timm
 from vlm_lite.profiles import resolve_model
 from vlm_lite.studies import load_study
 

@@ -20,7 +20,7 @@
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/04_llava_projection.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
@@ -757,7 +757,7 @@ frozen, lora, full = (
 )
 print(f"recorded, perplexity on text: frozen {frozen:.2f}, LoRA {lora:.2f}, full tuning {full:.2f}")
 
-from vlm_lite.zoo import any_scene
+from vlm_lite.data.scenes import any_scene
 
 texts_only = [
     language.document(any_scene, np.random.default_rng([7, 9, k]), exchanges=5) for k in range(40)
