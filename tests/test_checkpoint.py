@@ -1,5 +1,6 @@
 """Checkpoint: a loop of one's own, cut at any moment, ends bit for bit as if it had not been."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -327,3 +328,16 @@ def test_of_two_processes_one_writes_and_both_go_on(folder, tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     in_each_process(sys.argv[1])
+
+
+def test_what_dataclass_adds_to_a_class_is_not_its_code():
+    @dataclasses.dataclass
+    class Sizes:
+        width: int = 4
+
+        def area(self):
+            return self.width**2
+
+    before = code_hash(Sizes)
+    Sizes.__replace__ = dataclasses.replace  # Python 3.13 adds such a method, 3.11 does not
+    assert code_hash(Sizes) == before

@@ -186,6 +186,8 @@ def enlarge(image, side):
     In drawings, noise of a few grey levels is evened out for the eye. Models get the pixels as they are.
     """
     image = pil_image(image)
+    if max(image.size) > side * min(image.size):  # a strip: else a side of no pixels
+        image = image.resize([max(1, each * side // max(image.size)) for each in image.size])
     if max(image.size) > min(96, side):
         return np.asarray(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=NIGHT))
     smooth = image.filter(ImageFilter.GaussianBlur(1.5))

@@ -64,7 +64,11 @@ def code_hash(*roots, follow=()):
             item = item.func
         if inspect.isclass(item):
             own = [inspect.unwrap(each) for each in map(_function, vars(item).values()) if each]
-            found = [m for m in own if m.__code__.co_filename != "<string>"]  # not a dataclass's
+            found = [  # not what `dataclass` adds, which differs from one Python to the next
+                m
+                for m in own
+                if m.__module__ == item.__module__ and m.__code__.co_filename != "<string>"
+            ]
             found += [base for base in item.__bases__ if _near(base, item, follow)]
             values = {k: v for k, v in vars(item).items() if isinstance(v, PLAIN) and k[0] != "_"}
             parts.append(f"class {item.__name__} {[b.__name__ for b in item.__bases__]} {values}")
