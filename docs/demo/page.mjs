@@ -125,7 +125,7 @@ $("clear").onclick = () => { scene = []; draw(); ask(); };
 $("swap").onclick = () => { scene = randomScene(); seed += 1; hidden = false; show(); };
 $("hide").onclick = () => { hidden = !hidden; show(); };
 function show() {
-  $("hide").setAttribute("aria-pressed", hidden);
+  $("hide").classList.toggle("on", hidden);
   $("hide").textContent = hidden ? "Show the image" : "Hide the image";
   draw();
   ask();
