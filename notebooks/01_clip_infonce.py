@@ -628,14 +628,13 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 #
 # ## What this does not show
 #
-# - That CLIP understands sentences. Whether it knows *who is left of whom* is asked in notebook 03.
+# - That CLIP understands sentences: notebook 03 asks *who is left of whom*.
 # - Anything about photographs: the images are drawn and the vocabulary is small.
-# - That this loss or batch size is the best choice: nothing was varied. [01b](01b_clip_variants.ipynb) does that.
+# - What another loss or batch size would bring: see [01b](01b_clip_variants.ipynb).
 #
 # ## Check yourself
 #
 # - [ ] I can say which axis of the similarity matrix the softmax runs along, in each direction.
-# - [ ] I know why the text is read out at EOS, and why no padding mask is needed.
 # - [ ] I can name chance and ceiling for R@5 among 200, and two controls that a recall must survive.
 #
 # ## To answer in words

@@ -629,15 +629,13 @@ pd.DataFrame(found).T.add_prefix("R@")
 #
 # - [ ] I can write attention with the shape of every tensor, and say over which axis the softmax runs.
 # - [ ] I can say what a ViT without positions can and can't know, and compute its ceiling for a task.
-# - [ ] I know where LayerNorm stands in pre-norm, and what passes through the block untouched.
 # - [ ] I can say what changes when the patch is halved: tokens, parameters, and the size of $A$.
 #
 # ## To answer in words
 #
 # 1. The CNN has no position embedding, and still answers *where*. Where does it get it from? What would
 #    global average pooling in place of `Flatten` change?
-# 2. Design a question about these images for which a ViT without positions loses nothing.
-# 3. Twice the resolution with the same patch, or half the patch at the same resolution: the same number of tokens. What is
+# 2. Twice the resolution with the same patch, or half the patch at the same resolution: the same number of tokens. What is
 #    different?
 #
 # ## Next

@@ -15,7 +15,8 @@
 #     title: A Q-Former and a VLM
 #     builds: a Q-Former, equal to BLIP-2's, and the vision-language model around it
 #     lesson: [qformer, vlm]
-#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json]
+#     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
+#             results/qformer_queries.json]
 #     outputs_of: 8e0faa5713d7cafef19c567209a7e71733c1956e9d70ff4a18757c52524f3163
 # ---
 
@@ -249,7 +250,7 @@ check.same_as_blip2(QFormer)
 # - **ITM**, matching: all attend to all; do the two belong together?
 # - **ITG**, generation: text attends to the queries and its own past. Queries never read text, or they could pass the words on.
 #
-# Our live model skips stage 1.
+# Our model skips stage 1.
 
 # %% tags=["hide"]
 diagrams.blip2_masks(4, ["[start]", "a", "red", "star"])
@@ -315,7 +316,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.models import layout
-from vlm_lite.models.text import special_ids
+from vlm_lite.models.text import conversation, prompt_ids, special_ids, stop_ids
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import get_compute
 
@@ -331,6 +332,8 @@ def build_batch(tokenizer, rows):
             prompt, answer = tokenizer(texts, add_special_tokens=False)["input_ids"]
             ids[k] += prompt + answer + [eos]
             labels[k] += [-100] * len(prompt) + answer + [eos]
+        if tokenizer.chat_template:  # then a row is, token for token, what the template renders
+            ids[k], labels[k] = conversation(tokenizer, turns)
     mask = pad_sequence([torch.ones(len(row)).long() for row in ids], True)  # by length
     ids = pad_sequence([torch.tensor(row) for row in ids], True, pad)
     return ids, mask, pad_sequence([torch.tensor(row) for row in labels], True, -100)
@@ -447,8 +450,8 @@ check.same_as_transformers(model, train.features[:2], ids, mask, labels)
 def generate(model, features, prompts, max_new_tokens=16):
     """B prompts and features (B, N, Dv), or None -> B greedy answers, each ended by EOS or the limit."""
     tokenizer, device = model.tokenizer, model.language_model.device
-    eos, pad = special_ids(tokenizer)
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    pad, stops = special_ids(tokenizer)[1], torch.tensor(stop_ids(tokenizer), device=device)
+    rows = [prompt_ids(tokenizer, text) for text in prompts]
     ids = pad_sequence([torch.tensor(row) for row in rows], True, pad).to(device)  # (B, T)
     mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
     inputs = model.inputs(None if features is None else features.to(device), ids, mask)
@@ -463,7 +466,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         output = model.language_model(**inputs, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1].argmax(dim=-1)  # (B,)
         answers.append(token)
-        finished |= token == eos
+        finished |= torch.isin(token, stops)  # EOS, or the chat template's end of a turn
         inputs = {
             "inputs_embeds": model.language_model.get_input_embeddings()(token[:, None]),
             "attention_mask": F.pad(inputs["attention_mask"], (0, 1), value=1),
@@ -474,7 +477,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         if finished.all():
             break
     answers = torch.stack(answers, dim=1).tolist() if answers else [[]] * len(rows)
-    ended = [row[: row.index(eos)] if eos in row else row for row in answers]
+    ended = [row[: next((k for k, i in enumerate(row) if i in stops), None)] for row in answers]
     return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
 
 
@@ -646,17 +649,16 @@ plots.attention_over_image(val.images[0], torch.stack([reads, fall]), titles=tit
 # ## 10. How many queries?
 #
 # Here 16 queries read 16 patches. A real image has 196 patches or more, and each would cost the language model a position and time in every layer. The Q-Former
-# compresses *before* it. A recorded comparison of numbers of queries, 100 steps of 64 images each:
+# compresses *before* it. The same training with other numbers of queries, shortened to 100 steps and recorded over three seeds:
 
 # %%
-compared = load_study("connector_variants")
+compared = load_study("qformer_queries")
 print(f"recorded with `{compared['command']}` on {compared['hardware']}")
-rows = [f"Q-Former {count}: bridge score" for count in (1, 4, 8, 16, 32)]
-pd.DataFrame(compared["summary"])[rows].T
+table = pd.DataFrame(compared["summary"])[[f"{q} queries: bridge score" for q in (1, 4, 8, 16, 32)]].T
+table
 
 # %% [markdown]
-# Four queries, a quarter of the patches, keep two thirds of what sixteen bring; one keeps a fifth. Thirty-two *expand* the image and add
-# little.
+# QUERIES
 #
 # ## What you showed
 #
@@ -674,13 +676,11 @@ pd.DataFrame(compared["summary"])[rows].T
 #
 # - [ ] I can say what is the same for every image (the queries) and what is not (the prefix).
 # - [ ] I know the label of each position of prefix, prompt, answer, EOS and padding, and why nothing is shifted.
-# - [ ] I know why padding stands in front of the prefix in generation.
 # - [ ] I would not believe a VLM's accuracy without its blind and its shuffled line.
 #
 # ## To answer in words
 #
-# 1. The loss falls at once, long before answers depend on the image. What does the connector learn first?
-# 2. You double the queries and the bridge score stays. Is the limit the encoder, the connector or the language model? Which number tells?
+# You double the queries and the bridge score stays. Is the limit the encoder, the connector or the language model? Which number tells?
 #
 # ## Where next
 #

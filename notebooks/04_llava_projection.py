@@ -46,13 +46,13 @@ profile, compute = get_profile(default=profile, offers=("tiny", "t4", "smoke")),
 print(describe(profile, compute, notebook="04_llava_projection", t4_minutes=35))
 
 # %% [markdown]
-# # 4. LLaVA: a plain nerve, trained in stages
+# # 4. LLaVA: a plain projector, trained in stages
 #
-# A Q-Former asks the picture questions. **LLaVA** (Liu et al. 2023) does something simpler: it turns *every* patch into a
-# vector of the language model's width, and that is all. What makes it work is not the nerve but the **order of the
+# A Q-Former asks the image questions. **LLaVA** (Liu et al. 2023) does something simpler: it turns *every* patch into a
+# vector of the language model's width, and that is all. What makes it work is not the projector but the **order of the
 # lessons**: first captions, then instructions, then questions.
 #
-# **You will build** the linear and the two-layer projection, the picture as a run of words inside the prompt, a chat
+# **You will build** the linear and the two-layer projection, the image as a run of words inside the prompt, a chat
 # template, the labels of a conversation of several turns, and LoRA.
 #
 # **You will be able to show** what each stage buys, with the same evaluation and four checks after every one; and what
@@ -70,9 +70,9 @@ print(describe(profile, compute, notebook="04_llava_projection", t4_minutes=35))
 # ## 1. From patches to words
 #
 # ```
-# picture ──► eye (CLIP, frozen) ──► patches (16 × 128) ──► NERVE: one small MLP for each patch ──► 16 "words" (× 256)
-#                                                                                                        │
-# "<user> what colour is the circle? <assistant>" ──► word vectors ────────────────────────────► brain (GPT-2) ──► answer
+# image ──► vision encoder ──► patches ──► PROJECTOR: an MLP for each patch ──► 16 "words" ─┐
+#           (CLIP, frozen)     (16 × 128)                                       (× 256)     ├─► language model ──► answer
+# "<user> what colour is the circle? <assistant>" ──► word vectors ────────────────────────┘   (GPT-2 architecture)
 # ```
 
 # %%
@@ -102,16 +102,20 @@ plots.style()
 vlm = recipes.new_vlm(
     "mlp", vision_model=profile.vision_model, language_model=profile.language_model
 )
-tokenizer, brain = vlm.tokenizer, vlm.language_model
+tokenizer, language_model = vlm.tokenizer, vlm.language_model
 held_out = stages.load_pictures(
     vlm.vision, "val", profile.val_images, progress=False
 )  # never trained on
 images, references, _ = recipes.load_pictures(held_out.captions)
 print(
-    f"{len(images)} pictures, {len(held_out.questions)} questions, held out; features {tuple(held_out.features.shape)}"
+    f"{len(images)} images, {len(held_out.questions)} questions, held out; features {tuple(held_out.features.shape)}"
 )
-for part, module in (("eye", vlm.vision.vision_model), ("nerve", vlm.connector), ("brain", brain)):
-    print(f"{part:6} {sum(p.numel() for p in module.parameters()):>10,} parameters")
+for part, module in (
+    ("vision encoder", vlm.vision.vision_model),
+    ("projector", vlm.connector),
+    ("language model", language_model),
+):
+    print(f"{part:15} {sum(p.numel() for p in module.parameters()):>10,} parameters")
 
 
 # %% [markdown]
@@ -139,7 +143,7 @@ def select_features(hidden_states):
 select_features = check.select_features(select_features)
 
 # %% [markdown]
-# **Proof.** `transformers`' CLIP with the eye's own weights, run to its end, and your choice among its hidden states:
+# **Proof.** `transformers`' CLIP with the vision encoder's own weights, run to its end, and your choice among its hidden states:
 # these are the features that this notebook trains on.
 
 # %%
@@ -164,7 +168,7 @@ print(
 
 
 # %% [markdown]
-# **The nerve.** LLaVA's is one linear map, the same for every patch. LLaVA-1.5 puts a second behind it, with a GELU
+# **The projector.** LLaVA's is one linear map, the same for every patch. LLaVA-1.5 puts a second behind it, with a GELU
 # between (`mlp2x_gelu`):
 #
 # $$\text{LLaVA: } P = V W^\top + b \qquad\qquad \text{LLaVA-1.5: } P = \mathrm{GELU}(V W_1^\top + b_1)\, W_2^\top + b_2$$
@@ -195,24 +199,24 @@ with torch.no_grad():
         mlp_projector(features, *vlm.connector.parameters()), vlm.connector(features)
     )
 for kind in (LinearProjector, MLPProjector):
-    nerve = kind(vision_width=128, language_width=256)
+    projector = kind(vision_width=128, language_width=256)
     print(
-        f"{kind.__name__:16} {tuple(features.shape)} -> {tuple(nerve(features).shape)}, "
-        f"{sum(p.numel() for p in nerve.parameters()):,} parameters"
+        f"{kind.__name__:16} {tuple(features.shape)} -> {tuple(projector(features).shape)}, "
+        f"{sum(p.numel() for p in projector.parameters()):,} parameters"
     )
 
 
 # %% [markdown]
-# ## 2. The picture is a run of words
+# ## 2. The image is a run of words
 #
-# A chat model reads one text. LLaVA marks the place of the picture in it with a special word, `<image>`, looks up the
-# word vectors, and then **puts the picture's $N$ vectors where that one word stood**:
+# A chat model reads one text. LLaVA marks the place of the image in it with a special word, `<image>`, looks up the
+# word vectors, and then **puts the image's $N$ vectors where that one word stood**:
 #
-# $$[\,x_1 \dots x_k,\ \langle\text{image}\rangle,\ x_{k+2} \dots\,] \;\to\; [\,e_1 \dots e_k,\ \underbrace{p_1 \dots p_N}_{\text{the picture}},\ e_{k+2} \dots\,]$$
+# $$[\,x_1 \dots x_k,\ \langle\text{image}\rangle,\ x_{k+2} \dots\,] \;\to\; [\,e_1 \dots e_k,\ \underbrace{p_1 \dots p_N}_{\text{the image}},\ e_{k+2} \dots\,]$$
 #
 # The row grows by $N - 1$. Whatever counts positions must count the new row.
 #
-# **Exercise 3: put the picture in.** ★★☆ 7 minutes.
+# **Exercise 3: put the image in.** ★★☆ 7 minutes.
 # <details><summary>Hint</summary>
 #
 # Find the place with `(input_ids == image_id).nonzero()`; then `torch.cat` of three pieces.
@@ -232,8 +236,8 @@ def insert_image(token_embeds, input_ids, image_embeds, image_id):
 insert_image = check.insert_image(insert_image)
 
 # %% [markdown]
-# `vlm_lite`'s `VLM` has the picture at one place only, in front of the text, so that it can cut the prefix off before the
-# head. That is your function on a text that begins with `<image>`; the proof is that the brain gives the same answer.
+# `vlm_lite`'s `VLM` has the image at one place only, in front of the text, so that it can cut the prefix off before the
+# head. That is your function on a text that begins with `<image>`; the proof is that the language model gives the same answer.
 
 # %%
 text = tokenizer(f"<image> {short_prompt('how many shapes are there?')}", return_tensors="pt")[
@@ -246,7 +250,7 @@ with torch.no_grad():
         vlm.prefix(features[:1])[0],
         tokenizer.convert_tokens_to_ids("<image>"),
     )
-    mine = brain(inputs_embeds=row[None]).logits[0, -1]
+    mine = language_model(inputs_embeds=row[None]).logits[0, -1]
     ours = vlm(features[:1], text[:, 1:]).logits[0, -1]
 torch.testing.assert_close(mine, ours, atol=1e-4, rtol=1e-4)
 print(
@@ -326,13 +330,13 @@ conversation_labels = check.conversation_labels(conversation_labels)
 # %% [markdown]
 # ## 4. Where instructions come from
 #
-# Nobody wrote LLaVA's 158,000 conversations. GPT-4 did, and it **saw no picture**: it was given the *captions* of a COCO
-# picture and the *boxes* of its things, and asked for a conversation, a detailed description, and a question that takes
+# Nobody wrote LLaVA's 158,000 samples (58,000 conversations, 23,000 descriptions, 77,000 reasoning questions). GPT-4 did, and it **saw no image**: it was given the *captions* of a COCO
+# image and the *boxes* of its things, and asked for a conversation, a detailed description, and a question that takes
 # some reasoning. Whatever the words do not say, the data cannot teach; whatever GPT-4 made up became the truth.
 #
 # Here the same is done for real, with rules in the place of GPT-4. A scene's description names every thing and its cell,
 # which is its box. `read_boxes` reads it, and `turns` writes five forms of reply. The figure is a row as the model reads
-# it: sixteen places of the picture, then a conversation of three turns.
+# it: sixteen places of the image, then a conversation of three turns.
 
 # %%
 rng = np.random.default_rng(3)
@@ -354,7 +358,7 @@ print(f"\nYour row: {len(ids)} tokens, of which {sum(label != -100 for label in 
 
 
 def draw_row(names, counts, prefix=16, wide=13):
-    """A row of tokens as boxes: the picture in blue, what counts in orange, what is only read in grey."""
+    """A row of tokens as boxes: the image in blue, what counts in orange, what is only read in grey."""
     cells = [("", BLUE)] * prefix + [
         (name, ORANGE if count else PALE) for name, count in zip(names, counts, strict=True)
     ]
@@ -367,7 +371,7 @@ def draw_row(names, counts, prefix=16, wide=13):
     axes.set(
         xlim=(0, wide),
         ylim=(-lines + 0.9, 1),
-        title="blue: the picture; grey: read; orange: read, and in the loss",
+        title="blue: the image; grey: read; orange: read, and in the loss",
     )
     axes.axis("off")
     plt.show()
@@ -377,9 +381,9 @@ draw_row(tokenizer.convert_ids_to_tokens(ids), [label != -100 for label in label
 
 
 # %% [markdown]
-# ## 5. LoRA: let the brain learn a little
+# ## 5. LoRA: let the language model learn a little
 #
-# In stage 1 the brain is frozen. To follow *instructions* it has to change, but not much, and it must not forget how to
+# In stage 1 the language model is frozen. To follow *instructions* it has to change, but not much, and it must not forget how to
 # read. LoRA (Hu et al. 2021) leaves every matrix $W$ as it is and learns a small change beside it, of rank $r$:
 #
 # $$y = x W + b + \frac{\alpha}{r}\, x A^\top B^\top, \qquad A \in \mathbb{R}^{r \times D_{in}},\quad B \in \mathbb{R}^{D_{out} \times r},\quad B = 0 \text{ at the start}$$
@@ -406,12 +410,12 @@ def lora_linear(x, weight, bias, a, b, alpha):
 lora_linear = check.lora_linear(lora_linear)
 
 # %% [markdown]
-# **Proof**, against `peft` on a copy of this very brain: one layer with your formula, and all the numbers that will learn.
+# **Proof**, against `peft` on a copy of this very language model: one layer with your formula, and all the numbers that will learn.
 
 # %%
 import copy
 
-with_lora = copy.deepcopy(brain)
+with_lora = copy.deepcopy(language_model)
 stages.add_lora(with_lora, rank=16)
 layer = with_lora.transformer.h[0].attn.c_attn
 with torch.no_grad():
@@ -429,7 +433,7 @@ with torch.no_grad():
     )
     torch.testing.assert_close(mine, layer(x), atol=1e-4, rtol=1e-4)
 small = sum(p.numel() for name, p in with_lora.named_parameters() if "lora_" in name)
-whole = sum(p.numel() for p in brain.parameters())
+whole = sum(p.numel() for p in language_model.parameters())
 print(
     f"your LoRA equals peft's; {small:,} numbers learn beside {whole:,} that do not ({100 * small / whole:.0f}%)"
 )
@@ -440,7 +444,7 @@ print(
 # %% [markdown]
 # ## 6. One evaluation for every stage
 #
-# After *each* stage the same is asked about the same held-out pictures:
+# After *each* stage the same is asked about the same held-out images:
 #
 # - **CIDEr** of captions, **VQA** accuracy, over all and by type;
 # - **form**: the share of instructions answered in the form asked for (*word*, *sentence*, *list*; *detail*, a
@@ -452,9 +456,9 @@ print(
 #
 # | check | is | what it says |
 # |---|---|---|
-# | swap | VQA − VQA with another picture | another picture, another answer |
-# | hide | VQA − VQA with an empty picture | hiding the picture hurts |
-# | concrete | share of a picture's things that its caption names − that another picture's caption names | captions are about *this* picture |
+# | swap | VQA − VQA with another image | another image, another answer |
+# | hide | VQA − VQA with an empty image | hiding the image hurts |
+# | concrete | share of a image's things that its caption names − that another image's caption names | captions are about *this* image |
 # | sees | VQA − VQA of the blind model | the multimodal gain |
 #
 # Intervals are 95%, bootstrapped over questions. A fixed set of prompts (`data/prompts/comparison.json`) is asked as
@@ -485,11 +489,11 @@ for row, said in zip(prompts, spoken["nothing trained"], strict=True):
 #
 # | stage | reads | learns |
 # |---|---|---|
-# | 1 captions | one caption a picture | the nerve |
-# | 2 instructions | a conversation of three turns a picture | nerve and LoRA |
-# | 3 VQA | questions with short answers | nerve and LoRA |
+# | 1 captions | one caption an image | the projector |
+# | 2 instructions | a conversation of three turns an image | projector and LoRA |
+# | 3 VQA | questions with short answers | projector and LoRA |
 #
-# In stage 1 the nerve's matrices learn with Muon, as in [03](03_qformer_gpt2.ipynb). LLaVA's authors have AdamW there; in so
+# In stage 1 the projector's matrices learn with Muon, as in [03](03_qformer_gpt2.ipynb). LLaVA's authors have AdamW there; in so
 # short a training it gets hold of the captions with some seeds and not with others. With LoRA, AdamW takes over.
 #
 # **Predict first.** After stage 1, which has seen nothing but captions: will VQA be *above* the blind model, at it, or
@@ -503,7 +507,7 @@ pictures = stages.load_pictures(vlm.vision, "train", profile.stage_images, progr
 texts = stages.stage_texts(pictures)
 for name, said in texts.items():
     print(
-        f"{name:13} {sum(map(len, said)):>6,} exchanges, for example "
+        f"{name:13} {sum(map(len, said)):>6,} turns, for example "
         f"{str(next(filter(None, said))[0])[:100]}"
     )
 
@@ -610,8 +614,8 @@ print("dashed: 0, and for VQA the blind model")
 figure
 
 # %% [markdown]
-# **Read it.** Captions make the nerve: CIDEr and *concrete* jump at stage 1. But the nerve may have learnt more than to
-# show the picture. It may say "caption this", whatever is asked: look how far the seeds differ in VQA there. Instructions
+# **Read it.** Captions make the projector: CIDEr and *concrete* jump at stage 1. But the projector may have learnt more than to
+# show the image. It may say "caption this", whatever is asked: look how far the seeds differ in VQA there. Instructions
 # bring *form* and *following*, and VQA rises with them, although most replies were long; CIDEr falls, since captions are
 # no longer rehearsed. VQA brings the short answers, at a price in conversation: watch *form* again, and which form it is.
 # CIDEr need not fall further, though no caption was read: what helps one task can help another.
@@ -653,8 +657,8 @@ plots.answer_table(
 #
 # Each of these was trained and recorded like the run above, from the same start, and evaluated on fewer questions.
 #
-# - *Captions exchanged*: half of the pictures, or all, have another picture's caption. No error is raised.
-# - *Instructions alone*: stage 1 left out, as many steps of instructions. The brain has LoRA to learn with, and the
+# - *Captions swapped*: half of the images, or all, have another image's caption. No error is raised.
+# - *Instructions alone*: stage 1 left out, as many steps of instructions. The language model has LoRA to learn with, and the
 #   quickest way down is to guess well without looking.
 # - *VQA as chat*: after the instructions, VQA alone, put as a user would put it and with no word about the form. Every
 #   question in the data has a short answer, so everything gets one.
@@ -744,8 +748,8 @@ plots.answer_table(
 )
 
 # %% [markdown]
-# **Forgetting.** The brain could read scenes in words before it met a picture. Can it still? Its **perplexity** on such
-# text, $\exp$ of the mean loss on the answers, without any picture: frozen, after instructions by LoRA, and after the same
+# **Forgetting.** The language model could read scenes in words before it met an image. Can it still? Its **perplexity** on such
+# text, $\exp$ of the mean loss on the answers, without any image: frozen, after instructions by LoRA, and after the same
 # steps with every weight tuned at the same rate. (Full tuning also *learned* more in these steps: look at *following* in
 # the table above. At a tenth of the rate, which is LLaVA's ratio, it would do less of both.) The recorded and the live
 # line use different texts: compare within a line only.
@@ -765,7 +769,7 @@ texts_only = [
 live = {
     name: stages.perplexity(model, texts_only)
     for name, model in (
-        ("the brain as it came", recipes.new_vlm("mlp")),
+        ("the language model as it came", recipes.new_vlm("mlp")),
         ("yours, after instructions", talker),
         ("after all three stages", vlm),
         ("after VQA as chat", spoilt),
@@ -790,7 +794,7 @@ print("live: " + ", ".join(f"{name} {value:.2f}" for name, value in live.items()
 
 # %%
 def talk_about(image_index, text, chat=True):
-    """Two models' answers about a held-out picture, and the patches that each answer hangs on."""
+    """Two models' answers about a held-out image, and the patches that each answer hangs on."""
     prompt = chat_prompt(text) if chat else short_prompt(text)
     own = held_out.features[image_index].float()  # (16, Dv)
     hidden = own.repeat(17, 1, 1)  # (17, 16, Dv): as it is, then one patch after another hidden
@@ -824,7 +828,7 @@ talk_about(picture, question)
 # %% [markdown]
 # ## 11. What you showed
 #
-# The scoreboard of the course: five fixed questions about five fixed pictures. **Can it see yet?**
+# The scoreboard of the course: five fixed questions about five fixed images. **Can it see yet?**
 
 # %%
 from vlm_lite.data.shapes import five_questions
@@ -852,8 +856,8 @@ check.progress(
         "instructions bring the form asked for": above("form", "instructions", "captions"),
         "VQA training brings VQA": above("VQA", "VQA", "instructions"),
         "it sees: above the blind model": last["sees"][1] > 0,
-        "another picture, another answer": last["swap"][1] > 0,
-        "hiding the picture hurts": last["hide"][1] > 0,
+        "another image, another answer": last["swap"][1] > 0,
+        "hiding the image hurts": last["hide"][1] > 0,
     }
 )
 plots.scoreboard(
@@ -869,8 +873,8 @@ plots.scoreboard(
 # %% [markdown]
 # **What this does not show**
 #
-# - **Anything about photographs**, unless you ran section 12, or about a brain that can reason. Shapes has a small
-#   vocabulary and a brain made for it.
+# - **Anything about photographs**, unless you ran section 12, or about a language model that can reason. Shapes has a small
+#   vocabulary and a language model made for it.
 # - **That three stages are better than one with everything mixed.** LLaVA-1.5 mixes VQA into the instructions, with a
 #   word about the form. Try it: put two texts into one stage.
 # - **That *following* is understanding.** It is a regular expression and a count of facts.
@@ -880,7 +884,7 @@ plots.scoreboard(
 # %% [markdown]
 # ## 12. The same with photographs (`t4`)
 #
-# The eye is OpenAI's CLIP ViT-B/16, so a picture is 196 words. The brain is a chat model with half a billion parameters,
+# The vision encoder is OpenAI's CLIP ViT-B/16, so an image is 196 words. The language model is a chat model with half a billion parameters,
 # whose own chat template takes the place of ours; `language_model` below takes another id. The conversations are
 # LLaVA's. Stages, labels, LoRA and checkpoints are the very same code.
 #
@@ -892,7 +896,7 @@ plots.scoreboard(
 # their place.
 #
 # After each stage: CIDEr and VQA accuracy, and the four checks with their intervals; *concrete* is CIDEr less CIDEr
-# with the captions of other pictures. (Form and facts of a reply are not measured: in photographs nobody knows the
+# with the captions of other images. (Form and facts of a reply are not measured: in photographs nobody knows the
 # truth.) It fetches about 3 GB; a run that died goes on at the next call.
 #
 # **This part has not been run on a GPU**, nor with the real files: a test runs its code at small sizes, on a made mirror.
@@ -974,14 +978,14 @@ else:
 # - [ ] I can say which hidden state LLaVA takes, and why the class token is left out.
 # - [ ] I can write the row that the model reads for two turns, and mark what counts.
 # - [ ] I know what each stage can teach, and what no stage of the three can.
-# - [ ] I can name the number that would have told me that the captions were exchanged, although the loss fell.
+# - [ ] I can name the number that would have told me that the captions were swapped, although the loss fell.
 # - [ ] I would not train on one form of answer alone.
 #
 # **In words**
 #
-# 1. Stage 1 reads captions and not one question. Why can the model answer some questions after it, and why does a nerve
-#    that has learnt to say "caption this", whatever is asked, answer worse than the blind brain?
-# 2. GPT-4 saw no picture when it wrote LLaVA's data. Which errors of the trained model would you expect from that?
+# 1. Stage 1 reads captions and not one question. Why can the model answer some questions after it, and why does a projector
+#    that has learnt to say "caption this", whatever is asked, answer worse than the blind language model?
+# 2. GPT-4 saw no image when it wrote LLaVA's data. Which errors of the trained model would you expect from that?
 # 3. LoRA changed few numbers and full tuning all of them. Which forgot more here, and what would a lower learning rate
 #    change? What would be a fair comparison?
 #
@@ -993,8 +997,8 @@ else:
 #
 # | term | 日本語 | meaning here |
 # |---|---|---|
-# | projection, projector | 射影（プロジェクタ） | one map for every patch, from the eye's width to the brain's |
-# | hidden state | 隠れ状態 | what comes out of a block of the eye |
+# | projection, projector | 射影（プロジェクタ） | one map for every patch, from the vision encoder's width to the language model's |
+# | hidden state | 隠れ状態 | what comes out of a block of the vision encoder |
 # | instruction tuning | 指示チューニング（インストラクションチューニング） | training on requests and the replies wanted |
 # | chat template | チャットテンプレート | how messages become one text |
 # | turn, multi-turn | ターン（発話）、マルチターン | one side speaks; several times |
@@ -1003,5 +1007,5 @@ else:
 # | rank | ランク（階数） | how many directions the change may have |
 # | forgetting | 破滅的忘却 | losing what was learnt before |
 # | perplexity | パープレキシティ | exp of the mean loss; 1 is certainty |
-# | CIDEr | CIDEr（キャプション評価指標） | how much a caption resembles those of its picture, rare words weighing more |
+# | CIDEr | CIDEr（キャプション評価指標） | how much a caption resembles those of its image, rare words weighing more |
 # | bootstrap interval | ブートストラップ信頼区間 | how far a mean moves when the questions are drawn again |

@@ -609,11 +609,10 @@ plots.show_images([ask.image(row["image_id"]) for row in three], titles, columns
 # - [ ] I can say what three matches of ten earn, and when "Yes" is wrong.
 # - [ ] I know a false caption that each metric prefers to a true one.
 # - [ ] I resample images, not questions, and compare two models on the same questions.
-# - [ ] I look at the yes ratio before $F_1$.
 #
 # ## To answer in words
 #
-# 1. A paper reports 5 points more on VQA v2 than yours, with the same model. Name three reasons that are not the model.
+# 1. A paper reports 5 points more on VQA v2 than yours, with the same model. Name three reasons.
 # 2. Shuffled images score *above* blind. What may the model have learnt?
 #
 # ## Where next

@@ -150,6 +150,17 @@ def qformer_connector(seed, profile):
     return history, figures
 
 
+def qformer_queries(seed, profile):
+    """Notebook 03's compression: 1 to 32 queries for 16 patches, 100 steps each; VQA beside its controls."""
+    figures = {}
+    for count in (1, 4, 8, 32, 16):
+        steps = min(100, profile.connector_steps)
+        short = dataclasses.replace(profile, num_query_tokens=count, connector_steps=steps)
+        history, found = qformer_connector(seed, short)
+        figures |= {f"{count} queries: {name}": value for name, value in found.items()}
+    return history, {name: value for name, value in figures.items() if "vlm, " not in name}
+
+
 def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
     """The long run: notebook 03's Q-Former, 1,040 steps of 64 images, told more about each picture.
 
@@ -366,6 +377,13 @@ LESSON_CODE = {
         optim.MuonAdamW,
         step_seed,
     ),
+    "qformer_queries": (
+        QFormerConnector,
+        vlm_lesson.VLM,
+        vlm_lesson.train_vlm,
+        optim.MuonAdamW,
+        step_seed,
+    ),
     "contrastive_variants": (
         variants.variants,
         variants.train_variant,
@@ -391,6 +409,7 @@ STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
     "contrastive_variants": (contrastive_variants, (), ()),
     "qformer_connector": (qformer_connector, (), ("shapes-clip", "shapes-gpt2")),
+    "qformer_queries": (qformer_queries, (qformer_connector,), ("shapes-clip", "shapes-gpt2")),
     "shapes_vlm": (
         shapes_vlm,
         (train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
@@ -421,6 +440,7 @@ FIELDS = {
     "clip_infonce": (*CONTRASTIVE_FIELDS, "contrastive_lr"),
     "contrastive_variants": CONTRASTIVE_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
+    "qformer_queries": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
     "llava_stages": LLAVA_FIELDS,
     "llava_failures": LLAVA_FIELDS,
