@@ -16,10 +16,11 @@
 #     builds: notebook 03's VLM between OpenAI's CLIP and GPT-2, on COCO
 #     minutes_t4_estimate: 25
 #     reads: []
+#     outputs_of: cd55f34fc1f3fe08bca8b894bbdc8c1d178e7ac57abb12c5c076f3e8225af185
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/03t_photographs.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/03t_photographs.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
@@ -52,6 +53,7 @@ print(describe(profile, compute, notebook="03t_photographs", t4_minutes=25))
 # None is of COCO's val2014, and notebook 04 uses the same. `reader` changes the language model: OPT-1.3B is about ten times as large.
 #
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`; about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [03, a Q-Former and a VLM](03_qformer_gpt2.ipynb).
 #
