@@ -16,7 +16,7 @@
 #     builds: notebook 03's VLM between OpenAI's CLIP and GPT-2, on COCO
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: cd55f34fc1f3fe08bca8b894bbdc8c1d178e7ac57abb12c5c076f3e8225af185
+#     outputs_of: e134933cdef0093cffdd521b79bf92a742f90b92353cfbb347ace123c319a258
 # ---
 
 # %% [markdown]
@@ -121,3 +121,4 @@ if on_photographs:
     display(plots.answer_table(shown, columns, widths=(260, 260)))
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')
+print("HEADLINE: a Q-Former on photographs,", "run" if on_photographs else "not run: this needs t4")
