@@ -85,7 +85,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         }
         if finished.all():
             break
-    return text.decode(model.tokenizer, torch.stack(answers, dim=1).tolist())
+    return text.decode(model.tokenizer, answers, len(ids))
 
 
 VLM.generate = generate
