@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 4c06ab325cd7fd0aab140aba7466e39957cc32f25fe714da039d22cded8f5df7
+#     outputs_of: d2c2b2d8d07f4c7b2a5c719719440abd7477d3d990dd74ea72be96c983004e54
 # ---
 
 # %% [markdown]
