@@ -246,7 +246,7 @@ check.same_as_blip2(QFormer)
 # - **ITM**, matching: all attend to all; do the two belong together?
 # - **ITG**, generation: text attends to the queries and its own past. Queries never read text, or they could pass the words on.
 #
-# Our model skips stage 1.
+# (Skipped here.)
 
 # %% tags=["hide"]
 diagrams.blip2_masks(4, ["[start]", "a", "red", "star"])
@@ -342,7 +342,7 @@ pd.DataFrame(row).T
 # %% [markdown]
 # ## 5. The VLM
 #
-# Embed the text with the language model's own table, put the prefix in front (`text.prefixed` adds mask and positions), and call the language model as it is. Gradients
+# Embed the text, put the prefix in front (`text.prefixed` adds mask and positions), and call the language model as it is. Gradients
 # reach the connector *through* it. Its output head runs on text positions only (`logits_to_keep`): with GPT-2's 50,257 words the other logits would fill the memory.
 #
 # **Sequence packing.** Several turns about one image share a row and its prefix, which makes a step here 1.7 times as fast. A block-diagonal mask (`text.block_mask`) keeps
@@ -553,7 +553,7 @@ plots.loss_curve(history, band=band, ylabel="loss on answer tokens (nats)", titl
 # %% [markdown]
 # ## 8. Do the answers come from the image?
 #
-# The same questions in five conditions: with the image, **blind**, with a **blank** image, with another image (**shuffled**), and the **oracle**. The *multimodal gain* is VLM
+# The same questions with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
 # minus blind. The course's own **bridge score** is the share of the possible gain that came through the connector:
 #
 # $$\text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
@@ -607,11 +607,11 @@ table
 #
 # - With the same weights your Q-Former equals `Blip2QFormerModel`; loss and logits of your VLM are those of `transformers`.
 # - A batched answer equals the answer alone, whatever the padding.
-# - After a minute of training, more than half of what this language model could know comes through.
+# - After a minute of training, half of what this language model could know comes through.
 #
 # ## What this does not show
 #
-# - What BLIP-2's first stage is worth, or how other connectors compare.
+# - What BLIP-2's first stage is worth, or another connector.
 # - Anything about photographs: the language model was made for Shapes.
 # - Why a query attends where it does. And the intervals are a little too narrow: several questions are about one image.
 #
@@ -619,11 +619,11 @@ table
 #
 # - [ ] I can say what is the same for every image (the queries) and what is not (the prefix).
 # - [ ] I know the label of each position of prefix, prompt, answer, EOS and padding, and why nothing is shifted.
-# - [ ] I would not believe a VLM's accuracy without its blind and its shuffled line.
+# - [ ] I would not believe a VLM's accuracy without its blind and shuffled lines.
 #
 # ## To answer in words
 #
-# You double the queries and the bridge score stays. Is the limit the encoder, the connector or the language model? Which number tells?
+# You double the queries and the bridge score stays. Does the encoder, the connector or the language model limit it? Which number tells?
 #
 # ## Where next
 #
