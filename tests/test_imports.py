@@ -14,7 +14,7 @@ LAYERS = [
     r"models(\..*)?",
     r"evals(\..*)?",
     r"(figures|panels|plots|diagrams)",
-    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|stages|photo_stages|studies|report|rehearsal(\..*)?)",
+    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|stages|photo_stages|studies|report|export|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli|__main__|(.*\.)?commands)",
 ]
@@ -28,10 +28,6 @@ ALLOWED = {
     "models.text.conversation",
     "models.text.prompt_ids",
     "models.text.stop_ids",
-    "rehearsal.shapes_files.CHOICES",
-    "rehearsal.shapes_files.load_shapes_benchmarks",
-    "rehearsal.shapes_files.write_mmbench",
-    "rehearsal.shapes_files.write_pope",
 }
 
 
