@@ -23,11 +23,6 @@ ALLOWED = {
     "evals.vlmevalkit.VLMEvalModel",
     "evals.vlmevalkit.write_pope",
     "encoded.EncodedDataset.of",
-    "models.text.MARK",
-    "models.text._render",
-    "models.text.conversation",
-    "models.text.prompt_ids",
-    "models.text.stop_ids",
 }
 
 

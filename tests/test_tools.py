@@ -312,7 +312,7 @@ def test_every_formula_of_the_course_becomes_mathml():
     for path in notebooks.sources():
         texts = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]
         page = "".join(map(course.as_markup, texts))
-        assert page.count("<math ") > 2, path
+        assert page.count("<math ") > 2 or path.stem[2] in "bt", path  # companions may have none
         left = [
             formula
             for formula in re.findall(r"<math.*?</math>", page, re.DOTALL)

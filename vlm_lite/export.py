@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from vlm_lite.data.language import short_prompt
+from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.files import UserError, atomic_dir
 from vlm_lite.models.text import special_ids
-from vlm_lite.recipes import CLIP_MEAN, CLIP_STD, pixel_values
 
 TOLERANCE = 1e-4
 AXES = {"prefix": {1: "Q"}, "input_ids": {1: "T"}, "past": {4: "P"}, "present": {4: "P_Q_T"}}
