@@ -62,7 +62,6 @@ def test_scores_equal_transformers_clip_by_hand(pictures, openai_like):
     names = [name.replace("_", " ") for name in COLOURS]
     files = [Image.open(pictures / name / f"{k}.png") for name in COLOURS for k in range(2)]
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)
-<<<<<<< HEAD
     pixels = processor(files, return_tensors="pt")
     images = F.normalize(model.get_image_features(**pixels).pooler_output, dim=-1)
     texts = [template.format(name) for name in names for template in TEMPLATES]
@@ -72,35 +71,6 @@ def test_scores_equal_transformers_clip_by_hand(pictures, openai_like):
     labels = torch.arange(len(names)).repeat_interleave(2)
     for key, w in (("ensemble", F.normalize(texts.mean(1), dim=-1)), ("single", texts[:, 0])):
         best = (images @ w.T).topk(5, dim=1).indices
-=======
-    pixels = processor([Image.open(path).convert("RGB") for path, _ in files], return_tensors="pt")[
-        "pixel_values"
-    ]
-    with torch.no_grad():
-        images = model.get_image_features(pixel_values=pixels).pooler_output
-        weights = []
-        texts = ["a cat", "two dogs."]
-        encoded = tokenizer(texts, padding=True, return_tensors="pt")
-        torch.testing.assert_close(
-            embed_strings(CLIP.from_pretrained(openai_like), texts, tokenizer),
-            F.normalize(model.get_text_features(**encoded).pooler_output, dim=-1),
-        )
-        for name in names:
-            texts = tokenizer(
-                [t.format(name.replace("_", " ")) for t in TEMPLATES],
-                padding=True,
-                return_tensors="pt",
-            )
-            embeds = model.get_text_features(**texts).pooler_output
-            weights.append(embeds / embeds.norm(dim=-1, keepdim=True))
-    weights = torch.stack(weights)  # (C, T, P)
-    labels = torch.tensor([label for _, label in files])
-    for key, w in (("ensemble", weights.mean(1)), ("single", weights[:, 0])):
-        similarity = (
-            images / images.norm(dim=-1, keepdim=True) @ (w / w.norm(dim=-1, keepdim=True)).T
-        )
-        best = similarity.topk(5, dim=1).indices
->>>>>>> integrated
         for k in (1, 5):
             hits = (best[:, :k] == labels[:, None]).any(dim=1).float().mean().item()
             assert scores[key][f"top{k}"] == pytest.approx(hits)
