@@ -59,41 +59,19 @@ def with_a_wrapper(model, state):
     return model
 
 
-def strict_only(model, state):
-    model.load_state_dict(state)
-    return model
+def loads(
+    rename=lambda name: name.removeprefix("module."), strict=True, raises=(), gives_report=False
+):
+    """`load_weights` in one line, with one thing done in another way."""
 
+    def load(model, state):
+        state = {rename(name): value for name, value in state.items()}
+        report = model.load_state_dict(state, strict=strict)
+        if any(getattr(report, kind) for kind in raises):
+            raise KeyError(report)
+        return report if gives_report else model
 
-def replaced_everywhere(model, state):
-    model.load_state_dict({name.replace("module.", ""): value for name, value in state.items()})
-    return model
-
-
-def stripped_but_lenient(model, state):
-    model.load_state_dict(
-        {name.removeprefix("module."): value for name, value in state.items()}, strict=False
-    )
-    return model
-
-
-def always_cut(model, state):
-    model.load_state_dict({name[7:]: value for name, value in state.items()})
-    return model
-
-
-def missing_only(model, state):
-    found = model.load_state_dict(
-        {name.removeprefix("module."): v for name, v in state.items()}, strict=False
-    )
-    if found.missing_keys:
-        raise KeyError(found.missing_keys)
-    return model
-
-
-def returns_the_report(model, state):
-    return model.load_state_dict(
-        {name.removeprefix("module."): value for name, value in state.items()}
-    )
+    return load
 
 
 # ---- split_by_image
@@ -138,56 +116,45 @@ def split_by_hand(image_ids, test_share, seed):
     return (~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]
 
 
-RIGHT = [
-    (check.position_ids, by_loop),
-    (check.position_ids, padding_at_one),
-    (check.load_weights, with_a_wrapper),
-    (
-        check.load_weights,
-        lambda model, state: strict_only(
-            model, {k.removeprefix("module."): state[k] for k in state}
-        ),
-    ),
-    (check.split_by_image, split_with()),
-    (check.split_by_image, split_by_hand),
-]
-WRONG = [
-    (check.position_ids, broken("position_ids"), "padding is counted"),
-    (check.position_ids, lambda mask: mask.cumsum(1), "take 1 off"),
-    (check.position_ids, lambda mask: mask.cumsum(1) - 1, "place -1"),
-    (check.position_ids, zeros_at_the_start, "*start* of a row"),
-    (check.position_ids, lambda mask: (mask.cumsum(0) - 1).clamp(min=0), "down the batch"),
-    (check.position_ids, row_by_mask, "padding is counted"),
-    (check.position_ids, lambda mask: mask.flip(1).cumsum(1).flip(1) - 1, "from the right"),
-    (check.position_ids, lambda mask: (mask.cumsum(1) - 1).clamp(min=0).float(), "whole numbers"),
-    (
-        check.position_ids,
-        lambda mask: (mask.cumsum(1) - 1).masked_fill(mask == 0, 99),
-        "beyond the table",
-    ),
-    (check.position_ids, lambda mask: by_loop(mask)[0], "shape (7,)"),
-    (check.position_ids, lambda mask: by_loop(mask) * 2, "the places are"),
-    (check.load_weights, broken("load_weights"), "not one weight arrived"),
-    (check.load_weights, strict_only, "is refused"),
-    (check.load_weights, replaced_everywhere, "front only"),
-    (check.load_weights, stripped_but_lenient, "a name missing passes"),
-    (check.load_weights, missing_only, "a name too many passes"),
-    (check.load_weights, always_cut, "*without*"),
-    (check.load_weights, returns_the_report, "return the model"),
-    (check.split_by_image, broken("split"), "on both sides"),
-    (check.split_by_image, split_with(by_row=True, drop=True), "rows are lost"),
-    (check.split_by_image, split_with(shuffle=False), "every seed gives the same"),
-    (check.split_by_image, split_with(seeded=False), "nobody can repeat"),
-    (check.split_by_image, split_with(swap=True), "swapped"),
-    (
-        check.split_by_image,
-        split_with(share=lambda ids, share: 0.5),
-        "of 40 images are held out",
-    ),
-    (check.split_by_image, split_with(by_id=True), "not row numbers"),
-    (
-        check.split_by_image,
-        lambda ids, share, seed: split_with()(ids, share, seed)[0],
-        "two lists",
-    ),
-]
+RIGHT = {
+    check.position_ids: [by_loop, padding_at_one],
+    check.load_weights: [
+        with_a_wrapper,
+        loads(),
+    ],
+    check.split_by_image: [split_with(), split_by_hand],
+}
+WRONG = {
+    check.position_ids: {
+        "padding is counted": broken("position_ids"),
+        "take 1 off": lambda mask: mask.cumsum(1),
+        "place -1": lambda mask: mask.cumsum(1) - 1,
+        "*start* of a row": zeros_at_the_start,
+        "down the batch": lambda mask: (mask.cumsum(0) - 1).clamp(min=0),
+        "whatever its mask says": row_by_mask,
+        "from the right": lambda mask: mask.flip(1).cumsum(1).flip(1) - 1,
+        "whole numbers": lambda mask: (mask.cumsum(1) - 1).clamp(min=0).float(),
+        "beyond the table": lambda mask: (mask.cumsum(1) - 1).masked_fill(mask == 0, 99),
+        "shape (7,)": lambda mask: by_loop(mask)[0],
+        "the places are": lambda mask: by_loop(mask) * 2,
+    },
+    check.load_weights: {
+        "not one weight arrived": broken("load_weights"),
+        "is refused": loads(str),
+        "front only": loads(lambda name: name.replace("module.", "")),
+        "a name missing passes": loads(strict=False),
+        "a name too many passes": loads(strict=False, raises=["missing_keys"]),
+        "*without*": loads(lambda name: name[7:]),
+        "return the model": loads(gives_report=True),
+    },
+    check.split_by_image: {
+        "on both sides": broken("split"),
+        "rows are lost": split_with(by_row=True, drop=True),
+        "every seed gives the same": split_with(shuffle=False),
+        "nobody can repeat": split_with(seeded=False),
+        "swapped": split_with(swap=True),
+        "of 40 images are held out": split_with(share=lambda ids, share: 0.5),
+        "not row numbers": split_with(by_id=True),
+        "two lists": lambda ids, share, seed: split_with()(ids, share, seed)[0],
+    },
+}

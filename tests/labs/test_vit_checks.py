@@ -1,5 +1,7 @@
 """Notebook 02's checks: the right answers of several styles pass, and each known mistake is called by its name."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,10 +13,6 @@ from vlm_lite.lessons import vit as lesson
 
 def cut(pattern, split="b c (rows p) (columns q)"):
     return lambda images, p: rearrange(images, f"{split} -> {pattern}", p=p, q=p)
-
-
-def unfolded(images, p):
-    return F.unfold(images, kernel_size=p, stride=p).transpose(1, 2)
 
 
 def changed(base, **methods):
@@ -69,72 +67,33 @@ class OtherNames(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
 
-def block(forward):
+def block(steps=("attn", "mlp"), norms="12", act=F.gelu, how=None):
+    """A block as a loop over its steps, with one thing done in another way; norm 0 is none."""
+
+    def forward(self, x):
+        parts = {"attn": self.attn, "mlp": lambda h: self.mlp.fc2(act(self.mlp.fc1(h)))}
+        start = x
+        for step, number in zip(steps, norms, strict=True):
+            norm = getattr(self, f"norm{number}", lambda h: h)
+            x = norm(x) if how == "in place" else x
+            given = start if how == "same x" else x
+            added = parts[step](given if how in ("post", "in place") else norm(given))
+            x = added if how == "no residual" else x + added
+            x = norm(x) if how == "post" else x
+        return x
+
     return changed(lesson.Block, forward=forward)
 
 
-def sequential(self, x):
-    middle = torch.add(x, self.attn(self.norm1(x)))
-    hidden = F.gelu(self.mlp.fc1(self.norm2(middle)))
-    return torch.add(middle, self.mlp.fc2(hidden))
+def built(**parts):
+    """A block with other parts in it."""
 
+    def __init__(self, *sizes):
+        lesson.Block.__init__(self, *sizes)
+        for name, part in parts.items():
+            setattr(self, name, part)
 
-def post_norm(self, x):
-    x = self.norm1(x + self.attn(x))
-    return self.norm2(x + self.mlp(x))
-
-
-def in_place_of_x(self, x):
-    x = self.norm1(x)
-    x = x + self.attn(x)
-    x = self.norm2(x)
-    return x + self.mlp(x)
-
-
-def no_norms(self, x):
-    x = x + self.attn(x)
-    return x + self.mlp(x)
-
-
-def mlp_first(self, x):
-    x = x + self.mlp(self.norm1(x))
-    return x + self.attn(self.norm2(x))
-
-
-def exchanged(self, x):
-    x = x + self.attn(self.norm2(x))
-    return x + self.mlp(self.norm1(x))
-
-
-def one_norm(self, x):
-    x = x + self.attn(self.norm1(x))
-    return x + self.mlp(self.norm1(x))
-
-
-def with_activation(function):
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp.fc2(function(self.mlp.fc1(self.norm2(x))))
-
-    return block(forward)
-
-
-class DefaultEps(lesson.Block):
-    def __init__(self, width, num_heads):
-        super().__init__(width, num_heads)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-
-
-class OneNorm(lesson.Block):
-    def __init__(self, width, num_heads):
-        super().__init__(width, num_heads)
-        del self.norm2
-
-
-class NarrowMLP(lesson.Block):
-    def __init__(self, width, num_heads):
-        super().__init__(width, num_heads)
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+    return changed(lesson.Block, __init__=__init__)
 
 
 def features(
@@ -168,37 +127,26 @@ class MeanPooled(lesson.ViT):
         return self.head(self.forward_features(pixels)[:, 1:].mean(dim=1))
 
 
-def step(
-    *,
-    probabilities=False,
-    reduction="mean",
-    clip=1.0,
-    zero=True,
-    schedule=True,
-    detach=True,
-    **what,
-):
+def step(*what, clip=1.0, reduction="mean"):
     def training_step(model, pixels, labels, optimizer, scheduler, accelerator):
-        if what.get("zero_first"):
+        if "zero first" in what:
             optimizer.zero_grad()
-        if what.get("outside"):
+        with contextlib.nullcontext() if "outside" in what else accelerator.autocast():
             logits = model(pixels)
-        with accelerator.autocast():
-            logits = logits if what.get("outside") else model(pixels)
-            logits = logits.softmax(-1) if probabilities else logits
+            logits = logits.softmax(-1) if "probabilities" in what else logits
             loss = F.cross_entropy(logits, labels, reduction=reduction)
-        loss.backward() if what.get("own_backward") else accelerator.backward(loss)
+        loss.backward() if "own backward" in what else accelerator.backward(loss)
         if clip:
             accelerator.clip_grad_norm_(model.parameters(), clip)
-        if what.get("early_zero"):
+        if "early zero" in what:
             optimizer.zero_grad()
-        if not what.get("no_step"):
+        if "no step" not in what:
             optimizer.step()
-        if schedule:
+        if "no schedule" not in what:
             scheduler.step()
-        if zero:
+        if not {"zero first", "no zero"} & set(what):
             optimizer.zero_grad()
-        return loss.item() if what.get("number") else loss.detach() if detach else loss
+        return loss.item() if "number" in what else loss if "graph" in what else loss.detach()
 
     return training_step
 
@@ -238,110 +186,107 @@ def each_head(attentions):
     return result
 
 
-RIGHT = [
-    (check.patchify, cut("b (rows columns) (c p q)")),
-    (check.patchify, unfolded),
-    (check.MultiHeadAttention, attention()),
-    (check.MultiHeadAttention, ByChunks),
-    (check.Block, block(sequential)),
-    (check.ViT, features()),
-    (check.vit_training_step, step()),
-    (check.vit_training_step, step(zero=False, zero_first=True)),
-    (check.attention_rollout, rolled),
-    (check.attention_rollout, from_the_end),
-]
-WRONG = [
-    (check.patchify, lambda x, p: x.reshape(len(x), -1, x.shape[1] * p * p), "bare reshape"),
-    (check.patchify, cut("b (columns rows) (c p q)"), "column by column"),
-    (check.patchify, cut("b (rows columns) (p q c)"), "channels come last"),
-    (check.patchify, cut("b (rows columns) (c q p)"), "transposed"),
-    (
-        check.patchify,
-        cut("b (rows columns) (c p q)", "b c (p rows) (q columns)"),
-        "every third pixel",
-    ),
-    (check.patchify, cut("b rows columns (c p q)"), "one of N"),
-    (check.patchify, cut("b (c p q) (rows columns)"), "shape (2, 48, 9)"),
-    (check.patchify, lambda x, p: cut("b (rows columns) (c p q)")(x, p) + 1, "no mistake we know"),
-    (
-        check.patchify,
-        lambda x, p: cut("b (rows columns) (c p q)")(x, 4) if len(x) == 2 else x.flatten(2),
-        "grey",
-    ),
-    (check.MultiHeadAttention, attention(scale=1.0), "left out the division"),
-    (check.MultiHeadAttention, attention(scale=8.0), "divide the scores by h"),
-    (check.MultiHeadAttention, attention(scale=24**0.5), "*whole* width"),
-    (check.MultiHeadAttention, attention(dim=-2), "over the queries"),
-    (check.MultiHeadAttention, attention(order="(heads three h)"), "(three, heads, h)"),
-    (check.MultiHeadAttention, attention(order="(three h heads)"), "a head is a run"),
-    (check.MultiHeadAttention, attention(merge="(h heads)"), "side by side is (heads, h)"),
-    (check.MultiHeadAttention, attention(bare=True), "not side by side"),
-    (check.MultiHeadAttention, attention(swap=True), "exchanged"),
-    (check.MultiHeadAttention, attention(causal=True), "causal"),
-    (check.MultiHeadAttention, attention(transposed=True), "transposed"),
-    (check.MultiHeadAttention, attention(keys=True), "*values* v"),
-    (check.MultiHeadAttention, attention(no_proj=True), "`proj` is missing"),
-    (check.MultiHeadAttention, attention(keep=False), "self.weights is still None"),
-    (check.MultiHeadAttention, attention(keep="scores"), "does not hold"),
-    (check.MultiHeadAttention, attention(keep="graph"), "detach"),
-    (check.MultiHeadAttention, OtherNames, "parameter proj.bias is missing"),
-    (
-        check.MultiHeadAttention,
-        changed(lesson.MultiHeadAttention, forward=lambda self, x: None),
-        "returned None",
-    ),
-    (check.Block, block(post_norm), "*post*-norm"),
-    (check.Block, block(lambda s, x: s.mlp(s.norm2(s.attn(s.norm1(x))))), "residuals are missing"),
-    (check.Block, block(no_norms), "norms are missing"),
-    (check.Block, block(in_place_of_x), "normalise x itself"),
-    (
-        check.Block,
-        block(lambda s, x: x + s.attn(s.norm1(x)) + s.mlp(s.norm2(x))),
-        "both steps read the same x",
-    ),
-    (check.Block, block(mlp_first), "order is turned"),
-    (check.Block, block(one_norm), "norm of its own"),
-    (check.Block, block(exchanged), "norms are exchanged"),
-    (check.Block, with_activation(F.relu), "ReLU"),
-    (check.Block, with_activation(lambda x: x), "no activation"),
-    (check.Block, DefaultEps, "another eps"),
-    (check.Block, OneNorm, "norm2.bias is missing"),
-    (check.Block, NarrowMLP, "mlp.fc1.weight has shape (48, 24)"),
-    (check.Block, block(lambda s, x: x + s.attn(s.norm1(x))), "MLP is missing"),
-    (check.ViT, features(positions=None), "position embedding is missing"),
-    (check.ViT, features(positions="patches"), "class token has no position"),
-    (check.ViT, features(positions="after norm_pre"), "they come before it"),
-    (check.ViT, features(positions="last"), "attention must see them"),
-    (check.ViT, features(order="last"), "class token stands last"),
-    (check.ViT, features(pre=None), "`norm_pre` is missing"),
-    (check.ViT, features(norm=False), "last `norm` is missing"),
-    (check.ViT, features(blocks=False), "blocks are missing"),
-    (check.ViT, features(blocks=1), "only one of the blocks"),
-    (check.ViT, features(bias=False), "leaves out its bias"),
-    (check.ViT, features(back="columns"), "column by column"),
-    (check.ViT, features(back="class token alone"), "return all tokens"),
-    (check.ViT, features(back="no class token"), "class token is missing"),
-    (check.ViT, MeanPooled, "`forward` is not the head"),
-    (check.vit_training_step, step(zero=False), "gradients add up"),
-    (check.vit_training_step, step(clip=None), "not clipped"),
-    (check.vit_training_step, step(schedule=False), "scheduler.step() is missing"),
-    (check.vit_training_step, step(early_zero=True), "did not change"),
-    (check.vit_training_step, step(no_step=True), "did not change"),
-    (check.vit_training_step, step(probabilities=True), "*logits*"),
-    (check.vit_training_step, step(reduction="sum"), "take the mean"),
-    (check.vit_training_step, step(detach=False), "loss.detach()"),
-    (check.vit_training_step, step(own_backward=True), "accelerator.backward"),
-    (check.vit_training_step, step(outside=True), "outside"),
-    (check.vit_training_step, step(number=True), "is a float"),
-    (check.vit_training_step, step(clip=0.1), "no mistake we know"),
-    (check.attention_rollout, lambda a: rolled(a, residual=False), "residual is missing"),
-    (check.attention_rollout, lambda a: rolled(a, backwards=True), "wrong order"),
-    (check.attention_rollout, lambda a: rolled(a, half=False), "sum to 2"),
-    (check.attention_rollout, elementwise, "element by element"),
-    (check.attention_rollout, lambda a: torch.stack(a).mean(dim=(0, 2)), "averaged the blocks"),
-    (check.attention_rollout, lambda a: a[-1].mean(dim=1), "one block alone"),
-    (check.attention_rollout, strongest, "strongest head"),
-    (check.attention_rollout, lambda a: rolled(a[:-1]), "each block counts once"),
-    (check.attention_rollout, lambda a: rolled(a).transpose(-2, -1), "transposed"),
-    (check.attention_rollout, each_head, "heads are still apart"),
-]
+RIGHT = {
+    check.patchify: [
+        cut("b (rows columns) (c p q)"),
+        lambda images, p: F.unfold(images, p, stride=p).mT,
+    ],
+    check.MultiHeadAttention: [attention(), ByChunks],
+    check.Block: [block()],
+    check.ViT: [features()],
+    check.vit_training_step: [step(), step("zero first")],
+    check.attention_rollout: [rolled, from_the_end],
+}
+WRONG = {
+    check.patchify: {
+        "bare reshape": lambda x, p: x.reshape(len(x), -1, x.shape[1] * p * p),
+        "column by column": cut("b (columns rows) (c p q)"),
+        "channels come last": cut("b (rows columns) (p q c)"),
+        "transposed": cut("b (rows columns) (c q p)"),
+        "every third pixel": cut("b (rows columns) (c p q)", "b c (p rows) (q columns)"),
+        "one of N": cut("b rows columns (c p q)"),
+        "shape (2, 48, 9)": cut("b (c p q) (rows columns)"),
+        "no mistake we know": lambda x, p: cut("b (rows columns) (c p q)")(x, p) + 1,
+        "grey": lambda x, p: cut("b (rows columns) (c p q)")(x, 4) if len(x) == 2 else x.flatten(2),
+    },
+    check.MultiHeadAttention: {
+        "left out the division": attention(scale=1.0),
+        "divide the scores by h": attention(scale=8.0),
+        "*whole* width": attention(scale=24**0.5),
+        "over the queries": attention(dim=-2),
+        "(three, heads, h)": attention(order="(heads three h)"),
+        "a head is a run": attention(order="(three h heads)"),
+        "side by side is (heads, h)": attention(merge="(h heads)"),
+        "not side by side": attention(bare=True),
+        "exchanged": attention(swap=True),
+        "causal": attention(causal=True),
+        "transposed": attention(transposed=True),
+        "*values* v": attention(keys=True),
+        "`proj` is missing": attention(no_proj=True),
+        "self.weights is still None": attention(keep=False),
+        "does not hold": attention(keep="scores"),
+        "detach": attention(keep="graph"),
+        "parameter proj.bias is missing": OtherNames,
+        "returned None": changed(lesson.MultiHeadAttention, forward=lambda self, x: None),
+    },
+    check.Block: {
+        "*post*-norm": block(how="post"),
+        "residuals are missing": block(how="no residual"),
+        "norms are missing": block(norms="00"),
+        "normalise x itself": block(how="in place"),
+        "both steps read the same x": block(how="same x"),
+        "order is turned": block(("mlp", "attn")),
+        "norm of its own": block(norms="11"),
+        "norms are exchanged": block(norms="21"),
+        "ReLU": block(act=F.relu),
+        "no activation": block(act=lambda x: x),
+        "another eps": built(norm1=nn.LayerNorm(24), norm2=nn.LayerNorm(24)),
+        "norm2.bias is missing": built(norm2=None),
+        "mlp.fc1.weight has shape (48, 24)": built(
+            mlp=nn.ModuleDict({"fc1": nn.Linear(24, 48), "fc2": nn.Linear(48, 24)})
+        ),
+        "MLP is missing": block(["attn"], "1"),
+    },
+    check.ViT: {
+        "position embedding is missing": features(positions=None),
+        "class token has no position": features(positions="patches"),
+        "they come before it": features(positions="after norm_pre"),
+        "attention must see them": features(positions="last"),
+        "class token stands last": features(order="last"),
+        "`norm_pre` is missing": features(pre=None),
+        "last `norm` is missing": features(norm=False),
+        "blocks are missing": features(blocks=False),
+        "only one of the blocks": features(blocks=1),
+        "leaves out its bias": features(bias=False),
+        "column by column": features(back="columns"),
+        "return all tokens": features(back="class token alone"),
+        "class token is missing": features(back="no class token"),
+        "`forward` is not the head": MeanPooled,
+    },
+    check.vit_training_step: {
+        "gradients add up": step("no zero"),
+        "not clipped": step(clip=None),
+        "scheduler.step() is missing": step("no schedule"),
+        "did not change": step("early zero"),
+        "the weights did not change": step("no step"),
+        "*logits*": step("probabilities"),
+        "take the mean": step(reduction="sum"),
+        "loss.detach()": step("graph"),
+        "accelerator.backward": step("own backward"),
+        "outside": step("outside"),
+        "is a float": step("number"),
+        "no mistake we know": step(clip=0.1),
+    },
+    check.attention_rollout: {
+        "residual is missing": lambda a: rolled(a, residual=False),
+        "wrong order": lambda a: rolled(a, backwards=True),
+        "sum to 2": lambda a: rolled(a, half=False),
+        "element by element": elementwise,
+        "averaged the blocks": lambda a: torch.stack(a).mean(dim=(0, 2)),
+        "one block alone": lambda a: a[-1].mean(dim=1),
+        "strongest head": strongest,
+        "each block counts once": lambda a: rolled(a[:-1]),
+        "transposed": lambda a: rolled(a).transpose(-2, -1),
+        "heads are still apart": each_head,
+    },
+}
