@@ -126,8 +126,7 @@ def written_out(*what, clip=1.0):
         accelerator.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         scheduler.step()
-        if "zero first" not in what:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         return loss if "graph" in what else loss.detach()
 
     return training_step
