@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,7 +28,6 @@ from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
 from vlm_lite.lessons import clip
 from vlm_lite.models.layout import save_clip, to_transformers
-from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.studies import train_vlm
 from vlm_lite.train import train
@@ -89,10 +87,14 @@ def _source_hash(*modules):
     return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
 
 
-def build_gpt2(
-    folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0, start=None
-):
-    """Train the brain on text only and write it to `folder`. `start`: the folder of a brain to go on from."""
+def kept(name):
+    """What `train` is told to keep of a checkpoint's run."""
+    folder = home() / "zoo-runs" / name
+    return dict(checkpoint=folder, checkpoint_every=500, log_every=50, description=name)
+
+
+def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0):
+    """Train the language model on text only and write it to `folder`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     started = time.time()
@@ -109,8 +111,6 @@ def build_gpt2(
             **GPT2,
         )
     )
-    if start is not None:
-        model.load_state_dict(load_language_model(start)[0].state_dict())
     ids, is_output = text_corpus(documents, seed=seed)
     window = (
         16 * batch_size
@@ -138,19 +138,8 @@ def build_gpt2(
         answers = (loss * learn).sum().detach() / learn.sum()
         return (loss * weight).sum() / weight.sum(), {"answers": answers}
 
-    history = train(
-        model,
-        batches,
-        loss_fn,
-        steps=steps,
-        lr=lr,
-        weight_decay=0.01,
-        seed=seed,
-        checkpoint_every=500,
-        checkpoint=home() / "zoo-runs" / "shapes-gpt2",
-        description="shapes-gpt2",
-        log_every=50,
-    )
+    settings = {"steps": steps, "lr": lr, "seed": seed}
+    history = train(model, batches, loss_fn, weight_decay=0.01, **settings, **kept("shapes-gpt2"))
     model.eval()
     scores = reading_scores(model, tokenizer, seed=seed + 1)
     with atomic_dir(folder) as temporary:
@@ -159,15 +148,8 @@ def build_gpt2(
         _card(
             temporary,
             "shapes-gpt2",
-            "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
-            dict(
-                steps=steps,
-                documents=documents,
-                batch_size=batch_size,
-                lr=lr,
-                seed=seed,
-                start=start,
-            ),
+            "a small GPT-2 trained on text about scenes; it never saw an image",
+            settings | {"documents": documents, "batch_size": batch_size},
             history,
             scores,
             started,
@@ -195,12 +177,8 @@ def reading_scores(model, tokenizer, *, scenes_count=500, seed=1):
         ("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
         ("blind", [language.short_prompt(q) for _, q, _, _ in rows]),
     ):
-        right = np.array(
-            [
-                vqa_accuracy(answer, [row[2]] * 10)
-                for answer, row in zip(_first_words(model, tokenizer, prompts), rows, strict=True)
-            ]
-        )
+        said = zip(_first_words(model, tokenizer, prompts), rows, strict=True)
+        right = np.array([vqa_accuracy(answer, [row[2]] * 10) for answer, row in said])
         kinds = np.array([row[3] for row in rows])
         scores[name] = {
             kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))
@@ -224,7 +202,6 @@ def _first_words(model, tokenizer, prompts, batch_size=250):
 
 def _card(folder, name, what, settings, history, scores, started):
     """Write a model card (README.md) and the same facts for programs (card.json) into `folder`."""
-    compute = get_compute()
     facts = {
         "name": name,
         "command": f"vlm-lite zoo build {name}",
@@ -232,28 +209,26 @@ def _card(folder, name, what, settings, history, scores, started):
         "scores": scores,
         "seconds": round(history.seconds[-1]),
         "seconds_in_all": round(time.time() - started),
-        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "hardware": get_compute().hardware,
         "torch": torch.__version__,
     }
     write_json(folder / "card.json", facts)
-    lines = [
-        f"# {name}",
-        "",
-        f"{what[0].upper()}{what[1:]}.",
-        "",
-        f"Made by `{facts['command']}` with settings "
-        f"`{json.dumps(settings)}` in {facts['seconds']} s of training on {facts['hardware']}; torch "
-        f"{facts['torch']}. Licence: Apache-2.0, like the course.",
-        "",
-        "## Scores",
-        "",
-        "```json",
-        json.dumps(scores, indent=1),
-        "```",
-        "",
-    ]
+    page = f"""# {name}
+
+{what[0].upper()}{what[1:]}.
+
+Made by `{facts["command"]}` with settings `{json.dumps(settings)}`
+in {facts["seconds"]} s of training on {facts["hardware"]}; torch {facts["torch"]}.
+Licence: Apache-2.0, like the course.
+
+## Scores
+
+```json
+{json.dumps(scores, indent=1)}
+```
+"""
     with atomic_write(folder / "README.md", "w") as file:
-        file.write("\n".join(lines))
+        file.write(page)
 
 
 ALMOST_RIGHT = (hard_negative, replaced_word)  # what makes the wrong captions
@@ -322,10 +297,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
         loss_fn,
         steps=steps,
         **settings,
-        checkpoint=home() / "zoo-runs" / "shapes-clip",
-        checkpoint_every=500,
-        log_every=50,
-        description="shapes-clip",
+        **kept("shapes-clip"),
     )
     trained, scores = to_transformers(model), {}
     for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
@@ -357,7 +329,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
 
 
 def build_vlm(folder, *, steps=None, seed=0):
-    """Train the nerve between the shipped eye and brain, as the study `shapes_vlm` does; write it to `folder`."""
+    """Train the connector between the shipped models, as the study `shapes_vlm` does; write it to `folder`."""
     started = time.time()
     vlm, history, result, settings = train_vlm(
         seed, steps=steps, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=200
@@ -375,7 +347,7 @@ def build_vlm(folder, *, steps=None, seed=0):
         _card(
             temporary,
             "shapes-vlm",
-            f"the nerve between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
+            f"the connector between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
             "trained on captions, questions and instructions",
             settings,
             history,

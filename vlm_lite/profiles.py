@@ -132,6 +132,12 @@ class Compute:
     reason: str
 
     @property
+    def hardware(self):
+        """What a record says of the machine: device, cores, processor, precision."""
+        machine = f"{os.cpu_count()} cores, {platform.machine()}"
+        return f"{self.device}, {machine}, {self.mixed_precision}"
+
+    @property
     def for_accelerate(self):
         """What `accelerate.Accelerator` takes. Of several processes each takes its share of one step's batch."""
         from accelerate import DataLoaderConfiguration

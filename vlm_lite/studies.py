@@ -10,8 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import inspect
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -510,7 +508,7 @@ def run(name, *, seeds=3, profile=None, folder=None):
         "hash": stamp,
         "runs": runs,
         "seconds": seconds,
-        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "hardware": compute.hardware,
         "torch": torch.__version__,
         "band": {
             "steps": runs[0]["steps"],
