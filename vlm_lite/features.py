@@ -28,18 +28,8 @@ def weights_hash(module):
     return digest.hexdigest()
 
 
-def cache_features(
-    encode,
-    images,
-    *,
-    key,
-    batch_size=256,
-    dtype=torch.float16,
-    folder=None,
-    progress=True,
-    description="features",
-    save_every=2048,
-):
+def cache_features(encode, images, *, key, batch_size=256, dtype=torch.float16, folder=None,
+                   progress=True, save_every=2048):  # fmt: skip
     """Features (N, T, D) of `images`, computed at the first call and mapped from disk at every later one.
 
     encode: function of a uint8 batch (B, 3, H, W) on the CPU -> (B, T, D) on any device; it runs under inference_mode
@@ -59,116 +49,68 @@ def cache_features(
             f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
             "(N, 3, H, W) with at least one picture. Normalise within `encode`."
         )
-    folder = Path(folder) if folder is not None else home() / "features"
+    folder = Path(folder or home() / "features")
     path = folder / f"{_digest(key, images, dtype)}.bin"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if _map_whole(path, len(images), dtype) is None:
-            with _lock(path):
-                if (
-                    _map_whole(path, len(images), dtype) is None
-                ):  # another process may have finished it meanwhile
-                    _compute(
-                        path,
-                        encode,
-                        images,
-                        key,
-                        batch_size,
-                        dtype,
-                        progress,
-                        description,
-                        save_every,
-                    )
+        with _lock(path):
+            shape, done = _resume_point(path, dtype)
+            if done < len(images):
+                bar = tqdm(total=len(images), initial=done, desc="features", unit="image",
+                           ncols=min(100, shutil.get_terminal_size().columns), disable=not progress)  # fmt: skip
+                with open(path, "ab") as file, bar:
+                    batches = range(done, len(images), batch_size)
+                    kept = done
+                    try:
+                        for start in batches:
+                            batch = images[start : start + batch_size]
+                            with torch.inference_mode():
+                                output = encode(batch)
+                            _check_output(output, batch, shape, dtype)
+                            if shape is None:
+                                shape = tuple(output.shape[1:])
+                                _check_space(path, len(images), shape, dtype)
+                            file.write(_bytes(output.to(dtype)))
+                            done = start + len(batch)
+                            bar.update(len(batch))
+                            if done - kept >= save_every or done == len(images):
+                                _keep(path, file, shape, done, key)
+                                kept = done
+                    except KeyboardInterrupt:
+                        if shape is not None:
+                            _keep(path, file, shape, done, key)
+                        of = f"{done} of {len(images)} images"
+                        tqdm.write(f"Stopped after {of}; the same call goes on from there.")
+                        raise
     except OSError as error:
         raise UserError(
             f"cannot write the feature cache {path}: {error.strerror or error}. Free some space, or set "
             "VLM_LITE_HOME to another folder; what is done so far counts when you run again."
         ) from error
-    return _map_whole(path, len(images), dtype)
+    shape = (len(images), *shape)
+    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
 
 
-def _compute(path, encode, images, key, batch_size, dtype, progress, description, save_every):
-    """Append the features of the pictures that `path` does not hold yet."""
-    shape, done = _resume_point(path, dtype)
-    bar = tqdm(
-        total=len(images),
-        initial=done,
-        desc=description,
-        unit="image",
-        disable=not progress,
-        mininterval=1.0,
-        ncols=min(100, shutil.get_terminal_size((100, 24)).columns),
-    )
-    with open(path, "ab") as file, bar:
-
-        def keep():
-            file.flush()
-            os.fsync(file.fileno())
-            write_json(
-                path.with_suffix(".json"),
-                {"shape": [len(images), *shape], "dtype": str(dtype), "done": done, "key": key},
-            )
-
-        kept = done
-        try:
-            while done < len(images):
-                batch = images[done : done + batch_size]
-                with torch.inference_mode():
-                    output = encode(batch)
-                _check_output(output, batch, shape, dtype)
-                if shape is None:
-                    shape = tuple(output.shape[1:])
-                    _check_space(path, len(images), shape, dtype)
-                file.write(_bytes(output.to(dtype)))
-                done += len(batch)
-                bar.update(len(batch))
-                if done - kept >= save_every or done == len(images):
-                    keep()
-                    kept = done
-        except KeyboardInterrupt:
-            if shape is not None:
-                keep()
-            tqdm.write(
-                f"Stopped after {done} of {len(images)} images; the same call goes on from there."
-            )
-            raise
+def _keep(path, file, shape, done, key):
+    """A safe point: what is written so far is on the disk, and then counts."""
+    file.flush()
+    os.fsync(file.fileno())
+    write_json(path.with_suffix(".json"), {"shape": shape, "done": done, "key": key})
 
 
 def _resume_point(path, dtype):
     """(shape of one picture's features or None, pictures that count); cuts off or removes what does not count."""
-    meta = _read_meta(path)
-    if meta is not None:
-        shape, done = tuple(meta["shape"][1:]), meta["done"]
-        size = done * math.prod(shape) * dtype.itemsize
-        if done < meta["shape"][0] and path.exists() and path.stat().st_size >= size:
-            os.truncate(path, size)
-            return shape, done
-    path.unlink(missing_ok=True)  # a new file: whoever has the old one mapped keeps what they see
-    path.with_suffix(".json").unlink(missing_ok=True)
-    return None, 0
-
-
-def _map_whole(path, count, dtype):
-    """The features mapped from `path`, or None where they are not all there."""
-    meta = _read_meta(path)
-    if meta is None or not path.exists():
-        return None
-    shape = meta["shape"]
-    if (
-        meta["done"] != count
-        or shape[0] != count
-        or path.stat().st_size != math.prod(shape) * dtype.itemsize
-    ):
-        return None
-    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
-
-
-def _read_meta(path):
     try:
         meta = read_json(path.with_suffix(".json"))
-        return meta if {"shape", "done"} <= meta.keys() else None
-    except (UserError, AttributeError):  # absent or damaged: it can be made again
-        return None
+        shape, done = tuple(meta["shape"]), meta["done"]
+        size = done * math.prod(shape) * dtype.itemsize
+        if path.stat().st_size >= size:
+            os.truncate(path, size)
+            return shape, done
+    except (UserError, OSError, TypeError, KeyError):  # absent or damaged: it can be made again
+        pass
+    path.unlink(missing_ok=True)  # a new file: whoever has the old one mapped keeps what they see
+    return None, 0
 
 
 def _lock(path):
@@ -199,14 +141,9 @@ def _bytes(tensor):
 
 
 def _check_output(output, batch, shape, dtype):
-    expected = f"({len(batch)}, T, D)" if shape is None else str((len(batch), *shape))
-    if (
-        not torch.is_tensor(output)
-        or output.ndim < 2
-        or len(output) != len(batch)
-        or (shape is not None and tuple(output.shape[1:]) != shape)
-    ):
-        found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
+    found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
+    if len(found) < 2 or found[0] != len(batch) or shape not in (None, found[1:]):
+        expected = (len(batch), *(shape or "TD"))
         raise UserError(
             f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}."
         )
