@@ -241,7 +241,7 @@ def resolve_model(name):
     if "/" in name:
         return mirrored_model(name) or name
     zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
-    if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):
+    if name not in zoo:
         raise UserError(
             f"{name!r} is neither a folder nor a model of the zoo. The zoo has {', '.join(zoo)}; an id of "
             "the hub has a / in it."

@@ -79,7 +79,7 @@ def test_a_right_answer_passes_in_every_style_and_on_every_draw(checked, learner
     assert checked(learner) is learner
 
 
-@pytest.mark.parametrize("checked, learner, words", rows("WRONG"))
+@pytest.mark.parametrize("checked, learner, words", [*rows("WRONG")])
 def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
     for _ in range(10):
         status, message = checked.verdict(learner)

@@ -128,9 +128,7 @@ def test_a_tokenizer_that_adds_a_bos_changes_nothing(features):
 def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused():
     batch = build_text_batch(make_tokenizer(), [[("caption : 漢字", "red")]])
     assert WORDS[batch["input_ids"][0, 2]] == "<unk>" and (batch["labels"][0] != -100).sum() == 2
-    core = Tokenizer(
-        models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, [])
-    )  # no bytes, no <unk>: it leaves out
+    core = Tokenizer(models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, []))  # no bytes, no <unk>
     letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     with pytest.raises(
         ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"
@@ -147,9 +145,7 @@ def test_generate_names_the_words_it_does_not_know_once_a_call():
     with pytest.warns(UserWarning, match=r": a, b, c, d, e\.$"):
         vlm.generate(None, ["a b c", "d e f g"])
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "error", message=".*read as"
-        )  # ours; what a library says is its own
+        warnings.filterwarnings("error", message=".*read as")  # ours; a library may say its own
         assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
         for special in (
             {"unk_token": "<eos>"},
@@ -244,9 +240,9 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
         load(connector={**config["connector"], "name": "resampler"})
     with pytest.raises(UserError, match="config.json.*connector"):
         load(connector=None)
-    with pytest.raises(UserError, match="missing.*layers.2"):
+    with pytest.raises(UserError, match="layers.2"):
         load(connector={**config["connector"], "num_layers": 3})
-    with pytest.raises(UserError, match="no language model.*nothing-here"):
+    with pytest.raises(UserError, match="no model.*nothing-here"):
         load(language_model="nothing-here")
     with pytest.raises(UserError, match="other weights of eye"):
         load(hashes={**config["hashes"], "vision_model": "0" * 64})
@@ -267,7 +263,7 @@ def test_a_language_models_cut_file_is_named(tmp_path, name):
         load_language_model(folder)
     (folder / name).unlink()
     with pytest.raises(
-        UserError, match=r"no language model could be loaded .*the folder holds \w.*Check the name"
+        UserError, match=r"no model could be loaded .*the folder holds \w.*Check the name"
     ):
         load_language_model(folder)
 
@@ -293,20 +289,12 @@ def test_what_does_not_fit_the_context_is_refused(features):
         vlm.generate(features[:1], PROMPTS[:1], max_new_tokens=30)
 
 
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
-        (lambda f: (f * 10).byte(), "uint8"),
-        (lambda f: f[:2], "2 images|one image"),
-    ],
-)
-def test_wrong_features_are_refused(features, bad, message):
+def test_one_image_a_row_is_wanted(features):
     vlm = make_vlm()
-    with pytest.raises(ValueError, match=message):
-        vlm.generate(bad(features), PROMPTS)
-    with pytest.raises((ValueError, AssertionError), match=message):
-        vlm(bad(features), torch.full((3, 4), 9))
+    with pytest.raises(ValueError, match="2 images"):
+        vlm.generate(features[:2], PROMPTS)
+    with pytest.raises(AssertionError, match="one image"):
+        vlm(features[:2], torch.full((3, 4), 9))
 
 
 def test_texts_that_say_nothing_are_refused(features):
@@ -323,7 +311,5 @@ def test_texts_that_say_nothing_are_refused(features):
     with pytest.raises(ValueError, match="no EOS"):
         build_text_batch(make_tokenizer(eos_token=None), EXCHANGES)
     batch = build_text_batch(tokenizer, EXCHANGES)
-    with pytest.raises(ValueError, match=r"labels of shape \(2, 14\)"):
+    with pytest.raises(ValueError, match="no answer token"):
         vlm(features[:2], **{**batch, "labels": torch.full_like(batch["labels"], -100)})
-    with pytest.raises(ValueError, match=r"labels of shape \(2, 13\)"):
-        vlm(features[:2], **{**batch, "labels": batch["labels"][:, 1:]})
