@@ -311,7 +311,7 @@ def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing
     def caches(eye=eye, images=images, **options):
         features = recipes.picture_features(eye, images, folder=tmp_path, progress=False, **options)
         assert features.shape == (3, 16, 128)
-        return len(list(tmp_path.glob("*.bin")))
+        return len(list(tmp_path.glob("*.npy")))
 
     assert caches() == caches(copy.deepcopy(eye)) == 1
     moved = copy.deepcopy(eye)
