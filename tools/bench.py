@@ -40,7 +40,7 @@ from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import data_path, read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, vit  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
-from vlm_lite.models.layout import save_clip  # noqa: E402
+from vlm_lite.models.layout import from_blip2, save_clip  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -48,12 +48,12 @@ IMAGES, ROUNDS, RECORD = 1024, 15, "docs/bench.json"
 SMALL = 64  # images of the small form
 
 
-def compare(name, ours, theirs, same, compute, rounds):
+def compare(name, ours, theirs, compute, rounds):
     """A line for each precision: the time of `ours()` as a share of that of `theirs()`, forward and backward.
 
-    Both return a tensor; in fp32 those that `same` picks must agree, or the two do not do the same work.
+    Both return a tensor; in fp32 these must agree, or the two do not do the same work.
     """
-    torch.testing.assert_close(same(ours()), same(theirs()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=1e-4)
     halves = {"bf16": [torch.bfloat16], "fp16": [torch.float16]}.get(compute.mixed_precision, [])
     for half in (None, *halves):
 
@@ -80,7 +80,7 @@ def time_models(compute, quick=False):
     ours.load_state_dict(theirs.state_dict())
     pixels = torch.randn(size, 3, 224, 224, device=compute.device)
     label = f"{name}, batch {size}: 02's / timm's"
-    compare(label, lambda: ours(pixels), lambda: theirs(pixels), lambda out: out, compute, rounds)
+    compare(label, lambda: ours(pixels), lambda: theirs(pixels), compute, rounds)
 
     tokenizer, size = make_tokenizer(), 16 if quick else TINY.contrastive_batch_size
     table, _ = load_shapes("train", SMALL, progress=False)
@@ -100,37 +100,37 @@ def time_models(compute, quick=False):
         return torch.cat([F.normalize(each, dim=-1) for each in mine(images, ids)[:2]])
 
     label = f"CLIP of Shapes, batch {size}: 01's / transformers'"
-    compare(label, my_embeds, their_embeds, lambda out: out, compute, rounds)
+    compare(label, my_embeds, their_embeds, compute, rounds)
 
-    for label, batch, patches, count, width, depth, heads, seen, every in QFORMERS[: 2 - quick]:
-        sizes = dict(num_query_tokens=count, width=width, num_layers=depth, num_heads=heads)
-        sizes |= dict(mlp_width=4 * width, vision_width=seen, cross_attention_frequency=every)
-        ours = QFormer(**sizes).to(compute.device).eval()
-        config = Blip2QFormerConfig(
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            encoder_hidden_size=seen,
-            cross_attention_frequency=every,
-        )
-        theirs = Blip2QFormerModel(config).to(compute.device).eval()
-        queries = torch.nn.Parameter(torch.randn_like(ours.query_tokens))
-        features = torch.randn(batch, patches, seen, device=compute.device)
+    for sizes in QFORMERS[: 2 - quick]:
+        time_qformer(compute, rounds, *sizes)
 
-        def their_queries(theirs=theirs, queries=queries, features=features):
-            given = queries.expand(len(features), -1, -1)
-            found = theirs(query_embeds=given, encoder_hidden_states=features)
-            return found.last_hidden_state
 
-        compare(
-            f"Q-Former of {label}, batch {batch}: 03's / transformers'",
-            lambda ours=ours, features=features: ours(features),
-            their_queries,
-            lambda out: torch.tensor(out.shape),  # other weights: that they are equal, 03 proves
-            compute,
-            rounds,
-        )
+def time_qformer(compute, rounds, label, batch, patches, count, width, depth, heads, seen, every):
+    """Notebook 03's Q-Former beside transformers', with the same weights."""
+    sizes = dict(num_query_tokens=count, width=width, num_layers=depth, num_heads=heads)
+    sizes |= dict(mlp_width=4 * width, vision_width=seen, cross_attention_frequency=every)
+    ours = QFormer(**sizes).to(compute.device).eval()
+    config = Blip2QFormerConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        encoder_hidden_size=seen,
+        cross_attention_frequency=every,
+    )
+    theirs = Blip2QFormerModel(config).to(compute.device).eval()
+    ours.load_state_dict(from_blip2(theirs.state_dict()), strict=False)  # which has no queries
+    queries = ours.query_tokens
+    features = torch.randn(batch, patches, seen, device=compute.device)
+
+    def their_queries():
+        given = queries.expand(len(features), -1, -1)
+        found = theirs(query_embeds=given, encoder_hidden_states=features)
+        return found.last_hidden_state
+
+    label = f"Q-Former of {label}, batch {batch}: 03's / transformers'"
+    compare(label, lambda: ours(features), their_queries, compute, rounds)
 
 
 QFORMERS = (  # name, batch, patches, queries, width, layers, heads, width of the patches, frequency of cross-attention

@@ -128,21 +128,13 @@ def cpu_name():
 
 
 def course_run(path, k, of):
-    """Run one notebook with a progress line, write its page, and return its row."""
+    """Run one notebook, write its page, and return its row."""
     label = f"[{k}/{of}] {path.stem}"
-    live = sys.stdout.isatty()
-    if not live:
-        print(f"{label} ...", flush=True)
-
-    def show(cell, cells):
-        if live:
-            print(f"\r{label}: cell {cell}/{cells}\033[K", end="", flush=True)
-
+    print(f"{label} ...", flush=True)
     notebook = jupytext.read(path)
-    run = execute.run_notebook(notebook, on_cell=show)
+    run = execute.run_notebook(notebook)
     status = f"failed in cell {run.failure.cell}" if run.failure else "done"
-    before, after = ("\r", "\033[K") if live else ("", "")
-    print(f"{before}{label}: {status} in {run.seconds:.0f} s{after}", flush=True)
+    print(f"{label}: {status} in {run.seconds:.0f} s", flush=True)
     (OUT / f"{path.stem}.html").write_text(as_html(notebook, path.stem), encoding="utf-8")
     return {
         "name": path.stem,

@@ -68,16 +68,10 @@ from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
-NOTEBOOK_KEYS = {
-    "kernelspec",
-    "language_info",
-    "jupytext",
-    "accelerator",
-    "colab",
-    "execution",
-    "vlm_lite",
-}
-CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView", "lines_to_next_cell"}
+NOTEBOOK_KEYS = set(
+    "kernelspec language_info jupytext accelerator colab execution vlm_lite".split()
+)
+CELL_KEYS = set("tags nbgrader nbmake cellView lines_to_next_cell".split())
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 SETUP = """# %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]

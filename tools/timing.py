@@ -65,13 +65,11 @@ def table(path):
     if not path.exists():
         return ""
     parts = sorted(read_json(path).values(), key=lambda part: part["place"])
-    where = {f"{part['hardware']}; torch {part['torch']}" for part in parts}
-    rows = [f"Measured on {where.pop()}.", ""] if len(where) == 1 else []
-    rows += ["| what | measured | aim |", "|---|---|---|"]
+    rows = ["| what | measured | aim |", "|---|---|---|"]
     for part in parts:
         small = ", **small form: says nothing of speed**" if part["quick"] else ""
-        machine = f"{part['hardware']}; torch {part['torch']}; " if where else ""
-        run = f"{machine}{part['commit']}, {part['date']}; {part['seconds']} s{small}"
+        machine = f"{part['hardware']}; torch {part['torch']}"
+        run = f"{machine}; {part['commit']}, {part['date']}; {part['seconds']} s{small}"
         rows.append(f"| **{part['what']}** ({run}) | | |")
         for row in part["rows"]:
             depth = (len(row["name"]) - len(row["name"].lstrip())) // 3

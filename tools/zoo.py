@@ -6,7 +6,6 @@
 All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside them.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -17,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from vlm_lite import recipes
-from vlm_lite.data import language, scenes, shapes
-from vlm_lite.data import tokenizer as words
+from vlm_lite.data import language, shapes
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
 from vlm_lite.embed import tokenize
@@ -45,46 +44,29 @@ GPT2 = dict(
 DOCUMENT_TOKENS = 160
 
 
-def _documents(seed, start, stop):
-    tokenizer = language.make_tokenizer()
-    ids = np.zeros((stop - start, DOCUMENT_TOKENS), np.int16)
-    is_output = np.zeros((stop - start, DOCUMENT_TOKENS), bool)
-    for row, index in enumerate(range(start, stop)):
-        rng = np.random.default_rng([seed, index])
-        description, exchanges = language.document(any_scene, rng, exchanges=6)
-        segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
-        tokens = tokenizer(segments, add_special_tokens=False)["input_ids"]
-        position = 0
-        for part, segment in enumerate(tokens):
-            if position + len(segment) > DOCUMENT_TOKENS:
-                break
-            ids[row, position : position + len(segment)] = segment
-            is_output[row, position : position + len(segment)] = part > 0 and part % 2 == 0
-            position += len(segment)
-    return ids, is_output
+def _document(seed, index):
+    """(ids, whether each is output) of one document, cut between its parts to DOCUMENT_TOKENS."""
+    tokenizer, rng = language.make_tokenizer(), np.random.default_rng([seed, index])
+    description, exchanges = language.document(any_scene, rng, exchanges=6)
+    segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
+    ids, is_output = [], []
+    for part, segment in enumerate(tokenizer(segments, add_special_tokens=False)["input_ids"]):
+        if len(ids) + len(segment) > DOCUMENT_TOKENS:
+            break
+        ids += segment
+        is_output += [part > 0 and part % 2 == 0] * len(segment)
+    return torch.tensor(ids), torch.tensor(is_output)
 
 
 def text_corpus(documents, *, seed=0, workers=None):
-    """The language model's text as arrays: ids (documents, 160) int16 and is_output (documents, 160) bool.
+    """The language model's text: ids (documents, T) and is_output (documents, T), T at most 160, by length.
 
-    Sorted by length. An output is an answer, a caption or an assistant's sentence with its `<eos>`. The arrays are
-    cached under `home()`.
+    An output is an answer, a caption or an assistant's sentence with its `<eos>`.
     """
-    folder = home() / "text" / f"{documents}-{seed}-{_source_hash(language, words, scenes)}"
-    if not folder.exists():
-        edges = np.linspace(0, documents, 2 + documents // 2000).astype(int)
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            parts = list(pool.map(_documents, [seed] * (len(edges) - 1), edges[:-1], edges[1:]))
-        ids, is_output = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort((ids > 0).sum(1), kind="stable")
-        with atomic_dir(folder) as temporary:
-            np.save(temporary / "ids.npy", ids[order])
-            np.save(temporary / "is_output.npy", is_output[order])
-    return (torch.from_numpy(np.load(folder / name)) for name in ("ids.npy", "is_output.npy"))
-
-
-def _source_hash(*modules):
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        made = list(pool.map(_document, [seed] * documents, range(documents), chunksize=500))
+    made.sort(key=lambda document: len(document[0]))
+    return (pad_sequence(parts, batch_first=True) for parts in zip(*made, strict=True))
 
 
 def kept(name):
@@ -119,7 +101,7 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
     def batches(step, generator):
         start = int(torch.randint(len(ids) - window, (1,), generator=generator))
         rows = start + torch.randperm(window, generator=generator)[:batch_size]
-        tokens, outputs = ids[rows].long(), is_output[rows]
+        tokens, outputs = ids[rows], is_output[rows]
         longest = 16 * -(
             -int((tokens > 0).sum(1).max()) // 16
         )  # few shapes: a CPU plans its matmuls once for each
