@@ -1,5 +1,6 @@
 """Models of the real forms with few weights, the same ones at every call."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -65,3 +66,13 @@ def in_two_processes(file, *arguments):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def edited(reference, *edits):
+    """The function or class `reference` with its source changed: what stands there, what instead, and so on."""
+    source, names = inspect.getsource(reference), dict(vars(sys.modules[reference.__module__]))
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        assert old in source, f"{reference.__name__} has no {old!r}"
+        source = source.replace(old, new)
+    exec(source, names)
+    return names[reference.__name__]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from tests import small
 from vlm_lite.labs import build, check
 
 TABLES = []  # of every test file here: RIGHT {check: answers} and WRONG {check: {what it must say: answer}}
@@ -28,13 +29,17 @@ each_exercise = pytest.mark.parametrize(
 
 
 def rows(table):
+    """(check, answer, and of a wrong one what is said of it) of all tables."""
     for each in (getattr(module, table) for module in TABLES):
         if isinstance(each, list):
             yield from each
-        elif table == "RIGHT":
-            yield from ((checked, answer) for checked in each for answer in each[checked])
-        else:
-            yield from ((c, answer, words) for c in each for words, answer in each[c].items())
+            continue
+        for checked, found in each.items():
+            for row in found.items() if table == "WRONG" else enumerate(found):
+                words, answer = row
+                if isinstance(answer, tuple):
+                    answer = small.edited(checked.reference, *answer)
+                yield (checked, answer, words)[: 3 if table == "WRONG" else 2]
 
 
 def answers(table, exercise):
