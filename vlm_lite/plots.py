@@ -41,6 +41,7 @@ from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one 
     scoreboard,
 )
 
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"),
@@ -173,25 +174,14 @@ def recall_bars(recall, *, guess=None):
     lines; other rows are not drawn. guess: {"R@5": 0.8}.
     """
     figure, (axes,) = _panels(640, 330, "Retrieval")
-    bars = (("image to text", "image to caption", BLUE, "", -1),)
-    bars += (("text to image", "caption to image", SKY, "////", 1),)
     ks = list(recall["image to text"])
-    for way, name, colour, hatch, place in bars:
+    for way, name, colour, hatch, place in (
+        ("image to text", "image to caption", BLUE, "", -0.195),
+        ("text to image", "caption to image", SKY, "////", 0.195),
+    ):
+        places, values = [i + place for i in range(len(ks))], [100 * recall[way][k] for k in ks]
         look = dict(color=colour, hatch=hatch, edgecolor="white", label=name)
-        for i, k in enumerate(ks):
-            x, value = i + place * 0.195, 100 * recall[way][k]
-            axes.bar(x, value, 0.37, **look)
-            inside, look["label"] = value >= 12, None
-            axes.text(
-                x,
-                value - 2 if inside else value + 2,
-                f"{value:.1f}",
-                ha="center",
-                fontsize=8.5,
-                va="top" if inside else "bottom",
-                color="white" if inside and not hatch else INK,
-                bbox={"facecolor": colour if inside else "white", "edgecolor": "none", "pad": 1.5},
-            )
+        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", fontsize=8.5)
     ceiling = {"color": INK, "linestyle": "-", "linewidth": 1.3}
     for levels, name, look in (
         (recall.get("chance"), "chance", CHANCE),
@@ -235,15 +225,11 @@ def gain_bars(*, bridge, guess=None, title="", **scores):
     head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
     head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
     figure, axes = _accuracy_rows(len(scores), head, [ROWS[name][0] for name in scores])
-    for row, (name, (value, low, high)) in enumerate(scores.items()):
-        _, colour, hatch = ROWS[name]
-        edge = BLUE if name == "vlm" else INK
-        axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=edge, linewidth=0.8)
-        look = dict(color=INK, capsize=4, linewidth=1.4)
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], **look)
-        look = dict(va="center", fontweight="bold" if name == "vlm" else "normal")
-        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-        axes.text(high + 1.2, row, f"{value:.1f}", **look)
+    values, lows, highs = (array(each) for each in zip(*scores.values(), strict=True))
+    look = {"color": [ROWS[n][1] for n in scores], "hatch": [ROWS[n][2] for n in scores]}
+    look |= dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
+    bars = axes.barh(range(len(scores)), values, 0.66, **look)
+    axes.bar_label(bars, fmt="%.1f", padding=4, fontweight="bold", bbox=WHITE)
     for name, colour, line in (("blind", INK, "--"), ("oracle", GREEN, "-.")):
         look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
         axes.axvline(scores[name][0], label=name, **look)
@@ -264,18 +250,14 @@ def by_type_bars(table, *, title):
     figure, axes = _accuracy_rows(len(table), title, list(table))
     rows = range(len(table))
     vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
-    axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
+    bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
+    look = dict(label_type="center", color="white", fontweight="bold", fontsize=8.5)
+    axes.bar_label(bars, fmt=lambda value: f"{value:.0f}" if value >= 8 else "", **look)
     for width, colour, name in ((4.5, "white", None), (2.2, INK, "blind")):
         look = dict(marker="|", markersize=24, markeredgewidth=width, linestyle="none")
         axes.plot(blind, rows, color=colour, label=name, **look)
     look = dict(color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
     axes.plot(oracle, rows, "D", label="oracle", **look)
-    for row, (value, diamond) in enumerate(zip(vlm, oracle, strict=True)):
-        place = min(value, 99) - 1
-        if place - 8 <= diamond <= place + 2.5:
-            place = diamond - 2.5  # left of the diamond, which would cover it
-        look = dict(ha="right", va="center", color="white", fontsize=8.5, fontweight="bold")
-        axes.text(place, row, f"{value:.0f}" if value >= 8 else "", **look)
     axes.set_title(title)
     figure.legend(loc="outside lower center", ncols=3, markerscale=0.45)
     return figure
