@@ -181,7 +181,7 @@ def recall_bars(recall, *, guess=None):
     ):
         places, values = [i + place for i in range(len(ks))], [100 * recall[way][k] for k in ks]
         look = dict(color=colour, hatch=hatch, edgecolor="white", label=name)
-        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", fontsize=8.5)
+        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", bbox=WHITE)
     ceiling = {"color": INK, "linestyle": "-", "linewidth": 1.3}
     for levels, name, look in (
         (recall.get("chance"), "chance", CHANCE),
