@@ -69,7 +69,7 @@ WRONG = {
         "single questions with them": (MEANS, "scores[draws].mean(dim=1)"),
         "weighs more": (MEANS, "(sums / counts)[draws].mean(dim=1)"),
         "which varies": (MEANS, "sums[draws].sum(dim=1) / len(scores)"),
-        "of single questions": (MEANS, "scores"),
+        "percentiles of single": (MEANS, "scores"),
         "ends are exchanged": ("0.025", "0.9", "0.975", "0.025", "0.9", "0.975"),
         "same number": (ENDS, "scores.mean(), scores.mean()"),
         "two numbers": (ENDS, "scores.mean()"),

@@ -48,7 +48,11 @@ def answers(table, exercise):
 
 
 def code(answer):
-    return getattr(getattr(answer, "__code__", None), "co_code", answer)
+    """What a function does, by its bytecode and names; another answer as it is written."""
+    own = getattr(answer, "__code__", answer)
+    if not hasattr(own, "co_code"):
+        return repr(own)
+    return own.co_code, own.co_names, *map(code, own.co_consts)
 
 
 @each_exercise
