@@ -48,10 +48,10 @@ def answers(table, exercise):
 
 
 def code(answer):
-    """What a function does, by its bytecode and names; another answer as it is written."""
+    """What a function does, by its bytecode and names; anything else as it is."""
     own = getattr(answer, "__code__", answer)
     if not hasattr(own, "co_code"):
-        return repr(own)
+        return own
     return own.co_code, own.co_names, *map(code, own.co_consts)
 
 
