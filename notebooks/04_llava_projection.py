@@ -16,7 +16,7 @@
 #     builds: LLaVA's projection and its three trainings, captions, instructions, VQA, with one evaluation after each
 #     minutes_t4_estimate: 35
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, results/llava_stages.json, results/llava_failures.json, prompts/comparison.json]
-#     outputs_of: 5eea6948d5ae824c930802cf7cc511bd1ebd0f097505dd98475050f9d48fc906
+#     outputs_of: cccadf24c9501721b4ba23abdc7afbd6aa1b19cfcf6b257dab2da01ea043c3dd
 # ---
 
 # %% [markdown]

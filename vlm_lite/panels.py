@@ -54,13 +54,10 @@ def _table(images, header, rows, widths, label, side=84):
 
 @styled
 def answer_table(images, columns, *, widths=None, label="answers"):
-    """Images with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
+    """Images with one column of texts for each of `columns` {name: N texts}, the last in bold."""
     last = len(columns) - 1
     rows = [
-        [
-            (text, GREY if 0 < k < last else INK, "bold" if k == last else "normal")
-            for k, text in enumerate(row)
-        ]
+        [(text, INK, "bold" if k == last else "normal") for k, text in enumerate(row)]
         for row in zip(*columns.values(), strict=True)
     ]
     return _table(images, list(columns), rows, widths or (180,) * len(columns), label)

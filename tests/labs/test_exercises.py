@@ -99,8 +99,10 @@ def test_a_wrong_answer_is_diagnosed_on_every_draw(checked, learner, words):
 def what_the_notebook_has(name):
     """The names that an exercise's cell may use: what notebooks import, and what the notebook's lesson defines."""
     names = {"F": F, "math": math, "nn": nn, "rearrange": rearrange, "torch": torch}
-    lesson = build.labs()[name][0]["metadata"].get("vlm_lite", {}).get("lesson")
-    return names | (vars(importlib.import_module(f"vlm_lite.lessons.{lesson}")) if lesson else {})
+    lessons = build.labs()[name][0]["metadata"].get("vlm_lite", {}).get("lesson", [])
+    for lesson in [lessons] if isinstance(lessons, str) else lessons:
+        names |= vars(importlib.import_module(f"vlm_lite.lessons.{lesson}"))
+    return names
 
 
 @each_exercise
