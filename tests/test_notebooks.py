@@ -194,24 +194,17 @@ def test_a_notebook_runs_alone_offline_from_an_empty_folder(source, tmp_path):
         "run = execute.run_notebook(jupytext.read(sys.argv[1]), environment={'VLM_LITE_HOME': sys.argv[2]}); "
         "json.dump(vars(run.failure) if run.failure else None, open(sys.argv[3], 'w'))"
     )
-    inside = 'ip link set lo up && exec "$@"'
-    subprocess.run(
-        [
-            "unshare",
-            "-rn",
-            "sh",
-            "-c",
-            inside,
-            "sh",
-            sys.executable,
-            "-c",
-            code,
-            str(source),
-            str(tmp_path / "home"),
-            str(out),
-        ],
-        check=True,
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"},
-    )
+    words = [
+        "unshare",
+        "-rn",
+        "sh",
+        "-c",
+        'ip link set lo up && exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    command = [*words, code, source, tmp_path / "home", out]
+    subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env=environment)
     assert json.loads(Path(out).read_text()) is None

@@ -3,7 +3,6 @@
 `plots` offers them with all others; they stand apart so that each module is read in one sitting.
 """
 
-
 from vlm_lite.figures import (
     BLUE,
     GREEN,
