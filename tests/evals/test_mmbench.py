@@ -25,24 +25,6 @@ from vlm_lite.files import UserError
 OPTIONS = {"A": "cat", "B": "dog", "C": "a red bird", "D": "catfish"}
 
 
-HABITS = {  # a line a text, by the letter that is read
-    "A": "A|The answer is A.|#A#|A!|A x y z|A dog|cat",
-    "B": "B.|[B]|B\n|A dog sits on the mat there|dog|It is a DOG|doghouse|Failed to obtain answer via API: dog",
-    "C": "(C)|**C**|a red bird",
-    "D": "D: catfish|{D}",
-    # not first met among the last four words; two options named ("catfish" holds "cat"); too long; refusals
-    None: "a|E||A or B|A/B|A?|'A'|AB|A w x y z|A w x y z A|catfish|cat and dog|Z|Z dog|dog"
-    + " and so on" * 8
-    + "|Cannot determine the answer: B|I can't process this file. B|Failed to obtain answer via API B",
-}
-
-
-@pytest.mark.parametrize("letter", HABITS)
-def test_each_habit_of_the_reading_of_letters(letter):
-    texts = HABITS[letter].split("|")
-    assert {text: extract_letter(text, OPTIONS) for text in texts} == dict.fromkeys(texts, letter)
-
-
 UPSTREAM = json.loads(Path(__file__).with_name("mmbench_letters.json").read_text("utf-8"))
 
 
