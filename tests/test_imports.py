@@ -23,10 +23,6 @@ ALLOWED = {
     "evals.vlmevalkit.VLMEvalModel",
     "evals.vlmevalkit.write_pope",
     "encoded.EncodedDataset.of",
-    "rehearsal.shapes_files.CHOICES",
-    "rehearsal.shapes_files.load_shapes_benchmarks",
-    "rehearsal.shapes_files.write_mmbench",
-    "rehearsal.shapes_files.write_pope",
 }
 
 

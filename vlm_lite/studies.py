@@ -401,7 +401,14 @@ LESSON_CODE = {
         step_seed,
     ),
 }
-FOLLOWED = ("vlm_lite.lessons", "vlm_lite.embed", "vlm_lite.models.vit", "vlm_lite.distributed")
+FOLLOWED = (
+    "vlm_lite.lessons",
+    "vlm_lite.embed",
+    "vlm_lite.models.vit",
+    "vlm_lite.models.text",
+    "vlm_lite.models.parts",
+    "vlm_lite.distributed",
+)
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),

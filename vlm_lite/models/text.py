@@ -5,9 +5,12 @@ model without one reads the prompt, then " " and the answer, then EOS.
 """
 
 import re
+from inspect import signature
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
+from torch.nn.utils.rnn import pad_sequence
 
 from vlm_lite.files import UserError, show
 from vlm_lite.models.weights import faults_named, load_pretrained
@@ -171,6 +174,61 @@ def stop_ids(tokenizer):
             "tokenizer. Load both from one folder, or add that token (tokenizer.add_tokens)."
         )
     return sorted({last, tokenizer.eos_token_id} - {None})
+
+
+def prompt_batch(tokenizer, prompts):
+    """B prompts -> input_ids and attention_mask (1 text, 0 padding), each (B, T), padded on the right."""
+    rows = [torch.tensor(prompt_ids(tokenizer, text)) for text in prompts]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+    return pad_sequence(rows, True, special_ids(tokenizer)[1]), mask
+
+
+def block_mask(labels):
+    """Labels (B, T) of turns in a row -> bools (B, T, T): position i may read j, before it in the same turn."""
+    answer = labels != IGNORE
+    begins = F.pad(answer[:, :-1] & ~answer[:, 1:], (1, 0))  # what follows an answer begins a turn
+    turn = begins.cumsum(dim=1)  # (B, T) 0, 1, 2, ...
+    return (turn[:, :, None] == turn[:, None, :]).tril()
+
+
+def prefixed(language_model, embeds, text_mask):
+    """[prefix][text], embeds (B, Q + T, D), as a causal model of transformers takes it, with positions and mask.
+
+    text_mask: (B, T), 1 text and 0 padding; or (B, T, T) of `block_mask`, where every text position reads the prefix too.
+    """
+    limit = context_length(language_model.config)
+    assert embeds.shape[1] <= limit, f"{embeds.shape[1]} positions, but it reads only {limit}"
+    num_prefix = embeds.shape[1] - text_mask.shape[1]
+    if text_mask.ndim == 2:  # the model itself adds the causal mask
+        mask = F.pad(text_mask, (num_prefix, 0), value=1)  # (B, Q + T)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    else:
+        reads = F.pad(text_mask, (num_prefix, 0, num_prefix, 0), value=True).tril()
+        positions = reads.sum(dim=2) - 1  # (B, Q + T)
+        mask = torch.zeros(reads.shape, device=reads.device, dtype=embeds.dtype)
+        mask = mask.masked_fill(~reads, torch.finfo(mask.dtype).min)[:, None]
+    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+
+
+def padding_first(inputs):
+    """[prefix][text][padding] of `prefixed` -> [padding][prefix][text]: each row's new tokens follow its own text."""
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return {name: value[rows, order] for name, value in inputs.items()}
+
+
+def cache_name(language_model):
+    """The argument of `forward` that takes the KV cache; transformers 5.24 renamed it."""
+    known = signature(language_model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def decode(tokenizer, steps, count):
+    """What greedy decoding took, a (count,) tensor of token ids a step -> `count` answers, each up to the first of `stop_ids`."""
+    stops = stop_ids(tokenizer)
+    tokens = torch.stack(steps, dim=1).tolist() if steps else [[]] * count
+    ended = [row[: next((k for k, i in enumerate(row) if i in stops), None)] for row in tokens]
+    return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
 
 
 def build_text_batch(tokenizer, exchanges):
