@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import math
 import re
 import time
@@ -49,7 +50,7 @@ def answers(table, exercise):
 
 def code(answer):
     """What a function does, by its bytecode and names; anything else as it is."""
-    own = getattr(answer, "__code__", answer)
+    own = getattr(inspect.unwrap(answer), "__code__", answer)
     if not hasattr(own, "co_code"):
         return own
     return own.co_code, own.co_names, *map(code, own.co_consts)

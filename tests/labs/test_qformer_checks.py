@@ -153,12 +153,7 @@ WRONG = {
         "go on although": ("if finished.all():", "if False:"),
         "not the embedding": ("argmax(", "argmin("),
         "not the embedding of": ("logits[:, -1]", "logits[:, 0]", ", logits_to_keep=1", ""),
-        "list of one string": (
-            "return [text",
-            "return ''.join([text",
-            "tokens=True)]",
-            "tokens=True)])",
-        ),
+        "list of one string": ("answers, len(ids))", "answers, len(ids))[0]"),
     },
     check.vlm_training_step: {
         "answers / whole": (" * answers / whole", ""),
