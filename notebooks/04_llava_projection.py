@@ -64,7 +64,6 @@ print(describe(profile, compute, notebook="04_llava_projection"))
 # texts about Shapes.
 
 # %%
-import copy
 import json
 
 import pandas as pd
@@ -75,6 +74,7 @@ from vlm_lite.data.shapes import load_shapes
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.files import data_path
 from vlm_lite.labs import check
+from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import resolve_model
@@ -90,6 +90,24 @@ descriptions = {
 print(
     f"{len(train.ids):,} images to train on, {len(val.ids):,} held out; features {tuple(val.features.shape)}"
 )
+
+# %% tags=["save"]
+import copy
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from vlm_lite.data import instructions
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
+from vlm_lite.encoded import probe
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
+from vlm_lite.lessons.vlm import build_batch, train_vlm
+from vlm_lite.optim import MuonAdamW
 
 # %% [markdown]
 # ## 1. From patches to a prefix
@@ -128,23 +146,6 @@ select_features = check.select_features(select_features)
 #
 # `F.linear(x, w, b)` computes $x w^\top + b$; `F.gelu` is exact unless told otherwise.
 # </details>
-
-# %% tags=["save"]
-import math
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-
-from vlm_lite.data import instructions
-from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
-from vlm_lite.encoded import probe
-from vlm_lite.evals.captions import caption_scores
-from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
-from vlm_lite.lessons.vlm import VLM, build_batch, train_vlm
-from vlm_lite.optim import MuonAdamW
 
 
 # %% nbgrader={"grade": false, "grade_id": "mlp_projector", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
@@ -617,8 +618,6 @@ plots.loss_curve(
 )
 
 # %% [markdown]
-# RESULTTEXT
-#
 # ## 8. Read the answers
 #
 # Numbers first, then words: six fixed prompts (`data/prompts/comparison.json`) about held-out images. ✓ where the reply states the facts of the truth, no more and no
@@ -726,8 +725,6 @@ for name, each in rows.items():
 pd.DataFrame(forgetting).T.round(2)
 
 # %% [markdown]
-# FORGETTEXT
-#
 # ## What you showed
 #
 # - A projector is a map for each patch; inserting its vectors at the image token gives the logits of the whole VLM.

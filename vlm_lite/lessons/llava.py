@@ -3,11 +3,7 @@
 Generated from notebooks/04_llava_projection.py.py by `make notebooks`: edit the notebook.
 """
 
-def select_features(hidden_states):
-    """A ViT's hidden states, L + 1 tensors (B, 1+N, D), class token first -> the patches that LLaVA takes, (B, N, D)."""
-    return hidden_states[-2][:, 1:]
-
-
+import copy
 import math
 
 import numpy as np
@@ -21,8 +17,13 @@ from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
 from vlm_lite.encoded import probe
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
-from vlm_lite.lessons.vlm import VLM, build_batch, train_vlm
+from vlm_lite.lessons.vlm import build_batch, train_vlm
 from vlm_lite.optim import MuonAdamW
+
+
+def select_features(hidden_states):
+    """A ViT's hidden states, L + 1 tensors (B, 1+N, D), class token first -> the patches that LLaVA takes, (B, N, D)."""
+    return hidden_states[-2][:, 1:]
 
 
 def mlp_projector(features, w1, b1, w2, b2):
