@@ -152,7 +152,8 @@ def stage_turns(data, descriptions, seed=0):
     number = {image_id: k for k, image_id in enumerate(data.ids)}
     columns = (data.questions[name][:] for name in ("image_id", "question", "answer"))
     for image_id, question, answer in zip(*columns, strict=True):
-        asked[number[image_id]].append((brief_prompt(question), answer))
+        if len(asked[number[image_id]]) < 6:  # a row has to fit into the context
+            asked[number[image_id]].append((brief_prompt(question), answer))
     vqa = [turns[1:] for turns in data.turns]
     return {
         "captions": captions,
@@ -192,7 +193,7 @@ def train_stage(model, features, turns, stage, seed=0):
     return train_vlm(model, features, said, seed=seed, **settings)
 
 
-def evaluate(model, data, descriptions, *, count=100, questions=400, ask=short_prompt, seed=0):
+def evaluate(model, data, descriptions, *, count=100, questions=300, ask=short_prompt, seed=0):
     """{metric: Interval}: CIDEr, VQA, form, following, and four controls that are 0 for a model that does not look."""
     count = min(count, len(data.ids))
     said = model.generate(data.features[:count].float(), [CAPTION_PROMPT] * count, 48)
