@@ -149,9 +149,9 @@ def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offlin
     assert "before training" in printed and len(shown) == 1
 
 
-def test_notebook_04_trains_three_stages_with_an_evaluation_after_each(offline, capsys):
+def test_notebook_04t_trains_three_stages_with_an_evaluation_after_each(offline, capsys):
     exec(
-        cell_of("04_llava_projection").replace("minimal = False", "minimal = True"),
+        cell_of("04t_photographs").replace("minimal = False", "minimal = True"),
         names(SIZES, shown := []),
     )
     printed = capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["03t_photographs", "04_llava_projection"])
+@pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
     monkeypatch.setattr(
         photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny")
