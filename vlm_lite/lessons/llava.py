@@ -1,6 +1,6 @@
 """LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation.
 
-Generated from notebooks/04_llava_projection.py.py by `make notebooks`: edit the notebook.
+Generated from notebooks/04_llava_projection.py by `make notebooks`: edit the notebook.
 """
 
 import copy
