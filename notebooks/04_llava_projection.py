@@ -647,6 +647,10 @@ plots.loss_curve(
 )
 
 # %% [markdown]
+# **Captions** bring CIDEr and concreteness, and no form: whatever is asked, it captions. **Conversation** brings form and halves CIDEr. **VQA** brings the highest VQA accuracy and loses half of the form.
+# **Mixed** keeps what stage 3 loses: form 1.00 against 0.51, and CIDEr as after stage 1, with VQA a little lower (0.72 against 0.76, intervals overlap). It also took longer: its rows hold more turns.
+# One seed: your run will differ a little.
+#
 # ## 8. Read the answers
 #
 # Numbers first, then words: six fixed prompts (`data/prompts/comparison.json`) about held-out images. ✓ where the reply states the facts of the truth, no more and no
@@ -723,6 +727,9 @@ for name, each in rows.items():
 pd.DataFrame(forgetting).T.round(2)
 
 # %% [markdown]
+# Full tuning learns the form best in these 60 steps and forgets most: perplexity 2.27, from 1.39, where LoRA has 1.51. Mixed stays at 1.42, in more steps. At a tenth of the rate, which
+# is LLaVA-1.5's ratio between full tuning and LoRA, full tuning would do less of both; that is not measured here.
+#
 # ## What you showed
 #
 # - A projector is a map for each patch; inserting its vectors at the image token gives the logits of the whole VLM.
