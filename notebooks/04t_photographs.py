@@ -16,6 +16,7 @@
 #     builds: the stages of notebook 04 with OpenAI's CLIP and a chat model, on COCO
 #     minutes_t4_estimate: 35
 #     reads: []
+#     outputs_of: aa5582ec99a6850823d89fcd5f63da6ab1b399e9e7fc30ad061d3c01e4ddff47
 # ---
 
 # %% [markdown]
@@ -51,6 +52,7 @@ print(describe(profile, compute, notebook="04t_photographs", t4_minutes=35))
 # hundred million parameters, whose own chat template takes the place of ours. `language_model` takes another id.
 #
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`; about 35 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [04, LLaVA in stages](04_llava_projection.ipynb).
 #
