@@ -33,10 +33,10 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench newest colab gif setup
+.PHONY: help course test check notebooks soak bench newest colab gif setup demo export-test
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html (CPU=plain: as without bf16)
 	@$(PY) tools/course.py $(if $(RECORD),--record)
@@ -58,6 +58,15 @@ bench: $(READY)  ## time the parts on this machine; docs/bench.json and docs/ben
 
 gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm answers
 	@$(PY) tools/readme_gif.py
+
+demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and the browser's runtime (needs npm)
+	@cd callers && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
+	@$(PY) -m vlm_lite export shapes-vlm docs/demo/model
+	@mkdir -p docs/demo/ort && cd callers/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
+	ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm $(CURDIR)/docs/demo/ort/
+
+export-test: demo  ## the exported model from JavaScript, and the page in a headless Chromium (CHROMIUM= names one)
+	@$(PY) -m pytest -q callers
 
 newest:  ## `make test` on the newest versions that requirements.txt allows, in a venv of their own
 	@rm -f .venv-newest/.vlm-lite-ready

@@ -16,11 +16,11 @@
 #     builds: OpenAI's CLIP on CIFAR-10, Imagenette and COCO, beside a CLIP trained from nothing
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: 9489100b481e6ff85acdf64fbf6c0f83d08c0945962268c48914a9d5e81ca57f
+#     outputs_of: c1ba6df43e7fa16ea828924d407a700a3cdfd3f862db991f30c4e80400d7524c
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/01t_photographs.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/01t_photographs.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
@@ -75,8 +75,9 @@ import torch
 import torch.nn.functional as F
 
 from vlm_lite import recipes
+from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
-from vlm_lite.lessons.clip import class_embeddings, info_nce
+from vlm_lite.lessons.clip import class_embeddings, make_clip, train_clip
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import resolve_model
 
@@ -99,7 +100,7 @@ if on_photographs:
         CLIP.from_pretrained(source).to(compute.device),
         AutoTokenizer.from_pretrained(source),
     )
-    print(f"{openai.load_report}\n\n{'percent':34}{'here':>8}{'published':>11}")
+    print(f"{'percent':34}{'here':>8}{'published':>11}")
 
     def beside(name, share, published=None, tolerance=1.0):
         verdict = (
@@ -119,7 +120,7 @@ if on_photographs:
     small = torch.from_numpy(small).permute(0, 3, 1, 2)  # (N, 3, 32, 32)
     labels, names = torch.tensor(cifar["label"][:]), cifar.features["label"].names
     enlarged = (
-        F.interpolate(part.float(), openai.config.image_size, mode="bicubic", antialias=True)
+        F.interpolate(part.float(), openai.image_size, mode="bicubic", antialias=True)
         for part in small.split(250)
     )
     photo_embeds = torch.cat(
@@ -175,7 +176,7 @@ if on_photographs:
         lambda each: recipes.embed_texts(openai, each, spoken),
         [[f"a photo of a {n}."] for n in names],
     )
-    photo_embeds = recipes.embed_images(openai, image_tensor(cells, openai.config.image_size)[0])
+    photo_embeds = recipes.embed_images(openai, image_tensor(cells, openai.image_size)[0])
     beside(
         "Imagenette zero-shot, one prompt",
         zeroshot_scores(photo_embeds, classes, table["label"][:])["top1"],
@@ -184,7 +185,7 @@ if on_photographs:
     coco = load_coco_test()
     said, owner = recall_pairs(coco)
     found = recall_at_k(
-        recipes.embed_images(openai, image_tensor(coco, openai.config.image_size)[0]),
+        recipes.embed_images(openai, image_tensor(coco, openai.image_size)[0]),
         recipes.embed_texts(openai, said, spoken),
         owner,
         ks,
@@ -199,46 +200,41 @@ if on_photographs:
     train_table, held_out = (
         photographs.load_photographs(split).captions for split in ("train", "val")
     )
-    torch.manual_seed(seed)
-    scratch = CLIP(
+    scratch = make_clip(
+        spoken,
+        seed,
         image_size=128,
-        patch_size=16,
-        vision_width=384,
-        vision_layers=6,
-        vision_heads=6,
-        vocab_size=len(spoken),
         context_length=128,
-        text_width=256,
+        width=384,
+        image_layers=6,
         text_layers=4,
-        text_heads=4,
+        num_heads=6,
         projection_dim=256,
-        bos_token_id=spoken.bos_token_id,
-        eos_token_id=spoken.eos_token_id,
-        pad_token_id=spoken.pad_token_id,
     )
-    said = [
-        [spoken.bos_token + text for text in five] for five in train_table["captions"][:]
-    ]  # as embed_texts begins them
-    history = recipes.train_clip(
+    texts = [text for five in train_table["captions"][:] for text in five[:5]]
+    history = train_clip(
         scratch,
         image_tensor(train_table, 128)[0],
-        said,
-        spoken,
+        tokenize(texts, spoken).view(len(train_table), 5, -1),
         steps=1500,
-        batch_size=min(256, len(said)),
+        batch_size=min(256, len(train_table)),
         lr=5e-4,
-        loss=info_nce,
         seed=seed,
     )
     print(
-        f"\nfrom nothing: {len(said):,} photographs, {history.steps[-1]:,} steps in {history.seconds[-1] / 60:.0f} min"
+        f"\nfrom nothing: {len(train_table):,} photographs, {history.steps[-1]:,} steps in {history.seconds[-1] / 60:.0f} min"
     )
     first = [five[0] for five in held_out["captions"][:]]
-    for name, each in (("from nothing", scratch.eval()), ("OpenAI's", openai)):
-        found = recipes.clip_recall(
-            each, image_tensor(held_out, each.config.image_size)[0], first, spoken
-        )
-        beside(f"{name}: R@5 among {len(first):,} held out", found["image_to_text"][5])
+    found = recall_at_k(
+        embed_images(scratch, image_tensor(held_out, 128)[0]),
+        embed_texts(scratch, tokenize(first, spoken)),
+        torch.arange(len(first)),
+        texts=first,
+    )
+    beside(f"from nothing: R@5 among {len(first):,} held out", found["image_to_text"][5])
+    pixels = image_tensor(held_out, openai.image_size)[0]
+    found = recipes.clip_recall(openai, pixels, first, spoken)
+    beside(f"OpenAI's: R@5 among {len(first):,} held out", found["image_to_text"][5])
     beside("chance", chance_recall(len(first), 5))
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')

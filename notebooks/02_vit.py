@@ -16,11 +16,11 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: 2c10b48d3e2395166284f38230aff3d3092edb6873611a62234b3b0aeea8b3ee
+#     outputs_of: 376e9ea816c71d0d1736159635f0ef2dfbfdc66b296e58d21b7424c317b0dd50
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02_vit.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02_vit.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/02_vit.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny"]
@@ -125,8 +125,8 @@ from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
+from vlm_lite.models.layout import clip_to_timm
 from vlm_lite.models.positions import axis_cosines
-from vlm_lite.models.vit_weights import clip_to_timm
 from vlm_lite.profiles import resolve_model
 from vlm_lite.studies import load_study
 
@@ -629,15 +629,13 @@ pd.DataFrame(found).T.add_prefix("R@")
 #
 # - [ ] I can write attention with the shape of every tensor, and say over which axis the softmax runs.
 # - [ ] I can say what a ViT without positions can and can't know, and compute its ceiling for a task.
-# - [ ] I know where LayerNorm stands in pre-norm, and what passes through the block untouched.
 # - [ ] I can say what changes when the patch is halved: tokens, parameters, and the size of $A$.
 #
 # ## To answer in words
 #
 # 1. The CNN has no position embedding, and still answers *where*. Where does it get it from? What would
 #    global average pooling in place of `Flatten` change?
-# 2. Design a question about these images for which a ViT without positions loses nothing.
-# 3. Twice the resolution with the same patch, or half the patch at the same resolution: the same number of tokens. What is
+# 2. Twice the resolution with the same patch, or half the patch at the same resolution: the same number of tokens. What is
 #    different?
 #
 # ## Next

@@ -1,9 +1,10 @@
-"""Notebook 05's `t4` cells run offline, with a small random SmolVLM and stand-ins for POPE's files and photographs."""
+"""Notebook 05t's `t4` cells run offline, with a small random SmolVLM and stand-ins for POPE's files and photographs."""
 
 import json
 import math
 import random
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from PIL import Image
 from tests.models.test_pretrained import smol  # noqa: F401
 from vlm_lite.evals.pope import pope_scores
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "05_evaluation.py"
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "05t_photographs.py"
 CELLS = [
     cell.source for cell in jupytext.read(NOTEBOOK).cells if "t4" in cell.metadata.get("tags", [])
 ]
@@ -29,6 +30,7 @@ def names(**more):
         "random": random,
         "re": re,
         "Path": Path,
+        "time": time,
         "torch": torch,
         "pope_scores": pope_scores,
         **more,

@@ -92,16 +92,15 @@ def test_metadata_is_on_the_allow_list(notebook):
 
 
 @each_notebook
-def test_the_badge_comes_first_and_opens_this_very_file(notebook, source):
+def test_the_badges_come_first_and_open_this_very_file_and_its_blank_copy(notebook, source):
     slug, ref = notebooks.repository()
-    address = re.search(r"\((https://colab[^)]*\.ipynb)\)", notebook.cells[0].source)
-    assert address, "the first cell holds no Colab badge"
-    found = re.fullmatch(
-        r"https://colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/(.+)/(notebooks/[^/]+)",
-        address[1],
-    )
-    assert found.groups() == (slug, ref, f"notebooks/{source.stem}.ipynb")
-    assert (ROOT / found[3]).is_file()
+    files = [f"notebooks/{source.stem}.ipynb"]
+    if any(cell.metadata.get("nbgrader", {}).get("solution") for cell in notebook.cells):
+        files.append(f"labs/{source.stem}.ipynb")
+    colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}"
+    addresses = re.findall(r"\((https://colab[^)]*\.ipynb)\)", notebook.cells[0].source)
+    assert addresses == [f"{colab}/{file}" for file in files]
+    assert all((ROOT / file).is_file() for file in files)
     assert "setup" in notebook.cells[1].metadata.tags
     assert f"git+https://github.com/{slug}@{ref}" in notebook.cells[1].source
 

@@ -139,7 +139,11 @@ def test_ci_runs_the_readme_s_test_command_and_on_a_schedule_the_other_versions(
     assert commands == ['cd "$(dirname "$0")/.." || exit 1', "exec make test </dev/null"]
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    assert re.findall(r"- run: (.*)", workflow) == [".ci/run", "make ${{ matrix.versions }}"]
+    assert re.findall(r"- run: (.*)", workflow) == [
+        ".ci/run",
+        "make ${{ matrix.versions }}",
+        "make export-test",
+    ]
     assert "versions: [newest, colab]" in workflow
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from tests import small
 from vlm_lite import cli, photo_stages, plots, recipes, stages
 from vlm_lite.commands import matrix
 from vlm_lite.data import photographs
@@ -21,7 +22,6 @@ from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.files import read_json
-from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
@@ -47,20 +47,7 @@ def sites(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sites")
     (folder / "mirror").mkdir()
     texts = rehearsal._write_sites(folder / "mirror", 24)
-    CLIP(
-        image_size=48,
-        patch_size=16,
-        vision_width=32,
-        vision_layers=2,
-        vision_heads=2,
-        vocab_size=400,
-        text_width=32,
-        text_layers=1,
-        text_heads=2,
-        projection_dim=16,
-        bos_token_id=0,
-        eos_token_id=2,
-    ).save_pretrained(folder / "eye")
+    small.clip(400, image_size=48, width=32).save_pretrained(folder / "eye")
     tokenizer = rehearsal.train_tokenizer(
         texts, 2_100, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     )

@@ -4,6 +4,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,8 @@ from PIL import Image
 from vlm_lite import diagrams, figures, plots
 from vlm_lite.data.scenes import render, sample_scene
 from vlm_lite.lessons import vit
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import resolve_model
 from vlm_lite.train import History
 
 RNG = np.random.default_rng(3)
@@ -32,8 +35,11 @@ CUES = [
     "is there a small yellow triangle to the right of the large pink square?",
 ]
 RECALLS = {
-    "image_to_text": {1: 0.712, 5: 0.951, 10: 1.0},
-    "text_to_image": {1: 0.02, 5: 0.94, 10: 0.975},
+    "image to text": {"R@1": 0.712, "R@5": 0.951, "R@10": 1.0},
+    "text to image": {"R@1": 0.02, "R@5": 0.94, "R@10": 0.975},
+    "blank images": {"R@1": 0.001, "R@5": 0.005, "R@10": 0.01},
+    "chance": {"R@1": 0.001, "R@5": 0.005, "R@10": 0.01},
+    "ceiling": {"R@1": 0.93, "R@5": 1.0, "R@10": 1.0},
 }
 SCORES = {
     "vlm": (71.2, 69.5, 73.0),
@@ -56,8 +62,14 @@ FIGURES = {
         torch.rand(6, 6), torch.eye(6), [CAPTION] * 6, IMAGES[:6]
     ),
     "similarity_matrix, many": lambda: plots.similarity_matrix(torch.rand(30, 30), np.eye(30)),
-    "recall_bars": lambda: plots.recall_bars(
-        RECALLS, chance={1: 0.001, 5: 0.005}, ceiling={1: 0.93, 5: 1}, guess=0.5
+    "recall_bars": lambda: plots.recall_bars(RECALLS, guess=0.5),
+    "seed_ranges": lambda: plots.seed_ranges(
+        {"nothing changed": [0.7, 0.8], "noise": [0.2, 0.3]}, live=("noise", 0.25), xlabel="R@5 (%)"
+    ),
+    "power_law": lambda: plots.power_law(
+        {"steps": {10: [0.5, 0.4], 20: [0.2, 0.1]}, "images": {5: [0.9, 0.8], 50: [0.3, 0.2]}},
+        {"steps": [(-1.3, 2.3), (-2, 3.7)], "images": [(-0.5, 0.7), (-0.6, 0.7)]},
+        ylabel="error",
     ),
     "gain_bars": lambda: plots.gain_bars(
         **SCORES, bridge=(0.58, 0.55, 0.61), guess=55, title="Notebook 03"
@@ -65,13 +77,19 @@ FIGURES = {
     "gain_bars, few": lambda: plots.gain_bars(vlm=41, blind=39, oracle=38.9),
     "by_type_bars": lambda: plots.by_type_bars(TYPES),
     "vision_transformer": lambda: diagrams.vision_transformer(vit.ViT(), IMAGES[0], vit.CLASSES),
+    "vision_language_model": lambda: diagrams.vision_language_model(
+        VLM.from_pretrained(resolve_model("shapes-vlm")), IMAGES[0], "question: is it?", "yes"
+    ),
+    "losses": lambda: plots.losses({"A": LOSSES, "B": LOSSES[::2]}, "Which?"),
+    "museum_wall": lambda: plots.museum_wall(
+        pd.DataFrame(
+            {"measure": "R@1", "broken": [0, 0.5], "fixed": [0, 0.1], "lower is better": [0, 1]}
+        )
+    ),
     "position_similarity": lambda: plots.position_similarity(
         {"at the start": torch.randn(1, 17, 8), "trained": torch.randn(1, 17, 8)}
     ),
     "attention_over_image": lambda: plots.attention_over_image(IMAGES[5], torch.rand(8, 4, 4)),
-    "caption_table": lambda: plots.caption_table(
-        IMAGES[:4], ["a a a"] * 4, [CAPTION] * 4, [CAPTION] * 4
-    ),
     "answer_table": lambda: plots.answer_table(
         IMAGES[:3],
         {
@@ -89,19 +107,6 @@ FIGURES = {
             "this VLM": ["red", "yes", "3", "7", "a circle"],
         },
     ),
-    "connector_lines": lambda: plots.connector_lines(
-        {
-            "Q-Former": {n: (30 + n, 28 + n, 33 + n) for n in (1, 4, 8, 16, 32)},
-            **{
-                name: {n: (34 + n, 32 + n, 35 + n) for n in (1, 4, 16)}
-                for name in ("linear", "MLP")
-            },
-        },
-        {"frozen": (38, 36, 41, 31), "LoRA": (50, 48, 53, 33), "full tuning": (55, 54, 56, 35)},
-        blind=31,
-        oracle=97,
-        live=(8, 41),
-    ),
     "ask_panel": lambda: plots.ask_panel(
         IMAGES[2], CUES[1], {"yes": 1.0, "no": 0.0}, blind=0.99, title="shapes-vlm"
     ),
@@ -117,9 +122,11 @@ LABELS = {
     "loss_curve": {"training step", "InfoNCE loss (nats)"},
     "similarity_matrix": {"caption", "image"},
     "recall_bars": {"queries with a right hit\namong the first K (%)"},
+    "seed_ranges": {"R@5 (%)"},
+    "power_law": {"steps", "images", "error"},
     "gain_bars": {"VQA accuracy (%)"},
     "by_type_bars": {"VQA accuracy (%)"},
-    "connector_lines": {"vectors that reach the brain", "VQA accuracy (%)"},
+    "losses": {"training step", "loss (nats)"},
     "ask_panel": {"probability of the answer (%)"},
 }  # the others are pictures and tables
 
@@ -238,7 +245,7 @@ def test_a_notebook_gets_one_picture_under_the_limit_even_of_photographs(monkeyp
         RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)
     )  # the hardest photographs
     plots.show_images(noise, columns=3)._ipython_display_()
-    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 pictures>"
+    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 images>"
     assert len(shown[0]["image/jpeg"]) < 100_000
     assert (
         Image.open(io.BytesIO(shown[0]["image/jpeg"])).size

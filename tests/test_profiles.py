@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from vlm_lite import hub as hub_module
 from vlm_lite import profiles, speed
 from vlm_lite.files import UserError, data_path
 
@@ -20,7 +21,7 @@ def machine(monkeypatch, tmp_path):
 
     def pretend(gpu=False, hub=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        monkeypatch.setattr(profiles, "_probe", lambda endpoint: hub)
+        monkeypatch.setattr(hub_module, "_probe", lambda endpoint: hub)
 
     return pretend
 
@@ -81,9 +82,9 @@ def test_a_hub_that_accepts_and_then_says_nothing_costs_three_seconds_at_most(mo
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(profiles, "PROBE_SECONDS", 0.3)
+        monkeypatch.setattr(hub_module, "PROBE_SECONDS", 0.3)
         start = time.perf_counter()
-        assert profiles.hub_answers() is False
+        assert hub_module.hub_answers() is False
         assert time.perf_counter() - start < 1.5
 
 
@@ -97,7 +98,7 @@ def test_importing_profiles_probes_nothing_and_does_not_load_torch():
 
 def test_smoke_is_tiny_with_64_images_and_a_few_steps():
     assert profiles.SMOKE.train_images == 64
-    assert profiles.SMOKE.clip_steps <= 10 and profiles.SMOKE.connector_steps <= 10
+    assert profiles.SMOKE.contrastive_steps <= 10 and profiles.SMOKE.connector_steps <= 10
     assert profiles.SMOKE.vision_model == profiles.TINY.vision_model
 
 

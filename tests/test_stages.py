@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests import small
 from vlm_lite import cli, commands, recipes, stages
 from vlm_lite.data import instructions, language, scenes
 from vlm_lite.features import weights_hash
@@ -27,24 +27,11 @@ CPU = Compute("cpu", "no", "a test")
 
 
 def small_vlm(width=32):
-    torch.manual_seed(0)
     tokenizer = language.make_tokenizer()
-    brain = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_embd=width,
-            n_layer=1,
-            n_head=2,
-            n_positions=256,
-            bos_token_id=5,
-            eos_token_id=5,
-            pad_token_id=0,
-        )
-    )
     return VLM(
-        vision=recipes.make_shapes_clip(tokenizer),
+        vision=small.clip(len(tokenizer), tokenizer.eos_token_id, image_size=64, width=128),
         connector=make_connector("mlp", 128, width),
-        language_model=brain,
+        language_model=small.gpt2(len(tokenizer), width, bos_token_id=5, eos_token_id=5),
         tokenizer=tokenizer,
     ).eval()
 

@@ -176,9 +176,13 @@ def test_badge_and_install_cell_come_from_the_one_place_that_names_the_repositor
     project.write_text(project.read_text().replace('ref = "main"', 'ref = "v9"'))
     text = notebooks.generate(SOURCE, "00_sums", course_folder)
     slug, _ = notebooks.repository(course_folder)
-    assert f"/github/{slug}/blob/v9/notebooks/00_sums.ipynb)" in text
+    assert f"/github/{slug}/blob/v9/notebooks/00_sums.ipynb)" in text and "/labs/" not in text
     assert f'"git+https://github.com/{slug}@v9"' in text
     assert notebooks.generate(text, "00_sums", course_folder) == text
+    exercise = text + "# %%\n### BEGIN SOLUTION\n### END SOLUTION\n"
+    exercise = notebooks.generate(exercise, "00_sums", course_folder)
+    assert f"/github/{slug}/blob/v9/labs/00_sums.ipynb)" in exercise
+    assert notebooks.generate(exercise, "00_sums", course_folder) == exercise
 
 
 def test_a_notebook_without_a_t4_part_does_not_offer_it(course_folder):

@@ -41,8 +41,8 @@ from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import UserError, data_path, read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, vit  # noqa: E402
+from vlm_lite.lessons.qformer import QFormer  # noqa: E402
 from vlm_lite.models.layout import save_clip  # noqa: E402
-from vlm_lite.models.qformer import QFormer  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -104,7 +104,7 @@ def time_models(compute, quick=False):
     compare(label, my_embeds, their_embeds, lambda out: out, compute, rounds)
 
     for label, batch, patches, settings in QFORMERS[: 1 if quick else 2]:
-        ours = QFormer(**settings).to(compute.device).eval()
+        ours = QFormer(**settings, mlp_width=4 * settings["width"]).to(compute.device).eval()
         config = Blip2QFormerConfig(
             hidden_size=settings["width"],
             num_hidden_layers=settings["num_layers"],
@@ -206,29 +206,29 @@ def time_evaluators(compute, quick=False):
         seconds(lambda: recall_at_k(pictures, texts, torch.arange(5 * count) // 5)),
         "s",
     )
-    draw, count = random.Random(0), SMALL if quick else 214_000
+    draw, count = random.Random(0), SMALL if quick else 214_354
     words = [f"word{k}, the" for k in range(30_000)]
-    ids = [{"question_id": k, "image_id": k} for k in range(count)]
-    notes = [
-        {
-            **row,
-            "answers": [
-                {"answer": draw.choice(words) if draw.random() < 0.3 else "yes"} for _ in range(10)
-            ],
-        }
-        for row in ids
-    ]
+    asked, notes = [], []
+    for k in range(count):  # every field of the real files, at their lengths
+        ids = {"image_id": 458_752 + k // 5, "question_id": 458_752_000 + k}
+        asked.append({**ids, "question": "What color is the sign behind the man?"})
+        people = [draw.choice(words) if draw.random() < 0.3 else "yes" for _ in range(10)]
+        answers = [
+            {"answer": said, "answer_confidence": "maybe", "answer_id": place}
+            for place, said in enumerate(people, 1)
+        ]
+        kinds = {"question_type": f"what is the {k % 65}", "answer_type": "other"}
+        notes.append({**kinds, "multiple_choice_answer": "yes", "answers": answers, **ids})
     with tempfile.TemporaryDirectory() as folder:
         questions, annotations = Path(folder, "questions.json"), Path(folder, "annotations.json")
-        questions.write_text(
-            json.dumps({"questions": [{**row, "question": "what is it?"} for row in ids]})
-        )
+        questions.write_text(json.dumps({"questions": asked}))
         annotations.write_text(json.dumps({"annotations": notes}))
-        del ids, notes
+        size = (questions.stat().st_size + annotations.stat().st_size) / 1e6
+        del asked, notes
         normalize_answer.cache_clear()
         gc.disable()  # as the command does
         line(
-            f"VQA scoring of {count:,} questions, reading the files included",
+            f"VQA scoring of {count:,} questions, files as heavy as the real ones ({size:,.0f} MB) read",
             seconds(
                 lambda: score_vqa(
                     ["yes"] * count, read_vqa_rows(questions, annotations, complete=False)[0]

@@ -22,11 +22,12 @@ How to write a notebook (NN_name.py is the source, NN_name.ipynb is made from it
     #     reads: [zoo/shapes-clip, results/clip.json]   under data/: files and folders whose change makes it stale
     # ---
 
-Then three cells, which this tool rewrites: the badge, a code cell tagged `setup`, and in the header's text a line
+Then three cells, which this tool rewrites: the badges ("Read it", and "Do the exercises" where there are some, which
+opens the blank copy in labs/), a code cell tagged `setup`, and in the header's text a line
 `<!-- figures -->` and a line `<!-- /figures -->` for the measured time and memory. Write the first two as
 
     # %% [markdown]
-    # [![Open in Colab](...)](...)
+    # Read it: [![Open in Colab](...)](...)
 
     # %% tags=["setup"]
     ...
@@ -157,13 +158,12 @@ def generate(text, name, root=ROOT):
     """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
     slug, ref = repository(root)
     t4 = facts(text).get("minutes_t4_estimate")
-    url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/notebooks/{name}.ipynb"
+    colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}"
+    badges = "Read it: " + BADGE.format(url=f"{colab}/notebooks/{name}.ipynb")
+    if build.BEGIN in text:
+        badges += " Do the exercises: " + BADGE.format(url=f"{colab}/labs/{name}.ipynb")
     text = re.sub(
-        r"^# \[!\[Open in Colab\].*$",
-        lambda _: "# " + BADGE.format(url=url),
-        text,
-        count=1,
-        flags=re.M,
+        r"^# .*\[!\[Open in Colab\].*$", lambda _: f"# {badges}", text, count=1, flags=re.M
     )
     setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{notebook}", name)
     setup = setup.replace("{offers}", '("tiny", "t4", "smoke")' if t4 else '("tiny", "smoke")')

@@ -7,10 +7,11 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import vlm_lite
 from vlm_lite import machine
-from vlm_lite.commands import add_train
+from vlm_lite.commands import add_export, add_train
 from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
@@ -115,6 +116,7 @@ def build_parser():
         "--questions", type=_positive, default=500, help="how many are asked (default 500)"
     )
     report.set_defaults(call=run_report)
+    add_export(commands)
     add_eval(commands)
     add_labs(commands)
     return parser
@@ -128,8 +130,12 @@ def _positive(text):
 
 
 def run_zoo_build(options):
-    """`vlm-lite zoo build NAME`."""
-    from vlm_lite import zoo
+    """`vlm-lite zoo build NAME`: tools/zoo.py of the clone."""
+    clone = Path(vlm_lite.__file__).parents[1]
+    if not (clone / "tools" / "zoo.py").exists():
+        raise UserError("a checkpoint is made in a clone of the repository: pip install -e .")
+    sys.path.insert(0, str(clone))
+    from tools import zoo
 
     zoo.build(options.name)
 
@@ -153,7 +159,7 @@ def run_study(options):
 
 def run_report(options):
     """`vlm-lite report RUN`."""
-    from vlm_lite.evals.report import write_report
+    from vlm_lite.report import write_report
 
     out = options.out or f"{os.path.basename(os.path.normpath(options.run))}-report.html"
     facts = write_report(options.run, out, questions=options.questions)

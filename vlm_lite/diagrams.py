@@ -46,7 +46,8 @@ def _arrow(axes, start, end, label="", offset=(0, -8)):
 def clip(images, captions, config):
     """CLIP: images and captions, an encoder each, and the N x N matrix of cosines with its diagonal.
 
-    images: N to draw; captions: N strings; config: a lessons.clip.CLIPConfig, whose sizes are written in.
+    images: N to draw; captions: N lists, of each the shortest is shown; config: a lessons.clip.CLIPConfig, whose sizes
+    are written in.
     """
     count, cell, left, top = len(images), 50, 480, 196
     figure, axes = _canvas(720, top + 50 * count + 44, "two encoders and the matrix of cosines")
@@ -64,7 +65,7 @@ def clip(images, captions, config):
     _box(axes, 152, middle - 50, 212, 100, "image encoder", words, BLUE)
     _arrow(axes, (58, middle), (150, middle), f"(N, 3, {size}, {size})", (0, -12))
     _arrow(axes, (366, middle), (left - 26, middle), f"u   (N, {joint})", (0, -12))
-    for k, caption in enumerate(captions):
+    for k, caption in enumerate(min(each, key=len) for each in captions):
         axes.text(
             12, 20 + 19 * k, wrap(f"{k + 1}  {caption}", 250, 8.5, 1), fontsize=8.5, va="center"
         )
@@ -221,6 +222,46 @@ def vision_transformer(model, image, classes=None):
     for k, name in enumerate(names):
         _label_box(axes, 788, 82 + 27 * k, 80, 22, name, size=8.5)
     caption(828, "logits", f"{outputs}")
+    return figure
+
+
+@styled
+def vision_language_model(vlm, image, prompt, answer):
+    """Image, vision encoder, connector; prefix and prompt in front of the language model; the answer's first token.
+
+    vlm: a VLM whose parts have their true shapes written in. image: uint8 (3, S, S).
+    """
+    figure, axes = _canvas(920, 300, "a vision-language model in three parts")
+    size = image.shape[-1]
+    features = vlm.encode((image[None] / 255).to(vlm.device))
+    prefix = vlm.prefix(features)
+    count, queries = features.shape[1], prefix.shape[1]
+    figure.picture_at(image, 16, 26, 112)
+    axes.text(72, 152, f"3 x {size} x {size}", ha="center", va="center", fontsize=9, color=GREY)
+    _arrow(axes, (134, 82), (208, 82), "pixels", (0, -12))
+    lines = ("one vector a patch", "frozen")
+    _box(axes, 210, 48, 170, 70, "vision encoder", lines, BLUE)
+    _arrow(axes, (382, 82), (498, 82), f"{count} x {features.shape[2]}", (0, -12))
+    lines = (f"{queries} learnt queries", "trained")
+    _box(axes, 500, 48, 170, 70, "connector (Q-Former)", lines, VERMILLION)
+    left, top, tokens = 26, 172, vlm.tokenizer.tokenize(prompt)
+    middle = left + 8 * queries
+    axes.plot([585, 585, middle], [119, 138, 138], color=GREY, lw=1.3)
+    _plain_arrow(axes, (middle, 138), (middle, top - 3))
+    axes.text(middle + 10, 155, f"prefix: {queries} x {prefix.shape[2]}", fontsize=9)
+    for k in range(queries):
+        axes.add_patch(Rectangle((left + 16 * k, top), 14, 22, fc=VERMILLION, ec="white", lw=0.6))
+    left += 16 * queries + 8
+    step = (894 - left) / len(tokens)
+    for k, token in enumerate(tokens):
+        _label_box(axes, left + step * k, top, step - 4, 22, token, fill=PALE, size=8.5)
+    words = f"prompt: {len(tokens)} token embeddings"
+    axes.text(890, 155, words, fontsize=9, ha="right")
+    middle = left + step * (len(tokens) - 0.5)
+    lines = (f"GPT-2 architecture, {vlm.embed.num_embeddings} tokens; frozen",)
+    _box(axes, 26, 212, 868, 44, "language model", lines, ORANGE)
+    _plain_arrow(axes, (middle, 258), (middle, 276))
+    axes.text(middle, 286, answer, ha="center", va="center", fontweight="bold")
     return figure
 
 

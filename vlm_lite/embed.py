@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from vlm_lite.files import UserError
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -29,6 +31,23 @@ def embed_images(model, images):
 def embed_texts(model, input_ids):
     """Token ids (N, T) -> unit vectors (N, P) on the CPU, in eval mode."""
     return _embed(model, model.encode_text, input_ids)
+
+
+def embed_strings(model, texts, tokenizer):
+    """N strings -> unit vectors (N, P). UserError for none, and for one beyond the context."""
+    if isinstance(texts, str) or not len(texts):
+        raise UserError(f"expected texts, got {texts!r}; give a list of one string or more.")
+    begin = tokenizer.bos_token or ""  # OpenAI's CLIP begins its texts with a token
+    ids = tokenize([begin + text for text in texts], tokenizer)  # (N, T)
+    lengths = (ids == tokenizer.eos_token_id).int().argmax(dim=1) + 1
+    context = model.config.text_config.max_position_embeddings
+    if lengths.max() > context:
+        row = int((lengths > context).nonzero()[0])
+        raise UserError(
+            f"text {row} (the first is 0) has {int(lengths[row])} tokens, and the model reads {context}: "
+            f"{texts[row][:60]!r}... Shorten it."
+        )
+    return embed_texts(model, ids)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 AdamW scales every number of a gradient by itself. Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)
 takes the gradient of a matrix as a whole and makes all its singular values about equal, so that the rare directions
 are learnt as fast as the loud ones. A connector between frozen models needs its rare directions (a digit, a shape) as
-much as its loud ones (a colour); `vlm-lite study connector_variants` measures both.
+much as its loud ones (a colour).
 
 `torch.optim.Muon` orthogonalises in bfloat16 on every device. A CPU that only emulates bf16 then multiplies fifty times
 slower than in fp32, so here it is fp32 everywhere; with that one change the two are equal (`tests/test_optim.py`).

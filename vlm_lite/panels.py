@@ -1,4 +1,4 @@
-"""The figures that are tables of pictures and words, one question with its answers, and those of a single study.
+"""The figures that are tables of images and words, one question with its answers, and those of a single study.
 
 `plots` offers them with all others; they stand apart so that each module is read in one sitting.
 """
@@ -23,7 +23,7 @@ from vlm_lite.figures import (
 
 
 def _table(images, header, rows, widths, label, side=84):
-    """Pictures at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
+    """Images at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
     gap = 12
     lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
     head = 40 + LINE * max(text.count("\n") for text in header)
@@ -53,25 +53,8 @@ def _table(images, header, rows, widths, label, side=84):
 
 
 @styled
-def caption_table(
-    images,
-    before,
-    after,
-    reference,
-    *,
-    names=("before training", "after training", "a human's words"),
-):
-    """Pictures with what the model said before and after training, beside a reference caption. N of each."""
-    rows = [
-        [(b, GREY, "normal"), (a, INK, "bold"), (r, GREEN, "normal")]
-        for b, a, r in zip(before, after, reference, strict=True)
-    ]
-    return _table(images, names, rows, (190, 230, 210), "captions before and after training")
-
-
-@styled
 def answer_table(images, columns, *, widths=None, label="answers"):
-    """Pictures with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
+    """Images with one column of texts for each of `columns` {name: N texts}: the first plain, the last in bold."""
     last = len(columns) - 1
     rows = [
         [
@@ -85,7 +68,7 @@ def answer_table(images, columns, *, widths=None, label="answers"):
 
 @styled
 def scoreboard(images, questions, answers, given, *, correct=None):
-    """Can it see yet? One row a question: picture, question, right answer, and each model's answer with ✓ or ✗.
+    """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
 
     answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
     without regard to case.
@@ -172,83 +155,11 @@ def controls_bars(board, *, guess=None, title=""):
 
 
 @styled
-def connector_lines(families, brains, *, blind, oracle, live=None, title=""):
-    """VQA accuracy against the number of vectors that reach the brain, a line a connector; apart, tuned brains.
-
-    families: {"Q-Former": {8: (mean, low, high)}, ...} and brains: {"frozen": (mean, low, high, blind), ...}, in
-    percent, low and high over the seeds. blind, oracle: of the frozen brain. live: (vectors, percent) of this run.
-    """
-    figure = Figure(
-        width=720, height=360, label=title or "VQA accuracy by connector", layout="constrained"
-    )
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.3, 1))
-    looks = ((BLUE, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", "-."))
-    for k, ((name, line), (colour, marker, dashes)) in enumerate(
-        zip(families.items(), looks, strict=True)
-    ):
-        places = [
-            2 ** (0.06 * (k - 1)) * count for count in line
-        ]  # side by side, so that no whisker hides another
-        means, lows, highs = zip(*line.values(), strict=True)
-        left.plot(places, means, dashes, color=colour, marker=marker, markersize=6, label=name)
-        left.vlines(places, lows, highs, color=colour, linewidth=3, alpha=0.45)
-    counts = sorted({count for line in families.values() for count in line})
-    left.set_xscale("log", base=2)
-    left.set(
-        xticks=counts,
-        xticklabels=counts,
-        xlabel="vectors that reach the brain",
-        ylabel="VQA accuracy (%)",
-        title=title or "Which nerve, and how wide?",
-    )
-    left.minorticks_off()
-    if live is not None:
-        left.plot(
-            *live, "*", color=VERMILLION, markersize=13, markeredgecolor="white", label="this run"
-        )
-    for place, (mean, low, high, own_blind) in enumerate(brains.values()):
-        right.bar(
-            place,
-            mean,
-            0.6,
-            color=SKY if place else BLUE,
-            edgecolor=INK,
-            linewidth=0.8,
-            hatch="//" * place,
-        )
-        right.vlines(place, low, high, color=INK, linewidth=2)
-        right.plot(
-            [place - 0.38, place + 0.38], [own_blind] * 2, color=INK, linestyle="--", linewidth=1.4
-        )
-        right.annotate(
-            f"{mean:.0f}",
-            (place, high),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-        )
-    right.set(
-        xticks=range(len(brains)),
-        xticklabels=list(brains),
-        xlim=(-0.6, len(brains) - 0.4),
-        title="The brain tuned too",
-    )
-    right.grid(axis="x", visible=False)
-    left.axhline(blind, color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind")
-    left.axhline(oracle, color=GREY, linestyle=":", linewidth=1.6, zorder=0.9, label="oracle")
-    right.set_ylim(0, 104)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    return figure
-
-
-@styled
 def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
-    """One question about one picture: the picture, the question, and the probabilities of the likeliest answers.
+    """One question about one image: the image, the question, and the probabilities of the likeliest answers.
 
-    image: a picture, or None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
-    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no picture, a
+    image: None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no image, a
     dashed line. The size of the figure never varies (frames of an animation).
     """
     side, width, height = 236, 720, 286
@@ -261,7 +172,7 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
         axes.text(
             0.5,
             0.5,
-            "picture hidden",
+            "no image",
             ha="center",
             va="center",
             fontsize=11,
@@ -306,7 +217,7 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
         axes.annotate(
-            f"without a picture: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
+            f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
             (100 * blind, -0.6),
             (0, 3),
             textcoords="offset points",
@@ -316,4 +227,45 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
             ha="left" if blind < 0.5 else "right",
             annotation_clip=False,
         )
+    return figure
+
+
+@styled
+def losses(curves, title=""):
+    """Training curves {name: losses} on a log axis, each with its last value in the legend."""
+    figure = Figure(width=640, height=290, label=title or "losses", layout="constrained")
+    axes = figure.subplots()
+    looks = zip((BLUE, ORANGE, GREEN, VERMILLION), ("-", "--", "-.", ":"), strict=True)
+    for (name, values), (colour, line) in zip(curves.items(), looks, strict=False):
+        label = f"{name}: {values[-1]:.3f} at the end"
+        axes.plot(range(1, len(values) + 1), values, line, color=colour, label=label)
+    axes.set(yscale="log", xlabel="training step", ylabel="loss (nats)", title=title)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def museum_wall(exhibits, columns=3):
+    """Cards of a DataFrame's rows: name, measure, and broken and fixed as bars; "lower is better" marked with an arrow."""
+    width, tall = 292, 118
+    rows = -(-len(exhibits) // columns)
+    figure = Figure(width=16 + width * columns, height=38 + tall * rows, label="silent bugs")
+    figure.text_at(16, 10, "hatched: broken   solid: fixed   ↓ lower is better", color=GREY)
+    for k, (name, each) in enumerate(exhibits.iterrows()):
+        left, top = 16 + width * (k % columns), 38 + tall * (k // columns)
+        figure.text_at(left, top, f"{k + 1}. {name}", fontweight="bold", fontsize=10.5)
+        measure = each["measure"] + " ↓" * each["lower is better"]
+        figure.text_at(left, top + 20, measure, fontsize=9.5, color=GREY)
+        axes = figure.axes_at(left, top + 42, 196, 58)
+        bars = ((each["broken"], VERMILLION, "///"), (each["fixed"], BLUE, ""))
+        longest = max(value for value, _, _ in bars) or 1
+        for row, (value, colour, hatch) in enumerate(bars):
+            part = value / longest
+            axes.barh(row, part, 0.74, color=colour, hatch=hatch, edgecolor="white")
+            look = dict(va="center", fontweight="bold", color=colour)
+            axes.text(part + 0.03, row, f"{value:.2g}", **look)
+        axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[["bottom"]].set_visible(False)
     return figure

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from . import recipes, stages
-from .data.formats import image_tensor
-from .data.instructions import as_pairs
-from .data.language import CAPTION_PROMPT, chat_prompt
-from .data.photographs import FULL, load_photographs
-from .evals.captions import caption_scores
-from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
-from .evals.vqa import vqa_scores
+from vlm_lite import recipes, stages
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.instructions import as_pairs
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
+from vlm_lite.data.photographs import FULL, load_photographs
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
+from vlm_lite.evals.vqa import vqa_scores
 
 QFORMER = dict(
     num_query_tokens=32,
@@ -45,7 +45,7 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     """The Photos of a split, "train" or "val": downloaded, decoded and encoded once. See `load_photographs`."""
     with PartialState().main_process_first():
         tables = load_photographs(split, choice, mirror=mirror, progress=progress)
-        images, ids = image_tensor(tables.captions, vision.config.image_size)
+        images, ids = image_tensor(tables.captions, vision.image_size)
         return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
 
 
@@ -137,7 +137,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
     ][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
-    grey = torch.full((1, 3, *[vlm.vision.config.image_size] * 2), 127, dtype=torch.uint8)
+    grey = torch.full((1, 3, *[vlm.vision.image_size] * 2), 127, dtype=torch.uint8)
     result = run_probes(
         vlm,
         held_out.features,

@@ -7,6 +7,7 @@ result is seen, is a dashed line. Show a figure by making it a cell's last expre
 import math
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
@@ -35,9 +36,9 @@ from vlm_lite.models.positions import position_cosines
 from vlm_lite.panels import (
     answer_table,
     ask_panel,
-    caption_table,
-    connector_lines,
     controls_bars,
+    losses,
+    museum_wall,
     scoreboard,
 )
 
@@ -46,15 +47,18 @@ __all__ = [
     "ask_panel",
     "attention_over_image",
     "by_type_bars",
-    "caption_table",
-    "connector_lines",
     "controls_bars",
     "gain_bars",
     "joint_space",
     "loss_curve",
+    "percent_table",
+    "losses",
+    "museum_wall",
     "position_similarity",
+    "power_law",
     "recall_bars",
     "scoreboard",
+    "seed_ranges",
     "show_images",
     "similarity_matrix",
     "style",
@@ -62,8 +66,8 @@ __all__ = [
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"),
-    "blank": ("blank picture", PALE, "...."),
-    "shuffled": ("shuffled pictures", ORANGE, "\\\\\\\\"),
+    "blank": ("blank image", PALE, "...."),
+    "shuffled": ("shuffled images", ORANGE, "\\\\\\\\"),
     "vlm": ("the VLM", BLUE, ""),
     "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
 }
@@ -88,7 +92,7 @@ def show_images(images, titles=None, columns=5, size=144):
     figure = Figure(
         width=columns * (size + gap) + gap,
         height=len(rows) * (size + gap) + sum(depths) + gap,
-        label=f"{len(images)} pictures",
+        label=f"{len(images)} images",
         facecolor=NIGHT,
     )
     top = gap
@@ -177,12 +181,12 @@ def similarity_matrix(
     captions=None,
     images=None,
     *,
-    names=("before", "after"),
+    names=("before training", "after training"),
     label="cosine similarity",
 ):
-    """Two heat maps (N, N) side by side on one colour scale: row i is picture i, column j is caption j.
+    """Two heat maps (N, N) side by side on one colour scale: row i is image i, column j is caption j.
 
-    images: N pictures, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
+    images: N, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
     """
     maps = [array(before), array(after)]
     count = len(maps[0])
@@ -243,22 +247,23 @@ def similarity_matrix(
 
 
 @styled
-def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrieval"):
-    """Recall@K both ways as bars.
+def recall_bars(recall, *, guess=None, title="Retrieval"):
+    """Recall@K both ways as bars, over what guessing gives and under what the captions allow.
 
-    results: {"image_to_text": {1: 0.7, 5: 0.9}, "text_to_image": {...}}. chance, ceiling: {1: ..., 5: ...}, what
-    guessing gives and what the captions allow. guess: {5: 0.8} or a number for every K.
+    recall: {row: {"R@1": 0.7, "R@5": 0.9}} with rows "image to text", "text to image", and "chance" and "ceiling" as
+    lines; other rows are not drawn. guess: {"R@5": 0.8} or a number for every K.
     """
     looks = {
-        "image_to_text": ("image to caption", BLUE, ""),
-        "text_to_image": ("caption to image", SKY, "////"),
+        "image to text": ("image to caption", BLUE, ""),
+        "text to image": ("caption to image", SKY, "////"),
     }
+    results = {way: recall[way] for way in looks if way in recall}
     ks = list(next(iter(results.values())))
     figure = Figure(width=640, height=330, label=title, layout="constrained")
     axes = figure.subplots()
     width = 0.78 / len(results)
     for i, (direction, recalls) in enumerate(results.items()):
-        name, colour, hatch = looks.get(direction, (direction, ORANGE, ".."))
+        name, colour, hatch = looks[direction]
         places = np.arange(len(ks)) + (i - (len(results) - 1) / 2) * width
         values = [100 * recalls[k] for k in ks]
         axes.bar(
@@ -278,8 +283,12 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
             )
     guess = {k: guess for k in ks} if isinstance(guess, int | float) else guess
     for levels, name, look in (
-        (chance, "chance", CHANCE),
-        (ceiling, "ceiling of the captions", {"color": INK, "linestyle": "-", "linewidth": 1.3}),
+        (recall.get("chance"), "chance", CHANCE),
+        (
+            recall.get("ceiling"),
+            "ceiling of the captions",
+            {"color": INK, "linestyle": "-", "linewidth": 1.3},
+        ),
         (guess, "my guess", GUESS),
     ):
         for i, k in enumerate(k for k in ks if k in (levels or {})):
@@ -289,7 +298,7 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
             )
     axes.set(
         xticks=range(len(ks)),
-        xticklabels=[f"R@{k}" for k in ks],
+        xticklabels=ks,
         ylim=(0, 108),
         yticks=range(0, 101, 20),
         ylabel="queries with a right hit\namong the first K (%)",
@@ -304,6 +313,11 @@ def recall_bars(results, *, chance=None, ceiling=None, guess=None, title="Retrie
         *zip(*handles, strict=True), loc="outside lower center", ncols=3 if len(handles) > 4 else 4
     )
     return figure
+
+
+def percent_table(rows):
+    """{row: {column: a fraction}} as a table of percentages with one decimal."""
+    return pd.DataFrame(rows).T.map("{:.1%}".format)
 
 
 def _interval(score):
@@ -532,10 +546,10 @@ def position_similarity(tables):
 
 
 @styled
-def joint_space(clouds, gap):
-    """Images and captions on the first two principal axes of each panel's joint space.
+def joint_space(clouds):
+    """Images and captions on the first two principal axes of each panel's joint space, with their modality gap.
 
-    clouds: {name of the panel: (image_embeds (N, P), text_embeds (M, P))}. gap: {name of the panel: number} for its title.
+    clouds: {name of the panel: (image_embeds (N, P), text_embeds (M, P))}, of unit length.
     """
     figure = Figure(width=680, height=330, label="the joint space", layout="constrained")
     panels = figure.subplots(1, len(clouds), squeeze=False)[0]
@@ -546,7 +560,56 @@ def joint_space(clouds, gap):
         count = len(embeds[0])
         axes.plot(*points[:count].T, "o", markersize=2.5, color=BLUE, label="images")
         axes.plot(*points[count:].T, "x", markersize=3.5, color=ORANGE, label="captions")
-        axes.set(title=f"{name}: gap {gap[name]:.2f}")
+        gap = np.linalg.norm(array(embeds[0]).mean(axis=0) - array(embeds[1]).mean(axis=0))
+        axes.set(title=f"{name}: gap {gap:.2f}")
         axes.set(xlabel="first principal axis", ylabel="second principal axis")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def seed_ranges(rows, *, live=None, xlabel, title=""):
+    """One line a row: the values of every seed, their range, and a dotted line through the first row's mean.
+
+    rows: {name: fractions, one a seed}. live: (name of a row, this run's fraction).
+    """
+    figure = Figure(width=680, height=90 + 26 * len(rows), label=xlabel, layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(rows.values()):
+        values = 100 * array(values)
+        axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
+        axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=5)
+    axes.axvline(100 * np.mean(next(iter(rows.values()))), **CHANCE)
+    if live is not None:
+        look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
+        axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
+        axes.legend(loc="lower left")
+    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    return figure
+
+
+@styled
+def power_law(series, lines, *, ylabel):
+    """Errors against size on logarithmic axes, a panel a series: every seed's points, and its line.
+
+    series: {name of the x axis: {x: errors in 0..1, one a seed}}. lines: {name: (slope, intercept) of log y in log x for
+    each seed, drawn over the whole range}.
+    """
+    figure = Figure(width=680, height=330, label=ylabel, layout="constrained")
+    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for axes, (name, points) in zip(panels, series.items(), strict=True):
+        x = array(list(points))
+        ends = np.array([x.min(), x.max()])
+        for k, (slope, intercept) in enumerate(lines[name]):
+            values = [each[k] for each in points.values()]
+            axes.plot(x, values, "o", color=BLUE, markersize=5)
+            axes.plot(ends, np.exp(intercept) * ends**slope, "--", color=GREY, linewidth=1.1)
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xticks(x, [f"{each:,.0f}" for each in x])
+        axes.minorticks_off()
+        ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+        axes.set_yticks(ticks, ticks)
+    panels[0].set_ylabel(ylabel)
     return figure

@@ -6,16 +6,13 @@ images and a few steps, which shows that code runs and never how well; `rehearsa
 not imported, before a function here is called.
 """
 
-import functools
 import os
 import platform
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlm_lite.files import UserError, data_path
-
-PROBE_SECONDS = 3.0
+from vlm_lite.files import UserError, data_path, home, read_json
+from vlm_lite.hub import cached_snapshot, hub_answers, mirrored_model, told_offline
 
 
 @dataclass(frozen=True)
@@ -29,12 +26,7 @@ class Profile:
     image_size: int
     train_images: int
     val_images: int
-    clip_batch_size: int
-    clip_steps: int
-    clip_lr: float
-    contrastive_images: (
-        int  # notebook 01's own training; clip_...: the zoo's and the recorded variants'
-    )
+    contrastive_images: int
     contrastive_batch_size: int
     contrastive_steps: int
     contrastive_lr: float
@@ -55,6 +47,11 @@ class Profile:
         ""  # a folder laid out like the sites that data come from; "" for the sites themselves
     )
 
+    @property
+    def contrastive(self):
+        """What notebook 01's training takes: its steps, batch size and learning rate."""
+        return {k: getattr(self, f"contrastive_{k}") for k in ("steps", "batch_size", "lr")}
+
 
 TINY = Profile(
     name="tiny",
@@ -64,9 +61,6 @@ TINY = Profile(
     image_size=64,
     train_images=8_000,
     val_images=1_000,
-    clip_batch_size=128,
-    clip_steps=480,
-    clip_lr=1e-3,
     contrastive_images=8_000,
     contrastive_batch_size=64,
     contrastive_steps=360,
@@ -92,9 +86,6 @@ T4 = Profile(
     image_size=224,
     train_images=5_000,
     val_images=1_000,
-    clip_batch_size=128,
-    clip_steps=1_500,
-    clip_lr=5e-4,
     contrastive_images=5_000,
     contrastive_batch_size=128,
     contrastive_steps=1_500,
@@ -117,8 +108,6 @@ SMOKE = replace(
     name="smoke",
     train_images=64,
     val_images=64,
-    clip_batch_size=16,
-    clip_steps=4,
     contrastive_images=64,
     contrastive_batch_size=16,
     contrastive_steps=4,
@@ -169,11 +158,14 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
             f'{where} is "{asked}", which is no profile. Choose one of: {", ".join(PROFILES)}.'
         )
     if asked == "rehearsal" and "t4" in offers:
-        from vlm_lite.rehearsal.mirror import (
-            make_profile,
-        )  # makes the mirror that the profile names
-
-        return make_profile()
+        made = home() / "rehearsal.json"  # `vlm_lite.rehearsal.mirror.make_profile` wrote it
+        if not made.exists():
+            raise UserError(
+                f'profile "rehearsal" needs sites that this machine has not made yet ({made}): run '
+                "`vlm-lite rehearse` once."
+            )
+        fields = read_json(made)
+        return Profile(**{**fields, "stage_steps": tuple(fields["stage_steps"])})
     if asked not in offers:
         raise UserError(
             f'profile "{asked}" has no part here yet. Choose one of: {", ".join(offers)}.'
@@ -182,42 +174,6 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
     if asked == "t4" and _missing_models(profile) and not hub_answers():
         require_complete(profile)
     return profile
-
-
-def told_offline():
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def hub_answers():
-    """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if told_offline():
-        return False
-    return _probe(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-
-
-@functools.cache
-def _probe(endpoint):
-    import urllib.error
-    import urllib.request
-
-    answers = []
-
-    def ask():
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    # A look-up of the name may hang for longer than urlopen's own limit, so the wait is bounded from outside.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
 
 
 def _model_ids(profile):
@@ -245,26 +201,6 @@ def _missing_models(profile):
             or resolve_model(repo) != repo
         )
     ]
-
-
-def cached_snapshot(repo):
-    """The folder in the hub's local cache that holds a model's config and weights, of any revision; None without one.
-
-    The weights of an old model may be there under another revision than `main`: see `models.weights.download`.
-    """
-    from huggingface_hub import constants
-
-    folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(
-        "*"
-    )
-    return next(
-        (
-            folder
-            for folder in sorted(folders)
-            if (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-        ),
-        None,
-    )
 
 
 def require_complete(profile):
@@ -327,13 +263,11 @@ def resolve_model(name):
     """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
 
     A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
-    `data.sources`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
+    `hub`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
     """
     if Path(name).is_dir():
         return name
     if "/" in name:
-        from vlm_lite.data.sources import mirrored_model
-
         return mirrored_model(name) or name
     zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
     if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):

@@ -1,49 +1,25 @@
-"""The course's two training recipes, used alike by the notebooks, the zoo and the recorded studies.
-
-`train_clip` teaches an eye from pictures and captions; `train_connector` teaches a nerve between a frozen eye and a
-frozen brain. Both are a few lines around `train.train`; `clip_recall` and `probe` measure what was learned.
-"""
+"""The training of a connector between a frozen vision encoder and a frozen language model, and what it is measured by."""
 
 import copy
 
-import numpy as np
 import torch
 
-from .data.formats import image_tensor
-from .data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
-from .data.negatives import hard_negative, replaced_word
-from .data.scenes import BACKGROUND
-from .evals.probes import run_probes
-from .evals.retrieval import recall_at_k
-from .features import cache_features, weights_hash
-from .files import UserError
-from .models.clip import CLIP, info_nce
-from .models.projectors import make_connector
-from .models.text import IGNORE, build_text_batch, load_language_model
-from .models.vlm import VLM
-from .profiles import get_compute, resolve_model
-from .train import train
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, sentence, short_prompt
+from vlm_lite.embed import CLIP_MEAN, CLIP_STD, embed_images
+from vlm_lite.embed import embed_strings as embed_texts
+from vlm_lite.encoded import EncodedDataset
+from vlm_lite.encoded import patch_features as picture_features
+from vlm_lite.encoded import probe as encoded_probe
+from vlm_lite.evals.retrieval import recall_at_k
+from vlm_lite.files import UserError
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.projectors import make_connector
+from vlm_lite.models.text import IGNORE, build_text_batch, load_language_model
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import get_compute, resolve_model
+from vlm_lite.train import train
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SHAPES_CLIP = dict(
-    image_size=64,
-    patch_size=16,
-    vision_width=128,
-    vision_layers=4,
-    vision_heads=4,
-    context_length=64,
-    text_width=128,
-    text_layers=2,
-    text_heads=4,
-    projection_dim=128,
-    hidden_act="gelu",
-    bos_token_id=None,
-)
-ALMOST_RIGHT = (
-    hard_negative,
-    replaced_word,
-)  # what makes the almost right captions kept for each caption
-POSITION_STD = 1.0  # how far apart the places of the patches begin
 SHAPES_QFORMER = dict(
     num_query_tokens=8,
     width=192,
@@ -66,237 +42,10 @@ def pixel_values(images, mean=CLIP_MEAN, std=CLIP_STD):
     return (images / 255 - mean) / std
 
 
-def make_shapes_clip(tokenizer, seed=0):
-    """An untrained CLIP for 64-pixel pictures: 16 patches, four vision and two text layers of width 128.
-
-    The places of the patches are drawn from N(0, 1): from CLIP's 0.02 a short training hardly learns any, and its
-    patches do not say where they are.
-    """
-    torch.manual_seed(seed)
-    model = CLIP(
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **SHAPES_CLIP,
-    )
-    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
-    return model
-
-
-def caption_batches(images, captions, tokenizer, batch_size, hard_negatives=False):
-    """Batches for contrastive training: `batch_size` different pictures, each with one of its captions at random.
-
-    images uint8 (N, 3, H, W); captions a list of N lists. With `hard_negatives` twice as many texts: behind the
-    captions each one's almost right one. Returns the function that `train` wants.
-    """
-    if len(images) != len(captions):
-        raise UserError(
-            f"{len(images)} pictures but {len(captions)} lists of captions; expected one list a picture."
-        )
-    if not 1 <= batch_size <= len(images):
-        raise UserError(
-            f"batch_size is {batch_size}; expected 1 to {len(images)}, the number of pictures."
-        )
-    if [] in captions:
-        raise UserError(
-            f"picture {captions.index([])} (the first is 0) has no caption. Leave out what has none."
-        )
-    counts = torch.tensor([len(c) for c in captions])
-    first = counts.cumsum(0) - counts
-    texts = [t for c in captions for t in c]
-    if hard_negatives:
-        rng = np.random.default_rng(0)
-        texts += [change(t, rng) for change in ALMOST_RIGHT for t in texts]
-    text = tokenizer(
-        [t + tokenizer.eos_token for t in texts],
-        padding=True,
-        return_tensors="pt",
-        add_special_tokens=False,
-    )
-    ids, mask = text["input_ids"], text["attention_mask"]
-
-    def batches(step, generator):
-        rows = torch.randperm(len(images), generator=generator)[:batch_size]
-        which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
-        if hard_negatives:
-            made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,), generator=generator)
-            which = torch.cat([which, which + made * counts.sum()])
-        longest = int(mask[which].sum(1).max())
-        longest = min(
-            8 * -(-longest // 8), ids.shape[1]
-        )  # few shapes: a CPU plans its matmuls once for each
-        return images[rows], ids[which, :longest], mask[which, :longest]
-
-    return batches
-
-
-def check_lengths(model, texts, tokenizer, *, special=1, what="text"):
-    """UserError for the first of `texts`, N lists of strings, that with `special` tokens more exceeds the context.
-
-    Thousands of texts have few words: only where the lengths of its words add up to too much is a text tokenized whole.
-    """
-    context, words = (
-        model.text_model.context_length,
-        {w for row in texts for t in row for w in t.split()} or {"-"},
-    )
-    sizes = dict(
-        zip(
-            words,
-            map(len, tokenizer(list(words), add_special_tokens=False)["input_ids"]),
-            strict=True,
-        )
-    )
-    for i, text in ((i, text) for i, row in enumerate(texts) for text in row):
-        if (
-            special + sum(map(sizes.__getitem__, text.split())) > context
-            and (length := special + len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-            > context
-        ):
-            raise UserError(
-                f"{what} {i} (the first is 0) has {length} tokens, and the text tower reads {context}: "
-                f"{text[:60]!r}... Shorten it."
-            )
-
-
-def train_clip(
-    model,
-    images,
-    captions,
-    tokenizer,
-    *,
-    steps,
-    batch_size=128,
-    lr=1e-3,
-    loss=info_nce,
-    hard_negatives=False,
-    **options,
-):
-    """Train a CLIP from pictures and captions with `loss(image_embeds, text_embeds, logit_scale)`; a History.
-
-    images uint8 (N, 3, H, W); captions a list of N lists. With `hard_negatives` the loss gets twice as many texts as
-    pictures, the almost right ones last: give it `info_nce_hard`. `options` go to `train.train` (seed, ...).
-    Recipe: AdamW, lr 1e-3, weight decay 0.05, one cosine with warm-up; the temperature is learnt and clamped at 100.
-    The towers run in the precision of the device, the loss in fp32.
-    """
-
-    def loss_fn(model, batch):
-        pictures, ids, mask = batch
-        with torch.no_grad():
-            model.clamp_logit_scale()
-        image_embeds, text_embeds = (
-            model.encode_image(pixel_values(pictures)),
-            model.encode_text(ids, mask),
-        )
-        with torch.autocast(
-            image_embeds.device.type, enabled=False
-        ):  # cosines times 100 are too coarse in bf16
-            return loss(image_embeds.float(), text_embeds.float(), model.logit_scale.float())
-
-    check_lengths(model, captions, tokenizer, what="a caption of picture")
-    options = {"weight_decay": 0.05, "description": "CLIP", **options}
-    return train(
-        model,
-        caption_batches(images, captions, tokenizer, batch_size, hard_negatives),
-        loss_fn,
-        steps=steps,
-        lr=lr,
-        settings={
-            "batch_size": batch_size,
-            "images": len(images),
-            "hard_negatives": hard_negatives,
-        },
-        **options,
-    )
-
-
-@torch.no_grad()
-def embed_images(model, images, batch_size=500):
-    """uint8 (N, 3, H, W) -> joint embeddings (N, P), not normalised."""
-    device = model.logit_scale.device
-    return torch.cat(
-        [
-            model.encode_image(pixel_values(part.to(device))).cpu()
-            for part in images.split(batch_size)
-        ]
-    )
-
-
-@torch.no_grad()
-def embed_texts(model, texts, tokenizer, batch_size=500):
-    """N strings -> joint embeddings (N, P), not normalised. UserError for none, and for one beyond the context."""
-    if isinstance(texts, str) or not len(texts):
-        raise UserError(f"embed_texts got {texts!r}; expected a list of one string or more.")
-    ends = (
-        tokenizer.bos_token or "",
-        tokenizer.eos_token,
-    )  # OpenAI's CLIP begins its texts with a token too
-    check_lengths(model, [[text] for text in texts], tokenizer, special=sum(map(bool, ends)))
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        text = tokenizer(
-            [ends[0] + t + ends[1] for t in texts[start : start + batch_size]],
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=False,
-        )
-        text = text.to(model.logit_scale.device)
-        parts.append(model.encode_text(text["input_ids"], text["attention_mask"]).cpu())
-    return torch.cat(parts)
-
-
 def clip_recall(model, images, texts, tokenizer, ks=(1, 5, 10)):
-    """Recall@K both ways over N pictures and their N texts, identical strings counting as hits."""
-    was_training = model.training
-    model.eval()
-    found = recall_at_k(
-        embed_images(model, images),
-        embed_texts(model, texts, tokenizer),
-        torch.arange(len(texts)),
-        ks,
-        texts=texts,
-    )
-    model.train(was_training)
-    return found
-
-
-def tells_apart(model, images, texts, tokenizer):
-    """How often N pictures are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
-    rng = np.random.default_rng(0)
-    image_embeds = embed_images(model, images)
-    right, wrong = (
-        torch.cosine_similarity(image_embeds, embed_texts(model, some, tokenizer))
-        for some in (texts, [hard_negative(text, rng) for text in texts])
-    )
-    return (right > wrong).float().mean().item()
-
-
-# ---------------------------------------------------------------- the nerve
-
-
-def picture_features(vision, images, *, layer=-2, **options):
-    """Frozen patch features (N, T, D) in fp16 of uint8 pictures, cached on disk by eye, layer, transform and pixels.
-
-    On a GPU they are computed in its half precision, which the name of the cache then holds as well.
-    """
-    vision.eval()
-    device = next(vision.parameters()).device
-    precision = "no" if device.type == "cpu" else get_compute().mixed_precision
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    key = {
-        "weights": weights_hash(vision),
-        "config": repr(vision.config),  # the same weights, another activation
-        "layer": layer,
-        "mean": CLIP_MEAN,
-        "std": CLIP_STD,
-    }
-
-    def encode(batch):
-        with torch.autocast(device.type, half, enabled=half is not None):
-            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
-
-    return cache_features(
-        encode, images, key=key if half is None else {**key, "precision": precision}, **options
-    )
+    """Recall@K both ways over N images and their N texts, identical strings counting as hits."""
+    u, v = embed_images(model, images), embed_texts(model, texts, tokenizer)
+    return recall_at_k(u, v, torch.arange(len(texts)), ks, texts=texts)
 
 
 def new_vlm(
@@ -305,68 +54,21 @@ def new_vlm(
     seed=0,
     vision_model="shapes-clip",
     language_model="shapes-gpt2",
-    stage1=None,
     **settings,
 ):
-    """A VLM with an untrained connector between a trained eye and a trained brain, given by zoo name or hub id.
-
-    stage1: the zoo name or folder of a Q-Former that has been through the first stage; all but its last layer, the
-    projection to the language model, is taken over.
-    """
+    """A VLM with an untrained connector between two trained models, given by zoo name or hub id."""
     vision = CLIP.from_pretrained(resolve_model(vision_model))
     language_model, tokenizer = load_language_model(resolve_model(language_model))
     torch.manual_seed(seed)
     nerve = make_connector(
         connector,
-        vision.config.vision_width,
+        vision.feature_width,
         language_model.config.hidden_size,
         **{**(SHAPES_QFORMER if connector == "qformer" else {}), **settings},
     )
-    if stage1 is not None:
-        trained = VLM.from_pretrained(resolve_model(stage1)).connector
-        other = {key for key in nerve.settings if nerve.settings[key] != trained.settings.get(key)}
-        if other:
-            raise UserError(
-                f"the Q-Former of {stage1} was trained with other settings: "
-                + ", ".join(
-                    f"{key} {trained.settings.get(key)}, not {nerve.settings[key]}"
-                    for key in sorted(other)
-                )
-                + ". Ask for those, or train its first stage again."
-            )
-        nerve.vision_norm, nerve.qformer = trained.vision_norm, trained.qformer
     return VLM(
         vision=vision, connector=nerve, language_model=language_model, tokenizer=tokenizer
     ).eval()
-
-
-def train_stage1(
-    stage1, features, captions, tokenizer, *, steps, batch_size=64, lr=1e-3, **options
-):
-    """BLIP-2's first stage: train a `models.blip2.QFormerStage1` on features and captions; a History.
-
-    features (N, T, D) from `picture_features`; captions: N lists of strings. The loss is the sum of the three, each
-    recorded by its name. `options` go to `train.train`.
-    """
-    stage1.connector.language_projection.requires_grad_(False)  # it waits for the language model
-
-    def loss_fn(model, batch):
-        losses = model(*batch)
-        return sum(losses.values()), {name: loss.detach() for name, loss in losses.items()}
-
-    options = {"weight_decay": 0.05, "description": "stage 1", **options}
-    try:
-        return train(
-            stage1,
-            caption_batches(features, captions, tokenizer, batch_size),
-            loss_fn,
-            steps=steps,
-            lr=lr,
-            settings={"batch_size": batch_size, "images": len(features)},
-            **options,
-        )
-    finally:
-        stage1.connector.language_projection.requires_grad_(True)
 
 
 def check_answer(image_id, question, answer):
@@ -483,23 +185,11 @@ def train_connector(
 
 
 def probe(vlm, captions, questions, *, limit=1000, **options):
-    """`evals.probes.run_probes` on the first `limit` questions: blind, shuffled, blank and oracle beside the VLM."""
-    images, _, ids = load_pictures(captions)
-    blank = (
-        torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
-    )
-    rows = questions.select_columns(
-        ["question", "answers", "question_type", "image_id", "description"]
-    )
-    rows = rows.select(range(min(limit, len(rows))))
-    return run_probes(
-        vlm,
-        picture_features(vlm.vision, images, progress=False),
-        rows,
-        blank_features=vlm.encode(pixel_values(blank))[0],
-        image_ids=ids,
-        **options,
-    )
+    """`encoded.probe` of a table of captions and one of questions: blind, shuffled, blank and oracle beside the VLM."""
+    images, texts, ids = load_pictures(captions)
+    features = picture_features(vlm.vision, images, progress=False)
+    data = EncodedDataset(ids, images, features, texts, [], questions)
+    return encoded_probe(vlm, data, limit, **options)
 
 
 def load_pictures(captions):

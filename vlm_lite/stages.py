@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from . import recipes
-from .data import instructions
-from .data.language import CAPTION_PROMPT, short_prompt
-from .data.scenes import BACKGROUND
-from .data.shapes import load_shapes
-from .evals.captions import caption_scores
-from .evals.probes import bootstrap_interval, multimodal_gain, run_probes
-from .features import weights_hash
-from .files import UserError, read_json, write_json
-from .models.text import IGNORE, build_text_batch
-from .profiles import get_compute
-from .train import train
+from vlm_lite import recipes
+from vlm_lite.data import instructions
+from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.data.scenes import BACKGROUND
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.evals.captions import caption_scores
+from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
+from vlm_lite.features import weights_hash
+from vlm_lite.files import UserError, read_json, write_json
+from vlm_lite.models.text import IGNORE, build_text_batch
+from vlm_lite.profiles import get_compute
+from vlm_lite.train import train
 
 TUNE = ("frozen", "lora", "full")
 CHECKS = (
@@ -316,7 +316,7 @@ def evaluate(vlm, held_out, *, pictures=200, questions=400, orders=200, seed=0):
     ]
     rows = held_out.questions.select_columns(["question", "answers", "question_type", "image_id"])
     rows = [{**row, "description": None} for row in rows.select(range(min(questions, len(rows))))]
-    size = vlm.vision.config.image_size
+    size = vlm.vision.image_size
     empty = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, size, size)
     result = run_probes(
         vlm,

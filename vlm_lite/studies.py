@@ -18,21 +18,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import clip_variants, connector_variants, embed, encoded, optim, recipes, stages, zoo
-from .checkpoint import step_seed
-from .data import instructions, language, shapes
-from .data.formats import image_tensor
-from .files import UserError, data_path, home, read_json, write_json
-from .lessons import clip as clip_lesson
-from .lessons import vit
-from .lessons import vlm as vlm_lesson
-from .lessons.qformer import QFormerConnector
-from .models import clip, vlm
-from .models.positions import axis_cosines
-from .models.text import load_language_model
-from .profiles import PROFILES, get_compute, resolve_model
-from .source import code_hash, what_counts
-from .train import History
+from vlm_lite import embed, encoded, optim, recipes, stages
+from vlm_lite.checkpoint import step_seed
+from vlm_lite.data import instructions, language, scenes, shapes
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.negatives import replaced_word
+from vlm_lite.files import UserError, data_path, home, read_json, write_json
+from vlm_lite.lessons import clip as clip_lesson
+from vlm_lite.lessons import clip_variants as variants
+from vlm_lite.lessons import vit
+from vlm_lite.lessons import vlm as vlm_lesson
+from vlm_lite.lessons.qformer import QFormerConnector
+from vlm_lite.models import clip
+from vlm_lite.models.positions import axis_cosines
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import PROFILES, get_compute, resolve_model
+from vlm_lite.source import code_hash, what_counts
+from vlm_lite.train import History
 
 
 def clip_infonce(seed, profile):
@@ -72,6 +74,48 @@ def clip_infonce(seed, profile):
     return history, figures
 
 
+def contrastive_variants(seed, profile):
+    """Notebook 01b's rows, on a CLIP smaller than 01's: one thing changed, more steps or images, copies of test images."""
+    tokenizer, (images, captions, _) = (
+        language.make_tokenizer(),
+        shapes.load_pairs("train", profile.contrastive_images),
+    )
+    held_out, texts, table = shapes.load_pairs("val", profile.val_images)
+    steps, batch_size = 2 * profile.contrastive_steps // 3, profile.contrastive_batch_size
+    figures, histories = {}, {}
+
+    def row(name, count=None, images=images, captions=captions, **changes):
+        recipe = {"steps": steps, "batch_size": batch_size, "lr": 3e-3, "seed": seed, **changes}
+        model, histories[name] = variants.train_variant(
+            images[:count], captions[:count], tokenizer, **recipe
+        )
+        found = variants.recall(model, held_out, texts, tokenizer)
+        found["shape"] = variants.shape_accuracy(model, held_out, table, tokenizer)
+        found["temperature"] = float((-model.logit_scale.detach()).exp())
+        figures.update({f"{name}: {metric}": value for metric, value in found.items()})
+        return model
+
+    for name, changes in variants.variants(steps, batch_size).items():
+        row(name, **changes)
+    for times in (0.25, 0.5, 2, 4):
+        row(f"steps x {times:g}", steps=max(1, round(times * steps)))
+    for part in (64, 16, 4):
+        row(f"images / {part}", count=len(images) // part)
+    quarter = len(held_out) // 4
+    mixed = torch.cat([images[: len(images) // 8], variants.near_copies(held_out[:quarter])])
+    said = captions[: len(images) // 8] + texts[:quarter]
+    kept = ~variants.near_duplicates(mixed, held_out).any(dim=1)
+    cleaned = [five for five, keep in zip(said, kept, strict=True) if keep]
+    pools = {"with copies": (mixed, said), "copies removed": (mixed[kept], cleaned)}
+    for name, (some, their) in pools.items():
+        model = row(name, images=some, captions=their)
+        for which, part in (("copied", slice(quarter)), ("others", slice(quarter, 2 * quarter))):
+            found = variants.recall(model, held_out[part], texts[part], tokenizer)
+            figures[f"{name}: R@1 of {which}"] = found["R@1"]
+    figures["images kept"] = float(kept.sum())
+    return histories["nothing changed"], figures
+
+
 def qformer_connector(seed, profile):
     """Notebook 03's training: a Q-Former between frozen encoder and language model; VQA beside its controls."""
     vision = clip.CLIP.from_pretrained(resolve_model(profile.vision_model))
@@ -106,9 +150,58 @@ def qformer_connector(seed, profile):
     return history, figures
 
 
+def qformer_queries(seed, profile):
+    """Notebook 03's compression: 1 to 32 queries for 16 patches, 100 steps each; VQA beside its controls."""
+    figures = {}
+    for count in (1, 4, 8, 32, 16):
+        steps = min(100, profile.connector_steps)
+        short = dataclasses.replace(profile, num_query_tokens=count, connector_steps=steps)
+        history, found = qformer_connector(seed, short)
+        figures |= {f"{count} queries: {name}": value for name, value in found.items()}
+    return history, {name: value for name, value in figures.items() if "vlm, " not in name}
+
+
+def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
+    """The long run: notebook 03's Q-Former, 1,040 steps of 64 images, told more about each picture.
+
+    It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps. Besides
+    a caption and the questions of its file, each picture has instructions and `instructions.more_exchanges`. Returns
+    (VLM, History, the probes on val, settings). `options` go to `train.train`.
+    """
+    captions, questions = shapes.load_shapes("train", profile.train_images)
+    images, _, ids = recipes.load_pictures(captions)
+    said = recipes.picture_exchanges(captions, questions, chat=True)
+    for image_id, description in zip(ids, captions["description"][:], strict=True):
+        said[image_id] += instructions.more_exchanges(
+            description, np.random.default_rng([5, image_id])
+        )
+    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
+    settings = dict(
+        steps=steps or min(1_040, 8 * profile.connector_steps),
+        batch_size=64,
+        lr=profile.connector_lr / 2,
+        optimizer="muon",
+        seed=seed,
+    )
+    history = recipes.train_connector(
+        vlm,
+        recipes.picture_features(vlm.vision, images),
+        [said[i] for i in ids],
+        **settings,
+        **options,
+        description=f"shapes-vlm, seed {seed}",
+    )
+    return (
+        vlm,
+        history,
+        recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images)),
+        settings,
+    )
+
+
 def shapes_vlm(seed, profile):
-    """The long run behind the zoo's `shapes-vlm` (`zoo.train_vlm`); VQA beside its controls, and by type."""
-    _, history, result, _ = zoo.train_vlm(seed, profile)
+    """The long run behind the zoo's `shapes-vlm` (`train_vlm`); VQA beside its controls, and by type."""
+    _, history, result, _ = train_vlm(seed, profile)
     figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
     figures |= {
         f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in result.by_type.items()
@@ -168,13 +261,11 @@ def llava_stages(seed, profile):
 
 def llava_failures(seed, profile):
     """What goes wrong: captions exchanged, instructions alone, VQA alone; and what the brain forgets of its text."""
-    from .zoo import any_scene
-
     vlm, pictures, held_out = _llava(seed, profile)
     untrained = copy.deepcopy(vlm)
     captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
     texts = [
-        language.document(any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
+        language.document(scenes.any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
         for k in range(80)
     ]
     histories, figures = [], {}
@@ -252,19 +343,6 @@ def _joined(histories):
     return whole
 
 
-CLIP_RECIPE = (recipes.train_clip, recipes.caption_batches, recipes.SHAPES_CLIP)
-CLIP_VARIANTS_RECIPE = (
-    *CLIP_RECIPE,
-    recipes.make_shapes_clip,
-    recipes.POSITION_STD,
-    *recipes.ALMOST_RIGHT,
-    clip_variants,
-    clip.info_nce,
-    clip.info_nce_hard,
-    clip.info_nce_shared,
-    clip.one_direction,
-    clip.siglip,
-)
 CONNECTOR_RECIPE = (
     recipes.train_connector,
     recipes.exchange_batches,
@@ -281,17 +359,8 @@ STAGES_RECIPE = (
     instructions.follows,
     recipes.exchange_batches,
 )
-CONNECTOR_VARIANTS_RECIPE = (
-    connector_variants,
-    *CONNECTOR_RECIPE[1:],
-    recipes.train_stage1,
-    recipes.caption_batches,
-    stages.set_trainable,
-    stages.add_lora,
-    stages.train_stage,
-)
 # What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
-VLM_CODE = (vlm.VLM._inputs, vlm.VLM._separate, vlm.VLM._read, vlm.VLM.forward, vlm.GROUPS, optim)
+VLM_CODE = (vlm_lesson.VLM, optim)
 # What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
 LESSON_CODE = {
     "clip_infonce": (
@@ -308,6 +377,23 @@ LESSON_CODE = {
         optim.MuonAdamW,
         step_seed,
     ),
+    "qformer_queries": (
+        QFormerConnector,
+        vlm_lesson.VLM,
+        vlm_lesson.train_vlm,
+        optim.MuonAdamW,
+        step_seed,
+    ),
+    "contrastive_variants": (
+        variants.variants,
+        variants.train_variant,
+        variants.recall,
+        variants.shape_accuracy,
+        variants.near_duplicates,
+        variants.near_copies,
+        replaced_word,
+        step_seed,
+    ),
     "vit_positions": (
         vit.leftmost_task,
         vit.ViT,
@@ -321,16 +407,12 @@ FOLLOWED = ("vlm_lite.lessons", "vlm_lite.embed", "vlm_lite.models.vit", "vlm_li
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
     "clip_infonce": (clip_infonce, (), ()),
-    "clip_variants": (clip_variants.clip_variants, CLIP_VARIANTS_RECIPE, ()),
+    "contrastive_variants": (contrastive_variants, (), ()),
     "qformer_connector": (qformer_connector, (), ("shapes-clip", "shapes-gpt2")),
-    "connector_variants": (
-        connector_variants.connector_variants,
-        CONNECTOR_VARIANTS_RECIPE,
-        ("shapes-clip", "shapes-gpt2"),
-    ),
+    "qformer_queries": (qformer_queries, (qformer_connector,), ("shapes-clip", "shapes-gpt2")),
     "shapes_vlm": (
         shapes_vlm,
-        (zoo.train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
+        (train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
         ("shapes-clip", "shapes-gpt2"),
     ),
     "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
@@ -347,27 +429,19 @@ CONNECTOR_FIELDS = (
     "num_query_tokens",
 )
 LLAVA_FIELDS = ("stage_images", "val_images", "stage_steps", "stage_batch_size")
-CLIP_FIELDS = (
+CONTRASTIVE_FIELDS = (
     "image_size",
-    "train_images",
     "val_images",
-    "clip_batch_size",
-    "clip_steps",
-    "clip_lr",
+    "contrastive_images",
+    "contrastive_batch_size",
+    "contrastive_steps",
 )
 FIELDS = {
-    "clip_infonce": (
-        "image_size",
-        "val_images",
-        "contrastive_images",
-        "contrastive_batch_size",
-        "contrastive_steps",
-        "contrastive_lr",
-    ),
-    "clip_variants": CLIP_FIELDS,
+    "clip_infonce": (*CONTRASTIVE_FIELDS, "contrastive_lr"),
+    "contrastive_variants": CONTRASTIVE_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
+    "qformer_queries": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
-    "connector_variants": CONNECTOR_FIELDS[:3] + ("connector_lr",),
     "llava_stages": LLAVA_FIELDS,
     "llava_failures": LLAVA_FIELDS,
     "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
@@ -483,7 +557,9 @@ def _kept_at(name, stamp, profile, seed):
 def load_study(name):
     """The record of study `name`, as `run` wrote it. UserError when it is unknown or missing."""
     _study(name)
-    return read_json(data_path("results", f"{name}.json"))
+    record = read_json(data_path("results", f"{name}.json"))
+    record["band"]["seeds"] = len(record["seeds"])
+    return record
 
 
 def _study(name):

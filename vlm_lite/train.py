@@ -275,19 +275,6 @@ def train(
     return history
 
 
-def equal_shares(batch, rank, processes):
-    """A `shard` for losses that gather what all processes have: the part of rank `rank` of a batch, with weight 1.
-
-    batch: tensors (B, ...). UserError unless B is a multiple of `processes`: what is gathered must be of one size.
-    """
-    if any(len(part) % processes for part in batch):
-        raise UserError(
-            f"a batch of {len(batch[0])} cannot be shared out equally among {processes} processes. "
-            f"Take a batch size that is a multiple of {processes}."
-        )
-    return tuple(part.chunk(processes)[rank] for part in batch), 1.0
-
-
 def _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, step):
     """Add up the gradients of a batch, taken in `pieces` one after another; returns its loss and its figures."""
     total, figures = 0.0, {}
@@ -312,7 +299,7 @@ def _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, step):
 
 def _more_pieces(batch, pieces, shard, step, error):
     """Twice as many pieces for a batch that did not fit; UserError where it cannot be cut any smaller."""
-    if shard in (None, equal_shares) or 2 * pieces > len(batch[0]):
+    if shard is None or 2 * pieces > len(batch[0]):
         raise UserError(
             f"out of GPU memory at step {step}, and the batch cannot be cut any smaller here. Give "
             "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."

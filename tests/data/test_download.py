@@ -19,7 +19,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from site_of_faults import Site  # noqa: E402
 
-from vlm_lite.data import download, sources  # noqa: E402
+from tests import small
+from vlm_lite import hub as sites
+from vlm_lite.data import download  # noqa: E402
 from vlm_lite.data.download import Item, check_picture, extract, fetch  # noqa: E402
 from vlm_lite.data.sources import Source  # noqa: E402
 from vlm_lite.files import UserError  # noqa: E402
@@ -211,7 +213,7 @@ def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
         fetch([one], progress=False)
     monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="VLM_LITE_MIRROR is .*neither an address .* nor a folder"):
-        sources.locate("http://x/y")
+        sites.locate("http://x/y")
 
 
 # ---------------------------------------------------------------- the hub
@@ -229,14 +231,14 @@ def hub(site, monkeypatch, tmp_path):
 def test_the_hubs_files_come_by_its_own_client(hub, tmp_path, faults):
     path = "/datasets/someone/talks/resolve/main/talks.json"
     hub.files[path], hub.faults[path] = DATA, list(faults)
-    one = Item(Source(f"{sources.HUB}{path}"), tmp_path / "out" / "talks.json")
+    one = Item(Source(f"{sites.HUB}{path}"), tmp_path / "out" / "talks.json")
     assert fetch([one], progress=False) == {}
     assert one.path.read_bytes() == DATA
 
 
 def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
     one = Item(
-        Source(f"{sources.HUB}/datasets/someone/talks/resolve/main/none.json"),
+        Source(f"{sites.HUB}/datasets/someone/talks/resolve/main/none.json"),
         tmp_path / "out" / "none.json",
     )
     with pytest.raises(UserError, match="1 of 1 files cannot be had: none.json"):
@@ -247,24 +249,10 @@ def test_a_file_that_the_hub_lacks_is_named(hub, tmp_path):
 @pytest.fixture
 def tiny_clip(hub, tmp_path, monkeypatch):
     """A CLIP on the hub: pickles in main, its conversion as the bot's pull request 3; {file name: bytes}."""
-    from vlm_lite.models.clip import CLIP
-
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    CLIP(
-        image_size=32,
-        patch_size=16,
-        vision_width=8,
-        vision_layers=1,
-        vision_heads=2,
-        vocab_size=9,
-        context_length=8,
-        text_width=8,
-        text_layers=1,
-        text_heads=2,
-        projection_dim=8,
-    ).save_pretrained(tmp_path / "clip")
+    small.clip(9).save_pretrained(tmp_path / "clip")
     files = {path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()}
     hub.add_model(
         "someone/clip", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"}
@@ -295,19 +283,19 @@ def offer(hub, author="SFconvertbot", title="Adding `safetensors` variant of thi
 def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion(
     hub, tiny_clip, monkeypatch
 ):
+    from vlm_lite.hub import cached_snapshot
     from vlm_lite.models.clip import CLIP
-    from vlm_lite.profiles import cached_snapshot
 
     hub.add_model("someone/clip", tiny_clip, "refs/pr/3")
     offer(hub)
     assert cached_snapshot("someone/clip") is None
-    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+    assert CLIP.from_pretrained("someone/clip").feature_width == 16
     assert cached_snapshot("someone/clip").name == hashlib.sha1(b"refs/pr/3").hexdigest()
     assert not any(path.endswith("pytorch_model.bin") for path in hub.asked)
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_OFFLINE", True
     )  # and from then on without a network
-    assert CLIP.from_pretrained("someone/clip").config.vision_width == 8
+    assert CLIP.from_pretrained("someone/clip").feature_width == 16
 
 
 @pytest.mark.parametrize("other", [{"author": "mallory"}, {"title": "Please merge"}])

@@ -381,7 +381,7 @@ def test_a_bad_captions_file_is_named_with_its_field(world, path, value, message
             "questions",
             ["questions", 1, "question_id"],
             70,
-            r"questions\[1\].question_id is 70, which a question before it",
+            r"questions\[1\].question_id is 70",
         ),
         (
             "questions",

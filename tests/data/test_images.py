@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -261,3 +262,57 @@ def test_the_square_is_clip_s_own(size):
     )
     theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
     assert np.array_equal(np.asarray(fit_square(image, 224)), theirs)
+
+
+def forms():
+    """(name, a drawing of an F in that form as the bytes of a file, what shall be seen), in RGB."""
+    seen = PIL.Image.new("RGB", (96, 64), "white")
+    pen = PIL.ImageDraw.Draw(seen)
+    for box, colour in (
+        ((8, 8, 20, 56), "red"),
+        ((20, 8, 72, 20), "blue"),
+        ((20, 28, 52, 40), "green"),
+    ):
+        pen.rectangle(box, colour)
+
+    for orientation, turn in enumerate(
+        (
+            "",
+            "FLIP_LEFT_RIGHT",
+            "ROTATE_180",
+            "FLIP_TOP_BOTTOM",
+            "TRANSPOSE",
+            "ROTATE_90",
+            "TRANSVERSE",
+            "ROTATE_270",
+        ),
+        1,
+    ):  # of the sensor, against the scene
+        held = seen.transpose(PIL.Image.Transpose[turn]) if turn else seen
+        yield f"orientation {orientation}", saved(held, "PNG", orientation), seen
+    grey = seen.convert("L")
+    deep = PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    yield "16-bit grey PNG", saved(deep, "PNG"), grey.convert("RGB")
+    yield "16-bit grey TIFF", saved(deep, "TIFF"), grey.convert("RGB")
+    holes = seen.convert("RGBA")
+    where = (np.asarray(seen) == 255).all(axis=2)
+    holes.putalpha(PIL.Image.fromarray(np.uint8(255 * ~where)))
+    black = np.array(holes)
+    black[where, :3] = 0
+    yield "alpha over hidden black", saved(PIL.Image.fromarray(black), "PNG"), seen
+    palette = seen.quantize(8)
+    yield "palette", saved(palette, "PNG"), seen
+    clear = palette.copy()
+    clear.info["transparency"] = palette.getpixel((95, 63))
+    yield "palette, its white transparent", saved(clear, "PNG"), seen
+    yield "palette GIF", saved(palette, "GIF"), seen
+    yield "CMYK", saved(seen.convert("CMYK"), "JPEG"), seen
+
+
+@pytest.mark.parametrize(("file", "seen"), [pytest.param(*of, id=name) for name, *of in forms()])
+def test_one_drawing_looks_the_same_in_every_form_of_file(file, seen):
+    """Once looked at by eye, on a sheet of these."""
+    shown = open_image(file, "drawing")
+    assert shown.mode == "RGB" and shown.size == seen.size
+    difference = np.abs(np.asarray(shown, float) - np.asarray(seen, float))
+    assert difference.mean() < 1  # JPEG's, in CMYK

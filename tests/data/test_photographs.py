@@ -10,8 +10,9 @@ import pytest
 
 from vlm_lite.data import photographs
 from vlm_lite.data.photographs import FULL, MINIMAL, Choice, choose_images, load_photographs
-from vlm_lite.data.sources import SOURCES, locate, mirrored_model
+from vlm_lite.data.sources import SOURCES
 from vlm_lite.files import UserError
+from vlm_lite.hub import locate, mirrored_model
 from vlm_lite.rehearsal import mirror as rehearsal
 
 
@@ -213,11 +214,12 @@ def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch
     from vlm_lite.profiles import get_compute, get_profile
     from vlm_lite.rehearsal.commands import rehearse
 
-    real = rehearsal.make_profile
-    monkeypatch.setattr(
-        rehearsal, "make_profile", lambda images=16, **options: real(images, **options)
-    )
+    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="vlm-lite rehearse"):
+        get_profile("rehearsal")
+    made = rehearsal.make_profile(16)
     profile = get_profile("rehearsal")
+    assert profile == made
     assert (profile.name, profile.image_size, profile.train_images) == ("rehearsal", 224, 8)
     result = rehearse(profile, get_compute(), steps=2, batch_size=2)
     assert set(result["stages"]) == {

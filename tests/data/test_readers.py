@@ -241,6 +241,17 @@ def test_a_folder_of_ones_own_is_the_same_table(own):
     assert table[1]["image"].size == (9, 5)
 
 
+def test_the_ids_of_ones_own_folder_may_be_text(own):
+    ids = [{"image_id": k, "question_id": q} for k, q in (("b", "b1"), ("003a", "a1"), ("b", "b2"))]
+    write(
+        own / "metadata.jsonl",
+        "\n".join(json.dumps({**row, **more}) for row, more in zip(OWN, ids, strict=True)),
+    )
+    table = read_folder(own)
+    assert table["image_id"][:] == [1, 2, 1] and table["question_id"][:] == [1, 2, 3]
+    assert table[1]["image"].size == (9, 5)
+
+
 def test_the_folder_is_also_one_that_datasets_reads_by_itself(own):
     from datasets import load_dataset
 
@@ -268,6 +279,10 @@ def test_the_folder_is_also_one_that_datasets_reads_by_itself(own):
         ({"question": " "}, "`line 3.question` is empty"),
         ({"answer": ""}, "`line 3.answer` is empty"),
         ({"conversation": [{"role": "user"}]}, r"`line 3.conversation\[0\].content` is missing"),
+        (
+            {"image_id": " "},
+            "`line 3.image_id` is ' '; expected a whole number of 0 or more, or text",
+        ),
         ({"image_id": 9}, "'b.png' has image_id 9, and 1 in a line before it"),
         ({"file_name": "c.png", "image_id": 1}, "two pictures have one image_id"),
     ],

@@ -299,3 +299,32 @@ def test_every_java_is_started_in_english_and_the_environment_is_put_back(monkey
     for line in said:
         last = {key: value for key, value in re.findall(r"-D([\w.]+)=(\S+)", line)}
         assert (last["user.language"], last["user.country"]) == ("en", "US"), line
+
+
+def test_meteor_works_while_the_others_count_and_ends_when_one_of_them_is_interrupted(
+    monkeypatch, tmp_path
+):
+    """A METEOR that would answer only after the file `counted` is there, which CIDEr writes."""
+    java = tmp_path / "java"
+    java.write_text(
+        f"#!/bin/sh\nread line\nuntil [ -e {tmp_path}/counted ]; do sleep 0.05; done\n"
+        "echo 1\nread line\necho 0.5\necho 0.5\n"
+    )
+    java.chmod(0o755)
+    monkeypatch.setattr(captions, "find_java", lambda: java)
+    scorer, calls = captions._scorer, []
+
+    def counts(*module):
+        calls.append(module)
+        if module[1] == "Cider":
+            if len(calls) > 2:
+                raise KeyboardInterrupt
+            (tmp_path / "counted").touch()
+        return scorer(*module)
+
+    monkeypatch.setattr(captions, "_scorer", counts)
+    one = [{"a": ["a red circle"]}, {"a": "a circle"}, ["METEOR", "CIDEr"], "whitespace"]
+    assert caption_scores(*one)["METEOR"] == 0.5
+    (tmp_path / "counted").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        caption_scores(*one)

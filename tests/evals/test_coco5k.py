@@ -10,9 +10,10 @@ import PIL.Image
 import pytest
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.sources import SOURCES, locate
+from vlm_lite.data.sources import SOURCES
 from vlm_lite.evals.coco5k import load_coco_test, recall_pairs
 from vlm_lite.files import UserError
+from vlm_lite.hub import locate
 
 
 def jpeg(shade, size=(40, 30)):

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_lite.evals import mmbench
 from vlm_lite.evals.mmbench import (
-    VLMEVALKIT,
     extract_letter,
     match_predictions,
     mmbench_scores,
@@ -82,7 +82,7 @@ UPSTREAM = json.loads(Path(__file__).with_name("mmbench_letters.json").read_text
 @pytest.mark.parametrize("letters", UPSTREAM["options"])
 def test_letters_are_read_as_vlmevalkit_reads_them_at_the_commit_named(letters):
     """The verdicts are what `can_infer` returned there; its False and its Z, no answer, are null."""
-    assert UPSTREAM["commit"] == VLMEVALKIT
+    assert UPSTREAM["commit"] in Path(mmbench.__file__).read_text()
     options, verdicts = UPSTREAM["options"][letters], UPSTREAM["verdicts"][letters]
     assert {text: extract_letter(text, options) for text in verdicts} == verdicts
 
@@ -286,6 +286,18 @@ def test_predictions_for_questions_outside_the_sample_are_not_unknown():
     }
     with pytest.raises(UserError, match=r"1 index\(s\) unknown, for example 77"):
         match_predictions(rows, [*SAID.items(), (77, "A")], **named)
+
+
+def test_predictions_that_bring_another_question_are_of_another_file(tsv, tmp_path):
+    """DEV_EN and DEV_CN, say, share their indices: what is told by the index alone would be scored."""
+    rows = read_mmbench(tsv([cells(1), cells(2)]))
+    file = tmp_path / "p.tsv"
+    file.write_text(
+        'index\tquestion\tprediction\n1\t"Hint.\nWHAT is it,  a ""cat""? A B"\tA\n2\tWhy?\tB\n'
+    )
+    with pytest.raises(UserError, match="p.tsv, line 4.*'Why\\?'.*index 2"):
+        read_predictions(file, rows)
+    assert read_predictions(file, rows[:1]) == read_predictions(file) == [(1, "A"), (2, "B")]
 
 
 # ---------------------------------------------------------------- files

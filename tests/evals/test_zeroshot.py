@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests import small
+from vlm_lite.embed import embed_strings
 from vlm_lite.evals.zeroshot import class_folders, classify_folder, ensemble, zeroshot_scores
 from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
-from vlm_lite.recipes import embed_texts
 
 COLOURS = ("green", "blue_square", "red", "white", "yellow", "black", "orange")
 
@@ -45,22 +46,8 @@ def openai_like(tmp_path_factory):
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    CLIP(
-        image_size=64,
-        patch_size=32,
-        vision_width=32,
-        vision_layers=2,
-        vision_heads=2,
-        vocab_size=len(words),
-        context_length=77,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        projection_dim=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    ).save_pretrained(folder)
+    eos = tokenizer.eos_token_id
+    small.clip(len(words), eos, image_size=64, patch_size=32).save_pretrained(folder)
     return folder
 
 
@@ -91,7 +78,7 @@ def test_scores_equal_transformers_clip_by_hand(pictures, openai_like):
         texts = ["a cat", "two dogs."]
         encoded = tokenizer(texts, padding=True, return_tensors="pt")
         torch.testing.assert_close(
-            embed_texts(CLIP.from_pretrained(openai_like), texts, tokenizer),
+            embed_strings(CLIP.from_pretrained(openai_like), texts, tokenizer),
             model.get_text_features(**encoded).pooler_output,
         )
         for name in names:

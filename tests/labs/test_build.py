@@ -113,6 +113,7 @@ def test_a_student_s_copy_opens_at_its_own_badge_and_its_links_lead_to_copies_an
     made = build.student(notebook, name, LABS)
     slug, ref = notebooks.repository()
     colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}/"
+    assert made["cells"][0]["source"].count(colab) == 1
     assert f"]({colab}labs/{name}.ipynb)" in made["cells"][0]["source"]
     text = "\n".join(cell["source"] for cell in made["cells"] if cell["cell_type"] == "markdown")
     for line in text.split("]("):

@@ -123,6 +123,34 @@ def test_labels_hold_the_answers_and_their_eos_and_nothing_else():
     assert mask.sum(dim=1).tolist() == [5, 14]
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def test_with_a_chat_template_its_text_is_trained_and_its_end_of_turn_ends_an_answer(features):
+    model, turns = make_vlm(), [("what is it?", "a red star"), ("where?", "the top row")]
+    tokenizer = model.tokenizer
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHATML
+    model.language_model.resize_token_embeddings(len(tokenizer))
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids, _, labels = lesson.build_batch(tokenizer, [turns])
+    assert ids[0].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ends = ids[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (labels[0][ends] != -100).tolist() == [False, True, False, True]
+    head = model.language_model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+    head.bias.data[tokenizer.convert_tokens_to_ids("<|im_end|>")] = 1e4
+    assert model.generate(features[:2], ["what is it?", "where?"], 5) == ["", ""]
+
+
 def test_where_padding_is_eos_the_true_eos_is_still_learnt():
     ids, mask, labels = lesson.build_batch(make_tokenizer(pad_token=None), TURNS)
     assert (labels == WORDS.index("<eos>")).sum(dim=1).tolist() == [1, 2]

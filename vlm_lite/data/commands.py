@@ -100,7 +100,8 @@ def add(commands):
 
 def run_list(options):
     """`vlm-lite data list`."""
-    from vlm_lite.data.sources import DATASETS, MODELS, SOURCES, locate, mirrored_model
+    from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
+    from vlm_lite.hub import locate, mirrored_model
 
     for name, model in MODELS.items():
         print(

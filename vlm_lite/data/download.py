@@ -16,10 +16,10 @@ from pathlib import Path
 import PIL.Image
 from tqdm import tqdm
 
-from vlm_lite.data import sources
-from vlm_lite.data.sources import HUB, Source, locate
+from vlm_lite import hub
+from vlm_lite.data.sources import Source
 from vlm_lite.files import UserError, atomic_write
-from vlm_lite.profiles import told_offline
+from vlm_lite.hub import HUB, locate, told_offline
 
 WORKERS, RETRIES = 16, 4  # waits of 1, 2, 3 and 4 seconds between the tries of one file
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
@@ -46,7 +46,7 @@ def fetch(items, *, what="files", tolerated=0.0, mirror=None, progress=True):
 
     Says first how many files and bytes there are to download, and where to. More than `tolerated` of them missing is a
     UserError that names them; fewer are named in a line, and the run goes on. UserError as well for a disk that is too
-    small or fills up. Ctrl-C keeps what is whole. mirror: see `sources.locate`; sizes and hashes are the table's, so a
+    small or fills up. Ctrl-C keeps what is whole. mirror: see `hub.locate`; sizes and hashes are the table's, so a
     mirror must hold the same files, unless it is passed here: a generated one has files of its own.
     """
     wanted = [item for item in items if not item.path.exists()]
@@ -132,7 +132,7 @@ def _reason(error):
 
 
 def _fetch_one(item, mirror):
-    if item.source.address.startswith(f"{HUB}/") and not (mirror or sources.mirror()):
+    if item.source.address.startswith(f"{HUB}/") and not (mirror or hub.mirror()):
         return _fetch_from_hub(item)
     import pooch
 

@@ -10,8 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from ..files import UserError
-from .language import (
+from vlm_lite.data.language import (
     COLUMNS,
     ROWS,
     _a,
@@ -24,7 +23,8 @@ from .language import (
     sentence,
     short_prompt,
 )
-from .scenes import COLOURS, SHAPES, SIZES, Item, Scene
+from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene
+from vlm_lite.files import UserError
 
 ONE_WORD = "answer the question using a single word."  # LLaVA-1.5's words for a short answer, cut to the vocabulary
 IN_DETAIL = "describe the picture in detail."

@@ -7,11 +7,11 @@ it ever meets a picture.
 
 import re
 
-from .scenes import COLOURS, SHAPES, SIZES
-from .tokenizer import COLUMNS, LETTERS, ROWS, plural
-from .tokenizer import make_tokenizer as make_tokenizer
-from .tokenizer import unknown_words as unknown_words
-from .tokenizer import vocabulary as vocabulary
+from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS, plural
+from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
+from vlm_lite.data.tokenizer import unknown_words as unknown_words
+from vlm_lite.data.tokenizer import vocabulary as vocabulary
 
 CAPTION_PROMPT = "caption:"
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
@@ -139,11 +139,6 @@ def _comparison(scene, rng):
     one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
     true = [r for r in PAIRS if _compare(one, other, r)]
     return f"the {_name(one)} is {_pick(rng, true)} the {_name(other)}."
-
-
-def signature(scene):
-    """What a first caption tells of a scene: two scenes with equal signatures fit the same captions equally well."""
-    return tuple(sorted((_name(i), place(i)) for i in scene.items))
 
 
 def captions(scene, rng):

@@ -189,9 +189,10 @@ def read_mmbench(file):
 def read_folder(folder):
     """Read a folder of your own pictures with its `metadata.jsonl`: one row a line, every column of FEATURES or fewer.
 
-    A line needs `file_name`, a path inside the folder. Without `image_id` the pictures are numbered by first mention,
-    without `question_id` the questions by line; `answers` defaults to ten times `answer`. UserError names the file,
-    line and field of what is missing, misspelt or of a wrong kind, and of a name that leaves the folder.
+    A line needs `file_name`, a path inside the folder. Without `image_id`, or where ids are text, the pictures are
+    numbered by first mention; without `question_id` the questions by line. `answers` defaults to ten times `answer`.
+    UserError names the file, line and field of what is missing, misspelt or of a wrong kind, and of a name that leaves
+    the folder.
     """
     file = Path(folder) / LISTING
     if not file.exists():
@@ -217,7 +218,7 @@ def read_folder(folder):
         row.setdefault("image_id", list(names).index(name) + 1 if name in names else len(names) + 1)
         if names.setdefault(name, row["image_id"]) != row["image_id"]:
             raise UserError(
-                f"{file}, {where}: {name!r} has image_id {row['image_id']}, and {names[name]} in a line "
+                f"{file}, {where}: {name!r} has image_id {show(row['image_id'])}, and {show(names[name])} in a line "
                 "before it. Expected one id a picture."
             )
         if "question" in row:
@@ -243,7 +244,7 @@ def read_folder(folder):
 def _value(record, key, feature, file, where):
     """`record[key]`, checked to be what the column `key` holds, and no blank text."""
     if not isinstance(feature, List):
-        value = field(record, key, int if feature.dtype == "int64" else str, file, where)
+        value = field(record, key, ID if feature.dtype == "int64" else str, file, where)
         if isinstance(value, str) and not value.strip():
             raise UserError(
                 f"{file}: `{where}.{key}` is empty ({value!r}). Give it words, or leave the field out."

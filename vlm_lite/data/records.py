@@ -5,6 +5,7 @@ An error names the file, the field (`annotations[3].answers[9].answer`), what st
 
 import base64
 import binascii
+import contextlib
 import csv
 import io
 import string
@@ -83,84 +84,88 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     image_ids: keep the questions about these images only.
     """
 
-    def optional(record, key, file, where="", kind=str):
-        there = complete or not isinstance(record, dict) or record.get(key) is not None
-        return field(record, key, kind, file, where) if there else None
-
     asked, answered = read_json(questions), read_json(annotations)
     if not complete:  # JSON lines, or a bare list, say all that is needed
         asked = {"questions": asked} if isinstance(asked, list) else asked
         answered = {"annotations": answered} if isinstance(answered, list) else answered
-    subtype, other = (
-        optional(asked, "data_subtype", questions),
-        optional(answered, "data_subtype", annotations),
+    [subtype], [other] = (
+        _column([("", data)], "data_subtype", str, file, complete)
+        for data, file in ((asked, questions), (answered, annotations))
     )
     if subtype != other and None not in (subtype, other):
         raise UserError(
             f"data_subtype is {subtype!r} in {questions} and {other!r} in {annotations}. "
             "Pass the questions and the annotations of the same split."
         )
-    notes = {}
-    for where, record in records(answered, "annotations", annotations):
-        question_id = field(record, "question_id", ID, annotations, where)
-        if question_id in notes:
-            raise UserError(
-                f"{annotations}: {where}.question_id is {show(question_id)}, which an annotation before it has. "
-                "Ids must differ."
-            )
-        notes[question_id] = (where, record)
-    rows = {
-        name: []
-        for name in (
-            "question_id",
-            "image_id",
-            "question",
-            "question_type",
-            "answer_type",
-            "answer",
-            "answers",
-        )
-    }
-    seen, lonely = set(), []
-    for where, record in records(asked, "questions", questions):
-        question_id = field(record, "question_id", ID, questions, where)
-        image_id = optional(record, "image_id", questions, where, ID)
-        if question_id in seen:
-            raise UserError(
-                f"{questions}: {where}.question_id is {show(question_id)}, which a question before it has. "
-                "Ids must differ."
-            )
-        seen.add(question_id)
-        if image_ids is not None and image_id not in image_ids:
-            continue
-        if question_id not in notes:
-            lonely.append(question_id)
-            continue
-        place, note = notes[question_id]
-        other = optional(note, "image_id", annotations, place, ID)
-        if str(other) != str(image_id) and None not in (other, image_id):
-            raise UserError(
-                f"{annotations}: {place}.image_id is {show(other)}, but {questions} asks question "
-                f"{show(question_id)} about image {show(image_id)}. Pass two files that belong together."
-            )
-        values = (
-            question_id,
-            image_id,
-            field(record, "question", str, questions, where),
-            optional(note, "question_type", annotations, place),
-            optional(note, "answer_type", annotations, place),
-            optional(note, "multiple_choice_answer", annotations, place),
-            _ten_answers(note, annotations, place),
-        )
-        for column, value in zip(rows.values(), values, strict=True):
-            column.append(value)
+    notes, asked = (
+        _by_question(answered, "annotations", annotations),
+        _by_question(asked, "questions", questions),
+    )
+    images = _column(asked.values(), "image_id", ID, questions, complete)
+    ids = dict(zip(asked, images, strict=True))
+    if image_ids is not None:
+        ids = {question_id: image for question_id, image in ids.items() if image in image_ids}
+    refuse_empty(ids, "questions", questions, image_ids)
+    lonely = [question_id for question_id in ids if question_id not in notes]
     if lonely:
         raise UserError(
             f"{annotations}: {len(lonely)} question(s) of {questions} have no annotation, for example "
             f"question_id {show(lonely[0])}. Add their answers, or take the questions out."
         )
-    refuse_empty(rows["question_id"], "questions", questions, image_ids)
-    return rows, subtype
+    theirs = [notes[question_id] for question_id in ids]
+    others = _column(theirs, "image_id", ID, annotations, complete)
+    for (question_id, image), other, (place, _) in zip(ids.items(), others, theirs, strict=True):
+        if other != image and str(other) != str(image) and None not in (other, image):
+            raise UserError(
+                f"{annotations}: {place}.image_id is {show(other)}, but {questions} asks question "
+                f"{show(question_id)} about image {show(image)}. Pass two files that belong together."
+            )
+    return {
+        "question_id": list(ids),
+        "image_id": list(ids.values()),
+        "question": _column([asked[i] for i in ids], "question", str, questions),
+        "question_type": _column(theirs, "question_type", str, annotations, complete),
+        "answer_type": _column(theirs, "answer_type", str, annotations, complete),
+        "answer": _column(theirs, "multiple_choice_answer", str, annotations, complete),
+        "answers": [_ten_answers(note, annotations, place) for place, note in theirs],
+    }, subtype
+
+
+def _by_question(data, key, file):
+    """{question_id: (place, record)} of the list `data[key]`."""
+    found = list(records(data, key, file))
+    ids = _column(found, "question_id", ID, file)
+    by_id = dict(zip(ids, found, strict=True))
+    if len(by_id) < len(ids):
+        first = {}
+        again = next(k for k, i in enumerate(ids) if first.setdefault(i, k) != k)
+        raise UserError(
+            f"{file}: {found[again][0]}.question_id is {show(ids[again])}, which {found[first[ids[again]]][0]} has "
+            "too. Ids must differ."
+        )
+    return by_id
+
+
+def _column(found, key, kind, file, complete=True):
+    """The value of one field in every (place, record); without `complete` it may be missing, which is None."""
+    with contextlib.suppress(
+        TypeError, KeyError
+    ):  # the whole column at once; faults are left to `field`
+        values = [record[key] for _, record in found]
+        if kind is str and "".join(values).isascii():
+            return values
+        if (
+            kind is ID
+            and set(map(type, values)) == {int}
+            and 0 <= min(values) <= max(values) < 2**63
+        ):
+            return values
+    return [
+        field(record, key, kind, file, place)
+        if complete or not isinstance(record, dict) or record.get(key) is not None
+        else None
+        for place, record in found
+    ]
 
 
 def read_lines(path):
@@ -228,17 +233,18 @@ def refuse_empty(rows, what, file, image_ids=None):
 
 
 def _ten_answers(note, file, where):
-    answers = field(note, "answers", list, file, where)
+    answers = note.get("answers")
+    if type(answers) is not list:
+        answers = field(note, "answers", list, file, where)
     if len(answers) != ANSWERS_PER_QUESTION:
         raise UserError(
             f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
             f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers."
         )
-    texts = [entry.get("answer") if isinstance(entry, dict) else None for entry in answers]
-    if all(
-        isinstance(text, str) and text.isascii() for text in texts
-    ):  # nearly always, and ten times faster
-        return texts
+    with contextlib.suppress(TypeError, KeyError):  # where there is a fault, `field` names it
+        texts = [entry["answer"] for entry in answers]
+        if "".join(texts).isascii():
+            return texts
     return [
         field(entry, "answer", str, file, f"{where}.answers[{i}]")
         for i, entry in enumerate(answers)

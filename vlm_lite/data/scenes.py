@@ -10,7 +10,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..files import UserError
+from vlm_lite.files import UserError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {
@@ -225,3 +225,8 @@ def render(scene, rng):
             under * (255 - alpha[..., None]) + over * alpha[..., None]
         ) // 255
     return image.clip(0, 255).astype(np.uint8)
+
+
+def any_scene(rng):
+    """A scene for text: of `train` or, now and then, with one of the colour-shape pairs that images hold out."""
+    return sample_scene(rng, "novel" if rng.random() < 0.15 else "train")

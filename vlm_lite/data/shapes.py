@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import UserError, atomic_dir, home, write_json
-from . import formats, language, scenes
+from vlm_lite.data import formats, language, scenes
+from vlm_lite.files import UserError, atomic_dir, home, write_json
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
@@ -53,6 +53,12 @@ def load_shapes(split="val", count=1000, *, seed=0, progress=True):
     return captions, questions
 
 
+def load_pairs(split, count, **options):
+    """`load_shapes`' images and captions: (uint8 (N, 3, S, S), N lists of captions, the table they come from)."""
+    table, _ = load_shapes(split, count, **options)
+    return formats.image_tensor(table)[0], table["captions"][:], table
+
+
 def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
     """Draw `count` scenes of `split` and write them to `folder` in the official formats, whole or not at all."""
     if split not in FIRST_ID:
@@ -71,7 +77,7 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         bar = tqdm(
             range(count),
             desc=f"drawing {split}",
-            unit="picture",
+            unit="image",
             disable=not progress,
             ncols=90,
             mininterval=1,
@@ -183,7 +189,7 @@ def complementary_pairs(asked, wanted, rng):
 
 
 def ambiguity_ceiling(captions, ks=(1, 5, 10)):
-    """The best expected image-to-text R@K over these first captions: even a perfect eye must guess among equals.
+    """The best expected image-to-text R@K over these first captions: even a perfect model must guess among equals.
 
     Two captions are equals when they name the same things in the same quarters in another order; identical strings
     count as hits. Returns {K: recall in 0..1}.
@@ -198,6 +204,13 @@ def ambiguity_ceiling(captions, ks=(1, 5, 10)):
     return {
         k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks
     }
+
+
+def recall_limits(captions, ks=(1, 5, 10)):
+    """{"chance": {"R@1": ...}, "ceiling": {...}} of these first captions: K / N, and `ambiguity_ceiling`."""
+    limits = {"chance": {k: k / len(captions) for k in ks}}
+    limits["ceiling"] = ambiguity_ceiling(captions, ks)
+    return {name: {f"R@{k}": v for k, v in part.items()} for name, part in limits.items()}
 
 
 def zero_shot_task(captions):

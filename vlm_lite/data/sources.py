@@ -1,15 +1,7 @@
-"""Every id and address that the course downloads from, in one table; nothing else in the package names one.
+"""Every id and address that the course downloads from, in one table; nothing else in the package names one."""
 
-A mirror takes the place of all of them: `VLM_LITE_MIRROR` is the address of a server, or a folder, in which each file
-lies under its host's name, such as `images.cocodataset.org/train2014/COCO_train2014_000000000009.jpg`. The hub's own
-variable `HF_ENDPOINT` moves the hub alone. A folder may hold the hub too, as `huggingface.co/ID/resolve/main/FILE`.
-"""
-
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from vlm_lite.files import UserError
 from vlm_lite.profiles import T4
 
 
@@ -75,35 +67,3 @@ DATASETS = {
     "cifar-10": "uoft-cs/cifar10",
     "imagenette": "johnowhitaker/imagenette2-320",
 }  # by `datasets`, no mirror
-HUB = "https://huggingface.co"
-
-
-def mirror():
-    """What VLM_LITE_MIRROR says: an address, a folder's absolute path, or None. UserError when it is neither."""
-    text = os.environ.get("VLM_LITE_MIRROR", "").rstrip("/")
-    if not text or text.startswith(("http://", "https://")):
-        return text or None
-    if not os.path.isdir(text):
-        raise UserError(
-            f"VLM_LITE_MIRROR is {text!r}, which is neither an address (http://, https://) nor a folder "
-            "here. Set it to one of them, or unset it."
-        )
-    return os.path.abspath(text)
-
-
-def locate(address, where=None):
-    """The address or path that stands for `address`: itself, or its place in the mirror `where` (default: mirror())."""
-    where = where or mirror()
-    if where is None:
-        endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-        return endpoint + address.removeprefix(HUB) if address.startswith(f"{HUB}/") else address
-    return f"{where}/{address.split('://', 1)[1]}"
-
-
-def mirrored_model(name, where=None):
-    """The folder of the hub id `name` in a mirror that is a folder; None where there is none."""
-    where = where or mirror()
-    folder = (
-        Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
-    )
-    return str(folder) if folder and folder.is_dir() else None

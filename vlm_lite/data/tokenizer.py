@@ -1,6 +1,6 @@
 """The words of the course and the tokenizer that knows them: one for CLIP's text tower and the language model."""
 
-from .scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
 
 ROWS = (
     "top",

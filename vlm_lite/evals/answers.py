@@ -24,6 +24,11 @@ def read_results(path, id_field, text_field):
     ]
 
 
+def words(text):
+    """A text as two files may have it: case and white space apart."""
+    return " ".join(text.casefold().split())
+
+
 PARTIAL = "Mend the file, or score only the part that both share: --partial (partial=True)."
 
 

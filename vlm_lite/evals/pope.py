@@ -7,7 +7,7 @@ has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean 
 import re
 
 from vlm_lite.data.records import ID, field, show
-from vlm_lite.evals.answers import PARTIAL, match, read_lines
+from vlm_lite.evals.answers import PARTIAL, match, read_lines, words
 from vlm_lite.files import UserError
 
 OTHER_SPLIT = (
@@ -76,10 +76,6 @@ def pope_scores(answers, labels, parser="official"):
     }
 
 
-def _words(text):
-    return " ".join(text.casefold().split())
-
-
 def read_pope(labels, answers, *, partial=False):
     """(answers, labels, counts) of a POPE label file and an answer file, both of JSON lines with `question_id`.
 
@@ -122,7 +118,7 @@ def read_pope(labels, answers, *, partial=False):
         asked = next((text for text in asked if isinstance(text, str)), None)
         if asked is not None and question_id in questions:
             compared += 1
-            if _words(questions[question_id]) not in _words(asked):
+            if words(questions[question_id]) not in words(asked):
                 raise UserError(
                     f"{answers}: {where} answers {show(asked)}, but question {question_id} of {labels} is "
                     f"{show(questions[question_id])}. Pass the answers to this very split: the splits of POPE "

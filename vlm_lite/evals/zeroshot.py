@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from vlm_lite.data.formats import image_tensor, make_dataset
 from vlm_lite.data.tokenizer import unknown_words
+from vlm_lite.embed import embed_images, embed_strings
 from vlm_lite.evals.retrieval import as_numbers
 from vlm_lite.files import UserError, is_stray, read_text, say
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import get_compute, resolve_model
-from vlm_lite.recipes import embed_images, embed_texts
 
 # The first is the single prompt. The others are the seven that CLIP's authors found to serve photographs best
 # (github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb).
@@ -103,7 +103,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
                 f"{f' ({classes})' if classes else ''} in its own words."
             )
     try:
-        texts = embed_texts(clip, prompts, tokenizer).unflatten(
+        texts = embed_strings(clip, prompts, tokenizer).unflatten(
             0, (len(names), len(templates))
         )  # (C, T, P)
     except (UserError, ValueError) as error:
@@ -119,7 +119,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
                 "image_id": list(range(len(part))),
             }
         )
-        embeds.append(embed_images(clip, image_tensor(cells, clip.config.image_size)[0]))
+        embeds.append(embed_images(clip, image_tensor(cells, clip.image_size)[0]))
     embeds = torch.cat(embeds)  # (N, P)
     return {
         "ensemble": zeroshot_scores(embeds, ensemble(texts), labels),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from ..files import UserError, atomic_write, read_json
+from vlm_lite.files import UserError, atomic_write, read_json
 
 LARGEST = 20_000_000  # bytes; a notebook that is larger than this is not read
 SHORTEST, LONG = (
@@ -188,6 +188,8 @@ def student(notebook, name, siblings=()):
         )
     badge = BADGE.search(made["cells"][0]["source"])
     if badge:
+        first = made["cells"][0]  # of the two badges, the one that opens this copy
+        first["source"] = re.sub(r"^Read it: .*?(?=Do the exercises)", "", first["source"])
         for cell in made["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = _links(cell["source"], *badge.groups(), {name, *siblings})
@@ -213,7 +215,7 @@ def solution(notebook, name):
 
 def rubric(notebook, name):
     """The rubric in Markdown: exercises, points, minutes, difficulty, and what each check looks for."""
-    from . import check
+    from vlm_lite.labs import check
 
     found = _with_exercises(notebook, name)
     rows = [

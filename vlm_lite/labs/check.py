@@ -1,7 +1,6 @@
 """Every check of the course: `from vlm_lite.labs import check`, then `info_nce = check.info_nce(info_nce)`."""
 
-from .blip2 import stage1_mask
-from .clip import (
+from vlm_lite.labs.clip import (
     ImageEncoder,
     TextEncoder,
     class_embeddings,
@@ -9,10 +8,16 @@ from .clip import (
     recall_at_k,
     training_step,
 )
-from .controls import circular_and_plain, pair_accuracy, paired_interval, pope_figures, type_prior
-from .core import progress, same_outputs
-from .evaluation import caption_recall, clipped_matches, rarity, vqa_accuracy
-from .llava import (
+from vlm_lite.labs.core import progress, same_outputs
+from vlm_lite.labs.evaluation import (
+    bleu,
+    circular_and_vanilla,
+    clustered_interval,
+    pope_metrics,
+    rouge_l,
+    vqa_accuracy,
+)
+from vlm_lite.labs.llava import (
     chat_text,
     conversation_labels,
     insert_image,
@@ -20,8 +25,8 @@ from .llava import (
     mlp_projector,
     select_features,
 )
-from .museum import accumulate, answer_loss, load_weights, mean_pool, position_ids, split_by_picture
-from .qformer import (
+from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
+from vlm_lite.labs.qformer import (
     CrossAttention,
     QFormer,
     QFormerLayer,
@@ -32,7 +37,14 @@ from .qformer import (
     same_as_transformers,
     vlm_training_step,
 )
-from .vit import Block, MultiHeadAttention, ViT, attention_rollout, patchify, vit_training_step
+from vlm_lite.labs.vit import (
+    Block,
+    MultiHeadAttention,
+    ViT,
+    attention_rollout,
+    patchify,
+    vit_training_step,
+)
 
 __all__ = [
     "Block",
@@ -43,40 +55,33 @@ __all__ = [
     "QFormerLayer",
     "TextEncoder",
     "ViT",
-    "accumulate",
     "alone_as_together",
-    "answer_loss",
     "attention_rollout",
+    "bleu",
     "build_batch",
-    "caption_recall",
     "chat_text",
-    "circular_and_plain",
+    "circular_and_vanilla",
     "class_embeddings",
-    "clipped_matches",
+    "clustered_interval",
     "conversation_labels",
     "generate",
     "info_nce",
     "insert_image",
     "load_weights",
     "lora_linear",
-    "mean_pool",
     "mlp_projector",
-    "pair_accuracy",
-    "paired_interval",
     "patchify",
-    "pope_figures",
+    "pope_metrics",
     "position_ids",
     "progress",
-    "rarity",
     "recall_at_k",
+    "rouge_l",
     "same_as_blip2",
     "same_as_transformers",
     "same_outputs",
     "select_features",
-    "split_by_picture",
-    "stage1_mask",
+    "split_by_image",
     "training_step",
-    "type_prior",
     "vit_training_step",
     "vlm_training_step",
     "vqa_accuracy",

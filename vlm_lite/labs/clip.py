@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ..lessons import clip
-from .core import close, exercise, explain, generic, shape_problem
+from vlm_lite.labs.core import close, exercise, explain, generic, shape_problem
+from vlm_lite.lessons import clip
 
 SMALL = clip.CLIPConfig(
     vocab_size=30,

@@ -93,7 +93,7 @@ def _positive(text):
 
 def run_student(options):
     """`vlm-lite lab student NOTEBOOK`."""
-    from . import build
+    from vlm_lite.labs import build
 
     path = Path(options.notebook)
     notebook = build.read(path)
@@ -107,7 +107,7 @@ def run_student(options):
 
 def run_solution(options):
     """`vlm-lite lab solution NOTEBOOK`."""
-    from . import build
+    from vlm_lite.labs import build
 
     _give(
         options,
@@ -117,14 +117,14 @@ def run_solution(options):
 
 def run_rubric(options):
     """`vlm-lite lab rubric NOTEBOOK`."""
-    from . import build
+    from vlm_lite.labs import build
 
     _give(options, build.rubric(build.read(options.notebook), Path(options.notebook).stem))
 
 
 def run_all(options):
     """`vlm-lite lab all -o FOLDER`."""
-    from . import build
+    from vlm_lite.labs import build
 
     for path in build.build_all(options.output, options.notebooks):
         print(path)
@@ -132,8 +132,8 @@ def run_all(options):
 
 def run_grade(options):
     """`vlm-lite lab grade COPY ...`: exit status 1 when a copy could not be graded at all."""
-    from ..files import write_json
-    from .grade import as_text, grade
+    from vlm_lite.files import write_json
+    from vlm_lite.labs.grade import as_text, grade
 
     reports = grade(
         options.copies,
@@ -152,7 +152,7 @@ def run_grade(options):
 
 
 def _give(options, text):
-    from .build import write
+    from vlm_lite.labs.build import write
 
     if options.output:
         write(options.output, text)

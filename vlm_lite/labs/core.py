@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..files import UserError
-from . import VERDICT
+from vlm_lite.files import UserError
+from vlm_lite.labs import VERDICT
 
 
 class Verdict(NamedTuple):

@@ -20,8 +20,8 @@ import threading
 import time
 from pathlib import Path
 
-from ..files import UserError, read_json, write_json
-from . import VERDICT, build
+from vlm_lite.files import UserError, read_json, write_json
+from vlm_lite.labs import VERDICT, build
 
 GRACE = 5  # seconds between asking a cell to stop and ending its kernel
 MUCH = 2_000_000  # bytes of output of one cell that are worth a line in the report

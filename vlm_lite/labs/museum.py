@@ -1,37 +1,22 @@
-"""The checks of notebook 06: functions with a silent bug, which the learner hands back mended.
+"""The checks of notebook 06: functions with a silent bug, which the learner hands back fixed.
 
-Each check first sees whether the mended function is right on fresh inputs; if not, whether what it did is what a known
-half-mended or wrongly mended version would do. Shapes: B rows, T tokens, Q prefix vectors, D width, V vocabulary.
+Each check first sees whether the fixed function is right on fresh inputs; if not, whether what it did is what a known
+half-fixed or wrongly fixed version would do. Shapes: B rows, T tokens, Q prefix vectors, D width, V vocabulary.
 """
 
 import random
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from vlm_lite.labs.core import close, exercise, explain, shape_problem
-from vlm_lite.models.text import IGNORE
+from vlm_lite.labs.core import exercise, shape_problem
 
 # ---- the references
-
-
-def _answer_loss(logits, labels, num_prefix):
-    """logits (B, Q+T, V), labels (B, T) of the text, not shifted, -100 for "no loss" -> mean loss of its tokens, ()."""
-    return F.cross_entropy(
-        logits[:, num_prefix - 1 : -1].flatten(0, 1), labels.flatten(), ignore_index=IGNORE
-    )
 
 
 def _position_ids(attention_mask):
     """attention_mask (B, T), zeros anywhere -> (B, T): the n-th real vector of a row has place n - 1."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _mean_pool(hidden, attention_mask):
-    """hidden (B, T, D), attention_mask (B, T) -> (B, D), the mean over each row's own tokens."""
-    mask = attention_mask[..., None].to(hidden.dtype)  # (B, T, 1)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 def _load_weights(model, state):
@@ -40,27 +25,11 @@ def _load_weights(model, state):
     return model
 
 
-def _accumulate(model, micro_batches):
-    """Add up in .grad the gradient of the mean loss over all labelled tokens of [(x, labels), ...] -> that loss, ()."""
-    count = sum(int((labels != IGNORE).sum()) for _, labels in micro_batches)
-    total = torch.zeros(())
-    for x, labels in micro_batches:
-        loss = (
-            F.cross_entropy(
-                model(x).flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-            )
-            / count
-        )
-        loss.backward()
-        total = total + loss.detach()
-    return total
-
-
-def _split_by_picture(image_ids, test_share, seed):
-    """The picture of each row, a share, a seed -> (train, test), lists of row numbers; no picture is in both."""
-    pictures = sorted(set(image_ids))
-    random.Random(seed).shuffle(pictures)
-    held_out = set(pictures[: round(test_share * len(pictures))])
+def _split_by_image(image_ids, test_share, seed):
+    """The image of each row, a share, a seed -> (train, test), lists of row numbers; no image is in both."""
+    images = sorted(set(image_ids))
+    random.Random(seed).shuffle(images)
+    held_out = set(images[: round(test_share * len(images))])
     rows = range(len(image_ids))
     return [k for k in rows if image_ids[k] not in held_out], [
         k for k in rows if image_ids[k] in held_out
@@ -68,69 +37,6 @@ def _split_by_picture(image_ids, test_share, seed):
 
 
 # ---- the checks
-
-
-@exercise(_answer_loss)
-def answer_loss(learner):
-    """Four rows with a prefix of three; one row's loss begins at its first token, and the answers differ in length."""
-    prefix, length, vocab = 3, 9, 12
-    logits = 2 * torch.randn(4, prefix + length, vocab)
-    labels = torch.randint(vocab, (4, length))
-    for row, (first, last) in enumerate(((0, 3), (4, 9), (2, 8), (5, 6))):
-        labels[row, :first] = labels[row, last:] = IGNORE
-    right = _answer_loss(logits, labels, prefix)
-    found = learner(logits.clone(), labels.clone(), prefix)
-    if isinstance(found, torch.Tensor) and found.ndim:
-        return f"a loss is one number; yours has shape {tuple(found.shape)}. Take the mean over the labelled tokens"
-    if close(found, right, 1e-5):
-        return None
-
-    def loss(logits, labels, reduction="mean"):
-        return F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction=reduction
-        )
-
-    aligned = logits[:, prefix - 1 : -1]
-    per_token = F.cross_entropy(
-        aligned.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
-    )
-    return (
-        explain(
-            found,
-            {
-                "nothing is shifted: the logits at a position predict the *next* token, and you compare them with the one "
-                "that stands there, which the model has just read": [
-                    loss(logits[:, prefix:], labels)
-                ],
-                "the text is cut out before the shift, so that its first token is never predicted; the last vector of the "
-                "prefix predicts it": [loss(logits[:, prefix:-1], labels[:, 1:])],
-                "it is shifted twice: the logits are two places before their labels, and the model would learn to skip a token": [
-                    loss(logits[:, prefix - 2 : -2], labels),
-                    loss(logits[:, prefix - 1 : -2], labels[:, 1:]),
-                    loss(logits[:, prefix:-2], labels[:, 2:]),
-                ],
-                "it is shifted the wrong way: the logits stand *after* the label that they should predict": [
-                    loss(logits[:, prefix + 1 :], labels[:, :-1])
-                ],
-                "the logits of the prefix's end are kept and those of the text's end cut off: the first T positions are not "
-                "the text's": [loss(logits[:, :length], labels)],
-                "positions with the label -100 count as well: give F.cross_entropy ignore_index=-100": [
-                    loss(aligned, labels.clamp(min=0)),
-                    per_token.mean(),
-                ],
-                "you average each row first, so that a token of a short answer weighs more: take one mean over all tokens": [
-                    torch.stack(
-                        [
-                            each[own != IGNORE].mean()
-                            for each, own in zip(per_token, labels, strict=True)
-                        ]
-                    ).mean()
-                ],
-                "you add the tokens up: take their mean": [per_token.sum()],
-            },
-        )
-        or "the loss is not the mean surprise at the labelled tokens, each predicted by the position before it"
-    )
 
 
 @exercise(_position_ids)
@@ -182,55 +88,16 @@ def position_ids(learner):
     return f"for the mask {mask[row].tolist()} the places are {right[row].tolist()}, not {found[row].tolist()}"
 
 
-@exercise(_mean_pool)
-def mean_pool(learner):
-    """Rows of 2 to 6 tokens, filled up with large noise."""
-    mask = torch.tensor([[1] * n + [0] * (6 - n) for n in (4, 2, 6, 3)])
-    hidden = torch.randn(4, 6, 10) + 0.5
-    hidden = torch.where(mask.bool()[..., None], hidden, 3 * torch.randn_like(hidden))
-    right, weights = _mean_pool(hidden, mask), mask[..., None].float()
-    found = learner(hidden.clone(), mask.clone())
-    problem = shape_problem(found, right.shape)
-    if problem or close(found, right):
-        return problem
-    total = (hidden * weights).sum(dim=1)
-    return (
-        explain(
-            found,
-            {
-                "the padding is averaged in: a sentence then depends on how long its neighbours are. Multiply by the mask "
-                "first": [hidden.mean(dim=1)],
-                "the padding is set to 0 but still counted: divide by the number of *own* tokens, not by T": [
-                    total / 6
-                ],
-                "you add the tokens up: divide by the number of own tokens": [total],
-                "you divide by the tokens of the whole batch: count each row's own, mask.sum(dim=1, keepdim=True)": [
-                    total / mask.sum()
-                ],
-                "the padding is left out of the count, but its vectors are still added: multiply them by the mask": [
-                    hidden.sum(dim=1) / weights.sum(dim=1)
-                ],
-                "that is the largest value of each channel; a mean is wanted": [
-                    hidden.amax(dim=1),
-                    hidden.masked_fill(weights == 0, -torch.inf).amax(dim=1),
-                ],
-                "that is one token, the first or the last; a mean over all of a row's own is wanted": [
-                    hidden[:, 0],
-                    hidden[:, -1],
-                    hidden[torch.arange(4), mask.sum(dim=1) - 1],
-                ],
-            },
-        )
-        or "your result is not the mean over each row's own tokens"
-    )
-
-
 class _Net(nn.Module):
     """A model whose names hold "module." in the middle too."""
 
     def __init__(self):
         super().__init__()
-        self.eye, self.fusion_module, self.norm = nn.Linear(3, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+        self.encoder, self.fusion_module, self.norm = (
+            nn.Linear(3, 4),
+            nn.Linear(4, 4),
+            nn.LayerNorm(4),
+        )
         self.towers = nn.ModuleDict({"module": nn.Linear(4, 2)})
 
 
@@ -295,85 +162,9 @@ def load_weights(learner):
     return None
 
 
-@exercise(_accumulate)
-def accumulate(learner):
-    """Three micro-batches of equal size with 1, 4 and 9 labelled tokens: gradients against one large batch."""
-    torch_model = nn.Linear(6, 5)
-    batches = []
-    for labelled in (1, 4, 9):
-        labels = torch.randint(5, (2, 6))
-        labels.view(-1)[torch.randperm(12)[: 12 - labelled]] = IGNORE
-        batches.append((torch.randn(2, 6, 6), labels))
-
-    def gradient(function):
-        model = nn.Linear(6, 5)
-        model.load_state_dict(torch_model.state_dict())
-        value = function(model, [(x.clone(), labels.clone()) for x, labels in batches])
-        if model.weight.grad is None:
-            return value, None
-        return value, torch.cat([model.weight.grad, model.bias.grad[:, None]], dim=1)  # (V, D + 1)
-
-    value, found = gradient(learner)
-    expected, right = gradient(_accumulate)
-    if found is None:
-        return "no gradient is left in the parameters: call backward() on each micro-batch, and do not clear afterwards"
-    if close(found, right):
-        return (
-            None
-            if close(torch.as_tensor(value).detach(), expected)
-            else ("the gradient is right; return the mean loss over all labelled tokens as well")
-        )
-
-    def of(reduction, divide, only=None):
-        def run(model, micro_batches):
-            for x, labels in micro_batches if only is None else [micro_batches[only]]:
-                loss = F.cross_entropy(
-                    model(x).flatten(0, 1),
-                    labels.flatten(),
-                    ignore_index=IGNORE,
-                    reduction=reduction,
-                )
-                (loss / divide(labels)).backward()
-
-        return gradient(run)[1]
-
-    many = len(batches)
-    counts = [int((labels != IGNORE).sum()) for _, labels in batches]
-    return (
-        explain(
-            found,
-            {
-                "this is a mean of means: a token of a micro-batch with few labels weighs more. Sum the losses, and divide by "
-                "the number of labelled tokens of *all* micro-batches": [
-                    of("mean", lambda _: many)
-                ],
-                "the means of the micro-batches are added up: the gradient grows with their number. Divide the summed losses "
-                "by the number of labelled tokens of all of them": [of("mean", lambda _: 1)],
-                "only the last micro-batch is left: the gradients are cleared within the loop": [
-                    of("mean", lambda _, each=each: each, -1) for each in (1, many)
-                ]
-                + [of("sum", lambda _: sum(counts), -1)],
-                "only the first micro-batch counts: the loop ends too early": [
-                    of("mean", lambda _, each=each: each, 0) for each in (1, many)
-                ],
-                "you divide by all positions, those with the label -100 too": [
-                    of("sum", lambda y: many * y.numel())
-                ],
-                "the losses are summed and never divided: divide by the number of labelled tokens": [
-                    of("sum", lambda _: 1)
-                ],
-                "you divide the sum by the number of micro-batches; divide by the number of labelled tokens of all of them": [
-                    of("sum", lambda _: many)
-                ],
-            },
-        )
-        or "the gradient is not that of one large batch: the mean over all labelled tokens"
-    )
-
-
-@exercise(_split_by_picture)
-def split_by_picture(learner):
-    """Forty pictures with one to six rows each, in no order."""
+@exercise(_split_by_image)
+def split_by_image(learner):
+    """Forty images with one to six rows each, in no order."""
     ids = [5000 + p for p in range(40) for _ in range(int(torch.randint(1, 7, ())))]
     ids = [ids[k] for k in torch.randperm(len(ids))]
     found = learner(list(ids), 0.25, 3)
@@ -387,21 +178,23 @@ def split_by_picture(learner):
         return "these are not row numbers: image ids, perhaps? Return where the rows stand in image_ids"
     if shared := {ids[k] for k in train} & {ids[k] for k in test}:
         return (
-            f"{len(shared)} pictures have rows on both sides: shuffle the pictures and deal out all rows of one "
+            f"{len(shared)} images have rows on both sides: shuffle the images and deal out all rows of one "
             "together, not single rows"
         )
     if len(train) + len(test) < len(ids):
         return f"{len(ids) - len(train) - len(test)} rows are lost: each row belongs to one of the two parts"
     if len(train) + len(test) > len(ids):
         return "some rows are in there twice"
-    pictures = len({ids[k] for k in test})
-    if pictures == 30:
+    images = len({ids[k] for k in test})
+    if images == 30:
         return "the parts are swapped: return (train, test), the share is that of the test"
-    if pictures != 10:
-        return f"{pictures} of 40 pictures are held out; test_share = 0.25 asks for 10 *pictures* (not rows)"
+    if images != 10:
+        return (
+            f"{images} of 40 images are held out; test_share = 0.25 asks for 10 *images* (not rows)"
+        )
     if sorted(test) != sorted(int(k) for k in learner(list(ids), 0.25, 3)[1]):
         return "the same seed gives another split the second time: nobody can repeat your score. Use the seed"
     splits = {tuple(sorted(int(k) for k in learner(list(ids), 0.25, seed)[1])) for seed in range(4)}
     if len(splits) == 1:
-        return "every seed gives the same split: shuffle the pictures, or the test holds only the newest (or oldest)"
+        return "every seed gives the same split: shuffle the images, or the test holds only the newest (or oldest)"
     return None

@@ -126,8 +126,7 @@ class CLIP(nn.Module):
     def encode_text(self, input_ids):
         return self.text_projection(self.text_encoder(input_ids))
 
-    def forward(self, pixels, input_ids):
-        """Pixels (B, 3, S, S), token ids (B, T) -> image_embeds, text_embeds (B, P), logit_scale ()."""
+    def forward(self, pixels, input_ids):  # (B, 3, S, S), (B, T) -> (B, P), (B, P), ()
         scale = self.logit_scale.clamp(max=math.log(100))
         return self.encode_image(pixels), self.encode_text(input_ids), scale
 

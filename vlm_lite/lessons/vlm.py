@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import layout
-from vlm_lite.models.text import special_ids
+from vlm_lite.models.text import conversation, prompt_ids, special_ids, stop_ids
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import get_compute
 
@@ -31,6 +31,8 @@ def build_batch(tokenizer, rows):
             prompt, answer = tokenizer(texts, add_special_tokens=False)["input_ids"]
             ids[k] += prompt + answer + [eos]
             labels[k] += [-100] * len(prompt) + answer + [eos]
+        if tokenizer.chat_template:  # then a row is, token for token, what the template renders
+            ids[k], labels[k] = conversation(tokenizer, turns)
     mask = pad_sequence([torch.ones(len(row)).long() for row in ids], True)  # by length
     ids = pad_sequence([torch.tensor(row) for row in ids], True, pad)
     return ids, mask, pad_sequence([torch.tensor(row) for row in labels], True, -100)
@@ -99,8 +101,8 @@ class VLM(nn.Module):
 def generate(model, features, prompts, max_new_tokens=16):
     """B prompts and features (B, N, Dv), or None -> B greedy answers, each ended by EOS or the limit."""
     tokenizer, device = model.tokenizer, model.language_model.device
-    eos, pad = special_ids(tokenizer)
-    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+    pad, stops = special_ids(tokenizer)[1], torch.tensor(stop_ids(tokenizer), device=device)
+    rows = [prompt_ids(tokenizer, text) for text in prompts]
     ids = pad_sequence([torch.tensor(row) for row in rows], True, pad).to(device)  # (B, T)
     mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
     inputs = model.inputs(None if features is None else features.to(device), ids, mask)
@@ -114,7 +116,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         output = model.language_model(**inputs, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1].argmax(dim=-1)  # (B,)
         answers.append(token)
-        finished |= token == eos
+        finished |= torch.isin(token, stops)  # EOS, or the chat template's end of a turn
         inputs = {
             "inputs_embeds": model.language_model.get_input_embeddings()(token[:, None]),
             "attention_mask": F.pad(inputs["attention_mask"], (0, 1), value=1),
@@ -124,7 +126,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         if finished.all():
             break
     answers = torch.stack(answers, dim=1).tolist() if answers else [[]] * len(rows)
-    ended = [row[: row.index(eos)] if eos in row else row for row in answers]
+    ended = [row[: next((k for k, i in enumerate(row) if i in stops), None)] for row in answers]
     return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
 
 

@@ -1,22 +1,23 @@
-"""The notebooks' models in Hugging Face layout: the same weights under the names of `transformers`.
+"""The notebooks' models in Hugging Face layout: the same weights under the names of `transformers` or timm.
 
-Notebook 01's CLIP and `transformers.CLIPModel` are one in arithmetic and differ in names: transformers keeps the patch
-embedding as a convolution and the query, key and value of attention apart, which the notebook has in one matrix. A VLM is
-saved as its connector's weights and the names of its two frozen models.
+They are one in arithmetic and differ in names: transformers keeps the patch embedding of CLIP as a convolution and the
+query, key and value of attention apart; notebook 01 and timm have these three in one matrix. A VLM is saved as its
+connector's weights and the names of its two frozen models.
 """
 
 from pathlib import Path
 
 import torch
+from transformers import CLIPConfig
 
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
-from vlm_lite.models.clip import CLIP, CLIPConfig
+from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 from vlm_lite.profiles import resolve_model
 
-NAMES = {  # ours -> theirs, longest first where one begins like another
+NAMES = {  # the notebook's -> transformers', longest first where one begins like another
     "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
     "image_encoder.class_embedding": "vision_model.embeddings.class_embedding",
     "image_encoder.position_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -28,22 +29,37 @@ NAMES = {  # ours -> theirs, longest first where one begins like another
     "text_encoder.output_norm": "text_model.final_layer_norm",
     "text_encoder.blocks": "text_model.encoder.layers",
     "image_projection": "visual_projection",
-}
-INSIDE = {  # within a block
+    # within a block
     ".norm1.": ".layer_norm1.",
     ".norm2.": ".layer_norm2.",
     ".mlp.0.": ".mlp.fc1.",
     ".mlp.2.": ".mlp.fc2.",
     ".out.": ".self_attn.out_proj.",
 }
+TIMM = {  # transformers' vision model -> timm's
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "pos_embed",
+    "embeddings.patch_embedding": "patch_embed.proj",
+    "pre_layrnorm": "norm_pre",
+    "post_layernorm": "norm",
+    "encoder.layers": "blocks",
+    "layer_norm": "norm",
+    "self_attn.out_proj": "attn.proj",
+    "self_attn.q_proj": "attn.qkv",
+}
+
+
+def _renamed(name, table):
+    for own, other in table.items():
+        name = name.replace(own, other)
+    return name
 
 
 def to_transformers(model):
-    """(config, weights) of a `lessons.clip.CLIP` as `transformers.CLIPModel` has them: a CLIPConfig, name -> tensor."""
+    """A `lessons.clip.CLIP` as a `models.clip.CLIP` with the same weights, in eval mode."""
     ours, weights = model.config, {}
     for name, tensor in model.state_dict().items():
-        for own, other in (NAMES | INSIDE).items():
-            name = name.replace(own, other)
+        name = _renamed(name, NAMES)
         if ".qkv." in name:
             stem, kind = name.split(".qkv.")
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
@@ -52,39 +68,60 @@ def to_transformers(model):
             weights[name] = tensor.view(len(tensor), 3, ours.patch_size, ours.patch_size)
         else:
             weights[name] = tensor
+    shared = {
+        "hidden_size": ours.width,
+        "intermediate_size": 4 * ours.width,
+        "num_attention_heads": ours.num_heads,
+        "hidden_act": "gelu",
+        "projection_dim": ours.projection_dim,
+    }
     config = CLIPConfig(
-        image_size=ours.image_size,
-        patch_size=ours.patch_size,
-        vision_width=ours.width,
-        vision_layers=ours.image_layers,
-        vision_heads=ours.num_heads,
-        vocab_size=ours.vocab_size,
-        context_length=ours.context_length,
-        text_width=ours.width,
-        text_layers=ours.text_layers,
-        text_heads=ours.num_heads,
         projection_dim=ours.projection_dim,
-        hidden_act="gelu",
-        eos_token_id=ours.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=None,
+        vision_config={
+            "image_size": ours.image_size,
+            "patch_size": ours.patch_size,
+            "num_hidden_layers": ours.image_layers,
+            **shared,
+        },
+        text_config={
+            "vocab_size": ours.vocab_size,
+            "max_position_embeddings": ours.context_length,
+            "num_hidden_layers": ours.text_layers,
+            "eos_token_id": ours.eos_token_id,
+            "bos_token_id": None,
+            "pad_token_id": None,
+            **shared,
+        },
     )
-    return config, weights
+    theirs = CLIP(config)
+    theirs.load_state_dict(weights)
+    return theirs.eval()
 
 
 def save_clip(model, folder, *, dtype=torch.float32):
-    """Write a `lessons.clip.CLIP` as config.json and model.safetensors for `transformers.CLIPModel.from_pretrained`.
-
-    `vlm_lite.models.clip.CLIP.from_pretrained` reads them as well. Returns the folder.
-    """
-    config, weights = to_transformers(model)
-    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    write_weights(Path(folder) / "model.safetensors", weights, dtype=dtype)
-    write_json(
-        Path(folder) / "config.json",
-        {**config.to_hf(), "dtype": str(dtype).removeprefix("torch.")},
-    )
+    """Write a `lessons.clip.CLIP` for `transformers.CLIPModel.from_pretrained`; returns the folder."""
+    theirs = to_transformers(model)
+    write_weights(Path(folder) / "model.safetensors", theirs.state_dict(), dtype=dtype)
+    theirs.config.save_pretrained(folder)
     return folder
+
+
+def clip_to_timm(state):
+    """The state dict of transformers' CLIP vision model under timm's names; q, k and v become one matrix.
+
+    It goes into a timm `VisionTransformer(pre_norm=True)`, or into `lessons.vit.ViT` with a LayerNorm as its `norm_pre`.
+    CLIP's patch embedding has no bias: `patch_embed.proj.bias` is zero.
+    """
+    timms = {}
+    for key, value in state.items():
+        if "q_proj" in key:
+            value = torch.cat([state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+        if not any(name in key for name in ("k_proj", "v_proj", "position_ids")):
+            timms[_renamed(key, TIMM)] = value
+    timms["cls_token"] = timms["cls_token"].view(1, 1, -1)
+    timms["pos_embed"] = timms["pos_embed"][None]
+    timms["patch_embed.proj.bias"] = torch.zeros(len(timms["patch_embed.proj.weight"]))
+    return timms
 
 
 BLIP2 = {  # transformers' -> ours, in this order
@@ -104,12 +141,7 @@ BLIP2 = {  # transformers' -> ours, in this order
 
 def from_blip2(state):
     """The weights of a `transformers.Blip2QFormerModel` under the names of `lessons.qformer.QFormer`, without queries."""
-    renamed = {}
-    for name, tensor in state.items():
-        for theirs, ours in BLIP2.items():
-            name = name.replace(theirs, ours)
-        renamed[name] = tensor
-    return renamed
+    return {_renamed(name, BLIP2): tensor for name, tensor in state.items()}
 
 
 def save_vlm(model, folder, kind="qformer", *, vision_model, language_model, dtype=torch.float32):

@@ -1,14 +1,12 @@
-"""Connectors that keep the number of patches: one linear layer, or LLaVA-1.5's two; and `make_connector` for all three.
+"""Connectors by name: one linear layer, LLaVA-1.5's two, or notebook 03's Q-Former.
 
-A connector is the nerve between a frozen eye and a frozen brain: (B, N, Dv) image features -> (B, Q, D_lm) vectors that
-the language model reads as if they were words. Here Q = N; the Q-Former (qformer.py) has Q of its own choice.
+A connector stands between a frozen vision encoder and a frozen language model: features (B, N, Dv) -> (B, Q, D_lm)
+vectors that the language model reads as if they were words. The first two keep the number of patches, Q = N.
 """
-
-import inspect
 
 from torch import nn
 
-from vlm_lite.models.qformer import QFormerConnector, check_features
+from vlm_lite.lessons.qformer import QFormerConnector
 
 
 class LinearProjector(nn.Module):
@@ -17,13 +15,11 @@ class LinearProjector(nn.Module):
     def __init__(self, *, vision_width, language_width):
         super().__init__()
         self.settings = dict(vision_width=vision_width, language_width=language_width)
-        self.vision_width, self.language_width = vision_width, language_width
         self.projection = nn.Linear(vision_width, language_width)
 
-    def forward(self, image_embeds):
-        """image_embeds (B, N, Dv) -> prefix (B, N, D_lm)."""
-        check_features(image_embeds, self.vision_width)
-        return self.projection(image_embeds)
+    def forward(self, features):
+        """features (B, N, Dv) -> prefix (B, N, D_lm)."""
+        return self.projection(features)
 
 
 class MLPProjector(nn.Module):
@@ -32,20 +28,14 @@ class MLPProjector(nn.Module):
     def __init__(self, *, vision_width, language_width, hidden_width=None):
         super().__init__()
         hidden_width = hidden_width or language_width
-        self.settings = dict(
-            vision_width=vision_width, language_width=language_width, hidden_width=hidden_width
-        )
-        self.vision_width, self.language_width = vision_width, language_width
-        self.projection = nn.Sequential(
-            nn.Linear(vision_width, hidden_width),
-            nn.GELU(),
-            nn.Linear(hidden_width, language_width),
-        )
+        self.settings = dict(vision_width=vision_width, language_width=language_width)
+        self.settings["hidden_width"] = hidden_width
+        first, last = nn.Linear(vision_width, hidden_width), nn.Linear(hidden_width, language_width)
+        self.projection = nn.Sequential(first, nn.GELU(), last)
 
-    def forward(self, image_embeds):
-        """image_embeds (B, N, Dv) -> prefix (B, N, D_lm)."""
-        check_features(image_embeds, self.vision_width)
-        return self.projection(image_embeds)
+    def forward(self, features):
+        """features (B, N, Dv) -> prefix (B, N, D_lm)."""
+        return self.projection(features)
 
 
 CONNECTORS = {"linear": LinearProjector, "mlp": MLPProjector, "qformer": QFormerConnector}
@@ -54,15 +44,9 @@ CONNECTORS = {"linear": LinearProjector, "mlp": MLPProjector, "qformer": QFormer
 def make_connector(name, vision_width, language_width, **settings):
     """The connector called `name` ("linear", "mlp" or "qformer"), with `settings` for its constructor.
 
-    Raises ValueError, listing what there is, for another name or setting.
+    Raises ValueError for another name, TypeError for another setting.
     """
     if name not in CONNECTORS:
         raise ValueError(f"there is no connector {name!r}. There are: {', '.join(CONNECTORS)}.")
-    known = set(inspect.signature(CONNECTORS[name]).parameters) - {"vision_width", "language_width"}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise ValueError(
-            f"the connector {name!r} has no setting {', '.join(unknown)}. "
-            f"It has: {', '.join(sorted(known)) or 'none'}."
-        )
+    settings.pop("dropout", None)  # in the config of older Q-Formers, always 0
     return CONNECTORS[name](vision_width=vision_width, language_width=language_width, **settings)

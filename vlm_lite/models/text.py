@@ -1,13 +1,31 @@
-"""The text side of the VLM: loading a language model, and turning conversations into batches with labels."""
+"""The text side of the VLM: loading a language model, and turning conversations into token ids with labels.
 
+A model with a chat template was trained on what that template renders, so it is asked and trained with exactly that. A
+model without one reads the prompt, then " " and the answer, then EOS.
+"""
+
+import re
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 
-from vlm_lite.files import UserError, read_json
+from vlm_lite.files import UserError, read_json, show
 from vlm_lite.models.weights import read_weights
 
 IGNORE = -100  # a label that the loss leaves out
+MARK = "\ue000"  # an answer that no one gives: shows where a template puts answers
+
+
+# Families (`model_type` of config.json) that tests/models/test_families.py has proved equal to transformers in the VLM.
+FAMILIES = frozenset(
+    """
+    apertus arcee biogpt bloom codegen cohere cohere2 ernie4_5 exaone4 falcon gemma gemma2
+    gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granitemoe
+    helium hunyuan_v1_dense lfm2 llama ministral mistral mixtral mpt nemotron olmo olmo2 olmo3
+    opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm starcoder2 xglm
+    """.split()
+)
 
 
 def load_language_model(folder_or_id):
@@ -17,12 +35,18 @@ def load_language_model(folder_or_id):
     UserError when the files are missing or cut short, or lack weights that the model needs.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    attention = None if torch.cuda.is_available() else "eager"
     logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
     try:
+        family = AutoConfig.from_pretrained(folder_or_id).model_type
+        if family not in FAMILIES:
+            raise UserError(
+                f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
+                f"the VLM: {', '.join(sorted(FAMILIES))}."
+            )
         model, report = AutoModelForCausalLM.from_pretrained(
             folder_or_id,
             dtype=torch.float32,
@@ -49,6 +73,12 @@ def load_language_model(folder_or_id):
             f"{wrong[0]}; they would stay random. Make or download the model again."
         )
     return model.eval(), tokenizer
+
+
+def context_length(config):
+    """How many vectors a language model reads at most; infinity where it has no such limit (BLOOM)."""
+    longest = getattr(config, "max_seq_len", float("inf"))  # MPT's name
+    return getattr(config, "max_position_embeddings", longest)
 
 
 def special_ids(tokenizer):
@@ -78,6 +108,95 @@ def tokenize(tokenizer, texts, *, what="text"):
             "language that the model was trained on, or take another model."
         )
     return ids
+
+
+def conversation(tokenizer, turns, system=None):
+    """(ids, labels), lists of equal length, of a conversation: a list of (prompt, answer) pairs of strings.
+
+    labels repeat ids at the answers and at the token(s) that end each, and are -100 elsewhere. With a chat template, ids
+    are those of `tokenizer.apply_chat_template` for the whole conversation, with a system message where `system` gives one
+    or the template always writes one. The text is tokenized whole: a token that reaches from the prompt into the answer
+    counts as the answer's. ValueError for an empty text; UserError for a template that rejects the conversation, changes
+    an answer or ends none.
+    """
+    prompts, answers = zip(*turns, strict=True)
+    asked = tokenize(tokenizer, prompts, what="prompt")
+    said = tokenize(tokenizer, [" " + answer.lstrip() for answer in answers], what="answer")
+    if tokenizer.chat_template:
+        text, spans = _render(tokenizer, prompts, answers, system)
+        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+        hit = [any(b > start and a < stop for start, stop in spans) for a, b in offsets]
+        return ids, [i if is_answer else IGNORE for i, is_answer in zip(ids, hit, strict=True)]
+    if system is not None:
+        raise UserError(f"{tokenizer.name_or_path!r} has no chat template for a system message.")
+    ids, labels = [], []
+    for prompt, answer in zip(asked, said, strict=True):
+        answer = [*answer, special_ids(tokenizer)[0]]
+        ids += prompt + answer
+        labels += [IGNORE] * len(prompt) + answer
+    return ids, labels
+
+
+def _render(tokenizer, prompts, answers, system):
+    """(what the chat template makes of a conversation, the characters (start, stop) of each answer with its end)."""
+    whose = f"the chat template of {tokenizer.name_or_path!r}"
+
+    def render(answers, ask=False):
+        messages = [dict(role="system", content=system)] * (system is not None)
+        for prompt, answer in zip(prompts, answers, strict=False):
+            messages += dict(role="user", content=prompt), dict(role="assistant", content=answer)
+        try:
+            return tokenizer.apply_chat_template(
+                messages[: len(messages) - ask], tokenize=False, add_generation_prompt=ask
+            )
+        except TemplateError as error:
+            raise UserError(f"{whose} rejects the conversation: {error}") from error
+
+    text, pattern = render(answers), re.escape(render([MARK] * len(answers)))
+    for answer in answers:  # which many templates strip
+        pattern = pattern.replace(MARK, rf"(\s*{re.escape(answer.strip())}\s*)", 1)
+    found = re.fullmatch(pattern, text)
+    if not found or found.re.groups != len(answers):
+        raise UserError(f"{whose} does not repeat every answer as it is: {show(text)}.")
+    # A turn ends with the first special token after its answer, or else with all that the template writes there.
+    end = found.end(len(answers))
+    after = tokenizer(text[end:], add_special_tokens=False, return_offsets_mapping=True)
+    tokens = zip(after["input_ids"], after["offset_mapping"], strict=True)
+    special = [b for i, (_, b) in tokens if i in tokenizer.added_tokens_decoder]
+    ending, spans = text[end:][: special[0]] if special else text[end:].rstrip(), []
+    for turn in range(len(answers)):
+        start, end = found.span(turn + 1)
+        if not ending or not text.startswith(ending, end):
+            raise UserError(f"{whose} does not end every answer: {show(text[end:])} follows one.")
+        # Where the model is asked, some templates leave out the space before the answer, which is then for it to write.
+        given = render(answers[: turn + 1], ask=True)
+        if text[:start].startswith(given) and not text[len(given) : start].strip():
+            start = len(given)
+        spans.append((start, end + len(ending)))
+    return text, spans
+
+
+def prompt_ids(tokenizer, prompt, system=None):
+    """The ids of a prompt up to where its answer begins: what `conversation` has there, and so what was trained."""
+    if not tokenizer.chat_template:
+        return tokenize(tokenizer, [prompt], what="prompt")[0]
+    ids, labels = conversation(tokenizer, [(prompt, "a")], system)
+    return ids[: next(i for i, label in enumerate(labels) if label != IGNORE)]
+
+
+def stop_ids(tokenizer):
+    """The ids any of which ends an answer: EOS, and with a chat template the special token that ends its turns.
+
+    UserError where the template ends a turn with plain text, of which no single token could stop the answer.
+    """
+    *_, last = (i for i in conversation(tokenizer, [("a", "a")])[1] if i != IGNORE)
+    if last not in tokenizer.added_tokens_decoder:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} ends an answer with no special token of this "
+            "tokenizer. Load both from one folder, or add that token (tokenizer.add_tokens)."
+        )
+    return sorted({last, tokenizer.eos_token_id} - {None})
 
 
 def build_text_batch(tokenizer, exchanges):

@@ -5,52 +5,23 @@ VLMs. Here every load is exact.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from vlm_lite.data.records import field, show
-from vlm_lite.files import UserError, atomic_write, read_json
-from vlm_lite.profiles import cached_snapshot
+from vlm_lite.files import UserError, atomic_write
+from vlm_lite.hub import cached_snapshot
 
 OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 
 
-class LoadReport(NamedTuple):
-    """Names of the parameters that a load matched, did not find, found but did not know, or found in another shape."""
-
-    matched: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[str]
-
-    def __str__(self):
-        def part(label, names):
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            return f"{len(names)} {label}" + (f" ({shown})" if names else "")
-
-        return "; ".join(
-            [
-                f"{len(self.matched)} matched",
-                part("missing", self.missing),
-                part("unexpected", self.unexpected),
-                part("of another shape", self.mismatched),
-            ]
-        )
-
-
 def read_weights(path):
-    """The tensors of a .safetensors file as a dict on the CPU; where it is not there, those of the files that its index
-    `PATH.index.json` names, as transformers shards a model. Pickled weights are not read: they can run code.
+    """The tensors of a .safetensors file as a dict on the CPU. Pickled weights are not read: they can run code.
 
     Raises UserError naming the file when it is missing, cut short or not what its name says.
     """
     path = Path(path)
-    index = path.with_name(f"{path.name}.index.json")
-    if not path.is_file() and index.is_file():
-        return _read_shards(index)
     if not path.is_file():
         others = [p.name for p in sorted(path.parent.glob("*")) if p.suffix in OTHER_FORMATS]
         raise UserError(
@@ -71,59 +42,26 @@ def read_weights(path):
         ) from error
 
 
-def _read_shards(index):
-    """The tensors of the files that an index names, each where it says. UserError naming index and file."""
-    where = field(read_json(index), "weight_map", dict, index)
-    files = {name: field(where, name, str, index, "weight_map") for name in where}
-    if not files:
-        raise UserError(f"{index} names no weights. Download it again.")
-    state = {}
-    for file in sorted(set(files.values())):
-        if Path(file).name != file:
-            raise UserError(f"{index} names the file {show(file)}; expected one beside it.")
-        if not (index.parent / file).is_file():
-            raise UserError(f"{index.parent / file} does not exist, which {index.name} names.")
-        part = read_weights(index.parent / file)
-        lost = [name for name, there in files.items() if there == file and name not in part]
-        if lost:
-            raise UserError(
-                f"{index.parent / file} lacks {show(lost[0])[1:-1]}, which {index.name} says is there. "
-                "Download both again."
-            )
-        state |= part
-    return state
+def load_exactly(model, state, *, source):
+    """Copy `state` into `model`, each parameter in the model's own dtype.
 
-
-def load_exactly(
-    model,
-    state,
-    *,
-    source,
-    advice="Use the config.json that belongs to these weights, or make the weights again.",
-):
-    """Copy `state` into `model` and return the LoadReport.
-
-    Parameters keep the model's own dtype (fp16 files into an fp32 model). Raises UserError with the whole report,
-    and leaves the model as it was, unless every name and shape fits and every number is finite. `source` names the
-    file in the message, which ends with `advice`.
+    UserError, which leaves the model as it was, unless every name and shape fits and every number is finite. `source`
+    names the file in the message.
     """
     own = model.state_dict()
-    mismatched = [name for name in own if name in state and own[name].shape != state[name].shape]
-    report = LoadReport(
-        matched=[name for name in own if name in state and name not in mismatched],
-        missing=[name for name in own if name not in state],
-        unexpected=[name for name in state if name not in own],
-        mismatched=mismatched,
-    )
-    if report.missing or report.unexpected or report.mismatched:
-        raise UserError(f"{source} does not fit this {type(model).__name__}: {report}. {advice}")
-    for name, tensor in state.items():  # a sum is ten times as fast as a look at every number
-        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
-            raise UserError(
-                f"{source}: {name} holds NaN or infinity. Train or download these weights again."
-            )
+    wrong = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [k for k in own if k in state and own[k].shape != state[k].shape],
+        "not finite": [name for name, value in state.items() if not value.isfinite().all()],
+    }
+    if any(wrong.values()):
+        found = [f"{len(names)} {kind} ({names[0]})" for kind, names in wrong.items() if names]
+        raise UserError(
+            f"{source} does not fit this {type(model).__name__}: {', '.join(found)}. Use the config.json that belongs "
+            "to these weights, or make the weights again."
+        )
     model.load_state_dict(state)
-    return report
 
 
 def write_weights(path, state, *, dtype=torch.float32):
@@ -135,15 +73,46 @@ def write_weights(path, state, *, dtype=torch.float32):
         file.write(save(tensors, metadata={"format": "pt"}))
 
 
-def find_model(folder_or_id):
-    """(path of config.json, path of the weights) of a folder in Hugging Face layout, or of a hub id (downloaded once).
+def load_pretrained(from_pretrained, folder, **options):
+    """The model that transformers' `from_pretrained` makes of a folder's safetensors, whole, finite and in eval mode.
 
-    A missing file is left to its reader to report. UserError, naming the id, when the hub does not give it.
+    UserError naming the file that is missing, cut short or damaged, and the parameters that do not fit or are not finite.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of weights loaded; downloads keep theirs
+    try:
+        model, report = from_pretrained(
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if not (folder / "model.safetensors.index.json").exists():
+            read_weights(folder / "model.safetensors")
+        raise UserError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
+    wrong = [
+        name
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+        for name in sorted(map(str, report[kind]))
+    ]
+    wrong += [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} parameters are missing, unknown, of another shape or not finite, for example "
+            f"{wrong[0]}. Use the config.json that belongs to these weights, or make or download them again."
+        )
+    return model.eval()
+
+
+def model_folder(folder_or_id):
+    """The folder of a model in Hugging Face layout, that of a hub id downloaded once. UserError where it gives none."""
     folder = Path(folder_or_id)
-    if not folder.is_dir():
-        folder = download(str(folder_or_id))
-    return folder / "config.json", folder / "model.safetensors"
+    return folder if folder.is_dir() else download(str(folder_or_id))
 
 
 def download(model_id):

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from transformers import CLIPConfig
 
 from vlm_lite.data import shapes
 from vlm_lite.data.photographs import VAL_MEMBER, Choice
-from vlm_lite.data.sources import HUB, MODELS, SOURCES, locate
+from vlm_lite.data.sources import MODELS, SOURCES
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
+from vlm_lite.hub import HUB, locate
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import write_weights
 from vlm_lite.photo_stages import QFORMER
@@ -51,7 +53,7 @@ def make_profile(images=64, *, brain="brain"):
             texts = _write_sites(folder, images)
             _write_eye(_model_folder(folder, "eye"), texts)
             _write_brain(_model_folder(folder, brain), brain, texts)
-    return dataclasses.replace(
+    made = dataclasses.replace(
         REHEARSAL,
         vision_model=str(_model_folder(mirror, "eye")),
         language_model=str(_model_folder(mirror, brain)),
@@ -60,6 +62,8 @@ def make_profile(images=64, *, brain="brain"):
         mirror=str(mirror),
         reason="t4's sizes with random weights and drawn pictures: it shows that t4 runs and how fast, never how well",
     )
+    write_json(home() / "rehearsal.json", dataclasses.asdict(made))  # for `profiles.get_profile`
+    return made
 
 
 def choice(profile):
@@ -77,9 +81,9 @@ def _model_folder(mirror, key):
 def _write_eye(folder, texts):
     """OpenAI's CLIP ViT-B/16 in transformers' layout, its config's wrong eos_token_id of 2 included."""
     with torch.device("meta"):
-        model = CLIP(patch_size=16, bos_token_id=0, eos_token_id=2)
+        model = CLIP(CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 2}))
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
-    write_json(folder / "config.json", model.config.to_hf())
+    model.config.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = (
         "<|startoftext|>",

@@ -1,12 +1,14 @@
-"""The small checkpoints in `data/zoo/`: what makes them, and what each scored when it was made.
+"""Make again the checkpoints of `data/zoo` (`vlm-lite zoo build NAME`), each with its card.
 
-`shapes-gpt2` is the brain: a small GPT-2 that has read a great many scenes *in words* and has never met a picture.
-`shapes-clip` is the eye: notebook 01's CLIP, trained longer, with Muon and with almost right captions.
-`shapes-vlm` is the finished nerve between them, for notebook 00.
-Every one is in Hugging Face's layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside it.
+`shapes-gpt2` is a small GPT-2 that reads: trained on scenes *in words* and questions about them, it never met an image.
+`shapes-clip` is notebook 01's CLIP, trained longer, with Muon and almost right captions.
+`shapes-vlm` is the trained connector between them, for notebook 00.
+All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside them.
 """
 
+import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -17,15 +19,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import recipes
-from .data import instructions, language, scenes, shapes
-from .data import tokenizer as words
-from .evals.vqa import vqa_accuracy
-from .files import UserError, atomic_dir, atomic_write, home, write_json
-from .models.clip import info_nce_hard
-from .models.text import load_language_model
-from .profiles import PROFILES, get_compute
-from .train import train
+from vlm_lite import recipes
+from vlm_lite.data import language, scenes, shapes
+from vlm_lite.data import tokenizer as words
+from vlm_lite.data.negatives import hard_negative, replaced_word
+from vlm_lite.data.scenes import any_scene
+from vlm_lite.embed import tokenize
+from vlm_lite.evals.vqa import vqa_accuracy
+from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
+from vlm_lite.lessons import clip
+from vlm_lite.models.layout import save_clip, to_transformers
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import PROFILES, get_compute
+from vlm_lite.studies import train_vlm
+from vlm_lite.train import train
 
 GPT2 = dict(
     n_embd=256,
@@ -38,11 +45,6 @@ GPT2 = dict(
     attn_pdrop=0.0,
 )
 DOCUMENT_TOKENS = 160
-
-
-def any_scene(rng):
-    """A scene for text: of `train` or, now and then, with one of the colour-shape pairs that pictures hold out."""
-    return scenes.sample_scene(rng, "novel" if rng.random() < 0.15 else "train")
 
 
 def _documents(seed, start, stop):
@@ -84,8 +86,6 @@ def text_corpus(documents, *, seed=0, workers=None):
 
 
 def _source_hash(*modules):
-    import hashlib
-
     return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
 
 
@@ -256,94 +256,104 @@ def _card(folder, name, what, settings, history, scores, started):
         file.write("\n".join(lines))
 
 
-def build_clip(folder, *, steps=2000, lr=4e-3, seed=0):
-    """Train the eye: notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
+ALMOST_RIGHT = (hard_negative, replaced_word)  # what makes the wrong captions
+
+
+def caption_batches(images, captions, tokenizer, batch_size):
+    """Batches for `train`: different images, a caption of each, and behind these an almost right one of each.
+
+    images uint8 (N, 3, H, W); captions: N lists. The function returns (B, 3, H, W) and token ids (2 B, T).
+    """
+    counts = torch.tensor([len(each) for each in captions])
+    first, rng = counts.cumsum(0) - counts, np.random.default_rng(0)
+    texts = [text for each in captions for text in each]
+    texts += [change(text, rng) for change in ALMOST_RIGHT for text in texts]
+    ids = tokenize(texts, tokenizer)
+
+    def batches(step, generator):
+        rows = torch.randperm(len(images), generator=generator)[:batch_size]
+        which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
+        made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,), generator=generator)
+        return images[rows], ids[torch.cat([which, which + made * counts.sum()])]
+
+    return batches
+
+
+def info_nce_hard(image_embeds, text_embeds, logit_scale):
+    """InfoNCE in which each image must also tell its caption from almost right ones -> ().
+
+    image_embeds (B, P); text_embeds (2 B, P): the captions, then texts that are wrong for all of them. These count where
+    an image seeks its text; they seek no image themselves (NegCLIP, Yuksekgonul et al. 2023, section 4).
+    """
+    u, v = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
+    logits, target = logit_scale.exp() * u @ v.T, torch.arange(len(u), device=u.device)  # (B, 2 B)
+    of_texts = F.cross_entropy(logits[:, : len(u)].T, target)
+    return (F.cross_entropy(logits, target) + of_texts) / 2
+
+
+def tells_apart(model, images, texts, tokenizer):
+    """How often N images are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
+    rng = np.random.default_rng(0)
+    u = recipes.embed_images(model, images)
+    wrong = [hard_negative(text, rng) for text in texts]
+    right, wrong = ((u * recipes.embed_texts(model, v, tokenizer)).sum(1) for v in (texts, wrong))
+    return (right > wrong).float().mean().item()
+
+
+def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
+    """Train notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     tokenizer = language.make_tokenizer()
-    captions, _ = shapes.load_shapes("train", profile.train_images)
-    images, texts, _ = recipes.load_pictures(captions)
-    model = recipes.make_shapes_clip(tokenizer, seed=seed)
-    settings = dict(
-        steps=steps,
-        batch_size=profile.clip_batch_size,
-        lr=lr,
-        optimizer="muon",
-        weight_decay=0.01,
-        hard_negatives=True,
-        seed=seed,
-    )
-    history = recipes.train_clip(
+    images, texts, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
+    model = clip.make_clip(tokenizer, seed)
+
+    def loss_fn(model, batch):
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        pixels, ids = batch
+        embeds = model.encode_image(recipes.pixel_values(pixels)), model.encode_text(ids)
+        with torch.autocast(pixels.device.type, enabled=False):  # bf16 is too coarse for these
+            return info_nce_hard(*(each.float() for each in embeds), model.logit_scale.float())
+
+    settings = {"lr": lr, "optimizer": "muon", "weight_decay": 0.01, "seed": seed}
+    history = train(
         model,
-        images,
-        texts,
-        tokenizer,
+        caption_batches(images, texts, tokenizer, batch_size),
+        loss_fn,
+        steps=steps,
         **settings,
-        loss=info_nce_hard,
         checkpoint=home() / "zoo-runs" / "shapes-clip",
         checkpoint_every=500,
         log_every=50,
         description="shapes-clip",
     )
-    scores = {}
+    trained, scores = to_transformers(model), {}
     for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
-        pictures, texts, _ = recipes.load_pictures(shapes.load_shapes(split, count)[0])
-        found = recipes.clip_recall(model, pictures, [t[0] for t in texts], tokenizer)
+        images, texts, _ = recipes.load_pictures(shapes.load_shapes(split, count)[0])
+        held_out = trained, images, [five[0] for five in texts], tokenizer
         scores[split] = {
-            way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()
+            way: {f"R@{k}": round(v, 4) for k, v in recall.items()}
+            for way, recall in recipes.clip_recall(*held_out).items()
         }
-        scores[split]["tells apart"] = round(
-            recipes.tells_apart(model, pictures, [t[0] for t in texts], tokenizer), 4
-        )
+        scores[split]["tells apart"] = round(tells_apart(*held_out), 4)
     with atomic_dir(folder) as temporary:
-        model.save_pretrained(temporary, dtype=torch.float16)
+        save_clip(model, temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
         _card(
             temporary,
             "shapes-clip",
-            "the eye: the CLIP of notebook 01, trained longer, with Muon and almost right captions",
-            {**settings, "images": profile.train_images},
+            "the CLIP of notebook 01, trained longer, with Muon and almost right captions",
+            {
+                "steps": steps,
+                "batch_size": batch_size,
+                **settings,
+                "hard_negatives": True,
+                "images": profile.train_images,
+            },
             history,
             scores,
             started,
         )
-
-
-def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
-    """The long run: notebook 03's Q-Former, 1,040 steps of 64 images, told more about each picture.
-
-    It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps. Besides
-    a caption and the questions of its file, each picture has instructions and `instructions.more_exchanges`. Returns
-    (VLM, History, the probes on val, settings). `options` go to `train.train`.
-    """
-    captions, questions = shapes.load_shapes("train", profile.train_images)
-    images, _, ids = recipes.load_pictures(captions)
-    said = recipes.picture_exchanges(captions, questions, chat=True)
-    for image_id, description in zip(ids, captions["description"][:], strict=True):
-        said[image_id] += instructions.more_exchanges(
-            description, np.random.default_rng([5, image_id])
-        )
-    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
-    settings = dict(
-        steps=steps or min(1_040, 8 * profile.connector_steps),
-        batch_size=64,
-        lr=profile.connector_lr / 2,
-        optimizer="muon",
-        seed=seed,
-    )
-    history = recipes.train_connector(
-        vlm,
-        recipes.picture_features(vlm.vision, images),
-        [said[i] for i in ids],
-        **settings,
-        **options,
-        description=f"shapes-vlm, seed {seed}",
-    )
-    return (
-        vlm,
-        history,
-        recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images)),
-        settings,
-    )
 
 
 def build_vlm(folder, *, steps=None, seed=0):

@@ -49,7 +49,7 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
     started, vlm = time.time(), VLM.from_pretrained(resolve_model(run))
     captions, rows = load_shapes("val", pictures, progress=False)
     images, references, ids = recipes.load_pictures(captions)
-    side, patch = vlm.vision.config.image_size, vlm.vision.config.patch_size
+    side, patch = vlm.vision.image_size, vlm.vision.patch_size
     if side != images.shape[-1]:
         raise UserError(
             f"{run}: its eye takes pictures of {side} pixels, those of Shapes have {images.shape[-1]}. The "
