@@ -20,7 +20,8 @@ class EncodedDataset:
     """N images in one order: what belongs to an image has its number in every list.
 
     ids: image ids; images: uint8 (N, 3, S, S); features: (N, T, D), fp16; captions: N lists of strings; turns: N lists
-    of (prompt, answer), a caption and then the image's questions; questions: the table of all questions.
+    of (prompt, answer), a caption and then the image's questions; questions: the table of all questions; descriptions: N
+    scenes in words, where there are any.
     """
 
     ids: list
@@ -29,6 +30,7 @@ class EncodedDataset:
     captions: list
     turns: list
     questions: object
+    descriptions: list = ()
 
     def of(self, rows):
         """The features (Q, T, D) of the images that `rows` of the table of questions are about."""
@@ -78,7 +80,10 @@ def encode_shapes(vision, split, count, progress=True):
             )
         turns[image_id].append((short_prompt(question), answer))
     features = patch_features(vision, images, progress=progress)
-    return EncodedDataset(ids, images, features, texts, list(turns.values()), questions)
+    descriptions = captions["description"][:]
+    return EncodedDataset(
+        ids, images, features, texts, list(turns.values()), questions, descriptions
+    )
 
 
 def probe(model, data, limit=1000, **options):
