@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="04t_photographs", t4_minutes=35))
 # # 4t. LLaVA on photographs
 #
 # The stages of [notebook 04](04_llava_projection.ipynb) at real sizes: OpenAI's CLIP ViT-B/16, so an image is 196 vectors, and a chat model with some
-# hundred million parameters, whose own chat template takes the place of ours. `language_model` takes another id.
+# hundred million parameters, whose own chat template takes the place of ours. `reader` takes another id.
 #
 # <!-- figures -->
 # **Run time:** not measured yet on `tiny`; about 35 min on a T4 (an estimate until someone has measured it).
@@ -63,78 +63,90 @@ print(describe(profile, compute, notebook="04t_photographs", t4_minutes=35))
 # **This notebook needs a GPU and the model hub** (`profile = "t4"`), and downloads about 3 GB. On `tiny` it says so and stops. **The authors have not run it on
 # a GPU**, nor with the real files: a test runs its code on a small made mirror. So no result is claimed here.
 #
-# A run that died goes on at the next call. After each stage: CIDEr and VQA accuracy, and the controls with their intervals. The scale of *concrete* is CIDEr
-# less CIDEr with the captions of other images.
+# The loop, the stages and their order are 04's. A run that died goes on at the next call. After each stage: CIDEr and VQA accuracy, and four controls with their intervals: what another image
+# (*swap*), an empty one (*hide*) and none (*sees*) cost in VQA accuracy, and CIDEr less CIDEr with the captions of other images (*concrete*).
 
 # %%
+import pandas as pd
+import torch
 from IPython.display import display
 
-from vlm_lite import plots, recipes, stages
-from vlm_lite.commands import matrix
+from vlm_lite import plots
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
+from vlm_lite.lessons import llava
+from vlm_lite.lessons.vlm import VLM
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import resolve_model
 
 on_photographs = profile if profile.name == "t4" else None
 
 # %% tags=["t4"]
 minimal = False  # @param {type: "boolean"}
-language_model = ""  # @param {type: "string"}
+reader = ""  # @param {type: "string"}
 
 if on_photographs:
     from vlm_lite import photo_stages
     from vlm_lite.data.photographs import FULL, MINIMAL
     from vlm_lite.data.sources import MODELS
-    from vlm_lite.files import home
 
-    name = language_model or MODELS["instruct brain"]
-    big = recipes.new_vlm("mlp", vision_model=MODELS["eye"], language_model=name).to(compute.device)
-    train_photos, test_photos = (
-        photo_stages.load_photos(big.vision, split, MINIMAL if minimal else FULL)
+    vision = CLIP.from_pretrained(resolve_model(MODELS["eye"]))
+    language_model, tokenizer = load_language_model(reader or MODELS["instruct brain"])
+    torch.manual_seed(0)
+    projector = llava.Projector(vision.feature_width, language_model.config.hidden_size)
+    model = VLM(vision, projector, language_model, tokenizer).to(compute.device)
+    prompt = str if tokenizer.chat_template else chat_prompt  # `VLM` applies a model's own template
+    photos, others = (
+        photo_stages.load_photos(vision, split, MINIMAL if minimal else FULL)
         for split in ("train", "val")
     )
-    prompt = photo_stages.user_prompt(big.tokenizer)
-    photo_said, fixed = (
-        {},
-        [
-            "Describe the picture.",
-            "What stands in the middle?",
-            "Is there a person? Answer yes or no.",
-        ],
-    )
-
-    def keep(stage, scores, history):
-        photo_said[stage] = big.generate(
-            test_photos.features[:3], [prompt(text) for text in fixed], max_new_tokens=48
-        )
-
-    table = stages.run_stages(
-        big,
-        train_photos,
-        test_photos,
-        photo_stages.photo_plan(on_photographs.stage_steps),
-        texts=photo_stages.photo_texts(train_photos, prompt),
-        on_stage=keep,
-        compute=compute,
-        measure=lambda vlm: photo_stages.evaluate_photos(vlm, test_photos, prompt),
-        folder=home() / f"llava-{name.replace('/', '--')}{'-minimal' if minimal else ''}",
-    )
-    print(matrix(table))
-    for stage, scores in table:
-        print(
-            f"{stage:16}"
-            + ", ".join(
-                f"{key} {value:.2f} [{low:.2f}, {high:.2f}]"
-                for key, (value, low, high) in scores.items()
-                if key in ("CIDEr", "CIDEr blind", "VQA", "blind", "oracle")
-            )
-        )
-    display(
-        plots.answer_table(
-            [row["image"] for row in test_photos.captions.select(range(3))],
-            {"asked": fixed, **photo_said},
-            widths=(150, 150, 170, 170, 170),
-        )
-    )
+    stages = photo_stages.photo_plan(on_photographs.stage_steps)
+    talks = photo_stages.photo_talks(photos, prompt)
+    models, histories = llava.run_stages(model, photos.features, talks, stages)
+    seconds = [round(each.seconds[-1]) for each in histories.values()]
+    display(pd.DataFrame(stages).T.assign(seconds=seconds))
+    scores = {
+        name: photo_stages.evaluate_photos(each, others, prompt) for name, each in models.items()
+    }
+    print(pd.DataFrame(scores).map("{0[0]:.2f} [{0[1]:.2f}, {0[2]:.2f}]".format).to_string())
+    asked = ["Describe the picture.", "What stands in the middle?", "Is there a person?"]
+    said = {
+        name: each.generate(others.features[:3].float(), [prompt(text) for text in asked], 48)
+        for name, each in models.items()
+    }
+    shown = [row["image"] for row in others.captions.select(range(3))]
+    display(plots.answer_table(shown, {"asked": asked, **said}, widths=(120, *[130] * len(said))))
 else:
     print('photographs: only with profile = "t4", which needs a GPU and the model hub')
 
 # %% [markdown]
 # **What this does not show.** Form and facts of a reply are not measured here: for photographs nobody has written the truth down.
+#
+# ## Your own images
+#
+# A folder of images with a file `metadata.jsonl`, one line an image: `{"file_name": "cat.jpg", "captions": ["a cat on a sofa."]}`. Name the folder, and the model trains on them from the checkpoint
+# of the mixed stage, is asked about the first three, and its trained part is saved beside them (`load_trained` of `vlm_lite.models.layout` reads it back).
+
+# %% tags=["own"]
+own_images = ""  # @param {type: "string"}
+
+if own_images and on_photographs:
+    from pathlib import Path
+
+    from vlm_lite.data.formats import image_tensor
+    from vlm_lite.data.readers import read_folder
+    from vlm_lite.encoded import patch_features
+    from vlm_lite.models.layout import save_trained
+
+    table = read_folder(own_images)
+    features = patch_features(vision, image_tensor(table, vision.image_size)[0])
+    talks = {"own": [[[(CAPTION_PROMPT, text)] for text in five] for five in table["captions"][:]]}
+    stage = stages["mixed"] | {"start": "nothing", "data": "own", "steps": 60, "per_row": 1}
+    mine, _ = llava.run_stages(models["mixed"], features, talks, {"own": stage})
+    print(
+        *mine["own"].generate(features[:3].float(), [CAPTION_PROMPT] * len(features[:3]), 32),
+        sep="\n",
+    )
+    print("saved:", save_trained(mine["own"], Path(own_images) / "llava"))
+else:
+    print("your own images: name a folder above (and profile t4)")
