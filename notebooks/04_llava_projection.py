@@ -102,7 +102,7 @@ from transformers.pytorch_utils import Conv1D
 from vlm_lite.checkpoint import Checkpoint, digest
 from vlm_lite.data import instructions
 from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
-from vlm_lite.encoded import probe
+from vlm_lite.encoded import probe, vqa
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
 from vlm_lite.lessons.vlm import VLM
@@ -318,9 +318,9 @@ lora_linear = check.lora_linear(lora_linear)
 class LoRA(nn.Module):
     """A frozen linear layer, `nn.Linear` or GPT-2's `Conv1D`, and a learnt change of low rank beside it."""
 
-    def __init__(self, layer, rank=16, alpha=32):
+    def __init__(self, layer, rank=16):
         super().__init__()
-        self.layer, self.alpha = layer, alpha
+        self.layer, self.alpha = layer, 2 * rank  # as LLaVA's
         width_in, width_out = self.weight().shape
         self.a = nn.Parameter(torch.empty(rank, width_in).uniform_(-1, 1) / width_in**0.5)
         self.b = nn.Parameter(torch.zeros(width_out, rank))
@@ -478,10 +478,10 @@ def evaluate(model, data, images=100, questions=300):
     own, other = instructions.concreteness(said, data.descriptions[:count])
     form, following = instructions.ask_instructions(model, data, count)
     short = probe(model, data, questions, prompt=short_prompt)
-    brief = probe(model, data, questions, prompt=instructions.brief_prompt)
+    brief = vqa(model, data, questions, instructions.brief_prompt)
     text = [pack(model.tokenizer, [[row]]) for row in instructions.reading_rows(40)]
     samples = {
-        "CIDEr": cider, "VQA": short.scores["vlm"], "VQA, one word": brief.scores["vlm"],
+        "CIDEr": cider, "VQA": short.scores["vlm"], "VQA, one word": brief,
         "form": form, "following": following, "text loss": [float(model(None, *t)) for t in text],
     }  # fmt: skip
     pairs = {name: (short.scores["vlm"], short.scores[name]) for name in ("blind", "shuffled")}

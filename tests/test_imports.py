@@ -14,7 +14,7 @@ LAYERS = [
     r"models(\..*)?",
     r"evals(\..*)?",
     r"(figures|panels|plots|diagrams)",
-    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|stages|photo_stages|studies|report|rehearsal(\..*)?)",
+    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|photo_stages|studies|report|export|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli|__main__|(.*\.)?commands)",
 ]

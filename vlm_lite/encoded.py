@@ -10,6 +10,7 @@ from vlm_lite.data.scenes import BACKGROUND
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.evals.probes import run_probes
+from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError
 from vlm_lite.profiles import get_compute
@@ -104,6 +105,13 @@ def probe(model, data, limit=1000, **options):
         image_ids=data.ids,
         **options,
     )
+
+
+def vqa(model, data, limit, prompt):
+    """VQA accuracy of each of the first `limit` questions of an EncodedDataset, put by `prompt`; an array."""
+    rows = data.questions.select(range(min(limit, len(data.questions)))).remove_columns("image")
+    asked = [prompt(question) for question in rows["question"][:]]
+    return vqa_scores(model.generate(data.of(rows).float(), asked, max_new_tokens=4), rows)
 
 
 @torch.no_grad()

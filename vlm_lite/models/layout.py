@@ -200,10 +200,15 @@ def save_trained(model, folder, *, dtype=torch.float32):
 
 def load_trained(model, folder):
     """Copy what `save_trained` wrote into a model with the same trainable parameters; UserError where they differ."""
-    path, state = Path(folder) / "model.safetensors", model.state_dict()
-    trained = trainable_parameters(model)
-    kept = {name: tensor for name, tensor in state.items() if name not in trained}
-    load_exactly(model, {**kept, **read_weights(path)}, source=path)
+    path = Path(folder) / "model.safetensors"
+    weights = read_weights(path)
+    state = dict(weights)
+    whose = {each.data_ptr(): name for name, each in trainable_parameters(model).items()}
+    for name, tensor in model.state_dict().items():
+        trained = whose.get(tensor.data_ptr())  # a tied weight has two names, and is kept under one
+        if trained is None or trained in weights:
+            state[name] = weights.get(trained, tensor)
+    load_exactly(model, state, source=path)
     return model
 
 
