@@ -266,8 +266,21 @@ def llava_longer(seed, profile):
     return histories["mixed"], *_measured(models, val)
 
 
+LONGER = {
+    "captions": {"steps": 160},
+    "mixed": {
+        "trainable": "all",
+        "optimizer": "Muon",
+        "lr": 2e-3,
+        "steps": 450,
+        "batch_size": 32,
+        "per_row": 4,
+    },
+}
+
+
 def train_llava(model, train, profile, seed=0):
-    """Stage 1 and the mixed stage of notebook 04 with more steps and a larger rank -> (models, histories)."""
+    """Stage 1 and the mixed stage of notebook 04, longer, the latter in full and with Muon -> (models, histories)."""
     plan = llava.plan(profile.stage_steps, profile.stage_batch_size)
     stages = {name: plan[name] | LONGER[name] for name in LONGER}
     if profile.name == "smoke":
@@ -302,9 +315,6 @@ def _measured(models, val):
         f"{name}: prompts right": sum(row[-1] for row in rows) for name, rows in replies.items()
     }
     return figures, {name: [row[-2:] for row in rows] for name, rows in replies.items()}
-
-
-LONGER = {"captions": {"steps": 240}, "mixed": {}}
 
 
 CONNECTOR_RECIPE = (

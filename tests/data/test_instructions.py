@@ -85,7 +85,7 @@ def test_a_record_of_llava_instruct_is_read_back_as_the_conversation(tmp_path):
     from PIL import Image
 
     messages = instructions.conversation(TEXT, np.random.default_rng(0))
-    record = instructions.llava_record(7, messages)
+    record = json.loads(instructions.llava_record(7, messages))
     assert record["conversations"][0]["value"].startswith("<image>\n")
     (tmp_path / "notes.json").write_text(json.dumps([record]))
     Image.new("RGB", (8, 8)).save(tmp_path / "7.png")

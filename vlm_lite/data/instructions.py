@@ -5,6 +5,7 @@ detailed description and complex reasoning (Liu et al. 2023, section 3 and table
 description of a Shapes scene, whose cells are its boxes, and `conversation` writes the same three kinds by rule.
 """
 
+import json
 import re
 from collections import Counter
 
@@ -53,11 +54,12 @@ def writer_prompt(captions, description, examples):
 
 
 def llava_record(image_id, messages):
-    """Messages [{"role", "content"}, ...] as a record of LLaVA-Instruct-150K; <image> stands in the first turn."""
+    """Messages [{"role", "content"}, ...] as a record of LLaVA-Instruct-150K, JSON; <image> stands in the first turn."""
     names = {"user": "human", "assistant": "gpt"}
     said = [{"from": names[each["role"]], "value": each["content"]} for each in messages]
     said[0]["value"] = "<image>\n" + said[0]["value"]
-    return {"id": str(image_id), "image": f"{image_id}.png", "conversations": said}
+    record = {"id": str(image_id), "image": f"{image_id}.png", "conversations": said}
+    return json.dumps(record, indent=1)
 
 
 def read_boxes(description):

@@ -52,12 +52,9 @@ def chat_text(messages, eos):
     """[{"role": "user" or "assistant", "content": text}, ...] -> one string, open for the assistant after a user's turn."""
     parts = []
     for message in messages:
-        parts += [f"<{message['role']}>", message["content"]]
-        if message["role"] == "assistant":
-            parts.append(eos)
-    if messages[-1]["role"] == "user":
-        parts.append("<assistant>")
-    return " ".join(parts)
+        end = [eos] if message["role"] == "assistant" else []
+        parts += [f"<{message['role']}>", message["content"], *end]
+    return " ".join([*parts, "<assistant>"] if messages[-1]["role"] == "user" else parts)
 
 
 def conversation_labels(turns, eos):
@@ -147,9 +144,9 @@ def plan(steps, batch_size):
     (first, second, third), half = steps, batch_size // 2
     rows = {
         "captions": ("nothing", "captions", "connector", "Muon", 3e-2, first, batch_size, 1),
-        "conversation": ("captions", "conversation", "LoRA", "AdamW", 1e-3, second, half, 1),
-        "VQA": ("conversation", "VQA", "LoRA", "AdamW", 1e-3, third, half, 4),
-        "mixed": ("captions", "mixed", "LoRA", "AdamW", 1e-3, second + third, half, 4),
+        "conversation": ("captions", "conversation", "LoRA", "AdamW", 2e-3, second, half, 1),
+        "VQA": ("conversation", "VQA", "LoRA", "AdamW", 2e-3, third, half, 4),
+        "mixed": ("captions", "mixed", "LoRA", "AdamW", 2e-3, second + third, half, 3),
     }
     return {name: dict(zip(FIELDS, row, strict=True)) for name, row in rows.items()}
 
