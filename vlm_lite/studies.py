@@ -256,14 +256,14 @@ def llava_stages(seed, profile):
         wrong = instructions.stage_talks(train, seed, exchanged=share)
         talks[f"{name} exchanged"] = wrong["captions"]
     models, histories = llava.run_stages(model, train.features, talks, stages, seed)
-    return histories["captions"], *_measured(models, val)
+    return histories["captions"], *_measured(models, val, images=60, questions=200)
 
 
 def llava_longer(seed, profile):
     """The longer training behind the zoo's `shapes-llava`, measured as notebook 04 measures its stages."""
     model, train, val = llava_parts(profile, seed)
     models, histories = train_llava(model, train, profile, seed)
-    return histories["mixed"], *_measured(models, val)
+    return histories["mixed"], *_measured({"mixed": models["mixed"]}, val)
 
 
 LONGER = {
@@ -302,9 +302,9 @@ def llava_parts(profile, seed=0):
     return vlm_lesson.VLM(vision, connector, language_model, tokenizer).eval(), train, val
 
 
-def _measured(models, val):
+def _measured(models, val, **sizes):
     """({"stage: metric": value}, {stage: [[reply, whether it is right], ...] to the fixed prompts})."""
-    scores = {name: llava.evaluate(model, val) for name, model in models.items()}
+    scores = {name: llava.evaluate(model, val, **sizes) for name, model in models.items()}
     replies = {name: instructions.ask_fixed(model, val) for name, model in models.items()}
     figures = {
         f"{name}: {metric}": each.value
