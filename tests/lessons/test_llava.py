@@ -2,19 +2,22 @@
 
 import copy
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from tests import small
+from vlm_lite import studies
 from vlm_lite.data import instructions, language
 from vlm_lite.encoded import encode_shapes
-from vlm_lite.files import UserError
+from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.lessons import llava as lesson
 from vlm_lite.lessons.vlm import VLM, build_batch
 from vlm_lite.models.layout import load_trained, save_trained
 from vlm_lite.models.text import pack
+from vlm_lite.profiles import SMOKE, resolve_model
 
 CONTROLS = "blind", "shuffled", "hidden", "concrete"
 
@@ -179,6 +182,18 @@ def test_what_was_trained_is_saved_and_comes_back_into_a_model_of_its_kind_only(
     if what == "LoRA":
         with pytest.raises(UserError, match="unexpected"):
             load_trained(other, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_shipped_model_answers_as_its_card_says():
+    model, _, val = studies.llava_parts(replace(SMOKE, val_images=1000))
+    lesson.set_trainable(model, "all")
+    load_trained(model, resolve_model("shapes-llava"))
+    scores = read_json(data_path("zoo", "shapes-llava", "card.json"))["scores"]
+    found = lesson.evaluate(model.eval(), val)
+    for name in ("CIDEr", "VQA", "VQA, one word", "form"):
+        assert found[name].value == pytest.approx(float(scores[name].split()[0]), abs=0.03)
+    assert sum(row[-1] for row in instructions.ask_fixed(model, val)) >= 5
 
 
 # ---- the evaluation
