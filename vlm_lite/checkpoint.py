@@ -248,6 +248,11 @@ def load_step(path, state, model, optimizer, scaler):
         scaler.load_state_dict(state["scaler"])
 
 
+def digest(data):
+    """16 hexadecimal digits of what Python writes for `data`: lists and tuples of texts and numbers."""
+    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+
+
 def step_seed(seed, step, what="step"):
     """A 63-bit seed that depends on `(seed, step, what)` only."""
     digest = hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()
