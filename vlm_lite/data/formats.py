@@ -18,19 +18,20 @@ from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
 from vlm_lite.files import UserError, read_json, shorten, show
 
+NUMBER, TEXT = Value("int64"), Value("string")
 FEATURES = Features(
     {
         "image": Image(),
-        "image_id": Value("int64"),
-        "captions": List(Value("string")),
-        "question_id": Value("int64"),
-        "question": Value("string"),
-        "question_type": Value("string"),
-        "answer_type": Value("string"),
-        "answer": Value("string"),
-        "answers": List(Value("string")),
-        "conversation": List({"role": Value("string"), "content": Value("string")}),
-        "description": Value("string"),
+        "image_id": NUMBER,
+        "captions": List(TEXT),
+        "question_id": NUMBER,
+        "question": TEXT,
+        "question_type": TEXT,
+        "answer_type": TEXT,
+        "answer": TEXT,
+        "answers": List(TEXT),
+        "conversation": List({"role": TEXT, "content": TEXT}),
+        "description": TEXT,
     }
 )
 

@@ -27,6 +27,11 @@ REFERENCES = [
 CAPTION_PROMPT = "caption:"
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
 STEPS = "think step by step."
+REQUESTS = """describe the image.
+what do you see?
+describe this picture in detail.
+what is in the picture?
+please describe the picture in one sentence.""".split("\n")
 ANSWERS = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -375,16 +380,7 @@ def exchange(scene, rng, candidates=None):
     if style < 0.06:
         return CAPTION_PROMPT, _pick(rng, captions(scene, rng))
     if style < 0.10:
-        form = _pick(
-            rng,
-            [
-                "describe the image.",
-                "what do you see?",
-                "describe this picture in detail.",
-                "what is in the picture?",
-                "please describe the picture in one sentence.",
-            ],
-        )
+        form = _pick(rng, REQUESTS)
         return chat_prompt(form), captions(scene, rng)[0]
     if style < 0.15:
         item = _pick(rng, scene.items)

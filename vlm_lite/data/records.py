@@ -5,7 +5,6 @@ An error names the file, the field (`annotations[3].answers[9].answer`), what st
 
 import contextlib
 import csv
-import re
 import string
 
 from vlm_lite.files import UserError, open_text, read_json, read_json_lines, read_text
@@ -23,7 +22,6 @@ _NAMES = {
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
 EMPTY = set(" nan NaN -nan -NaN NA N/A n/a <NA> #N/A #NA NULL null None".split(" ")) | {"#N/A N/A"}
 GROUPINGS = ("split", "l2-category", "category")
-SWALLOWED = re.compile(r"\n\d+\t")  # a row within a cell
 REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the picture
 
 
@@ -281,7 +279,9 @@ def read_tsv(path, columns):
                 )
             line = reader.line_num + 1
             for cells in reader:
-                if cells and (len(cells) != len(header) or any(map(SWALLOWED.search, cells))):
+                inner = (part for cell in cells for part in cell.split("\n")[1:])
+                swallowed = any(p[:1].isdigit() and p.count("\t") >= len(header) - 1 for p in inner)
+                if cells and (len(cells) != len(header) or swallowed):
                     raise csv.Error(f"{len(cells)} cells for {len(header)} columns")
                 rows += [(line, dict(zip(header, cells, strict=True)))] if cells else []
                 line = reader.line_num + 1

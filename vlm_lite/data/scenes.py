@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_lite.files import UserError
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+SHAPES = tuple("circle square triangle star cross heart".split())
 COLOURS = {
     "red": (226, 52, 52),
     "orange": (244, 142, 36),

@@ -5,6 +5,7 @@ has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean 
 """
 
 import re
+from collections import Counter
 
 from vlm_lite.data.records import ID, field, read_lines, read_pope_labels, show
 from vlm_lite.evals.answers import PARTIAL, match, words
@@ -44,9 +45,7 @@ def pope_scores(answers, labels, parser="official"):
             "or no."
         )
     said = [parse_answer(answer, parser) for answer in answers]
-    count = {(s, label): 0 for s in ("yes", "no", None) for label in ("yes", "no")}
-    for pair in zip(said, labels, strict=True):
-        count[pair] += 1
+    count = Counter(zip(said, labels, strict=True))
     tp, fp, tn, n = count["yes", "yes"], count["yes", "no"], count["no", "no"], len(labels)
     positive = labels.count("yes")
 

@@ -84,7 +84,7 @@ def write_mmbench(path, rows, predictions=None):
     With `predictions` {index: text} it is what VLMEvalKit scores: a column `prediction`, and no `image`. All rows must
     have one. A sample of whole groups is a subset, which it accepts.
     """
-    table = pandas.DataFrame(rows).drop(columns=["options", "image"])
+    table = pandas.DataFrame(rows).drop(columns=["options", "image", "image_id"], errors="ignore")
     for place, letter in enumerate(sorted({letter for row in rows for letter in row["options"]})):
         table.insert(2 + place, letter, [row["options"].get(letter, "") for row in rows])
     # a column that no row fills is left out: VLMEvalKit's mean over an empty split is NaN

@@ -73,8 +73,8 @@ def vqa_accuracy(prediction, answers, normalize="official"):
     """
     if normalize not in ("official", "always"):
         raise UserError(f"normalize is {normalize!r}; expected official or always.")
-    texts = {prediction, *answers}
-    if len(answers) != ANSWERS_PER_QUESTION or not all(isinstance(text, str) for text in texts):
+    are_texts = all(isinstance(text, str) for text in (prediction, *set(answers)))
+    if len(answers) != ANSWERS_PER_QUESTION or not are_texts:
         raise UserError(
             f"the prediction is {prediction!r} and the answers are {list(answers)!r}; expected a text, and "
             f"{ANSWERS_PER_QUESTION} of them, one a person."
