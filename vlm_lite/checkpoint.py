@@ -31,6 +31,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from vlm_lite.files import UserError, atomic_dir, atomic_write, home, read_json, write_json
+from vlm_lite.files import digest as digest  # for notebook 04
 from vlm_lite.source import code_hash
 
 
@@ -229,9 +230,9 @@ def load_step(path, state, model, optimizer, scaler):
     Raises UserError naming the file that is damaged; then nothing has been changed.
     """
     loaded = {}
-    for name, digest in state["sha256"].items():
+    for name, expected in state["sha256"].items():
         data = (path / name).read_bytes() if (path / name).exists() else b""
-        if hashlib.sha256(data).hexdigest() != digest:
+        if hashlib.sha256(data).hexdigest() != expected:
             raise UserError(
                 f"{path / name} is damaged: its SHA-256 is not the one in state.json. Delete {path} and "
                 "train again."
@@ -246,11 +247,6 @@ def load_step(path, state, model, optimizer, scaler):
         optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
-
-
-def digest(data):
-    """16 hexadecimal digits of what Python writes for `data`: lists and tuples of texts and numbers."""
-    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
 
 
 def step_seed(seed, step, what="step"):
