@@ -149,7 +149,7 @@ with torch.no_grad():
     ]  # (B, T)
     p = vlm(features, ids).logits[:, -1].softmax(-1)  # (B, V): after the last token
 
-assert prefix.shape[-1] == vlm.connector.language_width and abs(p.sum() - 1) < 1e-4
+assert prefix.shape[-1] == vlm.embed.embedding_dim and abs(p.sum() - 1) < 1e-4
 shapes = {"pixels": x, "features": features, "prefix": prefix, "token ids": ids, "p": p}
 pd.DataFrame({"shape": {name: str(tuple(value.shape)) for name, value in shapes.items()}})
 

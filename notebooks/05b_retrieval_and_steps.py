@@ -19,7 +19,7 @@
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/05b_retrieval_and_steps.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/05b_retrieval_and_steps.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny"]
@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="05b_retrieval_and_steps"))
 #
 # An optional companion of [05](05_evaluation.ipynb): two measurements that its main line leaves out. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb).
 #

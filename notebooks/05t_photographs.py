@@ -20,7 +20,7 @@
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/05t_photographs.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/05t_photographs.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
@@ -53,7 +53,7 @@ print(describe(profile, compute, notebook="05t_photographs", t4_minutes=10))
 # shuffle* stacks 4 x 4 of them, so 64 vectors a tile reach a language model of 135 million parameters.
 #
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 2.6 GB of memory on `tiny` (measured, 2 CPU cores); about 10 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 0.5 min (0.5 with bf16) and 2.1 GB of memory on `tiny` (measured, 2 CPU cores); about 10 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb).
 #

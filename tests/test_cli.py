@@ -7,6 +7,7 @@ import types
 import pytest
 
 import vlm_lite
+from tools import zoo
 from vlm_lite import cli
 from vlm_lite.files import UserError, data_path
 
@@ -58,7 +59,7 @@ def test_an_unknown_command_is_refused_with_status_2(capsys):
 
 def test_zoo_build_makes_the_named_checkpoint(monkeypatch):
     built = []
-    replace_module(monkeypatch, "zoo", build=built.append)
+    monkeypatch.setattr(zoo, "build", built.append)
     assert cli.main(["zoo", "build", "shapes-clip"]) == 0
     assert built == ["shapes-clip"]
 
@@ -79,13 +80,13 @@ def test_a_study_of_no_seeds_is_refused(capsys):
 
 
 def test_a_mistake_of_the_user_is_one_line_and_status_2(monkeypatch, capsys):
-    replace_module(monkeypatch, "zoo", build=fail_with(UserError("shapes-clap is not in the zoo")))
+    monkeypatch.setattr(zoo, "build", fail_with(UserError("shapes-clap is not in the zoo")))
     assert cli.main(["zoo", "build", "shapes-clap"]) == 2
     assert capsys.readouterr().err == "vlm-lite: shapes-clap is not in the zoo\n"
 
 
 def test_ctrl_c_ends_with_status_130_and_no_traceback(monkeypatch, capsys):
-    replace_module(monkeypatch, "zoo", build=fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr(zoo, "build", fail_with(KeyboardInterrupt()))
     assert cli.main(["zoo", "build", "shapes-clip"]) == 130
     assert capsys.readouterr().err == "vlm-lite: interrupted\n"
 

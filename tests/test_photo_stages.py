@@ -24,7 +24,7 @@ from vlm_lite.evals.captions import caption_scores
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
 from vlm_lite.models.text import pack
-from vlm_lite.profiles import REHEARSAL, Compute
+from vlm_lite.profiles import REHEARSAL, Compute, get_compute
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
 
@@ -236,7 +236,7 @@ def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
         val_images=4,
         mirror=str(mirror),
     )
-    result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
+    result = rehearse(profile, get_compute(), steps=2, batch_size=4, say=(said := []).append)
     printed = "\n".join(said)
     for name in ("evaluate", "stage captions, a step", "stage mixed, a step"):
         assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed

@@ -24,15 +24,15 @@ def add_export(commands):
 
 def run_export(options):
     """`vlm-lite export RUN OUT`."""
+    from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.shapes import load_shapes
     from vlm_lite.export import export
     from vlm_lite.models.vlm import VLM
     from vlm_lite.profiles import resolve_model
-    from vlm_lite.recipes import load_pictures
 
     vlm = VLM.from_pretrained(resolve_model(options.run))
     captions, questions = load_shapes("val", 220)
-    images, _, ids = load_pictures(captions)
+    images, ids = image_tensor(captions)
     asked = {row["image_id"]: row["question"] for row in questions.remove_columns("image")}
     rows = [k for k, name in enumerate(ids) if name in asked][:200]
     found = export(vlm, options.out, images[rows], [asked[ids[k]] for k in rows])

@@ -116,7 +116,7 @@ def vqa(model, data, limit, prompt):
 
 @torch.no_grad()
 def occlusion(model, image, prompt, answer, patch=16):
-    """Where the queries read, and on which patch the answer depends: two maps (S / patch, S / patch) of an image (3, S, S).
+    """Where the queries read, and on which patch the answer depends: maps (2, S / patch, S / patch) of an image (3, S, S).
 
     The first: the attention weights of the last layer, averaged over queries and heads. The second: by how much the
     probability of the answer's first token falls when that patch is painted over and the image encoded again.
@@ -137,4 +137,4 @@ def occlusion(model, image, prompt, answer, patch=16):
     logits = model(features, ids, torch.ones_like(ids))[:, -1]  # (patches + 1, V)
     p = logits.softmax(dim=-1)[:, right[0, 0]].cpu()
     weights = model.connector.qformer.layers[-1].cross_attention.weights[-1]  # (H, Q, N)
-    return weights.mean(dim=(0, 1)).cpu().view(side, side), (p[-1] - p[:-1]).view(side, side)
+    return torch.stack([weights.mean(dim=(0, 1)).cpu(), p[-1] - p[:-1]]).view(2, side, side)

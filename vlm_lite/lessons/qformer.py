@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from vlm_lite.models.parts import init_linear
+
 
 class MultiHeadAttention(nn.Module):
     """x (B, Q, D) attends to source (B, N, Ds) -> (B, Q, D); the weights (B, H, Q, N) stay in `self.weights`."""
@@ -60,11 +62,8 @@ class QFormer(nn.Module):
         crosses = [k % cross_attention_frequency == 0 for k in range(num_layers)]
         sizes = width, num_heads, mlp_width, vision_width
         self.layers = nn.ModuleList(QFormerLayer(*sizes, cross) for cross in crosses)
-        for name, linear in self.named_modules():
-            if isinstance(linear, nn.Linear):  # BERT's 0.02, but scores near 1 in cross-attention
-                sharp = name.endswith(("cross_attention.query", "cross_attention.key"))
-                nn.init.normal_(linear.weight, std=linear.in_features**-0.5 if sharp else 0.02)
-                nn.init.zeros_(linear.bias)
+        # BERT's start, N(0, 0.02); queries and keys of the cross-attention larger: scores near 1
+        init_linear(self, sharp=("cross_attention.query", "cross_attention.key"))
 
     def forward(self, patches):
         queries = self.input_norm(self.query_tokens).expand(len(patches), -1, -1)  # (B, Q, D)
@@ -76,15 +75,13 @@ class QFormer(nn.Module):
 class QFormerConnector(nn.Module):
     """features (B, N, Dv) -> prefix (B, Q, D_lm); `sizes` as in QFormer."""
 
-    def __init__(self, vision_width, language_width, *, width=192, **sizes):
+    def __init__(self, vision_width, language_width, **sizes):
         super().__init__()
-        widths = {"vision_width": vision_width, "language_width": language_width, "width": width}
-        self.settings = {**widths, **sizes}
+        self.settings = {"vision_width": vision_width, "language_width": language_width, **sizes}
         self.vision_norm = nn.LayerNorm(vision_width)
-        self.qformer = QFormer(vision_width, width=width, **sizes)
-        self.language_projection = nn.Linear(width, language_width)
-        nn.init.normal_(self.language_projection.weight, std=0.02)
-        nn.init.zeros_(self.language_projection.bias)
+        self.qformer = QFormer(vision_width, **sizes)
+        self.language_projection = nn.Linear(self.qformer.query_tokens.shape[1], language_width)
+        init_linear(self.language_projection)
 
     def forward(self, features):
         return self.language_projection(self.qformer(self.vision_norm(features)))

@@ -4,26 +4,23 @@ Generated from notebooks/03_qformer_gpt2.py by `make notebooks`: edit the notebo
 """
 
 import random
-from inspect import signature
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.lessons.qformer import QFormerConnector
-from vlm_lite.models import layout
-from vlm_lite.models.text import conversation, prompt_ids, special_ids, stop_ids
+from vlm_lite.models import text
+from vlm_lite.models.parts import FrozenParts
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import get_compute
 
 
 def build_batch(tokenizer, rows):
     """B lists of (prompt, answer) -> input_ids, attention_mask (1 text, 0 padding), labels: each (B, T)."""
-    eos, pad = special_ids(tokenizer)
+    eos, pad = text.special_ids(tokenizer)
     ids, labels = [[] for _ in rows], [[] for _ in rows]
     for k, turns in enumerate(rows):
         for turn in turns:
@@ -32,21 +29,13 @@ def build_batch(tokenizer, rows):
             ids[k] += prompt + answer + [eos]
             labels[k] += [-100] * len(prompt) + answer + [eos]
         if tokenizer.chat_template:  # then a row is, token for token, what the template renders
-            ids[k], labels[k] = conversation(tokenizer, turns)
+            ids[k], labels[k] = text.conversation(tokenizer, turns)
     mask = pad_sequence([torch.ones(len(row)).long() for row in ids], True)  # by length
     ids = pad_sequence([torch.tensor(row) for row in ids], True, pad)
     return ids, mask, pad_sequence([torch.tensor(row) for row in labels], True, -100)
 
 
-def block_mask(labels):
-    """Labels (B, T) of turns in a row -> bools (B, T, T): position i may read j, before it in the same turn."""
-    answer = labels != -100
-    begins = F.pad(answer[:, :-1] & ~answer[:, 1:], (1, 0))  # what follows an answer begins a turn
-    turn = begins.cumsum(dim=1)  # (B, T) 0, 1, 2, ...
-    return (turn[:, :, None] == turn[:, None, :]).tril()
-
-
-class VLM(nn.Module):
+class VLM(FrozenParts):
     """A frozen vision encoder, a connector that learns, and a frozen causal language model of transformers."""
 
     def __init__(self, vision, connector, language_model, tokenizer):
@@ -55,36 +44,14 @@ class VLM(nn.Module):
         self.language_model = language_model.requires_grad_(False)
         self.tokenizer = tokenizer
 
-    def train(self, mode=True):
-        super().train(mode)
-        self.vision.eval()
-        self.language_model.eval()  # what is frozen must not drop out
-        return self
-
-    @torch.no_grad()
-    def encode(self, pixels):
-        """Normalised pixels (B, 3, S, S) -> features (B, N, Dv)."""
-        return self.vision.patch_features(pixels.to(next(self.vision.parameters()).device))
-
     def inputs(self, features, input_ids, attention_mask):
-        """[prefix][text] as the language model takes it. features (B, N, Dv), or None: blind, without a prefix."""
+        """[prefix][text] as the language model takes it. features None: blind, without a prefix."""
         embeds = self.language_model.get_input_embeddings()(input_ids)  # (B, T, D_lm)
         if features is not None:
             assert len(features) == len(input_ids), "one image a row"
-            prefix = self.connector(features.float()).to(embeds.dtype)  # (B, Q, D_lm)
-            embeds = torch.cat([prefix, embeds], dim=1)  # (B, Q + T, D_lm)
-        limit = getattr(self.language_model.config, "max_position_embeddings", 10**9)
-        assert embeds.shape[1] <= limit, f"{embeds.shape[1]} positions, but it reads only {limit}"
-        num_prefix = embeds.shape[1] - input_ids.shape[1]
-        if attention_mask.ndim == 2:  # (B, T): the model itself adds the causal mask
-            mask = F.pad(attention_mask, (num_prefix, 0), value=1)  # (B, Q + T)
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        else:  # (B, T, T) of block_mask: every text position also reads the prefix
-            reads = F.pad(attention_mask, (num_prefix, 0, num_prefix, 0), value=True).tril()
-            positions = reads.sum(dim=2) - 1  # (B, Q + T)
-            mask = torch.zeros(reads.shape, device=reads.device, dtype=embeds.dtype)
-            mask = mask.masked_fill(~reads, torch.finfo(mask.dtype).min)[:, None]
-        return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+            prefix = self.connector(features.to(embeds.device).float())  # (B, Q, D_lm)
+            embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)  # (B, Q + T, D_lm)
+        return text.prefixed(self.language_model, embeds, attention_mask)  # with mask and positions
 
     def forward(self, features, input_ids, attention_mask, labels=None):
         """-> logits (B, T, V) of what follows each text token; with labels (B, T), unshifted, the loss ()."""
@@ -100,18 +67,11 @@ class VLM(nn.Module):
 @torch.no_grad()
 def generate(model, features, prompts, max_new_tokens=16):
     """B prompts and features (B, N, Dv), or None -> B greedy answers, each ended by EOS or the limit."""
-    tokenizer, device = model.tokenizer, model.language_model.device
-    pad, stops = special_ids(tokenizer)[1], torch.tensor(stop_ids(tokenizer), device=device)
-    rows = [prompt_ids(tokenizer, text) for text in prompts]
-    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad).to(device)  # (B, T)
-    mask = pad_sequence([torch.ones(len(row)).long() for row in rows], True).to(device)
-    inputs = model.inputs(None if features is None else features.to(device), ids, mask)
-    order = inputs["attention_mask"].argsort(dim=1, stable=True)  # where there is padding first
-    for name, value in inputs.items():  # [prefix][text][padding] -> [padding][prefix][text]
-        inputs[name] = value[torch.arange(len(rows), device=device)[:, None], order]
-    known = signature(model.language_model.forward).parameters
-    cache = "cache" if "cache" in known else "past_key_values"  # its name before transformers 5.24
-    finished, answers = torch.zeros(len(rows), dtype=torch.bool, device=device), []
+    device, cache = model.language_model.device, text.cache_name(model.language_model)
+    ids, mask = (each.to(device) for each in text.prompt_batch(model.tokenizer, prompts))  # (B, T)
+    inputs = text.padding_first(model.inputs(features, ids, mask))
+    stops = torch.tensor(text.stop_ids(model.tokenizer), device=device)
+    finished, answers = torch.zeros(len(ids), dtype=torch.bool, device=device), []
     for _ in range(max_new_tokens):
         output = model.language_model(**inputs, use_cache=True, logits_to_keep=1)
         token = output.logits[:, -1].argmax(dim=-1)  # (B,)
@@ -125,9 +85,7 @@ def generate(model, features, prompts, max_new_tokens=16):
         }
         if finished.all():
             break
-    answers = torch.stack(answers, dim=1).tolist() if answers else [[]] * len(rows)
-    ended = [row[: next((k for k, i in enumerate(row) if i in stops), None)] for row in answers]
-    return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
+    return text.decode(model.tokenizer, answers, len(ids))
 
 
 VLM.generate = generate
@@ -169,15 +127,10 @@ def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, se
             said = [random.sample(each, min(per_row, len(each))) for each in said]
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         ids, mask, labels = build_batch(model.tokenizer, said[share])
-        batch = features[rows[share]], ids, block_mask(labels) if per_row else mask, labels
+        batch = features[rows[share]], ids, text.block_mask(labels) if per_row else mask, labels
         batch = [part.to(accelerator.device) for part in batch]
         run.log(loss=training_step(prepared, batch, accelerator, optimizer, scheduler))
         if evaluate and (step + 1) % 50 == 0:
             run.log(**evaluate(model))
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     return run.history
-
-
-def load_vlm(folder, connectors=None):
-    """A VLM saved by `models.layout.save_vlm`; connectors: name -> class, by default the Q-Former alone."""
-    return layout.load_vlm(folder, VLM, connectors or {"qformer": QFormerConnector})

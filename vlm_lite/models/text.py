@@ -5,14 +5,15 @@ model without one reads the prompt, then " " and the answer, then EOS.
 """
 
 import re
-from pathlib import Path
+from inspect import signature
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
-from vlm_lite.files import UserError, read_json, show
-from vlm_lite.models.weights import read_weights
+from vlm_lite.files import UserError, show
+from vlm_lite.models.weights import faults_named, load_pretrained
 
 IGNORE = -100  # a label that the loss leaves out
 MARK = "\ue000"  # an answer that no one gives: shows where a template puts answers
@@ -35,45 +36,20 @@ def load_language_model(folder_or_id):
     Without a GPU its attention is "eager": PyTorch's fused bf16 kernel has a gradient several times slower on a CPU.
     UserError when the files are missing or cut short, or lack weights that the model needs.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    attention = None if torch.cuda.is_available() else "eager"
-    logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
-    try:
+    with faults_named(folder_or_id):
         family = AutoConfig.from_pretrained(folder_or_id).model_type
         if family not in FAMILIES:
             raise UserError(
                 f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
                 f"the VLM: {', '.join(sorted(FAMILIES))}."
             )
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder_or_id,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            output_loading_info=True,
-            use_safetensors=True,
-        )  # pickles can run code
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        here = sorted(Path(folder_or_id).glob("*.*"))
-        for path in here:  # the file at fault, by its name
-            if path.suffix in (".json", ".safetensors"):
-                (read_json if path.suffix == ".json" else read_weights)(path)
-        holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
-        raise UserError(
-            f"no language model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}{holds}). Check the name, the network and the folder's files "
-            "(config.json, model.safetensors, tokenizer.json)."
-        ) from error
-    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise UserError(
-            f"{folder_or_id}: the weights lack or misshape {len(wrong)} parameters, for example "
-            f"{wrong[0]}; they would stay random. Make or download the model again."
-        )
-    return model.eval(), tokenizer
+    attention = None if torch.cuda.is_available() else "eager"
+    load = AutoModelForCausalLM.from_pretrained
+    model = load_pretrained(load, folder_or_id, exact=False, attn_implementation=attention)
+    return model, tokenizer
 
 
 def context_length(config):
@@ -210,6 +186,61 @@ def stop_ids(tokenizer):
             "tokenizer. Load both from one folder, or add that token (tokenizer.add_tokens)."
         )
     return sorted({last, tokenizer.eos_token_id} - {None})
+
+
+def prompt_batch(tokenizer, prompts):
+    """B prompts -> input_ids and attention_mask (1 text, 0 padding), each (B, T), padded on the right."""
+    rows = [torch.tensor(prompt_ids(tokenizer, text)) for text in prompts]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+    return pad_sequence(rows, True, special_ids(tokenizer)[1]), mask
+
+
+def block_mask(labels):
+    """Labels (B, T) of turns in a row -> bools (B, T, T): position i may read j, before it in the same turn."""
+    answer = labels != IGNORE
+    begins = F.pad(answer[:, :-1] & ~answer[:, 1:], (1, 0))  # what follows an answer begins a turn
+    turn = begins.cumsum(dim=1)  # (B, T) 0, 1, 2, ...
+    return (turn[:, :, None] == turn[:, None, :]).tril()
+
+
+def prefixed(language_model, embeds, text_mask):
+    """[prefix][text], embeds (B, Q + T, D), as a causal model of transformers takes it, with positions and mask.
+
+    text_mask: (B, T), 1 text and 0 padding; or (B, T, T) of `block_mask`, where every text position reads the prefix too.
+    """
+    limit = context_length(language_model.config)
+    assert embeds.shape[1] <= limit, f"{embeds.shape[1]} positions, but it reads only {limit}"
+    num_prefix = embeds.shape[1] - text_mask.shape[1]
+    if text_mask.ndim == 2:  # the model itself adds the causal mask
+        mask = F.pad(text_mask, (num_prefix, 0), value=1)  # (B, Q + T)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    else:
+        reads = F.pad(text_mask, (num_prefix, 0, num_prefix, 0), value=True).tril()
+        positions = reads.sum(dim=2) - 1  # (B, Q + T)
+        mask = torch.zeros(reads.shape, device=reads.device, dtype=embeds.dtype)
+        mask = mask.masked_fill(~reads, torch.finfo(mask.dtype).min)[:, None]
+    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+
+
+def padding_first(inputs):
+    """[prefix][text][padding] of `prefixed` -> [padding][prefix][text]: each row's new tokens follow its own text."""
+    order = inputs["attention_mask"].argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return {name: value[rows, order] for name, value in inputs.items()}
+
+
+def cache_name(language_model):
+    """The argument of `forward` that takes the KV cache; transformers 5.24 renamed it."""
+    known = signature(language_model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def decode(tokenizer, steps, count):
+    """What greedy decoding took, a (count,) tensor of token ids a step -> `count` answers, each up to the first of `stop_ids`."""
+    stops = stop_ids(tokenizer)
+    tokens = torch.stack(steps, dim=1).tolist() if steps else [[]] * count
+    ended = [row[: next((k for k, i in enumerate(row) if i in stops), None)] for row in tokens]
+    return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
 
 
 def build_text_batch(tokenizer, exchanges):

@@ -196,7 +196,7 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
             return seconds
 
         nerve = vlm.connector
-        ceiling = train("a step of the brain alone", FreePrefix(nerve.language_width))
+        ceiling = train("a step of the brain alone", FreePrefix(nerve.settings["language_width"]))
         step = train("a step with the Q-Former", nerve)
         prompts = [short_prompt(text) for text in questions["question"][:batch_size]]
         shown = features[: len(prompts)]
