@@ -16,11 +16,11 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: a771633ec12d2fd377021deb4b1660bbf203007c4417312e1c5dbd03934c5ef3
+#     outputs_of: bb809809fbb70ee66fad8fd11f7ec79f3b9bd788f10c11640e8f972cb0255001
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/04_llava_projection.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny"]
@@ -59,6 +59,7 @@ print(describe(profile, compute, notebook="04_llava_projection"))
 #
 # **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
+# **Run time:** about 2 min (1.5 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb): this notebook imports its `VLM` and `build_batch`. Photographs, and your own images, come in
 # [04t](04t_photographs.ipynb).
@@ -495,7 +496,7 @@ pd.DataFrame(scores).T.map(str)
 
 # %% [markdown]
 # **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which its language model could answer about scenes
-# in words, it answers with some seeds and captions with others. **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
+# in words, it answers with some seeds and captions with others (0.10 to 0.60 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
 # does not read, the model forgets.
 #
 # **Mixed** starts from the same checkpoint, reads the same data and takes as many steps. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from that of stage 3.
@@ -556,7 +557,7 @@ summary_table(study, tunings, ("CIDEr", "form", "following", "text loss"))
 controls = "blind", "shuffled", "hidden", "concrete"
 failures = "instructions alone", "VQA alone", "half exchanged", "all exchanged"
 assert all(high[f"{name}: {each}"] < 0.2 for name in failures[:2] for each in controls)
-assert low["half exchanged: concrete"] > 0.2 > high["all exchanged: concrete"]
+assert low["half exchanged: concrete"] > 0.1 > high["all exchanged: concrete"]
 display(summary_table(study, ("captions", *failures), ("CIDEr", "VQA", "form", *controls)))
 replies = {name: [said for said, _ in study["runs"][0]["replies"][name]] for name in failures}
 pd.DataFrame({"prompt": prompts, "truth": truths, **replies})
