@@ -566,9 +566,9 @@ plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies}
 # %% [markdown]
 # - **Conversations alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
 # - **VQA alone**, from scratch: short answers of the right kind, no better than blind. Captions are nonsense. All four controls are near 0.
-# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr as well.
+# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr that of an untrained projector.
 # - **Half exchanged**: *concrete* does not find it: the model does use its image, and what it learnt is half wrong. Only CIDEr, beside that of a clean run, shows it: read the data. The
-# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 also range from below 0 to 0.3.
+# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 range from below 0 to 0.5.
 #
 # ## What you showed
 #
