@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: d2c2b2d8d07f4c7b2a5c719719440abd7477d3d990dd74ea72be96c983004e54
+#     outputs_of: 844941b733fb7ef6ca7be94f3c9e9e58951b966619990b1f44a1d8bc853adadc
 # ---
 
 # %% [markdown]

@@ -16,11 +16,11 @@
 #     builds: the stages of notebook 04 with OpenAI's CLIP and a chat model, on COCO
 #     minutes_t4_estimate: 35
 #     reads: []
-#     outputs_of: aa5582ec99a6850823d89fcd5f63da6ab1b399e9e7fc30ad061d3c01e4ddff47
+#     outputs_of: db0b6855ae861d3f5b7819d451157b40c9d994519eb71034c6ed2f43c0a16ff6
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04t_photographs.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04t_photographs.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
