@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 844941b733fb7ef6ca7be94f3c9e9e58951b966619990b1f44a1d8bc853adadc
+#     outputs_of: 49b8f48963b38bac1fe3eabde19cfd01eca436dd0655ec4075f28c94e63c9a31
 # ---
 
 # %% [markdown]
