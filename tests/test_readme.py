@@ -21,7 +21,7 @@ README = PAGES["README.md"]
 ALL = "\n".join(PAGES.values())
 PRINTED = {
     "docs/teaching.md": ("one-directional", "The cells below use vlm_lite's."),
-    "docs/evaluating.md": ("multimodal gain (vlm - blind): 0.000 [0.000, 0.000]", "CIDEr"),
+    "docs/evaluating.md": ("all questions", "bridge score", "CIDEr"),
     "docs/data.md": ("a blue image",),
 }
 STUDY_OR_MODEL = {

@@ -199,7 +199,7 @@ def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch
         "a step with the Q-Former",
         "answer, 8 words each",
         "evaluate",
-        *(f"stage {name}, a step" for name in ("captions", "instructions", "VQA")),
+        *(f"stage {name}, a step" for name in ("captions", "conversation", "VQA", "mixed")),
     }
     assert 0 < result["of_ceiling"] and 1 < result["times_plain"] and 0.5 < result["memory_gb"] < 12
     for stage in result["stages"].values():

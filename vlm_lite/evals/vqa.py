@@ -12,6 +12,8 @@ import pandas
 
 from vlm_lite.files import UserError
 
+NORMALIZE = ("official", "always")
+
 # The evaluator restores the apostrophe of these words where exactly one is missing: "dont", "couldnt've", "couldn'tve".
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
@@ -71,8 +73,8 @@ def vqa_accuracy(prediction, answers, normalize="official"):
     ten "yes" scores 0; "always" normalises always, as many tools do. Say which one a reported figure used.
     Raises UserError for another `normalize`, a prediction that is not text, or not ten answers.
     """
-    if normalize not in ("official", "always"):
-        raise UserError(f"normalize is {normalize!r}; expected official or always.")
+    if normalize not in NORMALIZE:
+        raise UserError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZE)}.")
     are_texts = all(isinstance(text, str) for text in (prediction, *set(answers)))
     if len(answers) != ANSWERS_PER_QUESTION or not are_texts:
         raise UserError(
