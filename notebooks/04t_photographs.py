@@ -16,7 +16,7 @@
 #     builds: the stages of notebook 04 with OpenAI's CLIP and a chat model, on COCO
 #     minutes_t4_estimate: 35
 #     reads: []
-#     outputs_of: db0b6855ae861d3f5b7819d451157b40c9d994519eb71034c6ed2f43c0a16ff6
+#     outputs_of: 0d1fb8023d41c04a0df55775d611098336ba5309d2068c2e4531a93a34a57f46
 # ---
 
 # %% [markdown]
