@@ -78,12 +78,11 @@ from vlm_lite.data.instructions import facts
 from vlm_lite.data.shapes import five_questions, load_shapes
 from vlm_lite.embed import pixel_values
 from vlm_lite.evals.probes import CONDITIONS, run_probes
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 plots.style()
 pd.options.display.float_format = "{:.1f}".format
-vlm = VLM.from_pretrained(resolve_model(profile.vlm_model))
+vlm = load_vlm(profile.vlm_model)
 captions, questions = load_shapes("val", 1000)  # images that no training has shown
 images, image_ids = image_tensor(captions)  # (1000, 3, 64, 64), uint8
 image_of = dict(zip(image_ids, images, strict=True))
@@ -143,13 +142,13 @@ prompt = language.short_prompt(question)
 with torch.no_grad():
     x = pixel_values(image_of[1000066][None])  # (B, 3, S, S): one image, normalised
     features = vlm.encode(x)  # (B, N, Dv): a vector for each of N patches
-    prefix = vlm.prefix(features)  # (B, Q, D): Q vectors as wide as the token embeddings
+    prefix = vlm.connector(features)  # (B, Q, D): Q vectors as wide as the token embeddings
     ids = vlm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)[
         "input_ids"
     ]  # (B, T)
-    p = vlm(features, ids).logits[:, -1].softmax(-1)  # (B, V): after the last token
+    p = vlm(features, ids, torch.ones_like(ids))[:, -1].softmax(-1)  # (B, V): after the last token
 
-assert prefix.shape[-1] == vlm.embed.embedding_dim and abs(p.sum() - 1) < 1e-4
+assert prefix.shape[-1] == vlm.language_model.config.hidden_size and abs(p.sum() - 1) < 1e-4
 shapes = {"pixels": x, "features": features, "prefix": prefix, "token ids": ids, "p": p}
 pd.DataFrame({"shape": {name: str(tuple(value.shape)) for name, value in shapes.items()}})
 
@@ -167,7 +166,8 @@ def probabilities(image, question):
     ids = vlm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         features = None if image is None else vlm.encode(pixel_values(image[None]))  # (1, N, Dv)
-        p, tokens = vlm(features, ids).logits[0, -1].softmax(-1).sort(descending=True)  # (V,)
+        logits = vlm(features, ids, torch.ones_like(ids))[0, -1]  # (V,)
+    p, tokens = logits.softmax(-1).sort(descending=True)
     return dict(zip(vlm.tokenizer.convert_ids_to_tokens(tokens.tolist()), p.tolist(), strict=True))
 
 

@@ -74,8 +74,7 @@ print(describe(profile, compute, notebook="01t_photographs", t4_minutes=25))
 import torch
 import torch.nn.functional as F
 
-from vlm_lite import recipes
-from vlm_lite.embed import embed_images, embed_texts, tokenize
+from vlm_lite.embed import embed_images, embed_strings, embed_texts, tokenize
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.lessons.clip import class_embeddings, make_clip, train_clip
 from vlm_lite.models.clip import CLIP
@@ -95,7 +94,7 @@ if on_photographs:
     from vlm_lite.evals.coco5k import load_coco_test, recall_pairs
     from vlm_lite.evals.zeroshot import zeroshot_scores
 
-    source = resolve_model(MODELS["smaller eye"])
+    source = resolve_model(MODELS["smaller clip"])
     openai, spoken = (
         CLIP.from_pretrained(source).to(compute.device),
         AutoTokenizer.from_pretrained(source),
@@ -124,7 +123,7 @@ if on_photographs:
         for part in small.split(250)
     )
     photo_embeds = torch.cat(
-        [recipes.embed_images(openai, part.round().clamp(0, 255).byte()) for part in enlarged]
+        [embed_images(openai, part.round().clamp(0, 255).byte()) for part in enlarged]
     )  # (N, P)
     kinds = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
     prompts = [
@@ -139,7 +138,7 @@ if on_photographs:
         (f"ensemble of {len(prompts)}", prompts, 89.8),
     ):
         classes = class_embeddings(
-            lambda each: recipes.embed_texts(openai, each, spoken),
+            lambda each: embed_strings(openai, each, spoken),
             [[prompt.format(kind) for prompt in chosen] for kind in names],
         )  # (10, P)
         beside(
@@ -173,10 +172,10 @@ if on_photographs:
         "parachute",
     )
     classes = class_embeddings(
-        lambda each: recipes.embed_texts(openai, each, spoken),
+        lambda each: embed_strings(openai, each, spoken),
         [[f"a photo of a {n}."] for n in names],
     )
-    photo_embeds = recipes.embed_images(openai, image_tensor(cells, openai.image_size)[0])
+    photo_embeds = embed_images(openai, image_tensor(cells, openai.image_size)[0])
     beside(
         "Imagenette zero-shot, one prompt",
         zeroshot_scores(photo_embeds, classes, table["label"][:])["top1"],
@@ -185,8 +184,8 @@ if on_photographs:
     coco = load_coco_test()
     said, owner = recall_pairs(coco)
     found = recall_at_k(
-        recipes.embed_images(openai, image_tensor(coco, openai.image_size)[0]),
-        recipes.embed_texts(openai, said, spoken),
+        embed_images(openai, image_tensor(coco, openai.image_size)[0]),
+        embed_strings(openai, said, spoken),
         owner,
         ks,
     )
@@ -233,7 +232,12 @@ if on_photographs:
     )
     beside(f"from nothing: R@5 among {len(first):,} held out", found["image_to_text"][5])
     pixels = image_tensor(held_out, openai.image_size)[0]
-    found = recipes.clip_recall(openai, pixels, first, spoken)
+    found = recall_at_k(
+        embed_images(openai, pixels),
+        embed_strings(openai, first, spoken),
+        torch.arange(len(first)),
+        texts=first,
+    )
     beside(f"OpenAI's: R@5 among {len(first):,} held out", found["image_to_text"][5])
     beside("chance", chance_recall(len(first), 5))
 else:

@@ -120,9 +120,10 @@ def pixel_values(images):
 import pandas as pd
 import timm.models.vision_transformer as timm_vit
 
-from vlm_lite import plots, recipes
+from vlm_lite import embed, plots
 from vlm_lite.data.language import make_tokenizer
-from vlm_lite.data.shapes import load_shapes
+from vlm_lite.data.shapes import load_pairs
+from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.labs import check
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import clip_to_timm
@@ -594,16 +595,24 @@ pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.ren
 
 # %%
 clip, tokenizer = CLIP.from_pretrained(resolve_model(profile.vision_model)), make_tokenizer()
-images, captions, _ = recipes.load_pictures(load_shapes("val", profile.val_images)[0])
-pairs = clip, images, [five[0] for five in captions], tokenizer
-found = {"CLIP's own encoder": recipes.clip_recall(*pairs)["image_to_text"]}
+images, captions, _ = load_pairs("val", profile.val_images)
+first = [five[0] for five in captions]
+
+
+def recall():
+    found = recall_at_k(embed.embed_images(clip, images), *texts, texts=first)
+    return found["image_to_text"]
+
+
+texts = embed.embed_strings(clip, first, tokenizer), torch.arange(len(first))
+found = {"CLIP's own encoder": recall()}
 encoder = ViT(width=128, depth=4)
 encoder.norm_pre = nn.LayerNorm(128)
 encoder.apply(lambda module: setattr(module, "eps", 1e-5))  # that of CLIP's LayerNorms
 clip.encode_image = lambda x: clip.visual_projection(encoder.forward_features(x)[:, 0])
-found["your ViT, untrained"] = recipes.clip_recall(*pairs)["image_to_text"]
+found["your ViT, untrained"] = recall()
 encoder.load_state_dict(encoder.state_dict() | clip_to_timm(clip.vision_model.state_dict()))
-found["your ViT, CLIP's weights"] = recipes.clip_recall(*pairs)["image_to_text"]
+found["your ViT, CLIP's weights"] = recall()
 assert found["your ViT, CLIP's weights"] == found["CLIP's own encoder"]
 pd.DataFrame(found).T.add_prefix("R@")
 

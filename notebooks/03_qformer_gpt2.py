@@ -75,11 +75,10 @@ from vlm_lite import diagrams, plots
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.encoded import encode_shapes, occlusion, probe
 from vlm_lite.labs import check
-from vlm_lite.models.vlm import VLM as ShippedVLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 from vlm_lite.studies import load_study
 
-shipped = ShippedVLM.from_pretrained(resolve_model(profile.vlm_model))
+shipped = load_vlm(profile.vlm_model)
 vision, language_model, tokenizer = shipped.vision, shipped.language_model, shipped.tokenizer
 val = encode_shapes(vision, "val", profile.val_images)  # none of them is trained on
 diagrams.vlm(shipped, val.images[0], *val.turns[0][1])

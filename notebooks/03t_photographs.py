@@ -86,7 +86,7 @@ def adamw(model, lr):
 
 
 # %% tags=["t4"]
-reader = "brain"  # @param ["brain", "larger brain"]
+reader = "gpt2"  # @param ["gpt2", "opt-1.3b"]
 
 if on_photographs:
     import pandas as pd
@@ -95,7 +95,7 @@ if on_photographs:
     from vlm_lite.data.photographs import FULL
     from vlm_lite.data.sources import MODELS
 
-    vision = CLIP.from_pretrained(resolve_model(MODELS["eye"]))
+    vision = CLIP.from_pretrained(resolve_model(MODELS["clip"]))
     language_model, tokenizer = load_language_model(resolve_model(MODELS[reader]))
     torch.manual_seed(0)
     widths = vision.feature_width, language_model.config.hidden_size

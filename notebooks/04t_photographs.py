@@ -90,8 +90,8 @@ if on_photographs:
     from vlm_lite.data.photographs import FULL, MINIMAL
     from vlm_lite.data.sources import MODELS
 
-    vision = CLIP.from_pretrained(resolve_model(MODELS["eye"]))
-    language_model, tokenizer = load_language_model(reader or MODELS["instruct brain"])
+    vision = CLIP.from_pretrained(resolve_model(MODELS["clip"]))
+    language_model, tokenizer = load_language_model(reader or MODELS["instruct"])
     torch.manual_seed(0)
     projector = llava.Projector(vision.feature_width, language_model.config.hidden_size)
     model = VLM(vision, projector, language_model, tokenizer).to(compute.device)

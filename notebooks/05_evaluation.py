@@ -68,18 +68,18 @@ print(describe(profile, compute, notebook="05_evaluation"))
 import pandas as pd
 from IPython.display import display
 
-from vlm_lite import plots, recipes
+from vlm_lite import plots
 from vlm_lite.data import language, shapes
+from vlm_lite.encoded import patch_features
 from vlm_lite.evals import benchmarks, captions, controls, mmbench, pope, probes, vqa
 from vlm_lite.files import home
 from vlm_lite.labs import check
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 plots.style()
-vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+vlm = load_vlm("shapes-vlm")
 table, questions = shapes.load_shapes("val", profile.val_images, progress=False)
-ask = benchmarks.Asker(vlm, table, recipes.picture_features)
+ask = benchmarks.Asker(vlm, table, patch_features)
 every, conditions = questions.remove_columns("image").to_list(), ("blind", *ask.seen, "oracle")
 rows, relation = every[:500], benchmarks.of_type(every, "relation", 200)
 answers = {name: ask(rows, name) for name in conditions}

@@ -68,19 +68,19 @@ import pandas as pd
 import torch
 from IPython.display import display
 
-from vlm_lite import recipes
 from vlm_lite.data import language, shapes
 from vlm_lite.embed import embed_images, embed_texts, tokenize
+from vlm_lite.encoded import patch_features
 from vlm_lite.evals import benchmarks, retrieval
 from vlm_lite.lessons.clip import zero_shot
 from vlm_lite.lessons.evaluation import interval
 from vlm_lite.models.clip import CLIP
-from vlm_lite.models.vlm import VLM
+from vlm_lite.models.vlm import load_vlm
 from vlm_lite.profiles import resolve_model
 
-vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+vlm = load_vlm("shapes-vlm")
 table, questions = shapes.load_shapes("val", profile.val_images, progress=False)
-ask = benchmarks.Asker(vlm, table, recipes.picture_features)
+ask = benchmarks.Asker(vlm, table, patch_features)
 full_size = profile.name != "smoke"  # what the text says of results holds at full size
 
 

@@ -81,11 +81,10 @@ from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import embed_texts, pixel_values, tokenize
 from vlm_lite.labs import check
 from vlm_lite.lessons import vit
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 plots.style()
-vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+vlm = load_vlm("shapes-vlm")
 clip, language_model, tokenizer = vlm.vision, vlm.language_model, vlm.tokenizer
 table, questions = load_shapes("val", 400, progress=False)
 (images, ids), captions = image_tensor(table), table["captions"][:]  # (400, 3, 64, 64) uint8

@@ -15,8 +15,7 @@ from vlm_lite.data.language import short_prompt
 from vlm_lite.data.scenes import Item, Scene, render
 from vlm_lite.embed import pixel_values
 from vlm_lite.files import UserError
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there a heart?"]
 
@@ -24,7 +23,7 @@ QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """(VLM, three images, folder, what export returned)."""
-    vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+    vlm = load_vlm("shapes-vlm")
     rng = np.random.default_rng(0)
     things = [Item("star", colour, "large", 1, 2) for colour in ("yellow", "pink", "blue")]
     drawn = np.stack([render(Scene((thing,)), rng) for thing in things])

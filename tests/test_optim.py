@@ -5,8 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from vlm_lite.optim import MuonAdamW
-from vlm_lite.train import weight_decay_groups
+from vlm_lite.optim import MuonAdamW, weight_decay_groups
 
 
 def model():

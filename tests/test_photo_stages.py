@@ -15,21 +15,26 @@ from PIL import Image
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests import small
-from vlm_lite import photo_stages, recipes
+from vlm_lite import photo_stages
 from vlm_lite.data import photographs
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.lessons import llava
+from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
-from vlm_lite.models.text import pack
+from vlm_lite.models.text import load_language_model, pack
 from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 CHECKS = "swap", "hide", "concrete", "sees"
 CPU = Compute("cpu", "no", "a test")
 CHOICE = Choice(images=16, val_images=4, instructions=16, questions=16, val_questions=8)
@@ -47,31 +52,31 @@ def cell_of(name, tag="t4"):
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
-    """(the folder of the sites, that of the eye, that of the brain with a chat template)"""
+    """(the folder of the sites, that of a CLIP, that of a language model with a chat template)"""
     folder = tmp_path_factory.mktemp("sites")
     (folder / "mirror").mkdir()
     texts = rehearsal._write_sites(folder / "mirror", 24)
-    small.clip(400, image_size=48, width=32).save_pretrained(folder / "eye")
+    small.clip(400, image_size=48, width=32).save_pretrained(folder / "clip")
     tokenizer = rehearsal.train_tokenizer(
         texts, 2_100, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     )
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = (
         "<|im_end|>",
         "<|endoftext|>",
-        rehearsal.CHAT,
+        CHAT,
     )
-    tokenizer.save_pretrained(folder / "brain")
+    tokenizer.save_pretrained(folder / "gpt2")
     torch.manual_seed(0)
     GPT2LMHeadModel(
         GPT2Config(vocab_size=2_100, n_positions=600, n_embd=32, n_layer=1, n_head=2)
-    ).save_pretrained(folder / "brain")
-    return folder / "mirror", str(folder / "eye"), str(folder / "brain")
+    ).save_pretrained(folder / "gpt2")
+    return folder / "mirror", str(folder / "clip"), str(folder / "gpt2")
 
 
 @pytest.fixture
 def offline(sites, monkeypatch, tmp_path):
     """The sites in the place of the real ones, small models in that of the large, and no Java."""
-    mirror, eye, brain = sites
+    mirror, clip, reader = sites
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     monkeypatch.setattr(
         photo_stages,
@@ -84,7 +89,7 @@ def offline(sites, monkeypatch, tmp_path):
         photo_stages, "caption_scores", functools.partial(caption_scores, tokenizer="whitespace")
     )
     monkeypatch.setattr(photo_stages, "QFORMER", SMALL_QFORMER)
-    for name, model in (("eye", eye), ("brain", brain), ("instruct brain", brain)):
+    for name, model in (("clip", clip), ("gpt2", reader), ("instruct", reader)):
         monkeypatch.setitem(MODELS, name, model)
     return sites
 
@@ -160,8 +165,8 @@ def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
 
 
 def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
-    _, eye, brain = offline
-    photos = photo_stages.load_photos(CLIP.from_pretrained(eye), "train")
+    _, clip, reader = offline
+    photos = photo_stages.load_photos(CLIP.from_pretrained(clip), "train")
     talks = photo_stages.photo_talks(photos, str)
     assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in talks.values())
     counts = {name: sum(map(len, rows)) for name, rows in talks.items()}
@@ -169,7 +174,7 @@ def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
     row = photos.questions[0]
     asked = f"{row['question']} {photo_stages.SHORT}", row["answer"]
     assert [asked] in talks["VQA"][photos.ids.index(row["image_id"])]
-    tokenizer = AutoTokenizer.from_pretrained(brain)
+    tokenizer = AutoTokenizer.from_pretrained(reader)
     ids, *_ = pack(tokenizer, [[[asked]]])
     read = tokenizer.decode(ids[0])
     assert read.startswith(f"<|im_start|>user\n{asked[0]}<|im_end|>\n<|im_start|>assistant\n")
@@ -178,8 +183,9 @@ def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
 def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(
     offline, monkeypatch
 ):
-    _, eye, brain = offline
-    vlm = recipes.new_vlm("mlp", vision_model=eye, language_model=brain)
+    _, clip, reader = offline
+    language_model, tokenizer = load_language_model(reader)
+    vlm = VLM(CLIP.from_pretrained(clip), torch.nn.Linear(32, 32), language_model, tokenizer)
     held_out = photo_stages.load_photos(vlm.vision, "val")
     truth = {
         (k, CAPTION_PROMPT): texts[0] for k, texts in enumerate(held_out.captions["captions"][:])
@@ -224,22 +230,21 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
     )
 
 
-def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
+def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch, capsys):
     """At small sizes; tests/data/test_photographs.py runs t4's own."""
-    mirror, eye, brain = offline
-    monkeypatch.setattr(rehearsal, "QFORMER", SMALL_QFORMER)
+    mirror, clip, reader = offline
     profile = dataclasses.replace(
         REHEARSAL,
-        vision_model=eye,
-        language_model=brain,
+        vision_model=clip,
+        language_model=reader,
         image_size=48,
         train_images=16,
         val_images=4,
         mirror=str(mirror),
     )
     monkeypatch.setattr(llava, "get_compute", lambda: CPU)
-    result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
-    printed = "\n".join(said)
+    result = rehearse(profile, CPU, steps=2, batch_size=4)
+    printed = capsys.readouterr().out
     for name in ("evaluate", "stage captions, a step", "stage mixed, a step"):
         assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
     assert printed.count("\nevaluate") == 5, "before the first stage, and after each"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 from tests import small
-from vlm_lite import embed, recipes
+from vlm_lite import embed
 from vlm_lite.data import photographs
 from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
@@ -38,7 +38,6 @@ def names(on_photographs):
     return {
         "F": F,
         "torch": torch,
-        "recipes": recipes,
         "CLIP": CLIP,
         "resolve_model": resolve_model,
         "ks": (1, 5, 10),
@@ -48,7 +47,10 @@ def names(on_photographs):
         "class_embeddings": clip.class_embeddings,
         "make_clip": clip.make_clip,
         "train_clip": lambda *a, **k: clip.train_clip(*a, **{**k, "steps": 2}),
-        **{name: getattr(embed, name) for name in ("embed_images", "embed_texts", "tokenize")},
+        **{
+            name: getattr(embed, name)
+            for name in ("embed_images", "embed_strings", "embed_texts", "tokenize")
+        },
         "seed": 0,
         "chance_recall": chance_recall,
     }
@@ -62,7 +64,7 @@ def mirror(tmp_path, monkeypatch):
     said = _write_sites(
         folder, 32
     )  # COCO's own site, small: 16 photographs to train on, 4 held out, and two steps
-    model = Path(locate(f"{HUB}/{MODELS['smaller eye']}/resolve/main", str(folder)))
+    model = Path(locate(f"{HUB}/{MODELS['smaller clip']}/resolve/main", str(folder)))
     model.mkdir(parents=True)
     tokenizer = train_tokenizer(
         ["a photo of a class", "the low contrast photo"] * 9 + said,
@@ -127,7 +129,7 @@ def theirs(folder, texts):
     )
     flat = torch.from_numpy(COLOURS).to(torch.uint8)[:, :, None, None].expand(-1, -1, 48, 48)
     with torch.no_grad():
-        found = model(text["input_ids"], recipes.pixel_values(flat), text["attention_mask"])
+        found = model(text["input_ids"], embed.pixel_values(flat), text["attention_mask"])
     return found.image_embeds, found.text_embeds
 
 

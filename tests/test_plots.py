@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from vlm_lite import diagrams, figures, plots
+from vlm_lite.checkpoint import History
 from vlm_lite.data.scenes import render, sample_scene
 from vlm_lite.lessons import vit
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
-from vlm_lite.train import History
+from vlm_lite.models.vlm import load_vlm
 
 RNG = np.random.default_rng(3)
 IMAGES = torch.stack([torch.from_numpy(render(sample_scene(RNG), RNG)) for _ in range(10)]).permute(
@@ -76,7 +75,7 @@ FIGURES = {
     "by_type_bars": lambda: plots.by_type_bars(TYPES, title="By type"),
     "vision_transformer": lambda: diagrams.vision_transformer(vit.ViT(), IMAGES[0], vit.CLASSES),
     "vision_language_model": lambda: diagrams.vision_language_model(
-        VLM.from_pretrained(resolve_model("shapes-vlm")), IMAGES[0], "question: is it?", "yes"
+        load_vlm("shapes-vlm"), IMAGES[0], "question: is it?", "yes"
     ),
     "losses": lambda: plots.losses({"A": LOSSES, "B": LOSSES[::2]}, "Which?"),
     "museum_wall": lambda: plots.museum_wall(

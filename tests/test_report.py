@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 
-from vlm_lite import cli, recipes, report
-from vlm_lite.data.shapes import load_shapes
+from vlm_lite import cli, report
+from vlm_lite.encoded import encode_shapes
+from vlm_lite.encoded import probe as encoded_probe
 from vlm_lite.evals.vqa import score_vqa
 from vlm_lite.files import data_path
+from vlm_lite.models.vlm import load_vlm
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +22,9 @@ def found():
 @pytest.mark.slow
 def test_the_figures_are_those_of_the_evaluators(found):
     facts, pictures = found
-    captions, questions = load_shapes("val", 64, progress=False)
-    rows = questions.select(range(60))
-    probe = recipes.probe(
-        report.VLM.from_pretrained(data_path("zoo", "shapes-vlm")), captions, rows, limit=60
-    )
+    vlm = load_vlm("shapes-vlm")
+    data = encode_shapes(vlm.vision, "val", 64, progress=False)
+    rows, probe = data.questions.select(range(60)), encoded_probe(vlm, data, limit=60)
     assert facts["accuracy"]["vlm"]["value"] == pytest.approx(
         score_vqa(probe.answers["vlm"], rows)["overall"] / 100
     )

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from vlm_lite import studies
+from vlm_lite.checkpoint import History
 from vlm_lite.files import read_json
 from vlm_lite.profiles import SMOKE
-from vlm_lite.train import History
 
 CALLS, STOP = [], None
 

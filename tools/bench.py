@@ -37,11 +37,11 @@ from vlm_lite.embed import pixel_values, tokenize  # noqa: E402
 from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
-from vlm_lite.files import data_path, read_json, write_json  # noqa: E402
+from vlm_lite.files import read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, vit  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
 from vlm_lite.models.layout import from_blip2, save_clip  # noqa: E402
-from vlm_lite.models.vlm import VLM  # noqa: E402
+from vlm_lite.models.vlm import load_vlm  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
 IMAGES, ROUNDS, RECORD = 1024, 15, "docs/bench.json"
@@ -152,7 +152,7 @@ def time_answers(compute, quick=False):
     images, ids = image_tensor(captions)
     line("reading and decoding it", count / (now() - start), "images/s")
 
-    vlm = VLM.from_pretrained(data_path("zoo", TINY.vlm_model)).to(compute.device)
+    vlm = load_vlm(TINY.vlm_model).to(compute.device)
     pixels = pixel_values(images[:256]).to(compute.device)
     encoded = len(pixels) / seconds(lambda: vlm.encode(pixels), 3)
     line("encoding images for the feature cache", encoded, "images/s")

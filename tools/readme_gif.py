@@ -39,12 +39,11 @@ def answers():
     from vlm_lite.data.language import short_prompt
     from vlm_lite.data.shapes import load_pairs
     from vlm_lite.embed import pixel_values
-    from vlm_lite.models.vlm import VLM
-    from vlm_lite.profiles import resolve_model
+    from vlm_lite.models.vlm import load_vlm
 
     images, _, table = load_pairs("val", 1000)
     row = {image_id: k for k, image_id in enumerate(table["image_id"][:])}
-    vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+    vlm = load_vlm("shapes-vlm")
     tokenizer, prompt, found = vlm.tokenizer, short_prompt(QUESTION), []
     text = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]  # (1, T)
     shown = [*(images[row[image_id]] for image_id in ASKED), None]

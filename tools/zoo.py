@@ -17,20 +17,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
+from transformers import get_cosine_schedule_with_warmup
 
-from vlm_lite import recipes
+from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import instructions, language, shapes
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
-from vlm_lite.embed import tokenize
+from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
+from vlm_lite.encoded import probe
+from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.evals.vqa import vqa_accuracy
-from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
+from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
+from vlm_lite.models.vlm import save_vlm
+from vlm_lite.optim import MuonAdamW, adamw
 from vlm_lite.profiles import PROFILES, get_compute
-from vlm_lite.studies import LONGER, llava_parts, train_llava, train_vlm
-from vlm_lite.train import train
+from vlm_lite.studies import LONGER, llava_parts, train_llava, train_long
 
 GPT2 = dict(
     n_embd=256,
@@ -70,10 +75,26 @@ def text_corpus(documents, *, seed=0, workers=None):
     return (pad_sequence(parts, batch_first=True) for parts in zip(*made, strict=True))
 
 
-def kept(name):
-    """What `train` is told to keep of a checkpoint's run."""
-    folder = home() / "zoo-runs" / name
-    return dict(checkpoint=folder, checkpoint_every=500, log_every=50, description=name)
+def fit(name, model, batches, loss_fn, *, steps, lr, seed, make_optimizer):
+    """Train `model` on what `batches()` gives, a list of tensors; loss_fn(model, batch) -> (). Returns the History."""
+    accelerator = Accelerator(**get_compute().for_accelerate)
+    optimizer = make_optimizer(model, lr)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    kept = {"every": 500, "log_every": 50, "settings": {"lr": lr}}
+    run = Checkpoint(f"zoo-{name}", model, optimizer, scheduler, seed=seed, **kept)
+    for _ in run.steps(steps):
+        batch = [part.to(accelerator.device) for part in batches()]
+        with accelerator.autocast():
+            loss = loss_fn(model, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        run.log(loss=loss.detach())
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return run.history
 
 
 def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0):
@@ -99,9 +120,9 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
         16 * batch_size
     )  # documents of nearly one length share a batch, so that little of it is padding
 
-    def batches(step, generator):
-        start = int(torch.randint(len(ids) - window, (1,), generator=generator))
-        rows = start + torch.randperm(window, generator=generator)[:batch_size]
+    def batches():
+        start = int(torch.randint(len(ids) - window, (1,)))
+        rows = start + torch.randperm(window)[:batch_size]
         tokens, outputs = ids[rows], is_output[rows]
         longest = 16 * -(
             -int((tokens > 0).sum(1).max()) // 16
@@ -118,11 +139,10 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
         )
         # Descriptions and questions are random: nothing is to be learned from them but their grammar.
         weight = torch.where(learn, 1.0, 0.1) * (target > 0)
-        answers = (loss * learn).sum().detach() / learn.sum()
-        return (loss * weight).sum() / weight.sum(), {"answers": answers}
+        return (loss * weight).sum() / weight.sum()
 
     settings = {"steps": steps, "lr": lr, "seed": seed}
-    history = train(model, batches, loss_fn, weight_decay=0.01, **settings, **kept("shapes-gpt2"))
+    history = fit("gpt2", model, batches, loss_fn, make_optimizer=adamw, **settings)
     model.eval()
     scores = reading_scores(model, tokenizer, seed=seed + 1)
     with atomic_dir(folder) as temporary:
@@ -218,7 +238,7 @@ ALMOST_RIGHT = (hard_negative, replaced_word)  # what makes the wrong captions
 
 
 def caption_batches(images, captions, tokenizer, batch_size):
-    """Batches for `train`: different images, a caption of each, and behind these an almost right one of each.
+    """Batches for `fit`: different images, a caption of each, and behind these an almost right one of each.
 
     images uint8 (N, 3, H, W); captions: N lists. The function returns (B, 3, H, W) and token ids (2 B, T).
     """
@@ -228,10 +248,10 @@ def caption_batches(images, captions, tokenizer, batch_size):
     texts += [change(text, rng) for change in ALMOST_RIGHT for text in texts]
     ids = tokenize(texts, tokenizer)
 
-    def batches(step, generator):
-        rows = torch.randperm(len(images), generator=generator)[:batch_size]
-        which = (torch.rand(batch_size, generator=generator) * counts[rows]).long() + first[rows]
-        made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,), generator=generator)
+    def batches():
+        rows = torch.randperm(len(images))[:batch_size]
+        which = (torch.rand(batch_size) * counts[rows]).long() + first[rows]
+        made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,))
         return images[rows], ids[torch.cat([which, which + made * counts.sum()])]
 
     return batches
@@ -252,9 +272,9 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
 def tells_apart(model, images, texts, tokenizer):
     """How often N images are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
     rng = np.random.default_rng(0)
-    u = recipes.embed_images(model, images)
+    u = embed_images(model, images)
     wrong = [hard_negative(text, rng) for text in texts]
-    right, wrong = ((u * recipes.embed_texts(model, v, tokenizer)).sum(1) for v in (texts, wrong))
+    right, wrong = ((u * embed_strings(model, v, tokenizer)).sum(1) for v in (texts, wrong))
     return (right > wrong).float().mean().item()
 
 
@@ -262,35 +282,30 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
     """Train notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
     tokenizer = language.make_tokenizer()
-    images, texts, _ = recipes.load_pictures(shapes.load_shapes("train", profile.train_images)[0])
+    images, texts, _ = shapes.load_pairs("train", profile.train_images)
     model = clip.make_clip(tokenizer, seed)
 
     def loss_fn(model, batch):
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         pixels, ids = batch
-        embeds = model.encode_image(recipes.pixel_values(pixels)), model.encode_text(ids)
+        embeds = model.encode_image(pixel_values(pixels)), model.encode_text(ids)
         with torch.autocast(pixels.device.type, enabled=False):  # bf16 is too coarse for these
             return info_nce_hard(*(each.float() for each in embeds), model.logit_scale.float())
 
-    settings = {"lr": lr, "optimizer": "muon", "weight_decay": 0.01, "seed": seed}
-    history = train(
-        model,
-        caption_batches(images, texts, tokenizer, batch_size),
-        loss_fn,
-        steps=steps,
-        **settings,
-        **kept("shapes-clip"),
-    )
+    settings = {"steps": steps, "lr": lr, "seed": seed}
+    batches = caption_batches(images, texts, tokenizer, batch_size)
+    history = fit("clip", model, batches, loss_fn, make_optimizer=MuonAdamW, **settings)
     trained, scores = to_transformers(model), {}
     for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
-        images, texts, _ = recipes.load_pictures(shapes.load_shapes(split, count)[0])
-        held_out = trained, images, [five[0] for five in texts], tokenizer
+        images, texts, _ = shapes.load_pairs(split, count)
+        first = [five[0] for five in texts]
+        u, v = embed_images(trained, images), embed_strings(trained, first, tokenizer)
+        found = recall_at_k(u, v, torch.arange(len(first)), texts=first)
         scores[split] = {
-            way: {f"R@{k}": round(v, 4) for k, v in recall.items()}
-            for way, recall in recipes.clip_recall(*held_out).items()
+            way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()
         }
-        scores[split]["tells apart"] = round(tells_apart(*held_out), 4)
+        scores[split]["tells apart"] = round(tells_apart(trained, images, first, tokenizer), 4)
     with atomic_dir(folder) as temporary:
         save_clip(model, temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
@@ -299,8 +314,8 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
             "shapes-clip",
             "the CLIP of notebook 01, trained longer, with Muon and almost right captions",
             {
-                "steps": steps,
                 "batch_size": batch_size,
+                "optimizer": "muon",
                 **settings,
                 "hard_negatives": True,
                 "images": profile.train_images,
@@ -311,28 +326,30 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
         )
 
 
-def build_vlm(folder, *, steps=None, seed=0):
+def build_vlm(folder, *, seed=0):
     """Train the connector between the shipped models, as the study `shapes_vlm` does; write it to `folder`."""
     started = time.time()
-    vlm, history, result, settings = train_vlm(
-        seed, steps=steps, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=200
-    )
+    write_vlm(folder, *train_long(seed), started, seed)
+
+
+def write_vlm(folder, model, history, val, started, seed):
+    """Write the connector of `train_long`, and its card, to `folder`."""
+    result = probe(model, val)
     scores = {
         "VQA on val, percent": {k: round(100 * v.value, 1) for k, v in result.accuracy.items()},
         "bridge score": str(result.bridge),
         "questions": result.overall.count,
     }
-    count = vlm.connector.settings["num_query_tokens"]
+    count = model.connector.settings["num_query_tokens"]
+    frozen = {"vision_model": "shapes-clip", "language_model": "shapes-gpt2"}
     with atomic_dir(folder) as temporary:
-        vlm.save_pretrained(
-            temporary, vision_model="shapes-clip", language_model="shapes-gpt2", dtype=torch.float16
-        )
+        save_vlm(model, temporary, dtype=torch.float16, **frozen)
         _card(
             temporary,
             "shapes-vlm",
             f"the connector between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
             "trained on captions, questions and instructions",
-            settings,
+            {"steps": history.steps[-1], "seed": seed},
             history,
             scores,
             started,

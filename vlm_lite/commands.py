@@ -27,10 +27,9 @@ def run_export(options):
     from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.shapes import load_shapes
     from vlm_lite.export import export
-    from vlm_lite.models.vlm import VLM
-    from vlm_lite.profiles import resolve_model
+    from vlm_lite.models.vlm import load_vlm
 
-    vlm = VLM.from_pretrained(resolve_model(options.run))
+    vlm = load_vlm(options.run)
     captions, questions = load_shapes("val", 220)
     images, ids = image_tensor(captions)
     asked = {row["image_id"]: row["question"] for row in questions.remove_columns("image")}

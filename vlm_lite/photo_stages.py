@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 
-from vlm_lite import recipes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.instructions import as_pairs
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
+from vlm_lite.embed import pixel_values
+from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from vlm_lite.evals.vqa import vqa_scores
@@ -45,7 +46,7 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     with PartialState().main_process_first():
         tables = load_photographs(split, choice, mirror=mirror, progress=progress)
         images, ids = image_tensor(tables.captions, vision.image_size)
-        return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
+        return Photos(patch_features(vision, images, progress=progress), ids, *tables)
 
 
 def photo_texts(photos, prompt):
@@ -133,7 +134,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
         seed=seed,
         max_new_tokens=min(8, words),
         prompt=lambda text: prompt(f"{text} {SHORT}"),
-        blank_features=vlm.encode(recipes.pixel_values(grey))[0].cpu(),
+        blank_features=vlm.encode(pixel_values(grey))[0].cpu(),
     )
     vqa = result.scores
     found = {

@@ -31,8 +31,7 @@ from vlm_lite.evals.probes import BridgeScore, Interval, bootstrap_interval
 from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.figures import enlarge
 from vlm_lite.files import UserError, atomic_write, write_json
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 ORDER = ("majority", "type prior", "blind", "blank", "shuffled", "patch-shuffled", "vlm", "oracle")
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f27}
@@ -48,7 +47,7 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
     question, gain, bridge score, pairs, caption scores (tokenizer "whitespace"), and answers. UserError for a folder
     that holds no VLM, and for one whose eye does not take Shapes' pictures.
     """
-    started, vlm = time.time(), VLM.from_pretrained(resolve_model(run))
+    started, vlm = time.time(), load_vlm(run)
     if vlm.vision.image_size != IMAGE_SIZE:
         raise UserError(
             f"{run}: its vision encoder takes images of {vlm.vision.image_size} pixels, those of Shapes have "

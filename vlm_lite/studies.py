@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 import torch
 
-from vlm_lite import embed, encoded, optim, recipes
+from vlm_lite import embed, encoded, optim
 from vlm_lite.checkpoint import step_seed
 from vlm_lite.data import instructions, language, shapes
 from vlm_lite.data.formats import image_tensor
@@ -158,54 +158,55 @@ def qformer_queries(seed, profile):
     return history, {name: value for name, value in figures.items() if "vlm, " not in name}
 
 
-def train_vlm(seed=0, profile=PROFILES["tiny"], *, steps=None, **options):
-    """The long run: notebook 03's Q-Former, 1,040 steps of 64 images, told more about each picture.
+def train_long(seed=0, profile=PROFILES["tiny"], steps=1_040):
+    """Notebook 03's training, longer, with more said about each of twice as many images -> (VLM, History, val).
 
-    It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps. Besides
-    a caption and the questions of its file, each picture has instructions and `instructions.more_exchanges`. Returns
-    (VLM, History, the probes on val, settings). `options` go to `train.train`.
+    It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps.
     """
-    captions, questions = shapes.load_shapes("train", profile.train_images)
-    images, _, ids = recipes.load_pictures(captions)
-    said = recipes.picture_exchanges(captions, questions, chat=True)
-    for image_id, description in zip(ids, captions["description"][:], strict=True):
-        said[image_id] += instructions.more_exchanges(
-            description, np.random.default_rng([5, image_id])
+    vision = clip.CLIP.from_pretrained(resolve_model(profile.vision_model))
+    language_model, tokenizer = load_language_model(resolve_model(profile.language_model))
+    train, val = (
+        encoded.encode_shapes(vision, split, count)
+        for split, count in (("train", 2 * profile.train_images), ("val", profile.val_images))
+    )
+    turns = [
+        said + instructions.more_exchanges(description, np.random.default_rng([5, image_id]))
+        for said, description, image_id in zip(
+            train.turns, train.descriptions, train.ids, strict=True
         )
-    vlm = recipes.new_vlm("qformer", seed=seed, num_query_tokens=profile.num_query_tokens)
-    settings = dict(
-        steps=steps or min(1_040, 8 * profile.connector_steps),
-        batch_size=64,
+    ]
+    torch.manual_seed(seed)
+    widths = vision.feature_width, language_model.config.hidden_size
+    connector = QFormerConnector(*widths, num_query_tokens=profile.num_query_tokens)
+    model = vlm_lesson.VLM(vision, connector, language_model, tokenizer)
+    history = vlm_lesson.train_vlm(
+        model,
+        train.features,
+        turns,
+        steps=min(steps, 8 * profile.connector_steps),
+        batch_size=2 * profile.connector_batch_size,
+        per_row=6,
         lr=profile.connector_lr / 2,
-        optimizer="muon",
         seed=seed,
     )
-    history = recipes.train_connector(
-        vlm,
-        recipes.picture_features(vlm.vision, images),
-        [said[i] for i in ids],
-        **settings,
-        **options,
-        description=f"shapes-vlm, seed {seed}",
-    )
-    return (
-        vlm,
-        history,
-        recipes.probe(vlm, *shapes.load_shapes("val", profile.val_images)),
-        settings,
-    )
+    return model, history, val
 
 
 def shapes_vlm(seed, profile):
-    """The long run behind the zoo's `shapes-vlm` (`train_vlm`); VQA beside its controls, and by type."""
-    _, history, result, _ = train_vlm(seed, profile)
+    """The long run behind the zoo's `shapes-vlm` (`train_long`); VQA beside its controls, and by type."""
+    model, history, val = train_long(seed, profile)
+    return history, vqa_figures(encoded.probe(model, val))
+
+
+def vqa_figures(result):
+    """{name: value} of a probe: VQA beside its controls, and by type; the bridge score where it has one."""
     figures = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
     figures |= {
         f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in result.by_type.items()
     }
     if result.bridge.value is not None:
         figures["bridge score"] = result.bridge.value
-    return history, figures
+    return figures
 
 
 def vit_positions(seed, profile):
@@ -315,13 +316,14 @@ def _measured(models, val, **sizes):
     return figures, {name: [row[-2:] for row in rows] for name, rows in replies.items()}
 
 
-CONNECTOR_RECIPE = (
-    recipes.train_connector,
-    recipes.exchange_batches,
-    recipes.picture_exchanges,
-    recipes.SHAPES_QFORMER,
-)
 # What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
+QFORMER_CODE = (
+    QFormerConnector,
+    vlm_lesson.VLM,
+    vlm_lesson.train_vlm,
+    optim.MuonAdamW,
+    step_seed,
+)
 LLAVA_CODE = (
     llava.Projector,
     llava.plan,
@@ -343,20 +345,9 @@ LESSON_CODE = {
         clip_lesson.recall_at_k,
         step_seed,
     ),
-    "qformer_connector": (
-        QFormerConnector,
-        vlm_lesson.VLM,
-        vlm_lesson.train_vlm,
-        optim.MuonAdamW,
-        step_seed,
-    ),
-    "qformer_queries": (
-        QFormerConnector,
-        vlm_lesson.VLM,
-        vlm_lesson.train_vlm,
-        optim.MuonAdamW,
-        step_seed,
-    ),
+    "qformer_connector": QFORMER_CODE,
+    "qformer_queries": QFORMER_CODE,
+    "shapes_vlm": QFORMER_CODE,
     "llava_stages": LLAVA_CODE,
     "llava_longer": LLAVA_CODE,
     "contrastive_variants": (
@@ -394,7 +385,7 @@ STUDIES = {
     "qformer_queries": (qformer_queries, (qformer_connector,), ("shapes-clip", "shapes-gpt2")),
     "shapes_vlm": (
         shapes_vlm,
-        (train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
+        (train_long, vqa_figures, instructions.more_exchanges),
         ("shapes-clip", "shapes-gpt2"),
     ),
     "llava_stages": (llava_stages, (llava_parts, _measured), ("shapes-clip", "shapes-gpt2")),

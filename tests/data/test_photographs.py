@@ -174,10 +174,9 @@ def test_a_model_is_found_in_a_mirror_that_is_a_folder(tmp_path, monkeypatch):
     assert mirrored_model("someone/other") is None
 
 
-@pytest.mark.parametrize("options, message", [({"images": 3}, "3 images"), ({"brain": "x"}, "'x'")])
-def test_a_rehearsal_of_nothing_is_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        rehearsal.make_profile(**options)
+def test_a_rehearsal_of_nothing_is_refused():
+    with pytest.raises(UserError, match="3 images"):
+        rehearsal.make_profile(3)
 
 
 @pytest.mark.slow
@@ -192,18 +191,16 @@ def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch
     assert (profile.name, profile.image_size, profile.train_images) == ("rehearsal", 224, 8)
     result = rehearse(profile, get_compute(), steps=2, batch_size=2)
     assert set(result["stages"]) == {
-        "decode the photographs",
-        "load eye and brain",
-        "encode, once, into the cache",
-        "a step of the brain alone",
+        "load the models",
+        "read and encode, train",
+        "read and encode, val",
         "a step with the Q-Former",
         "answer, 8 words each",
         "evaluate",
         *(f"stage {name}, a step" for name in ("captions", "conversation", "VQA", "mixed")),
     }
-    assert 0 < result["of_ceiling"] and 1 < result["times_plain"] and 0.5 < result["memory_gb"] < 12
-    for stage in result["stages"].values():
-        assert stage["seconds"] > 0 and 0 <= (stage["share_of_peak"] or 0) < 1.5
+    assert 0.5 < result["memory_gb"] < 12
+    assert all(stage["seconds"] > 0 for stage in result["stages"].values())
     assert "peak memory" in capsys.readouterr().out
     # What was loaded are t4's architectures, by the classes that load t4.
     names = profile.vision_model, profile.language_model

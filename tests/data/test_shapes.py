@@ -9,8 +9,7 @@ from datasets import Dataset
 
 from vlm_lite.data import formats, language, scenes, shapes
 from vlm_lite.files import UserError
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
+from vlm_lite.models.vlm import load_vlm
 
 
 def some_scenes(split, count=200):
@@ -191,7 +190,7 @@ def test_the_scoreboard_has_the_rarest_answer_of_each_type_and_yes_where_two_are
 
 def test_the_shipped_model_asked_blind_answers_no_question_of_the_scoreboard():
     five = shapes.five_questions(shapes.load_shapes("val", 64, progress=False)[1])
-    vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+    vlm = load_vlm("shapes-vlm")
     said = vlm.generate(None, [language.short_prompt(row["question"]) for row in five])
     assert not any(text == row["answer"] for row, text in zip(five, said, strict=True))
 

@@ -14,13 +14,11 @@ from tests.models.test_families import make
 from tests.small import PROMPTS, TURNS, WORDS
 from vlm_lite.data import shapes
 from vlm_lite.encoded import encode_shapes
-from vlm_lite.files import UserError, data_path, read_json, write_json
 from vlm_lite.lessons import vlm as lesson
 from vlm_lite.lessons.qformer import QFormerConnector
-from vlm_lite.models import layout
-from vlm_lite.models.layout import save_vlm
 from vlm_lite.models.text import block_mask
-from vlm_lite.profiles import SMOKE, resolve_model
+from vlm_lite.models.vlm import load_vlm
+from vlm_lite.profiles import SMOKE
 
 
 class Patches(nn.Module):
@@ -201,13 +199,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(capsys):
     assert all(map(torch.equal, whole.state_dict().values(), model.state_dict().values()))
 
 
-def load_vlm(folder):
-    return layout.load_vlm(folder, lesson.VLM, {"qformer": QFormerConnector})
-
-
 def smoke_weights():
     """The connector after a training on `smoke`, one vector."""
-    shipped = load_vlm(resolve_model("shapes-vlm"))
+    shipped = load_vlm("shapes-vlm")
     data = encode_shapes(shipped.vision, "train", SMOKE.train_images, progress=False)
     torch.manual_seed(0)
     connector = QFormerConnector(128, 256, num_query_tokens=SMOKE.num_query_tokens)
@@ -230,30 +224,8 @@ def test_two_processes_end_with_the_weights_of_one(home):
     torch.testing.assert_close(torch.tensor(weights), one, atol=1e-3, rtol=0)
 
 
-# ---- the checkpoint
-
-
-def test_a_saved_vlm_comes_back_and_one_of_other_models_is_refused(home):
-    shipped = load_vlm(resolve_model("shapes-vlm"))
-    names = {"vision_model": "shapes-clip", "language_model": "shapes-gpt2"}
-    folder = save_vlm(shipped, home / "vlm", **names)
-    again = load_vlm(folder)
-    pairs = zip(shipped.state_dict().values(), again.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert read_json(folder / "config.json")["connector"]["num_query_tokens"] == 16
-    config = read_json(data_path("zoo", "shapes-vlm", "config.json"))
-    for change, word in (
-        ({"hashes": {"vision_model": "0" * 64}}, "shapes-clip"),
-        ({"connector": {"name": "mlp"}}, "mlp"),
-        ({"connector": None}, "connector"),
-    ):
-        write_json(folder / "config.json", {**config, **change})
-        with pytest.raises(UserError, match=word):
-            load_vlm(folder)
-
-
 def test_what_is_said_of_an_image_comes_with_it(home):
-    vision = load_vlm(resolve_model("shapes-vlm")).vision
+    vision = load_vlm("shapes-vlm").vision
     data = encode_shapes(vision, "val", 6, progress=False)
     captions, questions = shapes.load_shapes("val", 6, progress=False)
     assert data.ids == captions["image_id"][:] and len(data.features) == len(data.images) == 6

@@ -56,11 +56,11 @@ SOURCES = {
     ),
 }
 MODELS = {
-    "eye": T4.vision_model,
-    "smaller eye": "openai/clip-vit-base-patch32",
-    "brain": T4.language_model,
-    "larger brain": "facebook/opt-1.3b",
-    "instruct brain": "Qwen/Qwen2.5-0.5B-Instruct",
+    "clip": T4.vision_model,
+    "smaller clip": "openai/clip-vit-base-patch32",
+    "gpt2": T4.language_model,
+    "opt-1.3b": "facebook/opt-1.3b",
+    "instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
     "finished VLM": T4.vlm_model,
 }
 DATASETS = {

@@ -50,7 +50,7 @@ class Asker:
     """
 
     def __init__(self, vlm, captions, encode):
-        """encode: vision model, uint8 images (N, 3, S, S) -> features (N, T, D); recipes.picture_features."""
+        """encode: vision model, uint8 images (N, 3, S, S) -> features (N, T, D); encoded.patch_features."""
         self.vlm, (self.images, self.ids) = vlm, image_tensor(captions)
         self.number = {image_id: k for k, image_id in enumerate(self.ids)}
         self.seen = controlled(self.images)

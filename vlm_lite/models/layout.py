@@ -1,8 +1,7 @@
 """The notebooks' models in Hugging Face layout: the same weights under the names of `transformers` or timm.
 
 They are one in arithmetic and differ in names: transformers keeps the patch embedding of CLIP as a convolution and the
-query, key and value of attention apart; notebook 01 and timm have these three in one matrix. A VLM is saved as its
-connector's weights and the names of its two frozen models.
+query, key and value of attention apart; notebook 01 and timm have these three in one matrix.
 """
 
 from pathlib import Path
@@ -11,12 +10,8 @@ import torch
 from transformers import CLIPConfig
 
 from vlm_lite.checkpoint import trainable_parameters
-from vlm_lite.features import weights_hash
-from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP
-from vlm_lite.models.text import load_language_model
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
-from vlm_lite.profiles import resolve_model
 
 NAMES = {  # the notebook's -> transformers', longest first where one begins like another
     "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
@@ -145,52 +140,6 @@ def from_blip2(state):
     return {_renamed(name, BLIP2): tensor for name, tensor in state.items()}
 
 
-def save_vlm(model, folder, kind="qformer", *, vision_model, language_model, dtype=torch.float32):
-    """Write a VLM's connector, config.json and model.safetensors; the two frozen models by zoo name or hub id.
-
-    kind: the name of the connector's class for `load_vlm`. Returns the folder.
-    """
-    weights = model.connector.state_dict()
-    write_weights(Path(folder) / "model.safetensors", weights, dtype=dtype)
-    config = {
-        "model_type": "vlm-lite",
-        "vision_model": vision_model,
-        "language_model": language_model,
-        "hashes": _hashes(model.vision, model.language_model),
-        "connector": {"name": kind, **model.connector.settings},
-    }
-    write_json(Path(folder) / "config.json", config)
-    return folder
-
-
-def load_vlm(folder, vlm_class, connectors, resolve=resolve_model):
-    """The VLM that `save_vlm` wrote, fp32, in eval mode. connectors: name -> class. resolve: name -> folder or hub id.
-
-    UserError names the file or field that is wrong, also where a frozen model has other weights than in training.
-    """
-    path, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    config = read_json(path)
-    try:
-        names = {key: config[key] for key in ("vision_model", "language_model")}
-        settings = {k: v for k, v in config["connector"].items() if k not in ("name", "dropout")}
-        connector = connectors[config["connector"]["name"]](**settings)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not the config of a VLM ({type(error).__name__}: {error}). Expected the fields "
-            f"vision_model, language_model and connector, of the kinds {', '.join(connectors)}."
-        ) from error
-    load_exactly(connector, read_weights(weights), source=weights)
-    vision = CLIP.from_pretrained(resolve(names["vision_model"]))
-    language_model, tokenizer = load_language_model(resolve(names["language_model"]))
-    hashes, now = config.get("hashes", {}), _hashes(vision, language_model)
-    if changed := [names[key] for key in now if hashes.get(key, now[key]) != now[key]]:
-        raise UserError(
-            f"{path}: this connector was trained with other weights of {' and '.join(changed)} than "
-            "those found under that name. Train it again, or bring the old weights back."
-        )
-    return vlm_class(vision, connector, language_model, tokenizer).eval()
-
-
 def save_trained(model, folder, *, dtype=torch.float32):
     """Write model.safetensors with what is trainable in a model: a VLM's connector and LoRA, say. Returns the folder."""
     weights = {name: each.detach() for name, each in trainable_parameters(model).items()}
@@ -210,7 +159,3 @@ def load_trained(model, folder):
             state[name] = weights.get(trained, tensor)
     load_exactly(model, state, source=path)
     return model
-
-
-def _hashes(vision, language_model):
-    return {"vision_model": weights_hash(vision), "language_model": weights_hash(language_model)}

@@ -24,38 +24,30 @@ from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 from vlm_lite.hub import HUB, locate
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import write_weights
-from vlm_lite.photo_stages import QFORMER
 from vlm_lite.profiles import REHEARSAL
 
 PICTURE_SIZE = (640, 480)
 VERSION = 1  # of what is made here: part of the folder's name
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
-def make_profile(images=64, *, brain="brain"):
+def make_profile(images=64):
     """The Profile `rehearsal`, its mirror made at the first call: about 0.6 GB and half a minute.
 
-    images: how many pictures the made COCO has; half are to train on, an eighth are held out. brain: "brain" (GPT-2) or
-    "instruct brain" (Qwen2.5-0.5B, 1 GB more), the keys of `sources.MODELS`.
+    images: how many images the made COCO has; half are to train on, an eighth are held out.
     """
     if images < 16:
         raise UserError(f"a rehearsal with {images} images; expected 16 or more.")
-    if brain not in ("brain", "instruct brain"):
-        raise UserError(f"brain is {brain!r}; expected 'brain' or 'instruct brain'.")
-    root = home() / f"rehearsal-{VERSION}" / f"{images}-{brain.replace(' ', '-')}"
+    root = home() / f"rehearsal-{VERSION}" / f"{images}"
     mirror = root / "mirror"
     if not mirror.exists():
         with atomic_dir(mirror) as folder:
             texts = _write_sites(folder, images)
-            _write_eye(_model_folder(folder, "eye"), texts)
-            _write_brain(_model_folder(folder, brain), brain, texts)
+            _write_clip(_model_folder(folder, "clip"), texts)
+            _write_gpt2(_model_folder(folder, "gpt2"), texts)
     made = dataclasses.replace(
         REHEARSAL,
-        vision_model=str(_model_folder(mirror, "eye")),
-        language_model=str(_model_folder(mirror, brain)),
+        vision_model=str(_model_folder(mirror, "clip")),
+        language_model=str(_model_folder(mirror, "gpt2")),
         train_images=images // 2,
         val_images=images // 8,
         mirror=str(mirror),
@@ -77,7 +69,7 @@ def _model_folder(mirror, key):
     return Path(locate(f"{HUB}/{MODELS[key]}/resolve/main", str(mirror)))
 
 
-def _write_eye(folder, texts):
+def _write_clip(folder, texts):
     """OpenAI's CLIP ViT-B/16 in transformers' layout, its config's wrong eos_token_id of 2 included."""
     with torch.device("meta"):
         model = CLIP(CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 2}))
@@ -90,46 +82,20 @@ def _write_eye(folder, texts):
     tokenizer.save_pretrained(folder)
 
 
-def _write_brain(folder, brain, texts):
-    """GPT-2, its parameters without the prefix `transformer.` as in the hub's file, or a Qwen2.5 of 0.5B."""
-    from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
+def _write_gpt2(folder, texts):
+    """GPT-2, its parameters without the prefix `transformer.` as in the hub's file."""
+    from transformers import AutoModelForCausalLM, GPT2Config
 
-    if brain == "brain":
-        config, size, special = GPT2Config(), 50_257, ("<|endoftext|>",)
-    else:
-        config = Qwen2Config(
-            vocab_size=151_936,
-            hidden_size=896,
-            intermediate_size=4_864,
-            num_hidden_layers=24,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-        size, special = 151_646, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    config = GPT2Config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = {k.removeprefix("transformer."): v for k, v in random_weights(model).items()}
     weights.pop("lm_head.weight")  # tied to the input
     write_weights(folder / "model.safetensors", weights, dtype=torch.float16)
     config.save_pretrained(folder)
-    tokenizer = train_tokenizer(texts, size, special)
-    tokenizer.eos_token = special[-1]
-    if brain != "brain":
-        tokenizer.pad_token, tokenizer.chat_template = special[0], CHAT
+    tokenizer = train_tokenizer(texts, 50_257, ("<|endoftext|>",))
+    tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(folder)
-
-
-class FreePrefix(torch.nn.Module):
-    """A connector that learns one prefix for all pictures: the language model's step with nothing else to compute."""
-
-    def __init__(self, language_width, length=QFORMER["num_query_tokens"]):
-        super().__init__()
-        self.prefix = torch.nn.Parameter(0.02 * torch.randn(length, language_width))
-
-    def forward(self, image_embeds):
-        """image_embeds (B, N, Dv) -> (B, Q, D_lm)."""
-        return self.prefix.expand(len(image_embeds), -1, -1)
 
 
 def random_weights(model):

@@ -1,33 +1,28 @@
-"""The two training recipes, at sizes that take seconds: what goes in, and that they learn."""
+"""What the zoo's scripts train on, its cards, the cache of features, and that no record is stale."""
 
 import copy
 import dataclasses
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 
 from tests import small
 from tools import zoo
-from vlm_lite import encoded, recipes, studies
+from vlm_lite import embed, encoded, studies
 from vlm_lite.data import language, shapes
-from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.embed import tokenize
 from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.lessons.clip import info_nce
 from vlm_lite.models.clip import CLIP
-from vlm_lite.models.projectors import make_connector
-from vlm_lite.models.vlm import VLM
+from vlm_lite.models.vlm import load_vlm
 from vlm_lite.profiles import PROFILES, Compute
 
 
 @pytest.fixture(scope="module")
 def world():
-    captions, questions = shapes.load_shapes("val", 64, progress=False)
-    return captions, questions, *recipes.load_pictures(captions)
+    return shapes.load_pairs("val", 64, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -35,44 +30,17 @@ def tokenizer():
     return language.make_tokenizer()
 
 
-def small_vlm(tokenizer):
-    return VLM(
-        vision=small_eye(tokenizer),
-        connector=make_connector("linear", 128, 32),
-        language_model=small.gpt2(len(tokenizer), bos_token_id=5, eos_token_id=5),
-        tokenizer=tokenizer,
-    )
-
-
-def small_eye(tokenizer, **options):
+def small_clip(tokenizer, **options):
     return small.clip(len(tokenizer), tokenizer.eos_token_id, image_size=64, width=128, **options)
 
 
-def test_pixels_are_normalised_with_clips_own_constants():
-    white = recipes.pixel_values(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
-    torch.testing.assert_close(
-        white[0, :, 0, 0], torch.tensor([1.9303, 2.0749, 2.1459]), atol=1e-4, rtol=0
-    )
-    for given, found in (
-        (torch.zeros(1, 3, 2, 2), "float32, .*expected .*uint8.*255"),
-        (
-            np.zeros((1, 3, 2, 2), np.uint8),
-            "numpy.ndarray, uint8.*expected torch.Tensor.*from_numpy",
-        ),
-        (torch.zeros(1, 2, 2, 3, dtype=torch.uint8), r"\(1, 2, 2, 3\).*permute\(0, 3, 1"),
-    ):
-        with pytest.raises(UserError, match=found):
-            recipes.pixel_values(given)
-
-
 def test_a_caption_batch_pairs_each_image_with_a_caption_of_its_own(world, tokenizer):
-    _, _, images, texts, _ = world
+    images, texts, _ = world
     batches = zoo.caption_batches(images, texts, tokenizer, 32)
-    pictures, ids, *_ = batches(3, torch.Generator().manual_seed(3))
-    again = batches(3, torch.Generator().manual_seed(3))
-    assert torch.equal(again[1], ids), (
-        "a batch depends on its generator only, so that a run can resume"
-    )
+    torch.manual_seed(3)
+    pictures, ids = batches()
+    torch.manual_seed(3)
+    assert torch.equal(batches()[1], ids), "a batch depends on the seed only: a run can resume"
     for picture, row in zip(pictures, ids[:32], strict=True):
         number = next(i for i, image in enumerate(images) if torch.equal(image, picture))
         text = tokenizer.decode(row, skip_special_tokens=True)
@@ -88,72 +56,17 @@ def test_a_caption_batch_pairs_each_image_with_a_caption_of_its_own(world, token
 
 
 def test_a_text_beyond_the_context_is_named_before_anything_is_computed(tokenizer):
-    model, long = small_eye(tokenizer), "a small red star above a big blue circle " * 12
+    model, long = small_clip(tokenizer), "a small red star above a big blue circle " * 12
     with pytest.raises(UserError, match=r"^text 2 .* has 109 tokens, .* 77: 'a small red star"):
-        recipes.embed_texts(model, ["a star", "a ring", long], tokenizer)
+        embed.embed_strings(model, ["a star", "a ring", long], tokenizer)
     fits = "star " * 76  # and the EOS
-    assert recipes.embed_texts(model, [fits], tokenizer).shape == (1, 16)
+    assert embed.embed_strings(model, [fits], tokenizer).shape == (1, 16)
     for longer in (fits + "star", fits.replace(" ", ", ")):  # one token too many; two to a word
         with pytest.raises(UserError, match="text 0"):
-            recipes.embed_texts(model, [longer], tokenizer)
+            embed.embed_strings(model, [longer], tokenizer)
     for nothing in ([], "a star"):
         with pytest.raises(UserError, match="list of one string or more"):
-            recipes.embed_texts(model, nothing, tokenizer)
-
-
-def test_a_question_without_an_answer_and_a_picture_without_a_list_are_named(world, tokenizer):
-    captions, questions, _, _, ids = world
-    rows = questions.remove_columns("image").to_dict()
-    rows["answer"][1] = None
-    with pytest.raises(
-        UserError, match=f"the question '.*' about image {rows['image_id'][1]} has no answer"
-    ):
-        recipes.picture_exchanges(captions, Dataset.from_dict(rows))
-    with pytest.raises(UserError, match="4 pictures, and exchanges about 3; expected as many"):
-        recipes.exchange_batches(torch.zeros(4, 16, 8), [[("a", "b")]] * 3, tokenizer, 2)
-
-
-def test_a_connector_batch_holds_whole_exchanges_of_its_picture_and_learns_answers_only(
-    world, tokenizer
-):
-    captions, questions, images, _, ids = world
-    said = recipes.picture_exchanges(captions, questions)
-    assert all(CAPTION_PROMPT == said[i][0][0] for i in ids)
-    vlm = small_vlm(tokenizer)
-    features = recipes.picture_features(vlm.vision, images, progress=False)
-    exchanges = [said[i] for i in ids]
-    batch = recipes.exchange_batches(features, exchanges, tokenizer, 16)(
-        0, torch.Generator().manual_seed(0)
-    )
-    feature, tokens, mask, labels = batch
-    assert ((labels == -100) | (labels == tokens)).all() and ((labels != -100) <= (mask > 0)).all()
-    assert mask.max() > 1 and torch.equal(
-        (tokens == tokenizer.eos_token_id).sum(1), mask.amax(1)
-    ), "each exchange of a row has its own number in the mask, so that it does not read the others"
-    answers = {a for i in ids for _, a in said[i]}
-    row = tokenizer.decode(tokens[0][labels[0] != -100]).split("<eos>")
-    spaced = {" ".join(tokenizer.decode(tokenizer(a)["input_ids"]).split()) for a in answers}
-    assert all(" ".join(part.split()) in spaced for part in row if part.strip())
-    before = {k: v.clone() for k, v in vlm.state_dict().items() if not k.startswith("connector")}
-    for size in (0, 64):
-        with pytest.raises(
-            UserError, match=f"batch_size is {size}; expected 1 to 63, the number of pictures with"
-        ):
-            recipes.exchange_batches(features, [[], *exchanges[1:]], tokenizer, size)
-    history = recipes.train_connector(
-        vlm, features, exchanges, steps=12, batch_size=16, progress=False
-    )
-    assert history.losses[-1] < history.losses[0]
-    assert all(torch.equal(vlm.state_dict()[k], v) for k, v in before.items()), (
-        "eye and brain stay frozen"
-    )
-
-
-def test_probes_of_an_untrained_nerve_find_that_it_does_not_look(world, tokenizer):
-    captions, questions, *_ = world
-    result = recipes.probe(small_vlm(tokenizer).eval(), captions, questions, limit=40)
-    assert set(result.accuracy) == {"vlm", "blind", "shuffled", "blank", "oracle"}
-    assert result.gain.low <= 0.05
+            embed.embed_strings(model, nothing, tokenizer)
 
 
 def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer):
@@ -166,20 +79,12 @@ def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer):
     assert 0.1 < is_output.float().mean() < 0.6
 
 
-# Records from before the optimizer computed in fp32 and the world was drawn once for all notebooks. Whoever records one
-# again takes it off this list.
-STALE = {
-    "shapes_vlm",
-}
-
-
-def test_every_record_is_of_the_code_and_zoo_that_are_here_but_for_a_named_list():
+def test_every_record_is_of_the_code_and_zoo_that_are_here():
     records = {name: studies.load_study(name) for name in studies.STUDIES}
     fewest = {"llava_longer": 2}  # half an hour a seed on a busy machine
     assert all(len(each["seeds"]) >= fewest.get(name, 3) for name, each in records.items())
     stale = {name for name in records if records[name]["hash"] != studies.study_hash(name)}
-    again = [records[name]["command"] for name in sorted(stale - STALE)]
-    assert stale == STALE, f"run {again}; no longer stale: {sorted(STALE - stale)}"
+    assert not stale, f"run {[records[name]['command'] for name in sorted(stale)]}"
 
 
 @pytest.mark.slow
@@ -191,7 +96,7 @@ def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_pa
     )
     shipped = studies.load_study(name)
     assert set(record) == set(shipped)
-    # Two short runs may leave out the bridge score: an untrained nerve is not told from a blind one.
+    # Two short runs may leave out the bridge score: an untrained connector is not told from a blind one.
     assert set(record["summary"]) | {"bridge score"} == set(shipped["summary"]) | {"bridge score"}
 
 
@@ -213,8 +118,9 @@ def test_every_zoo_model_has_a_card_with_command_seed_seconds_hardware_and_score
 
 @pytest.mark.slow
 def test_the_shipped_vlm_sees_as_its_card_says():
-    vlm = VLM.from_pretrained(data_path("zoo", "shapes-vlm"))
-    result = recipes.probe(vlm, *shapes.load_shapes("val", PROFILES["tiny"].val_images), limit=500)
+    vlm = load_vlm("shapes-vlm")
+    data = encoded.encode_shapes(vlm.vision, "val", PROFILES["tiny"].val_images)
+    result = encoded.probe(vlm, data, limit=500)
     recorded = read_json(data_path("zoo", "shapes-vlm", "card.json"))["scores"][
         "VQA on val, percent"
     ]
@@ -224,14 +130,14 @@ def test_the_shipped_vlm_sees_as_its_card_says():
 
 
 @pytest.mark.parametrize("hears_order, expected", [(True, 1.0), (False, 0.5)])
-def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(
+def test_only_an_encoder_that_minds_the_order_of_words_tells_captions_apart(
     world, tokenizer, hears_order, expected
 ):
-    """Two made-up eyes that know each picture's caption by heart: word by word, and as a bag of words."""
-    _, _, images, texts, _ = world
+    """Two made-up encoders that know each picture's caption by heart: word by word, and as a bag of words."""
+    images, texts, _ = world
     first = [t[0] for t in texts]
 
-    class Eye:
+    class Encoder:
         logit_scale = torch.zeros(())
         config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=80))
         words = torch.randn(len(tokenizer), 64, generator=torch.Generator().manual_seed(0))
@@ -251,7 +157,7 @@ def test_only_an_eye_that_minds_the_order_of_words_tells_captions_apart(
         def encode_image(self, pixels):
             return self.encode_text(tokenize(first, tokenizer))
 
-    found = zoo.tells_apart(Eye(), images, first, tokenizer)
+    found = zoo.tells_apart(Encoder(), images, first, tokenizer)
     assert found == expected if hears_order else found <= expected
 
 
@@ -281,42 +187,44 @@ def test_the_zoos_clip_is_made_and_carded(tmp_path, monkeypatch):
 def test_the_cache_of_features_names_the_precision_of_a_gpu_and_keeps_its_name_on_a_cpu(
     device, precision, named, monkeypatch, tokenizer
 ):
-    """No GPU is needed: the tensors of an eye on "meta" have no values."""
+    """No GPU is needed: the tensors of a model on "meta" have no values."""
     keys = []
     monkeypatch.setattr(encoded, "cache_features", lambda encode, images, key: keys.append(key))
     monkeypatch.setattr(encoded, "weights_hash", lambda module: "weights")
     monkeypatch.setattr(encoded, "get_compute", lambda: Compute(device, precision, "a test"))
-    eye = small_eye(tokenizer).to(device)
-    recipes.picture_features(eye, None)
+    vision = small_clip(tokenizer).to(device)
+    encoded.patch_features(vision, None)
     plain = {
         "weights": "weights",
-        "config": repr(eye.config),
+        "config": repr(vision.config),
         "layer": -2,
-        "mean": recipes.CLIP_MEAN,
-        "std": recipes.CLIP_STD,
+        "mean": embed.CLIP_MEAN,
+        "std": embed.CLIP_STD,
     }
     assert keys == [{**plain, "precision": precision} if named else plain]
 
 
-def test_a_change_of_eye_layer_transform_or_pictures_is_encoded_anew_and_nothing_else_is(
+def test_a_change_of_weights_layer_transform_or_images_is_encoded_anew_and_nothing_else_is(
     tmp_path, monkeypatch, tokenizer
 ):
-    eye, images = (
-        small_eye(tokenizer),
+    vision, images = (
+        small_clip(tokenizer),
         torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8),
     )
 
-    def caches(eye=eye, images=images, **options):
-        features = recipes.picture_features(eye, images, folder=tmp_path, progress=False, **options)
+    def caches(vision=vision, images=images, **options):
+        features = encoded.patch_features(
+            vision, images, folder=tmp_path, progress=False, **options
+        )
         assert features.shape == (3, 16, 128)
         return len(list(tmp_path.glob("*.npy")))
 
-    assert caches() == caches(copy.deepcopy(eye)) == 1
-    moved = copy.deepcopy(eye)
+    assert caches() == caches(copy.deepcopy(vision)) == 1
+    moved = copy.deepcopy(vision)
     with torch.no_grad():
         moved.vision_model.embeddings.position_embedding.weight[3, 5] += 1e-3
-    other = small_eye(tokenizer, act="quick_gelu")  # the very same weights
-    other.load_state_dict(eye.state_dict())
+    other = small_clip(tokenizer, act="quick_gelu")  # the very same weights
+    other.load_state_dict(vision.state_dict())
     changed = images.clone()
     changed[2, 1, 0, 0] ^= 1
     assert [caches(moved), caches(other), caches(layer=-1), caches(images=changed)] == [2, 3, 4, 5]
