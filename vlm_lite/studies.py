@@ -24,7 +24,8 @@ from vlm_lite.data.negatives import replaced_word
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import clip_variants as variants
-from vlm_lite.lessons import llava, vit
+from vlm_lite.lessons import first_stage, llava, vit
+from vlm_lite.lessons import vit_variants as vit_changes
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import clip
@@ -209,6 +210,43 @@ def vqa_figures(result):
     return figures
 
 
+def connectors(seed, profile):
+    """Notebook 03b's rows: four connectors after the same 100 steps of 03's training; VQA beside its controls."""
+    vision = clip.CLIP.from_pretrained(resolve_model(profile.vision_model))
+    language_model, tokenizer = load_language_model(resolve_model(profile.language_model))
+    train, val = (
+        encoded.encode_shapes(vision, split, count)
+        for split, count in (("train", profile.train_images), ("val", profile.val_images))
+    )
+    widths, figures = (vision.feature_width, language_model.config.hidden_size), {}
+    for row in ("linear", "MLP", "Q-Former", "Q-Former, first stage"):
+        connector = first_stage.make_connector(
+            row,
+            train,
+            tokenizer,
+            widths,
+            profile.num_query_tokens,
+            seed,
+            steps=min(150, profile.connector_steps),
+        )
+        model = vlm_lesson.VLM(vision, connector, language_model, tokenizer)
+        history = vlm_lesson.train_vlm(
+            model,
+            train.features,
+            train.turns,
+            steps=min(100, profile.connector_steps),
+            batch_size=profile.connector_batch_size,
+            per_row=profile.connector_per_row,
+            lr=profile.connector_lr,
+            seed=seed,
+        )
+        found = vqa_figures(encoded.probe(model.eval(), val))
+        figures |= {f"{row}: {name}": value for name, value in found.items()}
+        count = sum(each.numel() for each in connector.parameters())
+        figures[f"{row}: million parameters"] = count / 1e6
+    return history, figures
+
+
 def vit_positions(seed, profile):
     """Notebook 02's training: a ViT that says which object stands furthest left; without positions; and a small CNN."""
     train = vit.leftmost_task("train", 2 * profile.train_images)[:2]
@@ -234,6 +272,32 @@ def vit_positions(seed, profile):
             cosines = axis_cosines(model.pos_embed)
             figures |= {f"cosine of positions, {where}": c for where, c in cosines.items()}
     return histories["ViT"], figures
+
+
+def vit_variants(seed, profile):
+    """Notebook 02b's rows: a small CLIP from each start, and 02's ViT with another norm or readout."""
+    images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
+    held_out, texts, _ = shapes.load_pairs("val", profile.val_images)
+    tokenizer, figures = language.make_tokenizer(), {}
+    recipe = {"steps": 2 * profile.contrastive_steps // 3, "batch_size": 64, "lr": 3e-3}
+    for start in vit_changes.STARTS:
+        model = vit_changes.train_from(start, images, captions, tokenizer, seed=seed, **recipe)
+        found = variants.recall(model, held_out, texts, tokenizer)
+        figures |= {f"{start}: {metric}": value for metric, value in found.items()}
+    train = vit.leftmost_task("train", 2 * profile.train_images)[:2]
+    test = vit.leftmost_task("val", profile.val_images)[:2]
+    recipe = {
+        "steps": profile.vit_steps,
+        "batch_size": profile.vit_batch_size,
+        "lr": profile.vit_lr,
+    }
+    makers = {"post-norm": vit_changes.post_norm_vit, "mean pooling": vit_changes.MeanPoolViT}
+    for row, make in makers.items():
+        torch.manual_seed(seed)
+        model = make()
+        history = vit.train_vit(model, *train, seed=seed, name=f"{row}, seed {seed}", **recipe)
+        figures[f"{row}: accuracy"] = vit.accuracy(model, *test)
+    return history, figures
 
 
 def llava_stages(seed, profile):
@@ -348,6 +412,7 @@ LESSON_CODE = {
     "qformer_connector": QFORMER_CODE,
     "qformer_queries": QFORMER_CODE,
     "shapes_vlm": QFORMER_CODE,
+    "connectors": (*QFORMER_CODE, first_stage.make_connector),
     "llava_stages": LLAVA_CODE,
     "llava_longer": LLAVA_CODE,
     "contrastive_variants": (
@@ -358,6 +423,16 @@ LESSON_CODE = {
         variants.near_duplicates,
         variants.near_copies,
         replaced_word,
+        step_seed,
+    ),
+    "vit_variants": (
+        vit_changes.train_from,
+        vit_changes.post_norm_vit,
+        vit_changes.MeanPoolViT,
+        variants.recall,
+        vit.leftmost_task,
+        vit.train_vit,
+        vit.accuracy,
         step_seed,
     ),
     "vit_positions": (
@@ -388,6 +463,7 @@ STUDIES = {
         (train_long, vqa_figures, instructions.more_exchanges),
         ("shapes-clip", "shapes-gpt2"),
     ),
+    "connectors": (connectors, (vqa_figures,), ("shapes-clip", "shapes-gpt2")),
     "llava_stages": (llava_stages, (llava_parts, _measured), ("shapes-clip", "shapes-gpt2")),
     "llava_longer": (
         llava_longer,
@@ -395,6 +471,7 @@ STUDIES = {
         ("shapes-clip", "shapes-gpt2"),
     ),
     "vit_positions": (vit_positions, (), ()),
+    "vit_variants": (vit_variants, (), ("shapes-clip",)),
 }
 CONNECTOR_FIELDS = (
     "train_images",
@@ -413,15 +490,18 @@ CONTRASTIVE_FIELDS = (
     "contrastive_batch_size",
     "contrastive_steps",
 )
+VIT_FIELDS = ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr")
 FIELDS = {
     "clip_infonce": (*CONTRASTIVE_FIELDS, "contrastive_lr"),
     "contrastive_variants": CONTRASTIVE_FIELDS,
     "qformer_connector": CONNECTOR_FIELDS,
     "qformer_queries": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
+    "connectors": CONNECTOR_FIELDS,
     "llava_stages": LLAVA_FIELDS,
     "llava_longer": LLAVA_FIELDS,
-    "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
+    "vit_positions": VIT_FIELDS,
+    "vit_variants": (*VIT_FIELDS, *CONTRASTIVE_FIELDS),
 }
 
 

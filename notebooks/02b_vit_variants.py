@@ -1,0 +1,277 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: Masked image modelling, and two changes of a ViT
+#     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
+#     lesson: vit_variants
+#     reads: [zoo/shapes-clip, results/vit_variants.json, results/vit_positions.json]
+# ---
+
+# %% [markdown]
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/02b_vit_variants.ipynb)
+
+# %% tags=["setup"]
+profile = "tiny"  # @param ["tiny"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
+    source = "git+https://github.com/vlm-lite/vlm-lite@main"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
+print(describe(profile, compute, notebook="02b_vit_variants"))
+
+# %% [markdown]
+# # 2b. Masked image modelling, and two changes of a ViT
+#
+# A companion to notebooks [01](01_clip_infonce.ipynb) and [02](02_vit.ipynb), optional and short. EVA (Fang et al. 2022)
+# trains an image encoder before it has seen a caption: hide some of the patches, and predict at the hidden ones what a
+# frozen, trained CLIP computes there. MAE and SimMIM predict the pixels. Does a CLIP that starts from such an encoder beat
+# one that spends the same steps on captions? And what do the place of the LayerNorms and the readout change in 02's ViT?
+#
+# **You will be able to show** what each start is worth, what a control without a trained teacher is worth, and which of two
+# common changes of a ViT matters on 02's task.
+#
+# **Reading time:** 10 minutes. No exercises.
+# <!-- figures -->
+# <!-- /figures -->
+# **Before this:** [01](01_clip_infonce.ipynb) and [02](02_vit.ipynb), whose functions are imported here.
+#
+# Most figures are **recorded**, three seeds each: `vlm-lite study vit_variants --seeds 3` repeats them with this page's
+# functions, on the small CLIP of [01b](01b_clip_variants.ipynb). One row is trained live.
+
+# %% tags=["save"]
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from einops import rearrange
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from vlm_lite.checkpoint import Checkpoint
+from vlm_lite.embed import pixel_values, tokenize
+from vlm_lite.lessons.clip import make_clip, train_clip
+from vlm_lite.lessons.clip_variants import SMALL
+from vlm_lite.lessons.vit import Block, ViT
+from vlm_lite.models.clip import CLIP
+from vlm_lite.profiles import get_compute, resolve_model
+
+# %% [markdown]
+# ## 1. Hide, encode, predict
+#
+# The model is 01's image encoder with two additions: a learnt **mask token** that stands where a patch is hidden (its
+# position stays), and a linear head. The encoder never sees the hidden pixels.
+
+
+# %% tags=["save"]
+class MaskedModel(nn.Module):
+    """Predicts a target at every patch of an image of which some patches are hidden."""
+
+    def __init__(self, encoder, target_width):
+        super().__init__()
+        self.encoder, width = encoder, encoder.class_embedding.shape[0]
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width))
+        self.head = nn.Linear(width, target_width)
+
+    def forward(self, pixels, hidden):
+        """pixels (B, 3, S, S), hidden (B, N), True where a patch is hidden -> (B, N, T)."""
+        encoder, p = self.encoder, self.encoder.patch_size
+        patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        patches = encoder.patch_embedding(patches)  # (B, N, D)
+        patches = torch.where(hidden[..., None], self.mask_token.to(patches.dtype), patches)
+        token = encoder.class_embedding.expand(len(patches), 1, -1).to(patches.dtype)
+        x = encoder.input_norm(torch.cat([token, patches], dim=1) + encoder.position_embedding)
+        for block in encoder.blocks:
+            x = block(x)  # (B, 1 + N, D)
+        return self.head(encoder.output_norm(x[:, 1:]))  # (B, N, T)
+
+
+# %% [markdown]
+# **Two kinds of target, one loss.** *Pixels*: the patch's own, minus their mean. *Features*: what `shapes-clip`, the CLIP
+# that ships with the course, computes at that patch. The loss is $1 - \cos$ of prediction and target, averaged over the
+# hidden patches alone.
+#
+# That teacher *was* trained with captions, and for far more steps than anything here. (EVA's was OpenAI's CLIP.) So a gain
+# from its features may be knowledge that it hands down. The control has the same architecture and **untrained** weights.
+
+
+# %% tags=["save"]
+def pixel_targets(images, patch_size=16):
+    """uint8 images (N, 3, S, S) -> (N, patches, 3 p p), each patch's pixels minus their mean."""
+    pattern = "n c (h p) (w q) -> n (h w) (c p q)"
+    patches = rearrange(pixel_values(images), pattern, p=patch_size, q=patch_size)
+    return patches - patches.mean(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def feature_targets(images, trained=True):
+    """uint8 images (N, 3, 64, 64) -> (N, 16, 128), the features of `shapes-clip` or of an untrained model of its sizes.
+
+    Standardised over the images at each patch: otherwise their mean would be a good guess.
+    """
+    teacher = CLIP.from_pretrained(resolve_model("shapes-clip"))
+    if not trained:
+        torch.manual_seed(0)
+        teacher = CLIP(teacher.config).eval()
+    parts = [teacher.patch_features(pixel_values(part), layer=-1) for part in images.split(500)]
+    features = torch.cat(parts)
+    return (features - features.mean(dim=0)) / features.std(dim=0)
+
+
+def pretrain(encoder, images, targets, *, steps, batch_size, lr, seed=0, share=0.4):
+    """Train an image encoder by masked modelling, in place: targets (N, patches, T), a share is hidden -> History."""
+    torch.manual_seed(seed)
+    model = MaskedModel(encoder, targets.shape[-1])
+    accelerator = Accelerator(**get_compute().for_accelerate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.98), weight_decay=0.05)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    sizes = {"batch_size": batch_size, "lr": lr, "images": len(images), "share": share}
+    code = (MaskedModel, pretrain)
+    run = Checkpoint("masked", prepared, optimizer, scheduler, seed=seed, settings=sizes, code=code)
+    for _ in run.steps(steps):
+        rows = torch.randperm(len(images))[:batch_size]
+        order = torch.rand(len(rows), targets.shape[1]).argsort(dim=1)  # (B, N)
+        hidden = order < round(share * targets.shape[1])
+        batch = pixel_values(images[rows]), hidden, targets[rows]
+        pixels, hidden, target = (part.to(accelerator.device) for part in batch)
+        similarity = F.cosine_similarity(prepared(pixels, hidden).float(), target, dim=-1)  # (B, N)
+        loss = (1 - similarity)[hidden].mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    encoder.cpu()
+    return run.history
+
+
+# %% [markdown]
+# ## 2. A CLIP from each start
+#
+# 240 steps of masked modelling, then 240 steps of 01's contrastive training. *Captions, twice the steps* spends both halves
+# on captions.
+
+
+# %% tags=["save"]
+STARTS = {
+    "captions alone": None,
+    "captions, twice the steps": None,
+    "pixels first": pixel_targets,
+    "features first": feature_targets,
+    "features of an untrained model first": lambda images: feature_targets(images, trained=False),
+}
+
+
+def train_from(start, images, captions, tokenizer, *, steps, batch_size, lr, seed=0):
+    """A small CLIP from one of STARTS, trained on images (N, 3, S, S) with N lists of captions."""
+    model, recipe = make_clip(tokenizer, seed, **SMALL), {"batch_size": batch_size, "lr": lr}
+    if STARTS[start]:
+        targets = STARTS[start](images)
+        pretrain(model.image_encoder, images, targets, steps=steps, seed=seed, **recipe)
+    ids = tokenize([text for five in captions for text in five], tokenizer)
+    ids = ids.view(len(images), len(captions[0]), -1)  # (N, C, T)
+    steps = 2 * steps if start == "captions, twice the steps" else steps
+    train_clip(model, images, ids, steps=steps, seed=seed, **recipe)
+    return model.cpu()
+
+
+# %% [markdown]
+# **Predict first.** Put the five rows in order of their recall.
+
+# %%
+import numpy as np
+
+from vlm_lite import plots
+from vlm_lite.data import language, shapes
+from vlm_lite.lessons.clip_variants import recall
+from vlm_lite.studies import load_study
+
+my_start = "features first"
+images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
+val_images, val_captions, _ = shapes.load_pairs("val", profile.val_images)
+recipe = {"steps": 2 * profile.contrastive_steps // 3, "batch_size": 64, "lr": 3e-3}
+tokenizer = language.make_tokenizer()
+model = train_from(my_start, images, captions, tokenizer, **recipe)
+live = recall(model, val_images, val_captions, tokenizer)
+
+# %% tags=["thumbnail"]
+runs = [run["figures"] for run in load_study("vit_variants")["runs"]]
+
+
+def recorded(row, metric="R@5"):
+    return np.array([run[f"{row}: {metric}"] for run in runs])  # (3,), a seed each
+
+
+found = {row: recorded(row) for row in STARTS}
+plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to text (%)")
+
+# %% [markdown]
+# FINDING
+#
+# ## 3. Two changes of a ViT
+#
+# **Post-norm**, the order of the first Transformer: the LayerNorm stands after the sum, on the residual path itself.
+# **Mean pooling**: the class is read from the mean of the patches instead of the class token. Both on 02's task and with its
+# recipe.
+
+
+# %% tags=["save"]
+class PostNormBlock(Block):
+    """x (B, N, D) -> (B, N, D), each LayerNorm after its sum (Vaswani et al. 2017)."""
+
+    def forward(self, x):
+        x = self.norm1(x + self.attn(x))
+        return self.norm2(x + self.mlp(x))
+
+
+class MeanPoolViT(ViT):
+    """A ViT that is read out at the mean of its patches."""
+
+    def forward(self, pixels):
+        return self.head(self.forward_features(pixels)[:, 1:].mean(dim=1))
+
+
+def post_norm_vit():
+    """02's ViT with the blocks of the first Transformer."""
+    model = ViT()
+    width, heads = model.norm.normalized_shape[0], model.blocks[0].attn.num_heads
+    model.blocks = nn.Sequential(*(PostNormBlock(width, heads) for _ in model.blocks))
+    return model
+
+
+# %%
+rows = {"as in 02": "accuracy, ViT"}
+base = [run["figures"]["accuracy, ViT"] for run in load_study("vit_positions")["runs"]]
+changed = {"as in 02": np.array(base)} | {
+    row: recorded(row, "accuracy") for row in ("post-norm", "mean pooling")
+}
+plots.seed_ranges(changed, xlabel="accuracy on 02's task (%)")
+
+# %% [markdown]
+# FINDING
