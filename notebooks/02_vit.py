@@ -120,11 +120,11 @@ def pixel_values(images):
 import pandas as pd
 import timm.models.vision_transformer as timm_vit
 
-from vlm_lite import embed, plots
+from vlm_lite import plots
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
-from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.labs import check
+from vlm_lite.lessons.clip_variants import recall
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import clip_to_timm
 from vlm_lite.models.positions import axis_cosines
@@ -469,8 +469,8 @@ plots.loss_curve(history, band=study["band"], chance=np.log(7), ylabel="cross-en
 
 # %%
 names = ("ViT", "ViT without positions", "CNN")
-table = pd.DataFrame({name: study["summary"][f"accuracy, {name}"] for name in names})
-table = table.T[["mean", "low", "high"]]
+table = pd.DataFrame({name: study["summary"][f"accuracy, {name}"] for name in names}).T
+table = table[["mean", "low", "high"]]
 table.loc["ceiling without positions", "mean"] = ceiling
 table.loc["ViT", "this run"] = reached
 assert not full_size or table.high[names[1]] < ceiling + 0.03 < table.low["ViT"] < table.low["CNN"]
@@ -596,25 +596,16 @@ pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.ren
 # %%
 clip, tokenizer = CLIP.from_pretrained(resolve_model(profile.vision_model)), make_tokenizer()
 images, captions, _ = load_pairs("val", profile.val_images)
-first = [five[0] for five in captions]
-
-
-def recall():
-    found = recall_at_k(embed.embed_images(clip, images), *texts, texts=first)
-    return found["image_to_text"]
-
-
-texts = embed.embed_strings(clip, first, tokenizer), torch.arange(len(first))
-found = {"CLIP's own encoder": recall()}
+found = {"CLIP's own encoder": recall(clip, images, captions, tokenizer)}
 encoder = ViT(width=128, depth=4)
 encoder.norm_pre = nn.LayerNorm(128)
 encoder.apply(lambda module: setattr(module, "eps", 1e-5))  # that of CLIP's LayerNorms
 clip.encode_image = lambda x: clip.visual_projection(encoder.forward_features(x)[:, 0])
-found["your ViT, untrained"] = recall()
+found["your ViT, untrained"] = recall(clip, images, captions, tokenizer)
 encoder.load_state_dict(encoder.state_dict() | clip_to_timm(clip.vision_model.state_dict()))
-found["your ViT, CLIP's weights"] = recall()
+found["your ViT, CLIP's weights"] = recall(clip, images, captions, tokenizer)
 assert found["your ViT, CLIP's weights"] == found["CLIP's own encoder"]
-pd.DataFrame(found).T.add_prefix("R@")
+pd.DataFrame(found).T
 
 # %% [markdown]
 # ## What you showed

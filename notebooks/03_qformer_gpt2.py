@@ -246,7 +246,7 @@ check.same_as_blip2(QFormer)
 # - **ITM**, matching: all attend to all; do the two belong together?
 # - **ITG**, generation: text attends to the queries and its own past. Queries never read text, or they could pass the words on.
 #
-# (Skipped here.)
+# ([Built in 03b](03b_first_stage.ipynb).)
 
 # %% tags=["hide"]
 diagrams.blip2_masks(4, ["[start]", "a", "red", "star"])
@@ -573,8 +573,8 @@ plots.gain_bars(**result.percent(), guess=my_guess, bridge=result.bridge.interva
 
 # %% [markdown]
 # With the image the model is far above blind; with another image it falls back near it. So the answers come from the image. *Relation* questions gain little in so short
-# a training: they need two objects at once. `shapes-vlm`, the checkpoint that ships with the course, is this model after 1,040 steps of 64 images. It
-# answers 80% of them and reaches a bridge score of 0.91 (recorded, `vlm-lite study shapes_vlm`, three seeds).
+# a training: they need two objects at once. `shapes-vlm`, the checkpoint that ships with the course, is this model after 1,040 steps of 32 images. It
+# answers 78% of them and reaches a bridge score of 0.89 (recorded, `vlm-lite study shapes_vlm`).
 #
 # ## 9. On which patch does an answer depend?
 #

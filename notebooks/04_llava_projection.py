@@ -596,4 +596,4 @@ plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies}
 #
 # ## Where next
 #
-# [05](05_evaluation.ipynb) asks what these scores are worth. Or change one thing here, and predict first: `linear` for `mlp`; stage 1 twice as long.
+# [05](05_evaluation.ipynb) asks what these scores are worth. Or change one thing here, and predict first: one `nn.Linear` as the projector; stage 1 twice as long.
