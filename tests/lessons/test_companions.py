@@ -89,14 +89,16 @@ def test_a_wrong_caption_is_never_the_same_words_and_padding_is_not_learnt(tmp_p
     eos = tokenizer.eos_token_id
     assert (ids[:, 0] == eos).all() and (ids[~mask] == eos).all() and not mask.all()
     assert [ids[k][mask[k]][-1].item() for k in (0, 1)] == [eos, eos]
-    captions = [["a red star."], ["a small blue circle."], ["a green ring."]] * 4
-    features = torch.randn(3, 9, 24).repeat(4, 1, 1)
-    sizes = {"num_query_tokens": 4, "width": 32, "num_layers": 1, "num_heads": 4, "mlp_width": 64}
-    connector = QFormerConnector(24, 20, **sizes)
-    recipe = {"steps": 60, "batch_size": 6, "lr": 1e-2}
+    captions, features = [["a red star."], ["a small blue circle."]], torch.randn(2, 9, 24)
+    sizes = {"num_query_tokens": 4, "width": 64, "num_layers": 1, "num_heads": 4, "mlp_width": 64}
+    torch.manual_seed(0)
+    connector, recipe = (
+        QFormerConnector(24, 20, **sizes),
+        {"steps": 60, "batch_size": 2, "lr": 0.02},
+    )
     model, history = first_stage.train_first_stage(
         connector, features, captions, tokenizer, **recipe
     )
-    assert history.losses[-1] < 0.6 * history.losses[0]
-    first = [each[0] for each in captions[:3]]
-    assert first_stage.caption_recall(model, features[:3], first, tokenizer, k=1) == 1
+    assert history.losses[-1] < 0.5 * history.losses[0]
+    first = [each[0] for each in captions]
+    assert first_stage.caption_recall(model, features, first, tokenizer, k=1) == 1
