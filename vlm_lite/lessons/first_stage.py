@@ -91,7 +91,8 @@ def first_stage_losses(model, features, ids, text_mask):
     itc = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     same = (ids[:, None] == ids[None, :]).all(dim=-1)  # (B, B), the diagonal and equal captions
-    wrong = similarity.detach().masked_fill(same, -2).argmax(dim=1)  # the most alike wrong caption
+    chances = logits.detach().masked_fill(same, -torch.inf).softmax(dim=1)
+    wrong = torch.multinomial(chances.nan_to_num(1 / len(ids)), 1)[:, 0]  # (B,) a wrong caption
     both = torch.cat([ids, ids[wrong]]), torch.cat([text_mask, text_mask[wrong]])  # (2 B, T)
     queries, _ = model(features.repeat(2, 1, 1), both[0], stage_mask("ITM", count, both[1]))
     logits = model.match_head(queries).float().mean(dim=1)  # (2 B, 2)

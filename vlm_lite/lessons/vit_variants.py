@@ -93,25 +93,30 @@ def pretrain(encoder, images, targets, *, steps, batch_size, lr, seed=0, share=0
     return run.history
 
 
-STARTS = {
-    "captions alone": None,
-    "captions, twice the steps": None,
-    "pixels first": pixel_targets,
-    "features first": feature_targets,
-    "features of an untrained model first": lambda images: feature_targets(images, trained=False),
+def untrained_targets(images):
+    """As `feature_targets`, of a model that has learnt nothing."""
+    return feature_targets(images, trained=False)
+
+
+STARTS = {  # the targets of the first training, and how often the steps of the second are taken
+    "captions alone": (None, 1),
+    "pixels first": (pixel_targets, 1),
+    "features first": (feature_targets, 1),
+    "features of an untrained model first": (untrained_targets, 1),
+    "captions alone, twice the steps": (None, 2),
+    "features first, twice the steps": (feature_targets, 2),
 }
 
 
 def train_from(start, images, captions, tokenizer, *, steps, batch_size, lr, seed=0):
     """A small CLIP from one of STARTS, trained on images (N, 3, S, S) with N lists of captions."""
     model, recipe = make_clip(tokenizer, seed, **SMALL), {"batch_size": batch_size, "lr": lr}
-    if STARTS[start]:
-        targets = STARTS[start](images)
-        pretrain(model.image_encoder, images, targets, steps=steps, seed=seed, **recipe)
+    targets, times = STARTS[start]
+    if targets:
+        pretrain(model.image_encoder, images, targets(images), steps=steps, seed=seed, **recipe)
     ids = tokenize([text for five in captions for text in five], tokenizer)
     ids = ids.view(len(images), len(captions[0]), -1)  # (N, C, T)
-    steps = 2 * steps if start == "captions, twice the steps" else steps
-    train_clip(model, images, ids, steps=steps, seed=seed, **recipe)
+    train_clip(model, images, ids, steps=times * steps, seed=seed, **recipe)
     return model.cpu()
 
 
