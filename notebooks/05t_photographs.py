@@ -14,6 +14,7 @@
 #   vlm_lite:
 #     title: SmolVLM2 and photographs
 #     builds: SmolVLM2-256M's architecture, timed here, and its real weights under POPE on photographs
+#     lesson: smolvlm
 #     minutes_t4_estimate: 10
 #     reads: []
 #     outputs_of: a2fc4cdb53cc484ac78fbd21806f175fb93bfad94b95be3d0db9b39db410c427
@@ -62,54 +63,65 @@ print(describe(profile, compute, notebook="05t_photographs", t4_minutes=10))
 # This needs no download. **Tokens, seconds and memory are true of this machine; the answers are noise**, since the weights are
 # random and only the configuration is SmolVLM2's. One image of one tile; batches of 1 and 2; 8 new tokens.
 
-# %%
+# %% tags=["save"]
 import time
 
-import pandas as pd
+import psutil
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 IMAGE, TEXT, NEW = 49_190, 24, 8  # the id of an image token; tokens of the question; new tokens
-vision = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
-vision |= {"intermediate_size": 3072, "image_size": 512, "patch_size": 16}
-text = {"model_type": "llama", "vocab_size": 49_280, "hidden_size": 576, "num_hidden_layers": 30}
-text |= {"num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
-text |= {"max_position_embeddings": 8192, "tie_word_embeddings": False}
-sizes = {"vision_config": vision, "text_config": text, "scale_factor": 4, "image_token_id": IMAGE}
-if profile.name == "smoke":  # the same parts, fewer layers
-    vision["num_hidden_layers"], text["num_hidden_layers"] = 1, 1
-config = SmolVLMConfig(**sizes, pad_token_id=2, tie_word_embeddings=False)
-torch.manual_seed(0)
-noise = SmolVLMForConditionalGeneration(config).eval()
-assert profile.name == "smoke" or noise.num_parameters() == 256_484_928  # as its model card has it
 
-ids = torch.cat([torch.full((64,), IMAGE), torch.randint(10, 49_000, (TEXT,))])  # 64 image tokens
-rows = []
-for batch in (1, 1, 2):  # the first is the warm-up
-    pixels, input_ids = torch.randn(batch, 1, 3, 512, 512), ids.repeat(batch, 1)
-    start = time.perf_counter()
-    out = noise.generate(
-        input_ids=input_ids,
-        pixel_values=pixels,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
-        do_sample=False,
-        return_dict_in_generate=True,
-    )
-    seconds = time.perf_counter() - start
-    layers = out.past_key_values.layers
+
+def random_smolvlm(layers=None):
+    """SmolVLM2-256M's architecture with random weights, in fp32; layers: fewer of them."""
+    vision = {"hidden_size": 768, "num_hidden_layers": layers or 12, "num_attention_heads": 12}
+    vision |= {"intermediate_size": 3072, "image_size": 512, "patch_size": 16}
+    text = {"model_type": "llama", "vocab_size": 49_280, "num_hidden_layers": layers or 30}
+    text |= {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+    text |= {"intermediate_size": 1536, "max_position_embeddings": 8192}
+    text |= {"tie_word_embeddings": False}
+    sizes = {"vision_config": vision, "text_config": text, "scale_factor": 4}
+    config = SmolVLMConfig(**sizes, image_token_id=IMAGE, pad_token_id=2, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    return SmolVLMForConditionalGeneration(config).eval()
+
+
+def measure(model, images=1, tiles=1):
+    """Answer `images` prompts of `tiles` tiles each with NEW tokens: what it takes, as a row of a table."""
+    image_ids = torch.full((64 * tiles,), IMAGE)  # 64 tokens a tile
+    ids = torch.cat([image_ids, torch.randint(10, 49_000, (TEXT,))]).repeat(images, 1)
+    pixels, start = torch.randn(images, tiles, 3, 512, 512), time.perf_counter()
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "return_dict_in_generate": True}
+    prompt = {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+    out = model.generate(**prompt, **options, do_sample=False)
+    seconds, layers = time.perf_counter() - start, out.past_key_values.layers
     cache = sum(part.numel() * part.element_size() for x in layers for part in (x.keys, x.values))
-    rows.append((batch, input_ids.numel(), seconds, batch * NEW / seconds, cache / 1e6))
-columns = ["images", "tokens read", "seconds", "new tokens a second", "KV cache, MB"]
+    return {
+        "images": images,
+        "tiles": tiles,
+        "tokens read": ids.numel(),
+        "seconds": seconds,
+        "new tokens a second": images * NEW / seconds,
+        "KV cache, MB": cache / 1e6,
+        "memory, GB": psutil.Process().memory_info().rss / 1e9,
+    }
+
+
+# %%
+import pandas as pd
+
+noise = random_smolvlm(layers=1 if profile.name == "smoke" else None)
+assert profile.name == "smoke" or noise.num_parameters() == 256_484_928  # as its model card has it
+rows = [measure(noise, images) for images in (1, 1, 2)]  # the first is the warm-up
 weights = noise.get_memory_footprint() / 1e9
 print(f"{noise.num_parameters() / 1e6:.1f} million parameters, {weights:.2f} GB in {noise.dtype}")
-print("an answer, as token ids (noise):", out.sequences[0, -NEW:].tolist())
-pd.DataFrame(rows[1:], columns=columns).round(2)
+pd.DataFrame(rows[1:]).round(2)
 
 # %% [markdown]
 # Most of the time goes into the encoder: 1,024 patches a tile, for 64 tokens that the language model reads. A photograph of four by four tiles
-# and a small copy of the whole has 17 tiles: 1,088 image tokens. The keys and values of three heads (not nine:
+# and a small copy of the whole has 17 tiles: 1,088 image tokens. `make bench PARTS=smolvlm` measures batches of 1 to 8 and 1 to 17 tiles, and
+# [docs/benchmarks.md](../docs/benchmarks.md) has its last table. The keys and values of three heads (not nine:
 # *grouped-query attention*) keep the cache small.
 #
 # ## 2. Its real weights, on photographs (`t4`)

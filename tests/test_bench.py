@@ -17,6 +17,7 @@ AIMS = {
     "models": ["1.1 or less"],
     "answers": ["30 or less", "5 or more"],
     "evaluators": [],
+    "smolvlm": [],
     "machine": [],
 }
 

@@ -38,7 +38,7 @@ from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import read_json, write_json  # noqa: E402
-from vlm_lite.lessons import clip, vit  # noqa: E402
+from vlm_lite.lessons import clip, smolvlm, vit  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
 from vlm_lite.models.layout import from_blip2, save_clip  # noqa: E402
 from vlm_lite.models.vlm import load_vlm  # noqa: E402
@@ -238,6 +238,20 @@ def time_evaluators(compute, quick=False):
     line("  programs (Java) started by that call", len(starts), "")
 
 
+def time_smolvlm(compute, quick=False):
+    """SmolVLM2-256M's architecture with random weights: batches of one tile, and one image of many tiles."""
+    model = smolvlm.random_smolvlm(layers=1 if quick else None)
+    smolvlm.measure(model)  # the warm-up
+    cases = (
+        [(1, 1), (2, 1)] if quick else [*((n, 1) for n in (1, 2, 4, 8)), (1, 5), (1, 10), (1, 17)]
+    )
+    for images, tiles in cases:
+        row = smolvlm.measure(model, images, tiles)
+        details = (f"{row[name]:,.1f} {name}" for name in list(row)[4:])
+        name = f"{images} x {tiles} tiles, {row['tokens read']:,} tokens read"
+        line(name, row["seconds"], "s", note=", ".join(details))
+
+
 def time_machine(compute, quick=False):
     """The matrix products that this machine can reach, and the start of a command."""
     starts = seconds(
@@ -256,6 +270,7 @@ PARTS = {
     "models": ("the lessons' models against the libraries', forward and backward", time_models),
     "answers": ("from images to answers", time_answers),
     "evaluators": ("evaluators, at the size of the official sets", time_evaluators),
+    "smolvlm": ("SmolVLM2-256M's architecture, 8 new tokens an image", time_smolvlm),
     "machine": ("this machine", time_machine),
 }
 
