@@ -14,6 +14,7 @@
 #   vlm_lite:
 #     title: LLaVA on photographs
 #     builds: the stages of notebook 04 with OpenAI's CLIP and a chat model, on COCO
+#     lesson: coco_stages
 #     minutes_t4_estimate: 35
 #     reads: []
 #     outputs_of: 0d1fb8023d41c04a0df55775d611098336ba5309d2068c2e4531a93a34a57f46
@@ -66,6 +67,31 @@ print(describe(profile, compute, notebook="04t_photographs", t4_minutes=35))
 # The loop, the stages and their order are 04's. A run that died goes on at the next call. After each stage: CIDEr and VQA accuracy, and four controls with their intervals: what another image
 # (*swap*), an empty one (*hide*) and none (*sees*) cost in VQA accuracy, and CIDEr less CIDEr with the captions of other images (*concrete*).
 
+# %% tags=["save"]
+from vlm_lite.lessons import llava
+from vlm_lite.lessons.coco import photo_texts
+
+
+def photo_talks(photos, prompt):
+    """What notebook 04's stages train on: {data: N lists of conversations}, "mixed" being all of it."""
+    said = photo_texts(photos, prompt)
+    found = {
+        "captions": [[[pair] for pair in row] for row in said["captions"]],
+        "conversation": said["instructions"],
+        "VQA": [[[pair] for pair in row] for row in said["vqa"]],
+    }
+    return found | {"mixed": [sum(each, []) for each in zip(*found.values(), strict=True)]}
+
+
+def photo_plan(steps, batch_size=16):
+    """Notebook 04's `plan`, as LLaVA's authors have it for pretrained models: AdamW throughout, at their rates."""
+    rates = {"connector": 1e-3, "LoRA": 2e-4}
+    return {
+        name: stage | {"optimizer": "AdamW", "lr": rates[stage["trainable"]]}
+        for name, stage in llava.plan(steps, batch_size).items()
+    }
+
+
 # %%
 import pandas as pd
 import torch
@@ -73,7 +99,7 @@ from IPython.display import display
 
 from vlm_lite import plots
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
-from vlm_lite.lessons import llava
+from vlm_lite.lessons.coco import evaluate_photos, load_photos
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
@@ -86,7 +112,6 @@ minimal = False  # @param {type: "boolean"}
 reader = ""  # @param {type: "string"}
 
 if on_photographs:
-    from vlm_lite import photo_stages
     from vlm_lite.data.photographs import FULL, MINIMAL
     from vlm_lite.data.sources import MODELS
 
@@ -97,17 +122,14 @@ if on_photographs:
     model = VLM(vision, projector, language_model, tokenizer).to(compute.device)
     prompt = str if tokenizer.chat_template else chat_prompt  # `VLM` applies a model's own template
     photos, others = (
-        photo_stages.load_photos(vision, split, MINIMAL if minimal else FULL)
-        for split in ("train", "val")
+        load_photos(vision, split, MINIMAL if minimal else FULL) for split in ("train", "val")
     )
-    stages = photo_stages.photo_plan(on_photographs.stage_steps)
-    talks = photo_stages.photo_talks(photos, prompt)
+    stages = photo_plan(on_photographs.stage_steps)
+    talks = photo_talks(photos, prompt)
     models, histories = llava.run_stages(model, photos.features, talks, stages)
     seconds = [round(each.seconds[-1]) for each in histories.values()]
     display(pd.DataFrame(stages).T.assign(seconds=seconds))
-    scores = {
-        name: photo_stages.evaluate_photos(each, others, prompt) for name, each in models.items()
-    }
+    scores = {name: evaluate_photos(each, others, prompt) for name, each in models.items()}
     print(pd.DataFrame(scores).map("{0[0]:.2f} [{0[1]:.2f}, {0[2]:.2f}]".format).to_string())
     asked = ["Describe the picture.", "What stands in the middle?", "Is there a person?"]
     said = {

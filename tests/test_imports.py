@@ -14,7 +14,7 @@ LAYERS = [
     r"models(\..*)?",
     r"evals(\..*)?",
     r"(figures|panels|plots|diagrams)",
-    r"(lessons(\..*)?|models\.vlm|encoded|photo_stages|studies|report|export|rehearsal(\..*)?)",
+    r"(lessons(\..*)?|models\.vlm|encoded|studies|report|export|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli|__main__|(.*\.)?commands)",
 ]

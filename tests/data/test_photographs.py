@@ -14,7 +14,7 @@ from vlm_lite.data.photographs import FULL, MINIMAL, Choice, choose_images, load
 from vlm_lite.data.sources import SOURCES
 from vlm_lite.files import UserError
 from vlm_lite.hub import locate, mirrored_model
-from vlm_lite.profiles import get_compute, get_profile
+from vlm_lite.profiles import get_profile
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
 
@@ -189,7 +189,7 @@ def test_t4s_path_runs_at_its_real_sizes_without_a_network(tmp_path, monkeypatch
     profile = get_profile("rehearsal")
     assert profile == made
     assert (profile.name, profile.image_size, profile.train_images) == ("rehearsal", 224, 8)
-    result = rehearse(profile, get_compute(), steps=2, batch_size=2)
+    result = rehearse(profile, steps=2, batch_size=2)
     assert set(result["stages"]) == {
         "load the models",
         "read and encode, train",

@@ -33,27 +33,16 @@ def add(commands):
     rehearse.add_argument(
         "--batch-size", type=int, help="images a step (default 4; 64, t4's, on a GPU)"
     )
-    rehearse.add_argument(
-        "--precision",
-        choices=("no", "fp16", "bf16"),
-        help="mixed precision (default: what suits this machine; a T4's is fp16)",
-    )
     rehearse.add_argument("--json", metavar="FILE", help="write the figures here too")
 
 
 def run_rehearse(options):
     """`vlm-lite rehearse`."""
-    import dataclasses
-
     from vlm_lite.files import write_json
     from vlm_lite.profiles import get_compute
     from vlm_lite.rehearsal.mirror import make_profile
 
     compute = get_compute()
-    if options.precision:
-        compute = dataclasses.replace(
-            compute, mixed_precision=options.precision, reason="you chose it"
-        )
     on_gpu = compute.device == "cuda"
     started = time.perf_counter()
     profile = make_profile(options.images or (1024 if on_gpu else 64))
@@ -63,7 +52,6 @@ def run_rehearse(options):
     )
     result = rehearse(
         profile,
-        compute,
         steps=options.steps or (30 if on_gpu else 3),
         batch_size=options.batch_size or (64 if on_gpu else 4),
     )
@@ -72,7 +60,7 @@ def run_rehearse(options):
         print(f"written to {options.json}")
 
 
-def rehearse(profile, compute, *, steps, batch_size):
+def rehearse(profile, *, steps, batch_size):
     """Run t4's path on a rehearsal's `profile`, print each part's time as it ends, and return the figures.
 
     Returns {"stages": {name: {"seconds", "per_second"}}, "memory_gb", "gpu_memory_gb" or None, ...}.
@@ -82,16 +70,16 @@ def rehearse(profile, compute, *, steps, batch_size):
     import pandas
     import torch
 
-    from vlm_lite import photo_stages
     from vlm_lite.data.language import chat_prompt, short_prompt
-    from vlm_lite.lessons import llava
+    from vlm_lite.lessons import coco, coco_stages, llava
     from vlm_lite.lessons.qformer import QFormerConnector
     from vlm_lite.lessons.vlm import VLM, train_vlm
     from vlm_lite.models.clip import CLIP
     from vlm_lite.models.text import load_language_model
+    from vlm_lite.profiles import get_compute
     from vlm_lite.rehearsal.mirror import choice
 
-    found = {}
+    compute, found = get_compute(), {}
     print(f"{'part':34} {'seconds':>9} {'a second':>12}")
 
     def note(name, seconds, count):
@@ -119,14 +107,14 @@ def rehearse(profile, compute, *, steps, batch_size):
         timed(
             f"read and encode, {split}",
             size,
-            lambda split=split: photo_stages.load_photos(vision, split, choice(profile), **options),
+            lambda split=split: coco.load_photos(vision, split, choice(profile), **options),
         )
         for split, size in (("train", count), ("val", profile.val_images))
     )
     widths = vision.feature_width, language_model.config.hidden_size
-    connector = QFormerConnector(*widths, **photo_stages.QFORMER)
+    connector = QFormerConnector(*widths, **coco.QFORMER)
     model = VLM(vision, connector, language_model, tokenizer).to(compute.device)
-    said = photo_stages.photo_texts(train, short_prompt)
+    said = coco.photo_texts(train, short_prompt)
     turns = [some + asked for some, asked in zip(said["captions"], said["vqa"], strict=True)]
     recipe = {"batch_size": batch_size, "lr": 1e-3, "per_row": 6}
     history = train_vlm(model, train.features, turns, steps=steps, **recipe)
@@ -141,18 +129,18 @@ def rehearse(profile, compute, *, steps, batch_size):
     connector = llava.Projector(*widths)
     model = VLM(vision, connector, language_model, tokenizer).to(compute.device)
     prompt = str if tokenizer.chat_template else chat_prompt  # a template is applied by the model
-    plan = photo_stages.photo_plan((steps,) * 3, batch_size)
-    talks = photo_stages.photo_talks(train, prompt)
+    plan = coco_stages.photo_plan((steps,) * 3, batch_size)
+    talks = coco_stages.photo_talks(train, prompt)
     models, histories = llava.run_stages(model, train.features, talks, plan)
     for name, history in histories.items():
         note(f"stage {name}, a step", history.seconds[-1] / steps, plan[name]["batch_size"])
     # At t4's sizes a CPU needs tenths of a second for each word.
-    asked = {"pictures": 64, "questions": 64, "words": 32 if compute.device == "cuda" else 4}
+    asked = {"images": 64, "questions": 64, "words": 32 if compute.device == "cuda" else 4}
     scores = {
         name: timed(
             "evaluate",
             min(64, len(held_out.ids)),
-            lambda each=each: photo_stages.evaluate_photos(each, held_out, prompt, **asked),
+            lambda each=each: coco.evaluate_photos(each, held_out, prompt, **asked),
         )
         for name, each in models.items()
     }

@@ -1,7 +1,6 @@
-"""Photographs for the Q-Former and for LLaVA's stages: their texts, and the same evaluation after every stage.
+"""Notebook 03's VLM between OpenAI's CLIP and GPT-2, on COCO.
 
-The tables are those of `data.photographs`, the training is that of the lessons: nothing here knows how large the models
-are, or whether the sites are the real ones.
+Generated from notebooks/03t_photographs.py by `make notebooks`: edit the notebook.
 """
 
 from typing import NamedTuple
@@ -18,7 +17,6 @@ from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from vlm_lite.evals.vqa import vqa_scores
-from vlm_lite.lessons import llava
 
 QFORMER = dict(
     num_query_tokens=32,
@@ -32,7 +30,7 @@ SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's word
 
 
 class Photos(NamedTuple):
-    """N pictures: features (N, T, Dv) of the frozen eye, image ids, and the three tables of the common format."""
+    """N images: features (N, T, Dv) of the frozen vision encoder, image ids, and the three tables of the common format."""
 
     features: torch.Tensor
     ids: list
@@ -49,54 +47,34 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
         return Photos(patch_features(vision, images, progress=progress), ids, *tables)
 
 
+def columns(table, *names):
+    return zip(*(table[name][:] for name in ("image_id", *names)), strict=True)
+
+
 def photo_texts(photos, prompt):
-    """What each stage reads: {"captions", "instructions", "vqa"} -> N lists of exchanges, a list for each picture."""
+    """What is said of each image: {"captions", "instructions", "vqa"} -> N lists of exchanges, a list for each image."""
     texts = {
         name: {image_id: [] for image_id in photos.ids}
         for name in ("captions", "instructions", "vqa")
     }
-    for image_id, five in _columns(photos.captions, "captions"):
+    for image_id, five in columns(photos.captions, "captions"):
         texts["captions"][image_id] += [(CAPTION_PROMPT, text) for text in five]
-    for image_id, messages in _columns(photos.instructions, "conversation"):
+    for image_id, messages in columns(photos.instructions, "conversation"):
         texts["instructions"][image_id].append(as_pairs(messages, prompt))
-    for image_id, question, answer in _columns(photos.questions, "question", "answer"):
+    for image_id, question, answer in columns(photos.questions, "question", "answer"):
         texts["vqa"][image_id].append((prompt(f"{question} {SHORT}"), answer))
     return {name: list(of.values()) for name, of in texts.items()}
 
 
-def photo_talks(photos, prompt):
-    """`photo_texts` as `lessons.llava` trains on it: {data: N lists of conversations}, "mixed" being all of it."""
-    said = photo_texts(photos, prompt)
-    found = {
-        "captions": [[[pair] for pair in row] for row in said["captions"]],
-        "conversation": said["instructions"],
-        "VQA": [[[pair] for pair in row] for row in said["vqa"]],
-    }
-    return found | {"mixed": [sum(each, []) for each in zip(*found.values(), strict=True)]}
-
-
-def photo_plan(steps, batch_size=16):
-    """`lessons.llava.plan` as LLaVA's authors have it for pretrained models: AdamW throughout, at their rates."""
-    rates = {"connector": 1e-3, "LoRA": 2e-4}
-    return {
-        name: stage | {"optimizer": "AdamW", "lr": rates[stage["trainable"]]}
-        for name, stage in llava.plan(steps, batch_size).items()
-    }
-
-
-def _columns(table, *names):
-    return zip(*(table[name][:] for name in ("image_id", *names)), strict=True)
-
-
-def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words=32, seed=0):
+def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=32, seed=0):
     """{name: [value, low, high]} with 95% bootstrap intervals over captions or questions; `words`: tokens a caption.
 
-    CIDEr of captions, and its two controls: "CIDEr blind", one caption for all, and "CIDEr shuffled", each picture with
+    CIDEr of captions, and its two controls: "CIDEr blind", one caption for all, and "CIDEr shuffled", each image with
     the caption of the next. VQA accuracy, also by type of answer, of the blind model, and of an oracle that reads the
     five captions instead of the image. Then what another image (swap), an empty one (hide) and none (sees) cost in VQA
     accuracy; "concrete" is CIDEr less CIDEr shuffled.
     """
-    count = min(pictures, len(held_out.ids))
+    count = min(images, len(held_out.ids))
     said = vlm.generate(held_out.features[:count], [CAPTION_PROMPT] * count, max_new_tokens=words)
     blind = vlm.generate(None, [CAPTION_PROMPT], max_new_tokens=words) * count
     references = dict(enumerate(held_out.captions["captions"][:count]))
@@ -110,7 +88,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
             ("CIDEr shuffled", said[1:] + said[:1]),
         )
     }
-    told = dict(_columns(held_out.captions, "captions"))
+    told = dict(columns(held_out.captions, "captions"))
     rows = [
         {
             "image_id": image_id,
@@ -119,7 +97,7 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
             "answers": answers,
             "description": None,
         }
-        for image_id, question, kind, answers in _columns(
+        for image_id, question, kind, answers in columns(
             held_out.questions, "question", "answer_type", "answers"
         )
     ][:questions]

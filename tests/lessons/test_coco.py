@@ -15,13 +15,13 @@ from PIL import Image
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests import small
-from vlm_lite import photo_stages
 from vlm_lite.data import photographs
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
+from vlm_lite.evals import captions
 from vlm_lite.evals.captions import caption_scores
-from vlm_lite.lessons import llava
+from vlm_lite.lessons import coco, coco_stages
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
@@ -30,7 +30,7 @@ from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,6 +39,13 @@ CHECKS = "swap", "hide", "concrete", "sees"
 CPU = Compute("cpu", "no", "a test")
 CHOICE = Choice(images=16, val_images=4, instructions=16, questions=16, val_questions=8)
 SMALL_QFORMER = dict(num_query_tokens=4, width=32, num_layers=2, num_heads=2, mlp_width=32)
+
+
+SCORES = functools.partial(caption_scores, tokenizer="whitespace")
+
+
+def load_small(folder, split, choice, *, mirror=None, progress=True):
+    return load_photographs(split, CHOICE, mirror=str(folder), progress=False)
 
 
 def cell_of(name, tag="t4"):
@@ -78,17 +85,11 @@ def offline(sites, monkeypatch, tmp_path):
     """The sites in the place of the real ones, small models in that of the large, and no Java."""
     mirror, clip, reader = sites
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        photo_stages,
-        "load_photographs",
-        lambda split, choice, *, mirror=None, progress=True: load_photographs(
-            split, CHOICE, mirror=str(sites[0]), progress=False
-        ),
-    )
-    monkeypatch.setattr(
-        photo_stages, "caption_scores", functools.partial(caption_scores, tokenizer="whitespace")
-    )
-    monkeypatch.setattr(photo_stages, "QFORMER", SMALL_QFORMER)
+    for module in (coco, photographs):
+        monkeypatch.setattr(module, "load_photographs", functools.partial(load_small, mirror))
+    for module in (coco, captions):
+        monkeypatch.setattr(module, "caption_scores", SCORES)
+    monkeypatch.setattr(coco, "QFORMER", SMALL_QFORMER)
     for name, model in (("clip", clip), ("gpt2", reader), ("instruct", reader)):
         monkeypatch.setitem(MODELS, name, model)
     return sites
@@ -97,9 +98,18 @@ def offline(sites, monkeypatch, tmp_path):
 def names(notebook, on_photographs, shown):
     """What the cells before the `t4` cell of a notebook define, run as they stand there."""
     cells = jupytext.read(NOTEBOOKS / f"{notebook}.py").cells
-    (before,) = (cell.source for cell in cells if "on_photographs = profile" in cell.source)
-    exec(before, left := {"profile": REHEARSAL})
-    return {**left, "compute": CPU, "on_photographs": on_photographs, "display": shown.append}
+    left = {"profile": REHEARSAL}
+    for cell in cells:
+        tags = cell.metadata.get("tags", [])
+        if "save" in tags or "on_photographs = profile" in cell.source:
+            exec(cell.source, left)
+    return {
+        **left,
+        "QFORMER": SMALL_QFORMER,
+        "compute": CPU,
+        "on_photographs": on_photographs,
+        "display": shown.append,
+    }
 
 
 SIZES = SimpleNamespace(
@@ -157,22 +167,20 @@ def test_notebook_04t_trains_the_stages_and_then_your_own_images(offline, capsys
 
 @pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
-    monkeypatch.setattr(
-        photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny")
-    )
+    monkeypatch.setattr(coco, "load_photos", lambda *a, **k: pytest.fail("a download on tiny"))
     exec(cell_of(name), names(name, None, []))
     assert "only with profile" in capsys.readouterr().out
 
 
 def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
     _, clip, reader = offline
-    photos = photo_stages.load_photos(CLIP.from_pretrained(clip), "train")
-    talks = photo_stages.photo_talks(photos, str)
+    photos = coco.load_photos(CLIP.from_pretrained(clip), "train")
+    talks = coco_stages.photo_talks(photos, str)
     assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in talks.values())
     counts = {name: sum(map(len, rows)) for name, rows in talks.items()}
     assert counts == {"captions": 80, "conversation": 16, "VQA": 16, "mixed": 112}
     row = photos.questions[0]
-    asked = f"{row['question']} {photo_stages.SHORT}", row["answer"]
+    asked = f"{row['question']} {coco.SHORT}", row["answer"]
     assert [asked] in talks["VQA"][photos.ids.index(row["image_id"])]
     tokenizer = AutoTokenizer.from_pretrained(reader)
     ids, *_ = pack(tokenizer, [[[asked]]])
@@ -186,12 +194,12 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
     _, clip, reader = offline
     language_model, tokenizer = load_language_model(reader)
     vlm = VLM(CLIP.from_pretrained(clip), torch.nn.Linear(32, 32), language_model, tokenizer)
-    held_out = photo_stages.load_photos(vlm.vision, "val")
+    held_out = coco.load_photos(vlm.vision, "val")
     truth = {
         (k, CAPTION_PROMPT): texts[0] for k, texts in enumerate(held_out.captions["captions"][:])
     }
     for row in held_out.questions:
-        asked = chat_prompt(f"{row['question']} {photo_stages.SHORT}")
+        asked = chat_prompt(f"{row['question']} {coco.SHORT}")
         truth[held_out.ids.index(row["image_id"]), asked] = row["answer"]
 
     def looks(features, prompts, max_new_tokens=16):
@@ -213,7 +221,7 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
         return [truth.get((k, text), "a thing") for k, text in zip(rows, prompts, strict=True)]
 
     monkeypatch.setattr(vlm, "generate", looks)
-    scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
+    scores = coco.evaluate_photos(vlm, held_out, chat_prompt)
     assert (
         scores["VQA"][0] > 0.8 > 0.1 >= scores["blind"][0]
         and scores["CIDEr"][0] > scores["CIDEr shuffled"][0]
@@ -223,7 +231,7 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
     monkeypatch.setattr(
         vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts)
     )
-    scores = photo_stages.evaluate_photos(vlm, held_out, chat_prompt)
+    scores = coco.evaluate_photos(vlm, held_out, chat_prompt)
     assert (
         all(scores[check][0] == 0 for check in ("swap", "hide", "sees"))
         and scores["CIDEr blind"] == scores["CIDEr"]
@@ -242,8 +250,7 @@ def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch, capsys)
         val_images=4,
         mirror=str(mirror),
     )
-    monkeypatch.setattr(llava, "get_compute", lambda: CPU)
-    result = rehearse(profile, CPU, steps=2, batch_size=4)
+    result = rehearse(profile, steps=2, batch_size=4)
     printed = capsys.readouterr().out
     for name in ("evaluate", "stage captions, a step", "stage mixed, a step"):
         assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
