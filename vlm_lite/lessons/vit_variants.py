@@ -64,7 +64,10 @@ def feature_targets(images, trained=True):
 
 
 def pretrain(encoder, images, targets, *, steps, batch_size, lr, seed=0, share=0.4):
-    """Train an image encoder by masked modelling, in place: targets (N, patches, T), a share is hidden -> History."""
+    """Train an image encoder in place to predict targets (N, patches, T) where patches are hidden -> History.
+
+    share: of the patches that are hidden. 0: none is, and the target is predicted at every patch (distillation).
+    """
     torch.manual_seed(seed)
     model = MaskedModel(encoder, targets.shape[-1])
     accelerator = Accelerator(**get_compute().for_accelerate)
@@ -81,7 +84,7 @@ def pretrain(encoder, images, targets, *, steps, batch_size, lr, seed=0, share=0
         batch = pixel_values(images[rows]), hidden, targets[rows]
         pixels, hidden, target = (part.to(accelerator.device) for part in batch)
         similarity = F.cosine_similarity(prepared(pixels, hidden).float(), target, dim=-1)  # (B, N)
-        loss = (1 - similarity)[hidden].mean()
+        loss = (1 - similarity)[hidden if share else ~hidden].mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
         optimizer.step()
@@ -98,22 +101,23 @@ def untrained_targets(images):
     return feature_targets(images, trained=False)
 
 
-STARTS = {  # the targets of the first training, and how often the steps of the second are taken
-    "captions alone": (None, 1),
-    "pixels first": (pixel_targets, 1),
-    "features first": (feature_targets, 1),
-    "features of an untrained model first": (untrained_targets, 1),
-    "captions alone, twice the steps": (None, 2),
-    "features first, twice the steps": (feature_targets, 2),
+STARTS = {  # the first training's targets and hidden share; how often the steps of the second are taken
+    "captions alone": (None, 0, 1),
+    "captions alone, twice the steps": (None, 0, 2),
+    "hidden pixels first": (pixel_targets, 0.4, 1),
+    "hidden features first": (feature_targets, 0.4, 1),
+    "features first, nothing hidden": (feature_targets, 0, 1),
+    "untrained features first, nothing hidden": (untrained_targets, 0, 1),
 }
 
 
 def train_from(start, images, captions, tokenizer, *, steps, batch_size, lr, seed=0):
     """A small CLIP from one of STARTS, trained on images (N, 3, S, S) with N lists of captions."""
     model, recipe = make_clip(tokenizer, seed, **SMALL), {"batch_size": batch_size, "lr": lr}
-    targets, times = STARTS[start]
-    if targets:
-        pretrain(model.image_encoder, images, targets(images), steps=steps, seed=seed, **recipe)
+    make_targets, share, times = STARTS[start]
+    if make_targets:
+        targets, known = make_targets(images), {"share": share, "seed": seed, **recipe}
+        pretrain(model.image_encoder, images, targets, steps=steps, **known)
     ids = tokenize([text for five in captions for text in five], tokenizer)
     ids = ids.view(len(images), len(captions[0]), -1)  # (N, C, T)
     train_clip(model, images, ids, steps=times * steps, seed=seed, **recipe)
