@@ -78,63 +78,6 @@ def scoreboard(images, questions, answers, given, *, correct=None):
     return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
 
 
-CONTROLS = {
-    "vlm": (BLUE, ""),
-    "oracle": (GREEN, "xxxx"),
-    "patch-shuffled": (SKY, "----"),
-    "shuffled": (ORANGE, "\\\\\\\\"),
-    "blank": (PALE, "...."),
-    "blind": ("white", "////"),
-}  # others are white
-
-
-@styled
-def controls_bars(board, *, guess=None, title=""):
-    """A score and its controls, a bar each, with whiskers; the blind one goes on as a dashed line.
-
-    board: {name: Interval or anything with value, low and high, in 0..1}, from the top down. guess: (name, percent).
-    """
-    figure = Figure(width=680, height=112 + 32 * len(board), label=title, layout="constrained")
-    axes = figure.subplots()
-    for row, (name, score) in enumerate(board.items()):
-        value, low, high = (100 * end for end in (score.value, score.low, score.high))
-        colour, hatch = CONTROLS.get(name, ("white", ""))
-        axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.8)
-        axes.errorbar(
-            value, row, xerr=[[value - low], [high - value]], color=INK, capsize=4, linewidth=1.3
-        )
-        axes.text(
-            high + 1.5,
-            row,
-            f"{value:.1f}",
-            va="center",
-            fontweight="bold" if name == "vlm" else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    if "blind" in board:
-        axes.axvline(
-            100 * board["blind"].value,
-            color=INK,
-            linestyle="--",
-            linewidth=1.1,
-            zorder=0.9,
-            label="blind",
-        )
-    if guess is not None:
-        axes.axvline(guess[1], label=f"my guess for {guess[0]}: {guess[1]:g}", **GUESS)
-    axes.set(
-        yticks=range(len(board)),
-        yticklabels=["the VLM" if name == "vlm" else name for name in board],
-        xlim=(0, 106),
-        xlabel="VQA accuracy (%), with 95% intervals",
-        title=title,
-    )
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
 @styled
 def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
     """One question about one image: the image, the question, and the probabilities of the likeliest answers.
