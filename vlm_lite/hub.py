@@ -5,6 +5,7 @@
 alone. A folder may hold the hub too, as `huggingface.co/ID/resolve/main/FILE`. Importing this module probes nothing.
 """
 
+import contextlib
 import functools
 import os
 import threading
@@ -23,33 +24,24 @@ def told_offline():
 
 def hub_answers():
     """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if told_offline():
-        return False
-    return _probe(os.environ.get("HF_ENDPOINT") or HUB)
+    return not told_offline() and _probe(os.environ.get("HF_ENDPOINT") or HUB)
 
 
 @functools.cache
 def _probe(endpoint):
-    import urllib.error
-    import urllib.request
+    import requests
 
     answers = []
 
     def ask():
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except (OSError, ValueError):
-            answers.append(False)
+        with contextlib.suppress(requests.RequestException):
+            answers.append(requests.head(endpoint, timeout=PROBE_SECONDS).status_code < 500)
 
-    # A look-up of the name may hang for longer than urlopen's own limit, so the wait is bounded from outside.
+    # A look-up of the name may hang for longer than its own limit, so the wait is bounded from outside.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
+    return any(answers)
 
 
 def cached_snapshot(repo):
@@ -62,14 +54,8 @@ def cached_snapshot(repo):
     folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(
         "*"
     )
-    return next(
-        (
-            folder
-            for folder in sorted(folders)
-            if (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-        ),
-        None,
-    )
+    whole = ("config.json", "model.safetensors")
+    return next((f for f in sorted(folders) if all((f / name).exists() for name in whole)), None)
 
 
 def mirror():

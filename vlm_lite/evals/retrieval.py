@@ -1,13 +1,13 @@
 """Recall@K: how often a right partner is among the K nearest, from pictures to captions and back."""
 
 import zlib
-from collections import defaultdict
 from math import comb
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 
 from vlm_lite.files import UserError
 
@@ -27,7 +27,7 @@ def recall_at_k(
     """
     image_embeds = unit_rows("image_embeds", image_embeds)
     text_embeds = unit_rows("text_embeds", text_embeds)
-    owners = as_numbers("image_of_text", image_of_text, whole=True).tolist()
+    owners = as_numbers("image_of_text", image_of_text, whole=True).numpy()
     N, M = len(image_embeds), len(text_embeds)
     if image_embeds.shape[1] != text_embeds.shape[1]:
         raise UserError(
@@ -35,23 +35,19 @@ def recall_at_k(
             "expected embeddings of one joint space."
         )
     strings = list(range(M) if texts is None else texts)
-    if len(owners) != M or len(strings) != M or set(owners) != set(range(N)):
+    if len(owners) != M or len(strings) != M or set(owners.tolist()) != set(range(N)):
         raise UserError(
             f"image_of_text has {len(owners)} entries, from {min(owners)} to {max(owners)}, and texts has {len(strings)}; "
             f"expected {M} each, one a text, which name each of the {N} pictures by its row 0 to {N - 1}."
         )
     if not ks or min(ks) < 1:
         raise UserError(f"ks is {ks!r}; expected whole numbers of 1 or more.")
-    texts_of, images_of, strings_of = defaultdict(list), defaultdict(set), defaultdict(set)
-    for text, (string, owner) in enumerate(zip(strings, owners, strict=True)):
-        texts_of[string].append(text)
-        images_of[string].add(owner)
-        strings_of[owner].add(string)
-    right_texts = [[t for s in strings_of[image] for t in texts_of[s]] for image in range(N)]
-    right_images = [images_of[string] for string in strings]
+    number = {string: k for k, string in enumerate(dict.fromkeys(strings))}
+    said = np.array([number[string] for string in strings])  # (M,), equal for equal strings
+    has = csr_array((np.ones(M, bool), (owners, said)))  # which image has which string
     ranks = {
-        "image_to_text": _ranks(image_embeds, text_embeds, right_texts, chunk_size),
-        "text_to_image": _ranks(text_embeds, image_embeds, right_images, chunk_size),
+        "image_to_text": _ranks(image_embeds, text_embeds, has[:, said], chunk_size),
+        "text_to_image": _ranks(text_embeds, image_embeds, has.T.tocsr()[said], chunk_size),
     }
     return {way: {k: (rank < k).double().mean().item() for k in ks} for way, rank in ranks.items()}
 
@@ -114,8 +110,9 @@ def read_embeddings(path):
             found[name] = as_numbers(name, found[name], whole=name == "image_of_text")
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    if found.keys() & {"texts"} and found["texts"].dtype.kind != "U":
-        raise UserError(f"{path}: texts is of {found['texts'].dtype}; expected strings.")
+    texts = found.get("texts", np.array([""]))
+    if texts.dtype.kind != "U":
+        raise UserError(f"{path}: texts is of {texts.dtype}; expected strings.")
     for name in found.keys() & {"image_of_text", "texts"}:
         if found[name].ndim != 1:
             raise UserError(
@@ -139,13 +136,14 @@ def unit_rows(name, embeds):
 
 
 def _ranks(queries, gallery, right, chunk_size):
-    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,)."""
+    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,).
+
+    right: a sparse array (Q, G), which candidates are right for each.
+    """
     ranks = []
-    for start in range(0, len(queries), chunk_size):
-        similarity = queries[start : start + chunk_size] @ gallery.T  # (C, P) x (P, G) -> (C, G)
-        is_right = torch.zeros_like(similarity, dtype=torch.bool)
-        for row, found in enumerate(right[start : start + chunk_size]):
-            is_right[row, list(found)] = True
+    for at in torch.arange(len(queries)).split(chunk_size):
+        similarity = queries[at] @ gallery.T  # (C, P) x (P, G) -> (C, G)
+        is_right = torch.from_numpy(right[at.numpy()].toarray())
         best = similarity.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (C, 1)
         ranks.append(((similarity >= best) & ~is_right).sum(dim=1))
     return torch.cat(ranks)
