@@ -97,7 +97,6 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
         "made by": f"vlm-lite {vlm_lite.__version__}, vlm-lite report {run}",
         "pictures": len(data.images),
         "questions": len(rows),
-        "normalize": probed.normalize,
         "accuracy": {name: vars(bootstrap_interval(values)) for name, values in scores.items()},
         "multimodal gain": vars(probed.gain),
         "bridge score": vars(probed.bridge),
@@ -153,8 +152,8 @@ def page(facts, pictures):
         f"{facts['pictures']} pictures of the Shapes world that no part of the course was trained on.</p>",
         f'<h2>Scores and controls</h2><img src="{_uri(*chart.to_bytes())}" alt="accuracy by condition">',
         f"<p>Multimodal gain (the VLM minus blind): <b>{gain}</b>. Bridge score (the gain as a share of oracle minus "
-        f"blind): <b>{escape(str(bridge))}</b>. VQA accuracy, normalize: {escape(facts['normalize'])}; 95% bootstrap "
-        "intervals over questions.</p>",
+        f"blind): <b>{escape(str(bridge))}</b>. VQA accuracy, normalize: official; 95% bootstrap intervals over "
+        "questions.</p>",
         table(facts["by type"]),
         f"<h2>Complementary pairs</h2><p>{facts['pairs']['count']} pairs: one question, two pictures, two answers; "
         "both must be right. Who does not look has none.</p>",

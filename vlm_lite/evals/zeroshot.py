@@ -46,10 +46,8 @@ def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
     image_embeds (N, P), class_embeds (C, P), labels (N,) whole numbers below C. A wrong class that ties with the right
     one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.
     """
-    images, classes = (
-        unit_rows("image_embeds", image_embeds),
-        unit_rows("class_embeds", class_embeds),
-    )
+    images = unit_rows("image_embeds", image_embeds)
+    classes = unit_rows("class_embeds", class_embeds)
     labels = as_numbers("labels", labels, whole=True)
     if labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < len(classes):
         raise UserError(
@@ -113,16 +111,13 @@ def class_folders(folder, classes=None):
     welcome: wrong answers to choose from), or `sub-folder<TAB>name`. Without it the names are those of the sub-folders,
     with spaces for underscores. UserError for an empty sub-folder or one that no line names.
     """
-    folder = Path(folder)
-    subs = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = {sub.name: [] for sub in subs if sub.is_dir() and not is_stray(sub.name)}
-    suffixes, strays = PIL.Image.registered_extensions(), []
-    for path in (path for sub in subs for path in (sub, *sorted(sub.rglob("*")))):
-        name = path.relative_to(folder)
-        if path.is_file() and is_stray(name):
-            strays.append(name)
-        elif path.is_file() and path.suffix.lower() in suffixes and name.parts[0] in found:
-            found[name.parts[0]].append(str(path))
+    folder, suffixes = Path(folder), PIL.Image.registered_extensions()
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    strays = [path for path in files if is_stray(path) and (folder / path).is_file()]
+    found = {sub.name: [] for sub in sorted(folder.glob("*/")) if not is_stray(sub.name)}
+    for path in files:
+        if path.suffix.lower() in suffixes and path.parts[0] in found and not is_stray(path):
+            found[path.parts[0]].append(str(folder / path))
     if strays:
         say(
             f"{folder}: {len(strays)} file(s) that no person put there are skipped, for example {strays[0]}."
