@@ -43,16 +43,8 @@ class VLMEvalModel:
     def generate(self, message, dataset=None):
         """The answer to a message: a text, a path, one {"type", "value"}, or a list of them."""
         parts = message if isinstance(message, list) else [message]
-        kinds = ("text", "image")
-        return self.generate_inner(
-            [
-                {"type": kinds[os.path.isfile(part)], "value": part}
-                if isinstance(part, str)
-                else part
-                for part in parts
-            ],
-            dataset,
-        )
+        long = [part if isinstance(part, dict) else _part(part) for part in parts]
+        return self.generate_inner(long, dataset)
 
     def generate_inner(self, message, dataset=None):
         """The answer to [{"type": "image" or "text", "value": ...}, ...]; UserError names the part that will not do."""
@@ -76,6 +68,10 @@ class VLMEvalModel:
             )
         seen = [open_image(images[0], images[0])] if images else None
         return self.model.answer(seen, ["\n".join(texts)], self.max_new_tokens)[0]
+
+
+def _part(value):
+    return {"type": "image" if os.path.isfile(value) else "text", "value": value}
 
 
 def write_mmbench(path, rows, predictions=None):
