@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from vlm_lite import cli, recipes, report
+from vlm_lite import cli, recipes
+from vlm_lite.cli import report
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.evals.vqa import score_vqa
 from vlm_lite.files import data_path

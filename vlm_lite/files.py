@@ -104,10 +104,9 @@ def _beside(path):
             "another folder; nothing half-written was kept."
         ) from error
     finally:
-        if new.is_dir():
-            shutil.rmtree(new, ignore_errors=True)
-        else:
-            new.unlink(missing_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 @contextlib.contextmanager

@@ -63,23 +63,16 @@ def show_images(images, titles=None, columns=5, size=144):
     """
     gap, columns = 14, min(columns, len(images))
     titles = [wrap(title, size - 2, 9) for title in titles or [""] * len(images)]
-    rows = [range(k, min(k + columns, len(images))) for k in range(0, len(images), columns)]
-    depths = [
-        max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows
-    ]
-    figure = Figure(
-        width=columns * (size + gap) + gap,
-        height=len(rows) * (size + gap) + sum(depths) + gap,
-        label=f"{len(images)} images",
-        facecolor=NIGHT,
-    )
-    look, top = dict(ha="center", color=NIGHT_INK, fontsize=9), gap
-    for row, depth in zip(rows, depths, strict=True):
-        for column, i in enumerate(row):
-            left = gap + column * (size + gap)
-            figure.picture_at(images[i], left, top, size, frame=NIGHT_FRAME)
-            figure.text_at(left + size / 2, top + size + 7, titles[i], **look)
-        top += size + gap + depth
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    wide, high = size + gap, size + gap + (lines * LINE + 8) * bool(lines)
+    rows = -(-len(images) // columns)
+    frame = dict(width=columns * wide + gap, height=rows * high + gap, facecolor=NIGHT)
+    figure = Figure(label=f"{len(images)} images", **frame)
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        left, top = gap + i % columns * wide, gap + i // columns * high
+        figure.picture_at(image, left, top, size, frame=NIGHT_FRAME)
+        look = dict(ha="center", color=NIGHT_INK, fontsize=9)
+        figure.text_at(left + size / 2, top + size + 7, title, **look)
     return figure
 
 
@@ -137,9 +130,7 @@ def similarity_matrix(before, after, captions, images):
         height=94 + side + count * LINE,
         label="cosine similarity before training, after training",
     )
-    low, high = (
-        edge(each) for edge, each in ((np.min, [*maps.values()]), (np.max, [*maps.values()]))
-    )
+    low, high = (edge([*maps.values()]) for edge in (np.min, np.max))
     for column, (name, values) in enumerate(maps.items()):
         axes = figure.axes_at(left + column * (side + 24), 34, side, side)
         shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
@@ -148,10 +139,9 @@ def similarity_matrix(before, after, captions, images):
         if column == 0:
             axes.set_ylabel("image", labelpad=35)
         for (row, col), value in np.ndenumerate(values):
-            look = dict(ha="center", va="center", fontsize=7.5)
-            look["color"] = INK if value > (low + high) / 2 else "white"
-            look["fontweight"] = "bold" if row == col else "normal"
-            axes.text(col, row, f"{value:.2f}", **look)
+            colour = INK if value > (low + high) / 2 else "white"
+            look = dict(ha="center", va="center", fontsize=7.5, color=colour)
+            axes.text(col, row, f"{value:.2f}", weight="bold" if row == col else "normal", **look)
     thumbnail = int(min(cell - 3, 34))
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top = round(34 + (i + 0.5) * cell - thumbnail / 2)
@@ -286,7 +276,9 @@ def attention_over_image(image, maps, *, titles=None, size=128):
     maps, notes = array(maps), ["the image"]
     for k, weights in enumerate(maps):
         note = titles[k] if titles else f"query {k + 1}"
-        notes.append(f"{note}  (max {weights.max():.2f})" if weights.max() < 0.995 else note)
+        notes.append(
+            f"{note} (max\N{NO-BREAK SPACE}{weights.max():.2f})" if weights.max() < 0.995 else note
+        )
     figure = show_images([image] * len(notes), notes, size=size)
     high, wide = (size / count for count in maps.shape[1:])
     for axes, weights in zip(figure.axes, [np.zeros_like(maps[0]), *maps], strict=True):

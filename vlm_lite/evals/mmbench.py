@@ -15,7 +15,7 @@ from vlm_lite.data.records import GROUPINGS as GROUPINGS
 from vlm_lite.data.records import index_of, read_tsv
 from vlm_lite.data.records import read_mmbench as read_mmbench
 from vlm_lite.evals.answers import match, words
-from vlm_lite.files import UserError, show
+from vlm_lite.files import UserError, atomic_write, show
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
 # Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
@@ -149,3 +149,12 @@ def match_predictions(rows, predictions, *, file, against, partial=False, known=
             "remainder by 1,000,000."
         )
     return kept, given, {**counts, "scored": len(kept)}
+
+
+def write_mmbench(path, rows):
+    """Write rows, as `read_mmbench` returns them, as MMBench's TSV; it may have other columns, such as `prediction`."""
+    table = pandas.DataFrame(rows).drop(columns=["options", "image_id"], errors="ignore")
+    for place, letter in enumerate(sorted({letter for row in rows for letter in row["options"]})):
+        table.insert(2 + place, letter, [row["options"].get(letter, "") for row in rows])
+    with atomic_write(path, "w") as file:
+        table.to_csv(file, sep="\t", index=False)
