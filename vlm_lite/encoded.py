@@ -92,15 +92,13 @@ def probe(model, data, limit=1000, **options):
 
     model: a VLM with `encode` and `generate`. An empty image is one of the background's colour.
     """
-    rows = data.questions.select_columns(
-        ["question", "answers", "question_type", "image_id", "description"]
-    )
+    rows = data.questions.select(range(min(limit, len(data.questions))))
     blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1)
     blank = model.encode(pixel_values(blank.expand(1, 3, *data.images.shape[2:])))[0]
     return run_probes(
         model,
         data.features,
-        rows.select(range(min(limit, len(rows)))),
+        rows,
         blank_features=blank,
         image_ids=data.ids,
         **options,

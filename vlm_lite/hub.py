@@ -80,10 +80,7 @@ def locate(address, where=None):
     return f"{where}/{address.split('://', 1)[1]}"
 
 
-def mirrored_model(name, where=None):
+def mirrored_model(name):
     """The folder of the hub id `name` in a mirror that is a folder; None where there is none."""
-    where = where or mirror()
-    folder = (
-        Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
-    )
-    return str(folder) if folder and folder.is_dir() else None
+    folder = locate(f"{HUB}/{name}/resolve/main") if mirror() else ""
+    return folder if os.path.isdir(folder) else None

@@ -35,10 +35,11 @@ def recall_at_k(
             "expected embeddings of one joint space."
         )
     strings = list(range(M) if texts is None else texts)
-    if len(owners) != M or len(strings) != M or set(owners.tolist()) != set(range(N)):
+    shapes = owners.shape, np.shape(strings)
+    if shapes != ((M,), (M,)) or set(owners.tolist()) != set(range(N)):
         raise UserError(
-            f"image_of_text has {len(owners)} entries, from {min(owners)} to {max(owners)}, and texts has {len(strings)}; "
-            f"expected {M} each, one a text, which name each of the {N} pictures by its row 0 to {N - 1}."
+            f"image_of_text has shape {shapes[0]}, from {min(owners.flat, default=None)} to {max(owners.flat, default=None)}, and texts {shapes[1]}; expected "
+            f"({M},) each, one a text, and each of the {N} pictures named by its row 0 to {N - 1}."
         )
     if not ks or min(ks) < 1:
         raise UserError(f"ks is {ks!r}; expected whole numbers of 1 or more.")
@@ -82,7 +83,7 @@ def as_numbers(name, values, *, whole=False):
 
 def read_embeddings(path):
     """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
-    the file has them, texts. UserError names the file and the array that is missing, of another kind, or pickled.
+    the file has them, texts. UserError names the file, and an array that is missing or pickled.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -100,26 +101,13 @@ def read_embeddings(path):
             f"{path} cannot be read as NPZ ({error}). It may be cut short or hold objects: make it again "
             "with numpy.savez and arrays of numbers."
         ) from error
-    for name in ARRAYS:
-        if name not in found:
-            raise UserError(
-                f"{path} has no array {name} (found: {', '.join(found) or 'none'}). Make it with "
-                "numpy.savez(path, image_embeds=, text_embeds=, image_of_text=)."
-            )
-        try:
-            found[name] = as_numbers(name, found[name], whole=name == "image_of_text")
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-    texts = found.get("texts", np.array([""]))
-    if texts.dtype.kind != "U":
-        raise UserError(f"{path}: texts is of {texts.dtype}; expected strings.")
-    for name in found.keys() & {"image_of_text", "texts"}:
-        if found[name].ndim != 1:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}; expected one entry a text, (M,)."
-            )
-        found[name] = found[name].tolist()
-    return found
+    absent = [name for name in ARRAYS if name not in found]
+    if absent:
+        raise UserError(
+            f"{path} has no array {absent[0]} (found: {', '.join(found) or 'none'}). Make it with "
+            "numpy.savez(path, image_embeds=, text_embeds=, image_of_text=)."
+        )
+    return {name: array.tolist() if name == "texts" else array for name, array in found.items()}
 
 
 def unit_rows(name, embeds):
