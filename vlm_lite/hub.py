@@ -5,43 +5,17 @@
 alone. A folder may hold the hub too, as `huggingface.co/ID/resolve/main/FILE`. Importing this module probes nothing.
 """
 
-import contextlib
-import functools
 import os
-import threading
 from pathlib import Path
 
 from vlm_lite.files import UserError
 
 HUB = "https://huggingface.co"
-PROBE_SECONDS = 3.0
 
 
 def told_offline():
     """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def hub_answers():
-    """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    return not told_offline() and _probe(os.environ.get("HF_ENDPOINT") or HUB)
-
-
-@functools.cache
-def _probe(endpoint):
-    import requests
-
-    answers = []
-
-    def ask():
-        with contextlib.suppress(requests.RequestException):
-            answers.append(requests.head(endpoint, timeout=PROBE_SECONDS).status_code < 500)
-
-    # A look-up of the name may hang for longer than its own limit, so the wait is bounded from outside.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return any(answers)
 
 
 def cached_snapshot(repo):

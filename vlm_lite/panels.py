@@ -100,17 +100,8 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     axes.grid(axis="y", visible=False)
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
-        axes.annotate(
-            f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
-            (100 * blind, -0.6),
-            (0, 3),
-            textcoords="offset points",
-            color=VERMILLION,
-            fontsize=8.5,
-            va="bottom",
-            ha="left" if blind < 0.5 else "right",
-            annotation_clip=False,
-        )
+        note = f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}"
+        axes.set_title(note, color=VERMILLION, fontsize=8.5, fontweight="normal", pad=3)
     return figure
 
 

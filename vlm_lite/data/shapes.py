@@ -152,29 +152,20 @@ def find_pairs(questions, image_ids, answers, most=math.inf):
     return found
 
 
-def ambiguity_ceiling(captions, ks=(1, 5, 10)):
-    """The best expected image-to-text R@K over these first captions: even a perfect model must guess among equals.
+def recall_limits(captions, ks=(1, 5, 10)):
+    """{"chance": {"R@1": ...}, "ceiling": {...}} of image-to-text R@K over these first captions, in 0..1.
 
-    Two captions are equals when they name the same things in the same quarters in another order; identical strings
-    count as hits. Returns {K: recall in 0..1}.
+    The ceiling is the best expected recall: even a perfect model must guess among equals. Two captions are equals when
+    they name the same things in the same quarters in another order; identical strings count as hits.
     """
     keys = [tuple(sorted(re.split(r", | and ", text.rstrip(".")))) for text in captions]
-    group, same = collections.Counter(keys), collections.Counter(captions)
-
-    def hit(key, text, k):
-        equals, hits = group[key], same[text]
-        return 1 - math.comb(equals - hits, min(k, equals)) / math.comb(equals, min(k, equals))
-
-    return {
-        k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks
-    }
-
-
-def recall_limits(captions, ks=(1, 5, 10)):
-    """{"chance": {"R@1": ...}, "ceiling": {...}} of these first captions: K / N, and `ambiguity_ceiling`."""
-    limits = {"chance": {k: k / len(captions) for k in ks}}
-    limits["ceiling"] = ambiguity_ceiling(captions, ks)
-    return {name: {f"R@{k}": v for k, v in part.items()} for name, part in limits.items()}
+    group, same, N = collections.Counter(keys), collections.Counter(captions), len(captions)
+    pairs = [(group[key], same[text]) for key, text in zip(keys, captions, strict=True)]
+    limits = {"chance": {}, "ceiling": {}}
+    for k in ks:
+        missed = (math.comb(n - hits, min(k, n)) / math.comb(n, min(k, n)) for n, hits in pairs)
+        limits["chance"][f"R@{k}"], limits["ceiling"][f"R@{k}"] = k / N, 1 - sum(missed) / N
+    return limits
 
 
 def zero_shot_task(captions):

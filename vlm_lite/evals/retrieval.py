@@ -37,9 +37,10 @@ def recall_at_k(
     strings = list(range(M) if texts is None else texts)
     shapes = owners.shape, np.shape(strings)
     if shapes != ((M,), (M,)) or set(owners.tolist()) != set(range(N)):
+        first, last = min(owners.flat, default=None), max(owners.flat, default=None)
         raise UserError(
-            f"image_of_text has shape {shapes[0]}, from {min(owners.flat, default=None)} to {max(owners.flat, default=None)}, and texts {shapes[1]}; expected "
-            f"({M},) each, one a text, and each of the {N} pictures named by its row 0 to {N - 1}."
+            f"image_of_text has shape {shapes[0]}, from {first} to {last}, and texts {shapes[1]}; expected ({M},) each, one a "
+            f"text, and each of the {N} pictures named by its row 0 to {N - 1}."
         )
     if not ks or min(ks) < 1:
         raise UserError(f"ks is {ks!r}; expected whole numbers of 1 or more.")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -33,11 +32,6 @@ TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-
-
-def ensemble(text_embeds):
-    """Prompt embeddings (C, T, P) of C classes in T templates -> one unit vector a class (C, P)."""
-    return F.normalize(F.normalize(text_embeds, dim=-1).mean(dim=1), dim=-1)
 
 
 def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
@@ -95,7 +89,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
         embeds.append(embed_images(clip, torch.from_numpy(part).permute(0, 3, 1, 2)))
     embeds = torch.cat(embeds)  # (N, P)
     return {
-        "ensemble": zeroshot_scores(embeds, ensemble(texts), labels),
+        "ensemble": zeroshot_scores(embeds, texts.mean(dim=1), labels),
         "single": zeroshot_scores(embeds, texts[:, 0], labels),
         "chance": {f"top{k}": min(1.0, k / len(names)) for k in (1, 5)},
         "images": len(paths),
