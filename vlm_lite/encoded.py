@@ -12,7 +12,6 @@ from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.evals.probes import run_probes
 from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import UserError
 from vlm_lite.profiles import get_compute
 
 
@@ -74,11 +73,6 @@ def encode_shapes(vision, split, count, progress=True):
     turns = {i: [(CAPTION_PROMPT, five[0])] for i, five in zip(ids, texts, strict=True)}
     columns = (questions[name][:] for name in ("image_id", "question", "answer"))
     for image_id, question, answer in zip(*columns, strict=True):
-        if not (answer or "").strip():
-            raise UserError(
-                f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
-                "`answer`), or leave it out of the training."
-            )
         turns[image_id].append((short_prompt(question), answer))
     features = patch_features(vision, images, progress=progress)
     descriptions = captions["description"][:]

@@ -101,11 +101,8 @@ def loss_curve(history, *, band=None, chance=None, ylabel="loss", title=""):
             title = f"{title}\n" * bool(title)
             title += f"inside the range of {band['seeds']} seeds at {share:.0%} of points "
             title += f"(a further seed: about {usual:.0%})"
-    axes.plot(steps, curve, color=BLUE, label="this run")
+    axes.plot(steps, curve, color=BLUE, label=f"this run: {curve[-1]:.2f} at the end")
     axes.plot(steps[-1:], curve[-1:], "o", color=BLUE, markersize=5, clip_on=False)
-    look = dict(va="center", color=BLUE, fontweight="bold", annotation_clip=False)
-    last = steps[-1], curve[-1]
-    axes.annotate(f"{last[1]:.2f}", last, (6, 0), textcoords="offset points", **look)
     if chance is not None:
         axes.axhline(chance, label=f"knows nothing: {chance:.2f}", **CHANCE)
     axes.set(xlabel="training step", ylabel=ylabel, title=title)
