@@ -131,13 +131,15 @@ def atomic_dir(path):
         os.replace(new, path)
 
 
-def open_text(path, newline=None):
-    """Open a text file in UTF-8, or in what its byte-order mark says. UserError where it is missing or closed to us."""
+def read_text(path, expected="text"):
+    """The text of a file in UTF-8, or in what its byte-order mark says; line ends are left as they are.
+
+    UserError where it is missing, closed to us, or not `expected`, which is text.
+    """
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8-sig")
-        return open(path, encoding=encoding, newline=newline)
+        data = Path(path).read_bytes()
+        encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8-sig")
+        return data.decode(encoding)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
@@ -146,14 +148,7 @@ def open_text(path, newline=None):
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
         ) from error
-
-
-def read_text(path, expected="text"):
-    """The text of a file, as `open_text` reads it. UserError where it is not `expected`, which is text in UTF-8."""
-    try:
-        with open_text(path) as file:
-            return file.read()
-    except ValueError as error:  # UnicodeError is one
+    except UnicodeError as error:
         raise UserError(
             f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8."
         ) from error

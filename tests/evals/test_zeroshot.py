@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests import small
 from tests.evals.official import png
-from vlm_lite.evals.zeroshot import class_folders, classify_folder, zeroshot_scores
+from vlm_lite.cli.zeroshot import class_folders, classify_folder
+from vlm_lite.evals.zeroshot import zeroshot_scores
 from vlm_lite.files import UserError
 
 COLOURS = ["black", "blue_square", "green", "orange", "red", "white", "yellow"]
