@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_lite import cli, export
+from vlm_lite import cli
+from vlm_lite.cli import export
 from vlm_lite.data.language import short_prompt
 from vlm_lite.data.scenes import Item, Scene, render
 from vlm_lite.embed import pixel_values

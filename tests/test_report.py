@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from vlm_lite import cli, report
+from vlm_lite import cli
+from vlm_lite.cli import report
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.encoded import probe as encoded_probe
 from vlm_lite.evals.vqa import score_vqa

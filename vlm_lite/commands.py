@@ -24,9 +24,9 @@ def add_export(commands):
 
 def run_export(options):
     """`vlm-lite export RUN OUT`."""
+    from vlm_lite.cli.export import export
     from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.shapes import load_shapes
-    from vlm_lite.export import export
     from vlm_lite.models.vlm import load_vlm
 
     vlm = load_vlm(options.run)

@@ -1,6 +1,8 @@
 """One diagram at the top of each notebook, drawn from the sizes of the model that is built below it."""
 
+import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from vlm_lite.embed import pixel_values
@@ -18,6 +20,7 @@ from vlm_lite.figures import (
 )
 
 RED, SAND, WATER, MIST = ("#f4b89a", "#fbe3d6"), "#fbe0b0", "#dcedf8", "#eef1f4"
+LEAF = "#d9efe2"
 
 
 class Diagram(Figure):
@@ -32,9 +35,24 @@ class Diagram(Figure):
     def write(self, x, y, text, size=8.5, **kw):
         self.canvas.text(x, y, text, fontsize=size, **{"ha": "center", "va": "center"} | kw)
 
-    def caption(self, x, y, text, shape):
-        self.write(x, y, text, 9, fontweight="bold")
-        self.write(x, y + 19, shape, 9, color=GREY)
+    def captions(self, y, *parts):
+        """A name in bold and a shape below it, for each (x, name, shape)."""
+        for x, name, shape in parts:
+            self.write(x, y, name, 9, fontweight="bold")
+            self.write(x, y + 19, shape, 9, color=GREY)
+
+    def row(self, top, height, words, *fills):
+        """A row of words over the whole width; fills: (colour, number of words) from the left."""
+        cell, colours = 900 / len(words), [colour for colour, n in fills for _ in range(n)]
+        for k, (word, fill) in enumerate(zip(words, colours, strict=True)):
+            look = dict(fill=fill, edge=GREY, size=min(8.5, cell / 6))
+            self.box(11.5 + cell * k, top, cell - 3, height, word, **look)
+
+    def language_model(self, top, model, text):
+        """The language model as a box over the whole width; text: what is said of it, with {size} and {config}."""
+        size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters"
+        text = text.format(size=size, config=model.config)
+        self.box(11, top, 898, 26, text, fill=MIST, edge=GREY, size=9)
 
     def box(self, left, top, width, height, text="", *, title="", fill="white", edge=INK, size=8.5):
         """A rounded box with text in its middle, under a title in bold."""
@@ -159,15 +177,15 @@ def vision_transformer(model, image, classes=None):
     figure.arrow((827, 60), (827, 78))
     for k, name in enumerate(classes or [f"class {k}" for k in range(outputs)]):
         figure.box(788, 82 + 27 * k, 80, 22, name)
-    for x, name, shape in (
+    figure.captions(
+        290,
         (88, "image", f"3 x {size} x {size}"),
         (215, "patches", f"{count} x {3 * patch * patch}"),
         (350, "tokens", f"(1 + {count}) x {width}"),
         (556, f"block, {depth} of them", f"(1 + {count}) x {width}"),
         (736, "tokens out", f"(1 + {count}) x {width}"),
         (828, "logits", outputs),
-    ):
-        figure.caption(x, 290, name, shape)
+    )
     return figure
 
 
@@ -181,7 +199,7 @@ def vlm(model, image, prompt, answer):
     with torch.no_grad():
         features = model.encode(pixel_values(image[None]))  # (1, N, Dv)
         prefix = model.connector(features)  # (1, Q, D_lm)
-    qformer, config = model.connector.qformer, model.language_model.config
+    qformer = model.connector.qformer
     weights = qformer.layers[-1].cross_attention.weights[0].mean(dim=0).cpu()  # (Q, N)
     (queries, patches), width = weights.shape, qformer.query_tokens.shape[1]
     size, language = image.shape[-1], prefix.shape[2]
@@ -207,36 +225,26 @@ def vlm(model, image, prompt, answer):
     figure.box(588, 70, 120, 112, lines, fill="#fdf1dc", edge=ORANGE)
     for start, end in ((162, 186), (286, 310), (564, 585), (711, 734)):
         figure.arrow((start, 126), (end, 126))
-    for x, name, shape in (
+    figure.captions(
+        233,
         (86, "image", f"3 x {size} x {size}"),
         (346, "patches", f"{patches} x {features.shape[2]}"),
         (530, "queries", f"{queries} x {width}"),
         (770, "prefix", f"{queries} x {language}"),
-    ):
-        figure.caption(x, 233, name, shape)
+    )
     figure.canvas.plot([806, 880, 880, 10, 10], [126, 126, 272, 272, 296], color=GREY, lw=1.2)
     figure.arrow((10, 290), (10, 298))
 
-    tokenizer = model.tokenizer
-    asked, said = (tokenizer.tokenize(text) for text in (prompt, f" {answer}"))
+    asked, said = (model.tokenizer.tokenize(text) for text in (prompt, f" {answer}"))
+    said.append(model.tokenizer.eos_token)
     first = ["p1", "p2", "…", f"p{queries}"][-queries:]
-    said = [*said, tokenizer.eos_token]
-    labels = ["-100"] * len(first + asked) + said
-    cell = 900 / len(labels)
-    for k, (word, label) in enumerate(zip(first + asked + said, labels, strict=True)):
-        counts, left, look = (
-            label != "-100",
-            11.5 + cell * k,
-            dict(size=min(8.5, cell / 6), edge=GREY),
-        )
-        fill = "#d9efe2" if counts else SAND if k < len(first) else WATER
-        figure.box(left, 300, cell - 3, 26, word, fill=fill, **look)
-        note = "" if word == "…" else label
-        figure.box(left, 382, cell - 3, 24, note, fill="#d9efe2" if counts else "white", **look)
-    million = sum(p.numel() for p in model.language_model.parameters()) / 1e6
-    text = f"language model (frozen): {config.model_type} architecture, {config.num_hidden_layers} "
-    text += f"layers, width {language}, {million:.1f}M parameters"
-    figure.box(11, 336, 898, 26, text, fill=MIST, edge=GREY, size=9)
+    counts = (SAND, len(first)), (WATER, len(asked)), (LEAF, len(said))
+    figure.row(300, 26, first + asked + said, *counts)
+    left_out = ["" if word == "…" else "-100" for word in first + asked]
+    figure.row(382, 24, left_out + said, ("white", len(left_out)), (LEAF, len(said)))
+    text = "language model (frozen): {config.model_type} architecture, {config.num_hidden_layers} "
+    text += "layers, width {config.hidden_size}, {size}"
+    figure.language_model(336, model.language_model, text)
     note = "labels: -100 is left out of the loss, which counts the answer and its end"
     figure.write(909, 373, note, ha="right")
     return figure
@@ -265,16 +273,12 @@ def llava(vision, language_model, tokenizer, image, turn):
     figure.canvas.plot([672, 760, 760, 74, 74], [70, 70, 128, 128, 134], color=GREY, lw=1.3)
     figure.arrow((74, 130), (74, 144))
     figure.write(700, 60, f"{count} x {wide}", ha="left")
-    words = [tokenizer.tokenize(text) for text in turn]
-    read = ["p1", "p2", "…", f"p{count}", *words[0], *words[1], tokenizer.eos_token]
-    cell = 900 / len(read)
-    for k, word in enumerate(read):
-        fill = SAND if k < 4 else WATER if k < 4 + len(words[0]) else "#d9efe2"
-        look = dict(size=min(8.5, cell / 6), edge=GREY)
-        figure.box(11.5 + cell * k, 148, cell - 3, 26, word, fill=fill, **look)
-    size = sum(p.numel() for p in language_model.parameters()) / 1e6
-    text = f"language model, {size:.1f}M parameters: frozen in stage 1, then changed by LoRA"
-    figure.box(11, 184, 898, 26, text, fill=MIST, edge=GREY, size=9)
+    asked, said = map(tokenizer.tokenize, turn)
+    said.append(tokenizer.eos_token)
+    words = ["p1", "p2", "…", f"p{count}", *asked, *said]
+    figure.row(148, 26, words, (SAND, 4), (WATER, len(asked)), (LEAF, len(said)))
+    text = "language model, {size}: frozen in stage 1, then changed by LoRA"
+    figure.language_model(184, language_model, text)
     note = "orange: the image, where <image> stood; blue: the prompt; green: the answer, which alone counts in the loss"
     figure.write(909, 228, note, ha="right")
     return figure
@@ -296,15 +300,16 @@ def blip2_masks(num_queries, words):
         "ITG: text is causal": past,
     }
     figure = Figure(width=760, height=290, label="BLIP-2's masks", layout="constrained")
+    own = 2 - apart.int()  # 1: among queries or among words, 2: across
     for axes, (title, mask) in zip(figure.subplots(1, 3), masks.items(), strict=True):
-        for row, column in mask.nonzero().tolist():
-            own = (row < num_queries) == (column < num_queries)
-            look = dict(fc=BLUE if own else ORANGE, ec="white", lw=1)
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))
+        axes.imshow(mask * own, cmap=ListedColormap(["white", BLUE, ORANGE]), vmin=0, vmax=2)
         axes.axhline(num_queries - 0.5, color=INK, lw=1)
         axes.axvline(num_queries - 0.5, color=INK, lw=1)
-        axes.set(title=title, xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
-        axes.set(xticks=range(count), yticks=range(count), yticklabels=names)
+        axes.set(title=title, xticks=range(count), yticks=range(count), yticklabels=names)
         axes.set_xticklabels(names, rotation=90)
+        axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
         axes.grid(False)
+        axes.grid(which="minor", color="white", linewidth=1)
+        axes.tick_params(which="minor", size=0)
     return figure

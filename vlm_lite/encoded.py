@@ -12,7 +12,6 @@ from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.evals.probes import run_probes
 from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import UserError
 from vlm_lite.profiles import get_compute
 
 
@@ -74,11 +73,6 @@ def encode_shapes(vision, split, count, progress=True):
     turns = {i: [(CAPTION_PROMPT, five[0])] for i, five in zip(ids, texts, strict=True)}
     columns = (questions[name][:] for name in ("image_id", "question", "answer"))
     for image_id, question, answer in zip(*columns, strict=True):
-        if not (answer or "").strip():
-            raise UserError(
-                f"the question {question!r} about image {image_id} has no answer. Give it one (the column "
-                "`answer`), or leave it out of the training."
-            )
         turns[image_id].append((short_prompt(question), answer))
     features = patch_features(vision, images, progress=progress)
     descriptions = captions["description"][:]
@@ -92,15 +86,13 @@ def probe(model, data, limit=1000, **options):
 
     model: a VLM with `encode` and `generate`. An empty image is one of the background's colour.
     """
-    rows = data.questions.select_columns(
-        ["question", "answers", "question_type", "image_id", "description"]
-    )
+    rows = data.questions.select(range(min(limit, len(data.questions))))
     blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1)
     blank = model.encode(pixel_values(blank.expand(1, 3, *data.images.shape[2:])))[0]
     return run_probes(
         model,
         data.features,
-        rows.select(range(min(limit, len(rows)))),
+        rows,
         blank_features=blank,
         image_ids=data.ids,
         **options,

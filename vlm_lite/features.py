@@ -4,9 +4,9 @@ The name of a cache is the hash of all it depends on: the model's weights, the l
 pictures and the number format. It is written whole or not at all.
 """
 
+import contextlib
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import filelock
@@ -26,10 +26,8 @@ def weights_hash(module):
     return digest.hexdigest()
 
 
-def cache_features(
-    encode, images, *, key, batch_size=256, dtype=torch.float16, folder=None, progress=True
-):
-    """Features (N, T, D) of `images`, computed at the first call and mapped from disk at every later one.
+def cache_features(encode, images, *, key, batch_size=256, folder=None, progress=True):
+    """Features (N, T, D) in fp16 of `images`, computed at the first call and mapped from disk at every later one.
 
     encode: function of a uint8 batch (B, 3, H, W) on the CPU -> (B, T, D) on any device; it runs under inference_mode
         in batches of `batch_size`, and casts, normalises and moves the batch itself.
@@ -38,42 +36,32 @@ def cache_features(
         the transform.
     folder: where caches lie; None for `features` in `files.home()`.
 
-    Returns a tensor of `dtype` mapped from the file: pages are read when touched; writing to it changes this process's
-    copy only. Two processes may ask for the same features at once: one computes. Raises UserError for an empty or wrong
-    `images`, an output of the wrong shape, values that `dtype` cannot hold, and a full disk.
+    Returns a tensor mapped from the file: pages are read when touched; writing to it changes this process's copy only.
+    Two processes may ask for the same features at once: one computes. Raises UserError for an empty or wrong `images`,
+    an output of the wrong shape, values that fp16 cannot hold, and a full disk.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(
             f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
             "(N, 3, H, W) with at least one picture. Normalise within `encode`."
         )
-    digest = hashlib.sha256(json.dumps([key, str(dtype), images.shape], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([key, "fp16", images.shape], sort_keys=True).encode())
     digest.update(_bytes(images).data)
     folder = Path(folder or home() / "features")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest.hexdigest()[:32]}.npy"
     with filelock.FileLock(path.with_suffix(".lock")):  # the system frees it when a process ends
-        try:
-            return _mapped(path, dtype)
-        except (OSError, ValueError, EOFError):  # absent or damaged
-            pass
-        width = min(100, shutil.get_terminal_size().columns)
-        bar = tqdm(
-            total=len(images), desc="features", unit="image", ncols=width, disable=not progress
-        )
-        parts = []
+        with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged
+            return torch.from_numpy(np.load(path, mmap_mode="c"))
+        parts, look = [], {"desc": "features", "unit": "image", "ncols": 90}
+        bar = tqdm(total=len(images), disable=not progress, **look)
         with bar, torch.inference_mode():
             for batch in images.split(batch_size):
-                parts.append(_checked(encode(batch), batch, parts, dtype).cpu())
+                parts.append(_checked(encode(batch), batch, parts))
                 bar.update(len(batch))
-        rows = [_bytes(part).reshape(*part.shape[:-1], -1) for part in parts]
         with atomic_write(path) as file:
-            np.save(file, np.concatenate(rows))  # NumPy's: autocast on a CPU joins no fp16
-        return _mapped(path, dtype)
-
-
-def _mapped(path, dtype):
-    return torch.from_numpy(np.load(path, mmap_mode="c")).view(dtype)
+            np.save(file, np.concatenate(parts))  # NumPy's: autocast on a CPU joins no fp16
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def _bytes(tensor):
@@ -81,18 +69,18 @@ def _bytes(tensor):
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _checked(output, batch, before, dtype):
-    """The output in `dtype`. UserError unless it fits the batch, those before it, and `dtype`."""
+def _checked(output, batch, before):
+    """The output as fp16 on the CPU, NumPy. UserError unless it fits the batch, those before it, and fp16."""
     found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
-    expected = (len(batch), *(before[0].shape[1:] if before else "TD"))
-    if len(found) < 2 or found[0] != len(batch) or before and found != expected:
+    expected = (len(batch), *(before[0].shape[1:] if before else found[1:]))
+    if found != expected:
         raise UserError(
             f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}."
         )
-    output, largest = output.to(dtype), output.float().abs().max().item()
-    if not output.isfinite().all():
+    half = output.to(torch.float16)
+    if not half.isfinite().all():
         raise UserError(
-            f"encode's features do not fit {dtype}: the largest magnitude is {largest:.4g}. Pass "
-            "dtype=torch.bfloat16 or torch.float32, or look for NaN in the encoder's weights."
+            f"encode's features do not fit fp16: the largest magnitude is {output.float().abs().max():.4g}. "
+            "Look for NaN in the encoder's weights, or scale its output."
         )
-    return output
+    return half.cpu().numpy()

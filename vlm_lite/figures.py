@@ -83,15 +83,8 @@ class Figure(MatplotlibFigure):
     def axes_at(self, left, top, width, height, **kw):
         """Axes at a place in pixels, counted from the figure's upper left corner."""
         full_width, full_height = self.get_size_inches() * DPI
-        return self.add_axes(
-            (
-                left / full_width,
-                1 - (top + height) / full_height,
-                width / full_width,
-                height / full_height,
-            ),
-            **kw,
-        )
+        bottom, size = 1 - (top + height) / full_height, (width / full_width, height / full_height)
+        return self.add_axes((left / full_width, bottom, *size), **kw)
 
     def text_at(self, left, top, text, **kw):
         """Text at a place in pixels from the upper left corner, hanging from its top by default."""
@@ -118,12 +111,8 @@ class Figure(MatplotlibFigure):
         """(mime type, bytes): PNG; where that is too large PNG of 256 colours; for photographs JPEG, finest that fits."""
         image = self.to_image()
         few = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        tries = [
-            (image, "png", 0),
-            (few, "png", 0),
-            *((image, "jpeg", q) for q in (90, 70, 45, 30)),
-        ]
-        for each, kind, quality in tries:
+        jpegs = [(image, "jpeg", quality) for quality in (90, 70, 45, 30)]
+        for each, kind, quality in [(image, "png", 0), (few, "png", 0), *jpegs]:
             buffer = io.BytesIO()
             each.save(buffer, kind, optimize=True, quality=quality)
             if buffer.tell() <= MAX_BYTES:
@@ -159,15 +148,13 @@ def pil_image(image):
     """A PIL image (RGB) of a PIL image or of uint8 (3, H, W) or (H, W, 3) values. ValueError for anything else."""
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    values = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] != 3:
-        values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
+    values = np.asarray(image)
+    if values.dtype != np.uint8 or values.ndim != 3:
         raise ValueError(
             f"a picture must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
             "Undo the normalisation first."
         )
-    return Image.fromarray(values)
+    return Image.fromarray(values.transpose(1, 2, 0) if values.shape[2] != 3 else values)
 
 
 def enlarge(image, side):
@@ -181,12 +168,8 @@ def enlarge(image, side):
     if max(image.size) > min(96, side):
         return np.asarray(ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=NIGHT))
     smooth = image.filter(ImageFilter.GaussianBlur(1.5))
-    sharp, smooth = (
-        np.asarray(
-            ImageOps.pad(each, (side, side), Image.Resampling.BICUBIC, color=NIGHT), dtype=float
-        )
-        for each in (image, smooth)
-    )
+    pad = functools.partial(ImageOps.pad, size=(side, side), color=NIGHT)  # bicubic
+    sharp, smooth = (np.asarray(pad(each), dtype=float) for each in (image, smooth))
     is_edge = ((np.abs(sharp - smooth).max(axis=2, keepdims=True) - 8) / 16).clip(0, 1)
     mixed = sharp * is_edge + smooth * (1 - is_edge)
     return (mixed // 4 * 4 + 2).clip(0, 255).astype(np.uint8)  # 64 levels: a file of half the size

@@ -5,10 +5,11 @@ import contextlib
 import hashlib
 import json
 import os
-import reprlib
+import re
 import shutil
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 MESSAGE_LENGTH = 580  # with the command's name in front, under 600
@@ -18,22 +19,10 @@ MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-STRAY = {
-    "__MACOSX",
-    "@eaDir",
-    "#recycle",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "lost+found",
-} | {
-    "Thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "__pycache__",
-}
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
-_REPR.maxlevel = _REPR.maxdict = 3
+STRAY = re.compile(
+    r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db"
+    r"|desktop\.ini|__pycache__)$"
+)
 
 
 class UserError(Exception):
@@ -56,12 +45,12 @@ def shorten(text, length):
 
 def show(value):
     """`value` as Python writes it, cut in the middle to 60 characters."""
-    return shorten(_REPR.repr(value), 60)
+    return shorten(repr(value), 60)
 
 
 def is_stray(path):
     """Whether a relative path is what an editor or a system puts into folders: hidden, or of a name in STRAY."""
-    return any(part.startswith(".") or part in STRAY for part in Path(path).parts)
+    return any(map(STRAY.match, Path(path).parts))
 
 
 def say(text):
@@ -103,69 +92,54 @@ def home():
 
 
 @contextlib.contextmanager
-def _explain_oserror(path):
+def _beside(path):
+    """Yield a new hidden name beside `path`, and leave nothing under it; UserError for what the disk refuses."""
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield new
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}. Free some space or set VLM_LITE_HOME to "
             "another folder; nothing half-written was kept."
         ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
     """Yield a file under a temporary name beside `path`; it takes the name `path` only when the block succeeds."""
-    path = Path(path)
-    with _explain_oserror(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        encoding = None if "b" in mode else "utf-8"
-        try:
-            with os.fdopen(handle, mode, encoding=encoding) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    with _beside(Path(path)) as new:
+        with open(new, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
 
 
 @contextlib.contextmanager
 def atomic_dir(path):
     """Yield a temporary folder beside `path`; it takes the name `path`, replacing it, when the block succeeds."""
-    path = Path(path)
-    with _explain_oserror(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        try:
-            yield folder
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(folder, 0o777 & ~umask)
-            if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, old / "was")
-                os.replace(folder, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(folder, path)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    with _beside(Path(path)) as new, _beside(Path(path)) as old:
+        new.mkdir()
+        yield new
+        if os.path.exists(path):
+            os.replace(path, old)
+        os.replace(new, path)
 
 
-def open_text(path, newline=None):
-    """Open a text file in UTF-8, or in what its byte-order mark says. UserError where it is missing or closed to us."""
+def read_text(path, expected="text"):
+    """The text of a file in UTF-8, or in what its byte-order mark says; line ends are left as they are.
+
+    UserError where it is missing, closed to us, or not `expected`, which is text.
+    """
     try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8-sig")
-        return open(path, encoding=encoding, newline=newline)
+        data = Path(path).read_bytes()
+        encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8-sig")
+        return data.decode(encoding)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
@@ -174,14 +148,7 @@ def open_text(path, newline=None):
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
         ) from error
-
-
-def read_text(path, expected="text"):
-    """The text of a file, as `open_text` reads it. UserError where it is not `expected`, which is text in UTF-8."""
-    try:
-        with open_text(path) as file:
-            return file.read()
-    except ValueError as error:  # UnicodeError is one
+    except UnicodeError as error:
         raise UserError(
             f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8."
         ) from error
@@ -203,7 +170,14 @@ def read_json(path):
                 f"{path} holds JSON lines where one JSON value is expected: {len(rows)} rows are read."
             )
             return rows
-        raise UserError(f"{path}{_not_json(error, text)}") from error
+        place, is_cut, what = "", False, getattr(error, "msg", error)
+        if isinstance(error, json.JSONDecodeError):
+            place = f", line {error.lineno} column {error.colno}"
+            is_cut = error.pos >= len(text.rstrip()) or what.startswith("Unterminated string")
+        advice = "The file may be cut short: make" if is_cut else "Correct it there, or make"
+        raise UserError(
+            f"{path}{place}: not valid JSON ({what}). {advice} or download it again."
+        ) from error
 
 
 def read_json_lines(path, text):
@@ -216,27 +190,10 @@ def read_json_lines(path, text):
             except (ValueError, RecursionError) as error:
                 what = getattr(error, "msg", error)
                 raise UserError(
-                    f"{path}, line {number}: not valid JSON ({what}). Expected one value a line. "
-                    + (
-                        "The file may be cut short."
-                        if text.rstrip().endswith(line.rstrip())
-                        else ""
-                    )
+                    f"{path}, line {number}: not valid JSON ({what}). Expected one value a line; the last line of a file "
+                    "that is cut short has half of one."
                 ) from error
     return rows
-
-
-def _not_json(error, text):
-    """Where and why `text` is not JSON, and what to do."""
-    if not text.strip():
-        return ": not valid JSON (it is empty). Make or download it again."
-    if not isinstance(error, json.JSONDecodeError):
-        return f": not valid JSON ({error}). Make or download it again."
-    is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-    advice = (
-        "The file may be cut short: make or download it again." if is_cut else "Look at that place."
-    )
-    return f", line {error.lineno} column {error.colno}: not valid JSON ({error.msg}). {advice}"
 
 
 def write_json(path, value, indent=1):

@@ -5,51 +5,17 @@
 alone. A folder may hold the hub too, as `huggingface.co/ID/resolve/main/FILE`. Importing this module probes nothing.
 """
 
-import functools
 import os
-import threading
 from pathlib import Path
 
 from vlm_lite.files import UserError
 
 HUB = "https://huggingface.co"
-PROBE_SECONDS = 3.0
 
 
 def told_offline():
     """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def hub_answers():
-    """Whether the Hugging Face hub (or HF_ENDPOINT) answers within 3 seconds; False at once under HF_HUB_OFFLINE."""
-    if told_offline():
-        return False
-    return _probe(os.environ.get("HF_ENDPOINT") or HUB)
-
-
-@functools.cache
-def _probe(endpoint):
-    import urllib.error
-    import urllib.request
-
-    answers = []
-
-    def ask():
-        try:
-            request = urllib.request.Request(endpoint, method="HEAD")
-            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    # A look-up of the name may hang for longer than urlopen's own limit, so the wait is bounded from outside.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
 
 
 def cached_snapshot(repo):
@@ -62,14 +28,8 @@ def cached_snapshot(repo):
     folders = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots").glob(
         "*"
     )
-    return next(
-        (
-            folder
-            for folder in sorted(folders)
-            if (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-        ),
-        None,
-    )
+    whole = ("config.json", "model.safetensors")
+    return next((f for f in sorted(folders) if all((f / name).exists() for name in whole)), None)
 
 
 def mirror():
@@ -94,10 +54,7 @@ def locate(address, where=None):
     return f"{where}/{address.split('://', 1)[1]}"
 
 
-def mirrored_model(name, where=None):
+def mirrored_model(name):
     """The folder of the hub id `name` in a mirror that is a folder; None where there is none."""
-    where = where or mirror()
-    folder = (
-        Path(locate(f"{HUB}/{name}/resolve/main", where)) if where and "://" not in where else None
-    )
-    return str(folder) if folder and folder.is_dir() else None
+    folder = locate(f"{HUB}/{name}/resolve/main") if mirror() else ""
+    return folder if os.path.isdir(folder) else None

@@ -20,119 +20,44 @@ from vlm_lite.figures import (
 )
 
 
-def _table(images, header, rows, widths, label, side=84):
-    """Images at the left and one row of texts each: `rows[i]` holds (text, colour, weight) per column."""
-    gap = 12
+@styled
+def answer_table(images, columns, *, widths=None, label="answers", side=84):
+    """Images at the left and one column of texts for each of `columns` {name: N texts}, the last in bold.
+
+    A text that begins with ✓ is blue and bold, one with ✗ red. side: of the images, in pixels.
+    """
+    gap, widths = 12, widths or (180,) * len(columns)
     lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
-    head = 40 + LINE * max(text.count("\n") for text in header)
-    height = head + len(rows) * (side + gap) + 4
+    head = 40 + LINE * max(name.count("\n") for name in columns)
+    height = head + len(images) * (side + gap) + 4
     figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
-    for left, text in zip(lefts, header, strict=True):
-        figure.text_at(left, 14, text, fontweight="bold")
-    for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
-        top = head + i * (side + gap)
-        figure.picture_at(image, gap, top, side)
-        for left, width, (text, colour, weight) in zip(lefts, widths, cells, strict=True):
+    for i, image in enumerate(images):
+        figure.picture_at(image, gap, head + i * (side + gap), side)
+    for k, (left, width, name) in enumerate(zip(lefts, widths, columns, strict=True)):
+        figure.text_at(left, 14, name, fontweight="bold")
+        for i, text in enumerate(columns[name]):
+            is_bold = text.startswith("✓") or k == len(widths) - 1 and not text.startswith("✗")
+            weight = "bold" if is_bold else "normal"
+            colour = {"✓": BLUE, "✗": VERMILLION}.get(text[:1], INK)
+            look = dict(va="center", color=colour, fontweight=weight)
             lines = wrap(text, width, 9.5, side // LINE, weight)
-            figure.text_at(
-                left, top + side / 2, lines, va="center", color=colour, fontweight=weight
-            )
+            figure.text_at(left, head + i * (side + gap) + side / 2, lines, **look)
     return figure
 
 
-@styled
-def answer_table(images, columns, *, widths=None, label="answers"):
-    """Images with one column of texts for each of `columns` {name: N texts}, the last in bold."""
-    last = len(columns) - 1
-    rows = [
-        [(text, INK, "bold" if k == last else "normal") for k, text in enumerate(row)]
-        for row in zip(*columns.values(), strict=True)
-    ]
-    return _table(images, list(columns), rows, widths or (180,) * len(columns), label)
-
-
-@styled
-def scoreboard(images, questions, answers, given, *, correct=None):
+def scoreboard(images, questions, answers, given):
     """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
 
-    answers: N right answers. given: {model name: N answers}. correct: {model name: N booleans}; None compares the words
-    without regard to case.
+    answers: N right answers. given: {model name: N answers}, compared without regard to case.
     """
-    if correct is None:
-        right = [answer.strip().lower() for answer in answers]
-        correct = {
-            name: [text.strip().lower() == r for text, r in zip(said, right, strict=True)]
-            for name, said in given.items()
-        }
-    looks = {True: ("✓ ", BLUE, "bold"), False: ("✗ ", VERMILLION, "normal")}
-    rows = []
-    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        rows.append([(question, INK, "normal"), (answer, INK, "bold")])
-        for name, said in given.items():
-            mark, *look = looks[bool(correct[name][i])]
-            rows[-1].append((mark + said[i], *look))
-    header = ["question", "right answer"] + [
-        f"{wrap(name, 124, 9.5, 1, 'bold')}\n{sum(correct[name])} of {len(questions)}"
-        for name in given
-    ]
-    return _table(images, header, rows, (200, 96) + (124,) * len(given), "Can it see yet?", side=72)
-
-
-CONTROLS = {
-    "vlm": (BLUE, ""),
-    "oracle": (GREEN, "xxxx"),
-    "patch-shuffled": (SKY, "----"),
-    "shuffled": (ORANGE, "\\\\\\\\"),
-    "blank": (PALE, "...."),
-    "blind": ("white", "////"),
-}  # others are white
-
-
-@styled
-def controls_bars(board, *, guess=None, title=""):
-    """A score and its controls, a bar each, with whiskers; the blind one goes on as a dashed line.
-
-    board: {name: Interval or anything with value, low and high, in 0..1}, from the top down. guess: (name, percent).
-    """
-    figure = Figure(width=680, height=112 + 32 * len(board), label=title, layout="constrained")
-    axes = figure.subplots()
-    for row, (name, score) in enumerate(board.items()):
-        value, low, high = (100 * end for end in (score.value, score.low, score.high))
-        colour, hatch = CONTROLS.get(name, ("white", ""))
-        axes.barh(row, value, 0.66, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.8)
-        axes.errorbar(
-            value, row, xerr=[[value - low], [high - value]], color=INK, capsize=4, linewidth=1.3
-        )
-        axes.text(
-            high + 1.5,
-            row,
-            f"{value:.1f}",
-            va="center",
-            fontweight="bold" if name == "vlm" else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    if "blind" in board:
-        axes.axvline(
-            100 * board["blind"].value,
-            color=INK,
-            linestyle="--",
-            linewidth=1.1,
-            zorder=0.9,
-            label="blind",
-        )
-    if guess is not None:
-        axes.axvline(guess[1], label=f"my guess for {guess[0]}: {guess[1]:g}", **GUESS)
-    axes.set(
-        yticks=range(len(board)),
-        yticklabels=["the VLM" if name == "vlm" else name for name in board],
-        xlim=(0, 106),
-        xlabel="VQA accuracy (%), with 95% intervals",
-        title=title,
-    )
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+    columns = {"question": questions, "right answer": answers}
+    for name, said in given.items():
+        pairs = zip(said, answers, strict=True)
+        marked = [f"{'✓' if a.strip().lower() == b.strip().lower() else '✗'} {a}" for a, b in pairs]
+        right = sum(text.startswith("✓") for text in marked)
+        columns[f"{wrap(name, 124, 9.5, 1, 'bold')}\n{right} of {len(questions)}"] = marked
+    widths = (200, 96) + (124,) * len(given)
+    return answer_table(images, columns, widths=widths, label="Can it see yet?", side=72)
 
 
 @styled
@@ -175,17 +100,8 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     axes.grid(axis="y", visible=False)
     if blind is not None:
         axes.axvline(100 * blind, **GUESS, zorder=3)
-        axes.annotate(
-            f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}",
-            (100 * blind, -0.6),
-            (0, 3),
-            textcoords="offset points",
-            color=VERMILLION,
-            fontsize=8.5,
-            va="bottom",
-            ha="left" if blind < 0.5 else "right",
-            annotation_clip=False,
-        )
+        note = f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}"
+        axes.set_title(note, color=VERMILLION, fontsize=8.5, fontweight="normal", pad=3)
     return figure
 
 

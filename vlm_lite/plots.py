@@ -4,8 +4,6 @@ Scores are percentages (0 to 100), recalls and probabilities fractions (0 to 1).
 result is seen, is a dashed line. Show a figure by making it a cell's last expression, or with `display(...)`.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
@@ -26,7 +24,6 @@ from vlm_lite.figures import (
     YELLOW,
     Figure,
     array,
-    enlarge,
     style,  # noqa: F401
     styled,
     wrap,
@@ -35,7 +32,6 @@ from vlm_lite.models.positions import position_cosines
 from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one name
     answer_table,
     ask_panel,
-    controls_bars,
     losses,
     museum_wall,
     scoreboard,
@@ -43,10 +39,11 @@ from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one 
 
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
-ROWS = {  # condition -> (label, colour, hatch)
+CONTROLS = {  # condition -> (label, colour, hatch); others are white
     "blind": ("blind (question only)", "white", "////"),
     "blank": ("blank image", PALE, "...."),
     "shuffled": ("shuffled images", ORANGE, "\\\\\\\\"),
+    "patch-shuffled": ("patch-shuffled", SKY, "----"),
     "vlm": ("the VLM", BLUE, ""),
     "oracle": ("oracle (scene in words)", GREEN, "xxxx"),
 }
@@ -66,23 +63,16 @@ def show_images(images, titles=None, columns=5, size=144):
     """
     gap, columns = 14, min(columns, len(images))
     titles = [wrap(title, size - 2, 9) for title in titles or [""] * len(images)]
-    rows = [range(k, min(k + columns, len(images))) for k in range(0, len(images), columns)]
-    depths = [
-        max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows
-    ]
-    figure = Figure(
-        width=columns * (size + gap) + gap,
-        height=len(rows) * (size + gap) + sum(depths) + gap,
-        label=f"{len(images)} images",
-        facecolor=NIGHT,
-    )
-    look, top = dict(ha="center", color=NIGHT_INK, fontsize=9), gap
-    for row, depth in zip(rows, depths, strict=True):
-        for column, i in enumerate(row):
-            left = gap + column * (size + gap)
-            figure.picture_at(images[i], left, top, size, frame=NIGHT_FRAME)
-            figure.text_at(left + size / 2, top + size + 7, titles[i], **look)
-        top += size + gap + depth
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    wide, high = size + gap, size + gap + (lines * LINE + 8) * bool(lines)
+    rows = -(-len(images) // columns)
+    frame = dict(width=columns * wide + gap, height=rows * high + gap, facecolor=NIGHT)
+    figure = Figure(label=f"{len(images)} images", **frame)
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        left, top = gap + i % columns * wide, gap + i // columns * high
+        figure.picture_at(image, left, top, size, frame=NIGHT_FRAME)
+        look = dict(ha="center", color=NIGHT_INK, fontsize=9)
+        figure.text_at(left + size / 2, top + size + 7, title, **look)
     return figure
 
 
@@ -111,11 +101,8 @@ def loss_curve(history, *, band=None, chance=None, ylabel="loss", title=""):
             title = f"{title}\n" * bool(title)
             title += f"inside the range of {band['seeds']} seeds at {share:.0%} of points "
             title += f"(a further seed: about {usual:.0%})"
-    axes.plot(steps, curve, color=BLUE, label="this run")
+    axes.plot(steps, curve, color=BLUE, label=f"this run: {curve[-1]:.2f} at the end")
     axes.plot(steps[-1:], curve[-1:], "o", color=BLUE, markersize=5, clip_on=False)
-    look = dict(va="center", color=BLUE, fontweight="bold", annotation_clip=False)
-    last = steps[-1], curve[-1]
-    axes.annotate(f"{last[1]:.2f}", last, (6, 0), textcoords="offset points", **look)
     if chance is not None:
         axes.axhline(chance, label=f"knows nothing: {chance:.2f}", **CHANCE)
     axes.set(xlabel="training step", ylabel=ylabel, title=title)
@@ -140,9 +127,7 @@ def similarity_matrix(before, after, captions, images):
         height=94 + side + count * LINE,
         label="cosine similarity before training, after training",
     )
-    low, high = (
-        edge(each) for edge, each in ((np.min, [*maps.values()]), (np.max, [*maps.values()]))
-    )
+    low, high = (edge([*maps.values()]) for edge in (np.min, np.max))
     for column, (name, values) in enumerate(maps.items()):
         axes = figure.axes_at(left + column * (side + 24), 34, side, side)
         shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
@@ -151,10 +136,9 @@ def similarity_matrix(before, after, captions, images):
         if column == 0:
             axes.set_ylabel("image", labelpad=35)
         for (row, col), value in np.ndenumerate(values):
-            look = dict(ha="center", va="center", fontsize=7.5)
-            look["color"] = INK if value > (low + high) / 2 else "white"
-            look["fontweight"] = "bold" if row == col else "normal"
-            axes.text(col, row, f"{value:.2f}", **look)
+            colour = INK if value > (low + high) / 2 else "white"
+            look = dict(ha="center", va="center", fontsize=7.5, color=colour)
+            axes.text(col, row, f"{value:.2f}", weight="bold" if row == col else "normal", **look)
     thumbnail = int(min(cell - 3, 34))
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top = round(34 + (i + 0.5) * cell - thumbnail / 2)
@@ -204,10 +188,10 @@ def percent_table(rows):
     return pd.DataFrame(rows).T.map("{:.1%}".format)
 
 
-def _accuracy_rows(count, label, names):
+def _accuracy_rows(names, label):
     """(figure, axes) for rows of bars with their names, from the top down, over a scale of accuracy."""
-    figure, (axes,) = _panels(660, 120 + 34 * count, label)
-    axes.set(yticks=range(count), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
+    figure, (axes,) = _panels(680, 120 + 34 * len(names), label)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
     axes.set_xlabel("VQA accuracy (%)")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -215,30 +199,46 @@ def _accuracy_rows(count, label, names):
 
 
 @styled
-def gain_bars(*, bridge, guess=None, title="", **scores):
-    """Does it look? Scores in percent beside the blind and the oracle line, and the bridge score in the title.
+def score_bars(board, *, guess=None, title=""):
+    """A score and its controls, a bar each, with whiskers; blind and oracle go on as lines.
 
-    vlm, blind, oracle, and if you like shuffled and blank: (value, low, high), the interval drawn as a whisker. bridge:
-    (value, low, high), or "undefined". guess: the VLM's score.
+    board: {name: (value, low, high) in percent}, from the top down. guess: (label, percent).
     """
-    scores = {name: scores[name] for name in ROWS if name in scores}
-    head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
-    head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
-    figure, axes = _accuracy_rows(len(scores), head, [ROWS[name][0] for name in scores])
-    values, lows, highs = (array(each) for each in zip(*scores.values(), strict=True))
-    look = {"color": [ROWS[n][1] for n in scores], "hatch": [ROWS[n][2] for n in scores]}
+    figure, axes = _accuracy_rows([CONTROLS.get(n, (n,))[0] for n in board], title or "scores")
+    looks = [CONTROLS.get(name, (name, "white", "")) for name in board]
+    values, lows, highs = (array(each) for each in zip(*board.values(), strict=True))
+    look = {"color": [colour for _, colour, _ in looks], "hatch": [hatch for *_, hatch in looks]}
     look |= dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
-    bars = axes.barh(range(len(scores)), values, 0.66, **look)
+    bars = axes.barh(range(len(board)), values, 0.66, **look)
     axes.bar_label(bars, fmt="%.1f", padding=4, fontweight="bold", bbox=WHITE)
     for name, colour, line in (("blind", INK, "--"), ("oracle", GREEN, "-.")):
-        look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
-        axes.axvline(scores[name][0], label=name, **look)
+        if name in board:
+            look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
+            axes.axvline(board[name][0], label=name, **look)
     if guess is not None:
-        axes.axvline(guess, label=f"my guess: {guess:g}", **GUESS)
-    head = f"{title}\n" * bool(title) + head
-    figure.suptitle(head, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        axes.axvline(guess[1], label=f"{guess[0]}: {guess[1]:g}", **GUESS)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def controls_bars(board, *, guess=None, title=""):
+    """`score_bars` of {name: Interval, in 0..1}. guess: (name, percent)."""
+    board = {name: (100 * i.value, 100 * i.low, 100 * i.high) for name, i in board.items()}
+    return score_bars(board, guess=guess and (f"my guess for {guess[0]}", guess[1]), title=title)
+
+
+def gain_bars(*, bridge, guess=None, title="", **scores):
+    """Does it look? `score_bars` with the multimodal gain and the bridge score in the title.
+
+    scores: vlm, blind, oracle and others, (value, low, high) in percent. bridge: (value, low, high), or "undefined".
+    guess: the VLM's score.
+    """
+    head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
+    head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
+    scores = {name: scores[name] for name in CONTROLS if name in scores}
+    guess = None if guess is None else ("my guess", guess)
+    return score_bars(scores, guess=guess, title=f"{title}\n{head}" if title else head)
 
 
 @styled
@@ -247,7 +247,7 @@ def by_type_bars(table, *, title):
 
     table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent.
     """
-    figure, axes = _accuracy_rows(len(table), title, list(table))
+    figure, axes = _accuracy_rows(list(table), title)
     rows = range(len(table))
     vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
     bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
@@ -270,38 +270,24 @@ def attention_over_image(image, maps, *, titles=None, size=128):
     image: (3, H, W) uint8 or PIL. maps: (Q, h, w) weights on the patch grid, such as (Q, 4, 4); each map's frames are
     scaled to its own maximum, and weights below a tenth of it have none.
     """
-    maps, base = array(maps), enlarge(image, size)
-    notes = ["the image"]
-    for title, weights in zip(
-        titles or [f"query {k + 1}" for k in range(len(maps))], maps, strict=True
-    ):
-        notes.append(f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title)
-    gap, columns, depth = 12, min(5, len(notes)), 24
-    figure = Figure(
-        width=columns * (size + gap) + gap,
-        height=math.ceil(len(notes) / columns) * (size + gap + depth) + gap,
-        label="attention over the image",
-        facecolor=NIGHT,
-    )
-    (rows, cols), inset = maps.shape[1:], 0.01
-    for i, (weights, note) in enumerate(zip([np.zeros((rows, cols)), *maps], notes, strict=True)):
-        left, top = gap + i % columns * (size + gap), gap + i // columns * (size + gap + depth)
-        axes = figure.axes_at(left, top, size, size)
-        axes.imshow(base, interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0))
-        axes.set(xticks=np.arange(1, cols) / cols, yticks=np.arange(1, rows) / rows)
-        axes.tick_params(labelbottom=False, labelleft=False)
-        axes.grid(color=NIGHT_FRAME, linewidth=0.5)
+    maps, notes = array(maps), ["the image"]
+    for k, weights in enumerate(maps):
+        note = titles[k] if titles else f"query {k + 1}"
+        notes.append(
+            f"{note} (max\N{NO-BREAK SPACE}{weights.max():.2f})" if weights.max() < 0.995 else note
+        )
+    figure = show_images([image] * len(notes), notes, size=size)
+    high, wide = (size / count for count in maps.shape[1:])
+    for axes, weights in zip(figure.axes, [np.zeros_like(maps[0]), *maps], strict=True):
+        axes.set(xticks=np.arange(wide, size - 1, wide) - 0.5, xticklabels=[])
+        axes.set(yticks=np.arange(high, size - 1, high) - 0.5, yticklabels=[])
+        axes.grid(True, color=NIGHT_FRAME, linewidth=0.5)
         axes.set_axisbelow(False)
-        for spine in axes.spines.values():
-            spine.set(visible=True, color=NIGHT_FRAME)
         share = weights / max(weights.max(), 1e-12)
         for row, col in zip(*np.nonzero(share >= 0.1), strict=True):
-            corner, sides = (col / cols + inset, row / rows + inset), (1 / cols, 1 / rows)
             look = dict(fill=False, edgecolor=YELLOW, linewidth=3.2 * share[row, col], zorder=3)
-            axes.add_patch(Rectangle(corner, *(side - 2 * inset for side in sides), **look))
-        look = dict(ha="center", color=NIGHT_INK, fontsize=8.5)
-        text = wrap(note, size + 8, 8.5, 1)
-        figure.text_at(left + size / 2, top + size + 6, text, **look)
+            corner = col * wide + 0.5, row * high + 0.5
+            axes.add_patch(Rectangle(corner, wide - 2, high - 2, **look))
     return figure
 
 

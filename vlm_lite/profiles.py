@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlm_lite.files import UserError, data_path, home, read_json
-from vlm_lite.hub import cached_snapshot, hub_answers, mirrored_model, told_offline
+from vlm_lite.hub import cached_snapshot, mirrored_model, told_offline
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
     """The profile called `name`; None: the one that VLM_LITE_PROFILE names, and where it is not set, `default`.
 
     `offers` names the profiles that the caller has a part for. Raises UserError for an unknown name, for one the caller
-    does not offer, and for a "t4" that can neither download nor find its models in the local cache.
+    does not offer, and for a "t4" that is told to stay offline and does not find its models in the local cache.
     """
     asked, source = name or default, "you chose it" if name or default != "tiny" else "the default"
     if name is None and os.environ.get("VLM_LITE_PROFILE"):
@@ -177,22 +177,17 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
             f'profile "{asked}" has no part here yet. Choose one of: {", ".join(offers)}.'
         )
     profile = replace(PROFILES[asked], reason=source)
-    missing = _missing_models(profile) if asked == "t4" else []
-    if missing and not hub_answers():
-        from huggingface_hub import constants
+    if asked == "t4" and told_offline():
+        ids = profile.vision_model, profile.language_model, profile.vlm_model
+        missing = [name for name in ids if not (cached_snapshot(name) or mirrored_model(name))]
+        if missing:
+            from huggingface_hub import constants
 
-        raise UserError(
-            f'profile "t4" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
-            f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
-            'Run once with a network (`hf download ID` for each), or choose profile "tiny".'
-        )
+            raise UserError(
+                f'profile "t4" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is '
+                'set. Run once with a network (`hf download ID` for each), or choose profile "tiny".'
+            )
     return profile
-
-
-def _missing_models(profile):
-    """The hub ids of the profile whose config or weights are neither in the local cache nor in a mirror."""
-    ids = profile.vision_model, profile.language_model, profile.vlm_model
-    return [name for name in ids if not (cached_snapshot(name) or mirrored_model(name))]
 
 
 def get_compute():

@@ -13,7 +13,6 @@ from PIL import ImageOps
 
 from vlm_lite.data.formats import image_tensor, make_dataset
 from vlm_lite.data.images import fit_square, open_image, to_rgb
-from vlm_lite.evals.vlmevalkit import VLMEvalModel
 from vlm_lite.figures import enlarge, pil_image
 from vlm_lite.files import UserError
 from vlm_lite.models.pretrained import PretrainedVLM
@@ -46,25 +45,18 @@ def table(data):
     return make_dataset({"image": [{"bytes": data, "path": None}], "image_id": [1]})
 
 
-class Echo:
-    """A model whose answer is the pixels that it was shown."""
-
-    def answer(self, images, texts, max_new_tokens):
-        return [pixels(image) for image in images]
-
-
 def seen(data, tmp_path):
-    """The pixels of a file's bytes as a model, a figure (twice) and the adapter see them."""
+    """The pixels of a file's bytes as a model, a figure (twice) and a reader of files see them."""
     (tmp_path / "image").write_bytes(data)
     yield image_tensor(table(data))[0][0].permute(1, 2, 0).tolist()  # (3, H, W) -> (H, W, 3)
     yield pixels(pil_image(PIL.Image.open(io.BytesIO(data))))
     yield pixels(pil_image(table(data)[0]["image"]))
-    yield VLMEvalModel(Echo()).generate([str(tmp_path / "image"), "what?"])
+    yield pixels(open_image(tmp_path / "image", "image"))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_upright_for_figure_model_and_adapter(tmp_path, format, orientation):
+def test_a_photograph_is_upright_for_figure_and_model(tmp_path, format, orientation):
     data = saved(noise(), format, orientation)
     opened = PIL.Image.open(io.BytesIO(data))
     upright = pixels(ImageOps.exif_transpose(opened).convert("RGB"))

@@ -113,10 +113,10 @@ def test_descriptions_name_everything_in_every_wording():
 
 
 def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_that_leaves_open():
-    ceiling = shapes.ambiguity_ceiling(["a b and a c.", "a c and a b.", "a d."], ks=(1, 2))
-    assert ceiling == {1: pytest.approx(2 / 3), 2: 1}
+    limits = shapes.recall_limits(["a b and a c.", "a c and a b.", "a d."], ks=(1, 2))
+    assert limits["ceiling"] == {"R@1": pytest.approx(2 / 3), "R@2": 1}
     texts = [language.captions(scene, rng)[0] for scene, rng in some_scenes("val")]
-    assert 0.95 < shapes.ambiguity_ceiling(texts)[1] <= 1
+    assert 0.95 < shapes.recall_limits(texts)["ceiling"]["R@1"] <= 1
 
 
 def test_sentences_read_like_sentences():

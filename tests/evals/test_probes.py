@@ -122,12 +122,6 @@ def test_without_descriptions_there_is_no_oracle_and_no_bridge_score():
     assert "oracle" not in result.answers and result.bridge.interval == "undefined"
 
 
-def test_normalize_reaches_the_score():
-    rows = [{**row, "answers": [row["answers"][0].title()] * 10} for row in world(1)]
-    assert probe(rows).accuracy["vlm"].value == 0
-    assert probe(rows, normalize="always").accuracy["vlm"].value == 1
-
-
 @pytest.mark.parametrize(
     "rows, image_ids, message",
     [
@@ -148,9 +142,7 @@ def test_bootstrap_interval_covers_as_a_normal_interval_would():
     found = bootstrap_interval(values)
     normal = values.mean() + 1.96 * values.std() / 20 * np.array([0, -1, 1])
     assert (found.value, found.low, found.high) == pytest.approx(normal, abs=0.003)
-    wider = bootstrap_interval(values, confidence=0.99)
-    assert wider.low < found.low and wider.high > found.high
-    assert found == bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    assert found == bootstrap_interval(values)
 
 
 def test_constant_scores_and_a_single_question_give_no_warning():

@@ -134,16 +134,8 @@ def run_get(options):
             choice, images=n, val_images=n // 5, instructions=n, questions=n, val_questions=n // 5
         )
     for split in ("train", "val"):
-        tables = load_photographs(split, choice)
-        print(
-            f"{split}: "
-            + ", ".join(
-                f"{len(table):,} {name}"
-                for name, table in zip(
-                    ("images", "questions", "conversations"), tables, strict=True
-                )
-            )
-        )
+        images, asked, talks = map(len, load_photographs(split, choice))
+        print(f"{split}: {images:,} images, {asked:,} questions, {talks:,} conversations")
 
 
 def run_sample(options):
@@ -214,20 +206,12 @@ def _write_picture(cell, folder, image_id):
         )
     import PIL.Image
 
-    try:
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        with PIL.Image.open(io.BytesIO(data)) as picture:
-            kind = picture.format.lower()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        why = (
-            "it is damaged, or not a picture"
-            if isinstance(error, PIL.UnidentifiedImageError)
-            else error
-        )
-        raise UserError(
-            f"{cell['path'] or f'the picture of image_id {image_id}'} cannot be copied: {why}. Make or "
-            "download it again."
-        ) from error
+    from vlm_lite.data.images import open_image
+
+    path, data = cell["path"], cell["bytes"]
+    data = Path(path).read_bytes() if data is None else data
+    open_image(data, path or f"the picture of image_id {image_id}")  # refused where it is damaged
+    kind = PIL.Image.open(io.BytesIO(data)).format.lower()
     name = f"{image_id:012d}.{'jpg' if kind == 'jpeg' else kind}"
     (folder / name).write_bytes(data)
     return name

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vlm_lite import hub
 from vlm_lite.data.images import open_image
 from vlm_lite.data.sources import Source
 from vlm_lite.files import UserError, atomic_write
-from vlm_lite.hub import HUB, locate, told_offline
+from vlm_lite.hub import locate, told_offline
 
 WORKERS, RETRIES = 16, 4  # waits of 1, 2, 3 and 4 seconds between the tries of one file
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
@@ -101,8 +100,6 @@ def _fetch_one(item, mirror):
 
     pooch.get_logger().setLevel("ERROR")
     source, name, address = item.source, item.path.name, locate(item.source.address, mirror)
-    if not (mirror or hub.mirror()):
-        address = address.replace(HUB, os.environ.get("HF_ENDPOINT") or HUB)
     store = pooch.create(
         item.path.parent,
         base_url="",

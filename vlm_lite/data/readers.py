@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import List
 
-from vlm_lite.data.formats import FEATURES, find_images, make_dataset
+from vlm_lite.data.formats import FEATURES, find_images, from_rows
 from vlm_lite.data.records import (
     ANSWERS_PER_QUESTION,
     ID,
@@ -42,7 +42,7 @@ def read_llava(file, images, *, image_ids=None):
     and captions, questions and instructions can share one folder; nothing else stands in for a missing file.
     image_ids: keep the images of these COCO numbers only. UserError names the file, the entry and the field.
     """
-    candidates, kept, owner = {}, [], {}
+    candidates, rows, owner = {}, [], {}
     for name, record, where in llava_records(file):
         number, other = coco_number(name), TRAIN2017.fullmatch(name)
         if image_ids is not None and number not in image_ids:
@@ -54,17 +54,23 @@ def read_llava(file, images, *, image_ids=None):
             )
         is_there = not other or os.path.isfile(os.path.join(images, name))
         candidates[name] = [name] if is_there else [name, f"COCO_train2014_{other[1]}.jpg"]
-        kept.append((name, _conversation(record, file, where)))
-    refuse_empty(kept, "conversations", file)
-    cells = find_images(candidates, images, file, "image")
-    names, conversations = zip(*kept, strict=True)
-    return make_dataset(
-        {
-            "image": [cells[name] for name in names],
-            "image_id": identify(names),
-            "conversation": conversations,
-        }
-    )
+        rows.append({"image": name, "conversation": _conversation(record, file, where)})
+    refuse_empty(rows, "conversations", file)
+    return _with_images(rows, candidates, images, file)
+
+
+def _with_images(rows, candidates, folder, file):
+    """The table of rows whose `image` is a name: found in `folder`, and identified by COCO's number where all have one.
+
+    candidates: {name: the files that will do}.
+    """
+    cells = find_images(candidates, folder, file, "image")
+    numbers = {name: coco_number(name) for name in candidates}
+    are_ids = None not in numbers.values() and len(set(numbers.values())) == len(numbers)
+    for row in rows:
+        name = row["image"]
+        row |= {"image": cells[name], "image_id": numbers[name] if are_ids else name}
+    return from_rows(rows)
 
 
 def llava_records(file):
@@ -77,13 +83,6 @@ def coco_number(name):
     """42 for "000000000042.jpg" and "val2014/COCO_val2014_000000000042.jpg"; None for a name not of COCO's kind."""
     number = COCO_STEM.fullmatch(PurePosixPath(name).stem)
     return int(number[1]) if number else None
-
-
-def identify(names):
-    """The `image_id` of each image name: COCO's number where all have one of their own, else the name itself."""
-    numbers = {name: coco_number(name) for name in names}
-    are_ids = None not in numbers.values() and len(set(numbers.values())) == len(numbers)
-    return [numbers[name] if are_ids else name for name in names]
 
 
 def _conversation(record, file, where):
@@ -109,24 +108,19 @@ def _conversation(record, file, where):
 
 def read_pope(file, images):
     """Read a POPE file: one row a question; `answer` is the label, yes or no, and `answers` has it ten times."""
-    found = read_pope_labels(file)
-    names, texts, labels = (
-        [field(record, key, str, file, where) for where, record in found.values()]
-        for key in ("image", "text", "label")
-    )
-    cells = find_images({name: [name] for name in names}, images, file, "image")
-    return make_dataset(
+    rows = [
         {
-            "image": [cells[name] for name in names],
-            "image_id": identify(names),
-            "question_id": list(found),
-            "question": texts,
-            "question_type": ["existence"] * len(names),
-            "answer_type": ["yes/no"] * len(names),
-            "answer": labels,
-            "answers": [[label] * ANSWERS_PER_QUESTION for label in labels],
+            "image": field(record, "image", str, file, where),
+            "question_id": question_id,
+            "question": field(record, "text", str, file, where),
+            "question_type": "existence",
+            "answer_type": "yes/no",
+            "answer": record["label"],
+            "answers": [record["label"]] * ANSWERS_PER_QUESTION,
         }
-    )
+        for question_id, (where, record) in read_pope_labels(file).items()
+    ]
+    return _with_images(rows, {row["image"]: [row["image"]] for row in rows}, images, file)
 
 
 def read_mmbench(file):
@@ -135,33 +129,28 @@ def read_mmbench(file):
     `question_id` is the index, `image_id` the question it is a rotation of, `question_type` the category. Rows without
     a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`, and for an `image` that is not base64.
     """
-    rows = [
-        {
-            "image": None,
-            "image_id": row["index"] % ROTATION,
-            "question_id": row["index"],
-            "question": "\n".join(
-                filter(
-                    None, [row["hint"], row["question"], *map(". ".join, row["options"].items())]
-                )
-            ),
-            "question_type": row["category"] or None,
-            "answer_type": "choice",
-            "answer": row["answer"],
-            "answers": [row["answer"]] * ANSWERS_PER_QUESTION,
-            "text": row["image"],
-        }
-        for row in read_mmbench_rows(file)
-    ]
-    for row in rows:
+    rows = []
+    for row in read_mmbench_rows(file):
         try:
-            if text := row.pop("text"):
-                row["image"] = {"bytes": base64.b64decode(text, validate=True), "path": None}
+            image = base64.b64decode(row["image"], validate=True)
         except binascii.Error as error:
             raise UserError(
-                f"{file}, index {row['question_id']}: image is not base64 ({error}). Make or download the file again."
+                f"{file}, index {row['index']}: image is not base64 ({error}). Make or download the file again."
             ) from error
-    return make_dataset({name: [row[name] for row in rows] for name in rows[0]})
+        options = map(". ".join, row["options"].items())
+        rows.append(
+            {
+                "image": {"bytes": image, "path": None} if image else None,
+                "image_id": row["index"] % ROTATION,
+                "question_id": row["index"],
+                "question": "\n".join(filter(None, [row["hint"], row["question"], *options])),
+                "question_type": row["category"] or None,
+                "answer_type": "choice",
+                "answer": row["answer"],
+                "answers": [row["answer"]] * ANSWERS_PER_QUESTION,
+            }
+        )
+    return from_rows(rows)
 
 
 def read_folder(folder):
@@ -204,11 +193,7 @@ def read_folder(folder):
             f"{file}: two pictures have one image_id. Expected an id of its own for each, or none at all."
         )
     cells = find_images({i: [name] for name, i in names.items()}, folder, file, "file_name")
-    columns = {
-        key: [row.get(key, [] if isinstance(FEATURES[key], List) else None) for row in rows]
-        for key in known
-    }
-    return make_dataset({**columns, "image": [cells[i] for i in columns["image_id"]]})
+    return from_rows([{**row, "image": cells[row["image_id"]]} for row in rows])
 
 
 def _value(record, key, file, where):

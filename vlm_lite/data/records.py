@@ -5,9 +5,10 @@ An error names the file, the field (`annotations[3].answers[9].answer`), what st
 
 import contextlib
 import csv
+import io
 import string
 
-from vlm_lite.files import UserError, open_text, read_json, read_json_lines, read_text
+from vlm_lite.files import UserError, read_json, read_json_lines, read_text
 from vlm_lite.files import show as show
 
 ANSWERS_PER_QUESTION = 10
@@ -266,31 +267,30 @@ def read_tsv(path, columns):
     swallow the rows below.
     """
     csv.field_size_limit(2**31 - 1)  # a picture is one cell
-    rows, line = [], 1
-    with open_text(path, newline="") as file:
-        reader = csv.reader(file, delimiter="\t", strict=True)
-        try:
-            header = next(reader, [])
-            absent = [name for name in columns if name not in header]
-            if absent:
-                raise UserError(
-                    f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs between "
-                    f"columns, {', '.join(columns)} among them. Is this a file of another kind?"
-                )
-            line = reader.line_num + 1
-            for cells in reader:
-                inner = (part for cell in cells for part in cell.split("\n")[1:])
-                swallowed = any(p[:1].isdigit() and p.count("\t") >= len(header) - 1 for p in inner)
-                if cells and (len(cells) != len(header) or swallowed):
-                    raise csv.Error(f"{len(cells)} cells for {len(header)} columns")
-                rows += [(line, dict(zip(header, cells, strict=True)))] if cells else []
-                line = reader.line_num + 1
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+    text = io.StringIO(read_text(path, "a table"), newline="")
+    reader, rows, line = csv.reader(text, delimiter="\t", strict=True), [], 1
+    try:
+        header = next(reader, [])
+        absent = [name for name in columns if name not in header]
+        if absent:
             raise UserError(
-                f'{path}, line {line}: not a row of a table in UTF-8 ({error}). It is cut short, or a quote (") opens a '
-                "cell and is not closed in it: put the whole cell in quotes and double those inside. A spreadsheet is to "
-                "be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv)."
-            ) from error
+                f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs between "
+                f"columns, {', '.join(columns)} among them. Is this a file of another kind?"
+            )
+        line = reader.line_num + 1
+        for cells in reader:
+            inner = (part for cell in cells for part in cell.split("\n")[1:])
+            swallowed = any(p[:1].isdigit() and p.count("\t") >= len(header) - 1 for p in inner)
+            if cells and (len(cells) != len(header) or swallowed):
+                raise csv.Error(f"{len(cells)} cells for {len(header)} columns")
+            rows += [(line, dict(zip(header, cells, strict=True)))] if cells else []
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f'{path}, line {line}: not a row of a table ({error}). It is cut short, or a quote (") opens a cell and is '
+            "not closed in it: put the whole cell in quotes and double those inside. A spreadsheet is to be saved as TSV "
+            "(VLMEvalKit does so with PRED_FORMAT=tsv)."
+        ) from error
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows

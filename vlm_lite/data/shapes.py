@@ -103,13 +103,12 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         of = {"info": info, "data_type": "mscoco", "data_subtype": subtype}
         asked = {**of, "task_type": "Open-Ended", "questions": questions}
         for name, value in (
-            ("captions", {"info": info, "images": images, "annotations": captions}),
-            ("v2_OpenEnded_mscoco", asked),
-            ("v2_mscoco", {**of, "annotations": annotations}),
-            ("descriptions", descriptions),
+            ("captions_{}", {"info": info, "images": images, "annotations": captions}),
+            ("v2_OpenEnded_mscoco_{}_questions", asked),
+            ("v2_mscoco_{}_annotations", {**of, "annotations": annotations}),
+            ("descriptions_{}", descriptions),
         ):
-            end = {"v2_OpenEnded_mscoco": "_questions", "v2_mscoco": "_annotations"}.get(name, "")
-            write_json(notes / f"{name}_{subtype}{end}.json", value, indent=None)
+            write_json(notes / f"{name.format(subtype)}.json", value, indent=None)
 
 
 def complementary_pairs(asked, wanted, rng):
@@ -124,48 +123,49 @@ def complementary_pairs(asked, wanted, rng):
     chosen = []
     for place, kind in enumerate(
         sorted(by_type, key=lambda k: len(by_type[k]))
-    ):  # the scarce ones first
-        share, found = (wanted - len(chosen)) // (len(by_type) - place), []
-        waiting = collections.defaultdict(list)
-        rows = by_type[kind]
-        for index in rng.permutation(len(rows)):
-            if len(found) + 2 > share:
-                break
-            row = rows[index]
-            partners = waiting[row[1]]
-            fits = (k for k, o in enumerate(partners) if o[0] != row[0] and o[2] != row[2])
-            match = next(fits, None)
-            if match is None:
-                partners.append(row)
-            else:
-                found += [partners.pop(match), row]
-        chosen += found
+    ):  # the scarce first
+        rows = [by_type[kind][index] for index in rng.permutation(len(by_type[kind]))]
+        share = (wanted - len(chosen)) // (len(by_type) - place)
+        for pair in find_pairs(*([row[k] for row in rows] for k in (1, 0, 2)), most=share // 2):
+            chosen += [rows[k] for k in pair]
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def ambiguity_ceiling(captions, ks=(1, 5, 10)):
-    """The best expected image-to-text R@K over these first captions: even a perfect model must guess among equals.
+def find_pairs(questions, image_ids, answers, most=math.inf):
+    """Up to `most` complementary pairs as (i, j), i < j, no row in two: the same words, two pictures, two answers.
 
-    Two captions are equals when they name the same things in the same quarters in another order; identical strings
-    count as hits. Returns {K: recall in 0..1}.
+    A model that does not look answers both alike, so it never has both right. Goyal et al. 2017, section 3.
     """
-    keys = [tuple(sorted(re.split(r", | and ", text.rstrip(".")))) for text in captions]
-    group, same = collections.Counter(keys), collections.Counter(captions)
-
-    def hit(key, text, k):
-        equals, hits = group[key], same[text]
-        return 1 - math.comb(equals - hits, min(k, equals)) / math.comb(equals, min(k, equals))
-
-    return {
-        k: sum(hit(*pair, k) for pair in zip(keys, captions, strict=True)) / len(keys) for k in ks
-    }
+    waiting, found = collections.defaultdict(list), []
+    for k, (question, image_id, answer) in enumerate(
+        zip(questions, image_ids, answers, strict=True)
+    ):
+        if len(found) >= most:
+            break
+        others = waiting[question]
+        fits = (p for p, other in enumerate(others) if other[1] != image_id and other[2] != answer)
+        partner = next(fits, None)
+        if partner is None:
+            others.append((k, image_id, answer))
+        else:
+            found.append((others.pop(partner)[0], k))
+    return found
 
 
 def recall_limits(captions, ks=(1, 5, 10)):
-    """{"chance": {"R@1": ...}, "ceiling": {...}} of these first captions: K / N, and `ambiguity_ceiling`."""
-    limits = {"chance": {k: k / len(captions) for k in ks}}
-    limits["ceiling"] = ambiguity_ceiling(captions, ks)
-    return {name: {f"R@{k}": v for k, v in part.items()} for name, part in limits.items()}
+    """{"chance": {"R@1": ...}, "ceiling": {...}} of image-to-text R@K over these first captions, in 0..1.
+
+    The ceiling is the best expected recall: even a perfect model must guess among equals. Two captions are equals when
+    they name the same things in the same quarters in another order; identical strings count as hits.
+    """
+    keys = [tuple(sorted(re.split(r", | and ", text.rstrip(".")))) for text in captions]
+    group, same, N = collections.Counter(keys), collections.Counter(captions), len(captions)
+    pairs = [(group[key], same[text]) for key, text in zip(keys, captions, strict=True)]
+    limits = {"chance": {}, "ceiling": {}}
+    for k in ks:
+        missed = (math.comb(n - hits, min(k, n)) / math.comb(n, min(k, n)) for n, hits in pairs)
+        limits["chance"][f"R@{k}"], limits["ceiling"][f"R@{k}"] = k / N, 1 - sum(missed) / N
+    return limits
 
 
 def zero_shot_task(captions):

@@ -1,5 +1,7 @@
 """A model's answers on disk, and whether they are the answers to these questions: all of them, once each, no others."""
 
+from collections import Counter
+
 from vlm_lite.data.records import ID, field, read_lines, show
 from vlm_lite.files import UserError
 
@@ -27,21 +29,15 @@ def match(expected, given, *, file, against, name="id", partial=False, offer=PAR
     shared; an id that comes twice is never allowed. offer: the advice where only a part is there. UserError gives the
     count and an example of each fault.
     """
-    values, twice = {}, {}
-    for key, value in given:
-        if key in values:
-            twice[key] = None
-        values[key] = value
-    wanted = set(expected)
+    given = list(given)
+    values, wanted = dict(given), set(expected)
     missing = [key for key in expected if key not in values]
     unknown = [key for key in values if key not in wanted]
-    counts = {
-        "scored": len(wanted) - len(missing),
-        "missing": len(missing),
-        "unknown": len(unknown),
-    }
+    twice = [k for k, n in Counter(key for key, _ in given).items() if n > 1]
+    scored = len(wanted) - len(missing)
+    counts = {"scored": scored, "missing": len(missing), "unknown": len(unknown)}
     faults = [
-        f"{len(keys)} {name}(s) {what}, for example {show(next(iter(keys)))}"
+        f"{len(keys)} {name}(s) {what}, for example {show(keys[0])}"
         for keys, what in (
             (missing, "missing"),
             (twice, "there more than once"),
@@ -49,12 +45,12 @@ def match(expected, given, *, file, against, name="id", partial=False, offer=PAR
         )
         if keys
     ]
-    if twice or not counts["scored"] or (faults and not partial):
+    if twice or not scored or (faults and not partial):
         advice = (
             "Keep one answer each."
             if twice
             else "None is shared: is it of another split, or of another benchmark?"
-            if not counts["scored"]
+            if not scored
             else offer
         )
         raise UserError(

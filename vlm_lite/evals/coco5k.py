@@ -51,25 +51,17 @@ def load_coco_test(*, mirror=None, progress=True):
             raise UserError(
                 f"{shard.path} is no whole tar file ({error}). Delete it and run again."
             ) from error
-    texts = {
-        key: parts.get("captions", b"").decode("utf-8", "replace") for key, parts in found.items()
-    }
+    columns = {"image_id": list(range(len(found))), "captions": [], "image": []}
     for key, parts in found.items():
-        if "image" not in parts or not texts[key].strip():
+        text = parts.get("captions", b"").decode("utf-8", "replace")
+        columns["captions"].append([line.strip() for line in text.splitlines() if line.strip()])
+        columns["image"].append({"bytes": parts.get("image"), "path": None})
+        if "image" not in parts or not columns["captions"][-1]:
             raise UserError(
                 f"{folder}: {key} has no {'captions' if 'image' in parts else 'image'}; expected an image and a caption "
                 "a line. Delete the folder and run again."
             )
-    return make_dataset(
-        {
-            "image_id": list(range(len(found))),
-            "captions": [
-                [line.strip() for line in text.splitlines() if line.strip()]
-                for text in texts.values()
-            ],
-            "image": [{"bytes": parts["image"], "path": None} for parts in found.values()],
-        }
-    )
+    return make_dataset(columns)
 
 
 def recall_pairs(table):

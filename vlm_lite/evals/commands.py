@@ -176,15 +176,11 @@ def _run(call, options):
 
 def _table(header, *rows):
     """Print rows of a name and numbers, in columns."""
-    rows = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    for row in rows:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-        )
+    import pandas
+
+    names, cells = [row[0] for row in rows], [row[1:] for row in rows]
+    table = pandas.DataFrame(cells, names, header[1:])
+    print(table.rename_axis(columns=header[0]).to_string())
 
 
 def _percent(value):
@@ -399,7 +395,7 @@ def eval_retrieval(options):
 
 def eval_zeroshot(options):
     """`vlm-lite eval zeroshot`."""
-    from vlm_lite.evals.zeroshot import TEMPLATES, classify_folder
+    from vlm_lite.cli.zeroshot import TEMPLATES, classify_folder
 
     scores = classify_folder(
         options.images, options.model, options.templates or TEMPLATES, options.classes

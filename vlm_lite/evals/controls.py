@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from vlm_lite.data.shapes import find_pairs as find_pairs
+
 
 def majority_answer(answers):
     """The most frequent of `answers`; of equally frequent ones the first in the alphabet."""
@@ -36,23 +38,6 @@ def shuffle_patches(images, patch_size, seed=0):
     draw = torch.rand(parts.shape[:2], generator=torch.Generator().manual_seed(seed))
     parts = parts[torch.arange(len(parts))[:, None], draw.argsort(dim=1)]
     return rearrange(parts, "n (r k) c p q -> n c (r p) (k q)", r=rows, k=columns)
-
-
-def find_pairs(questions, image_ids, answers):
-    """Complementary pairs as (i, j), i < j, no row in two: the same words, two pictures, two answers.
-
-    A model that does not look answers both alike, so it never has both right. Goyal et al. 2017, section 3.
-    """
-    waiting, found = defaultdict(list), []
-    for k, row in enumerate(zip(questions, image_ids, answers, strict=True)):
-        others = waiting[row[0]]
-        partner = next((p for p in others if p[1][1] != row[1] and p[1][2] != row[2]), None)
-        if partner is None:
-            others.append((k, row))
-        else:
-            others.remove(partner)
-            found.append((partner[0], k))
-    return found
 
 
 def pair_scores(scores, pairs):

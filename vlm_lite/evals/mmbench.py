@@ -6,16 +6,16 @@ Reading of answers: the exact matching of VLMEvalKit (`can_infer` of vlmeval/uti
 2026, without a judge model.
 """
 
-import math
 import random
 import re
-from statistics import fmean
+
+import pandas
 
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
 from vlm_lite.data.records import index_of, read_tsv
 from vlm_lite.data.records import read_mmbench as read_mmbench
 from vlm_lite.evals.answers import match, words
-from vlm_lite.files import UserError, show
+from vlm_lite.files import UserError, atomic_write, show
 
 ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
 # Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
@@ -75,32 +75,30 @@ def mmbench_scores(rows, predictions):
     """
     if not rows:
         raise UserError("there are no questions to score; expected at least one row.")
-    right, read, groups = {}, [], {}
-    for row in sorted(rows, key=lambda row: row["index"]):
-        read.append(extract_letter(predictions[row["index"]], row["options"]))
-        right[row["index"]] = read[-1] == row["answer"]
-        groups.setdefault(group_of(row["index"]), []).append(row)
+    table = pandas.DataFrame(sorted(rows, key=lambda row: row["index"]))
+    read = [
+        extract_letter(predictions[i], o)
+        for i, o in zip(table["index"], table["options"], strict=True)
+    ]
+    table["right"], table["chance"] = table["answer"] == read, 1 / table["options"].map(len)
+    table["group"] = table["index"].map(group_of)
+    groups = table.groupby("group").agg(
+        circular=("right", "all"), plain=("right", "first"), right=("right", "sum"),
+        chance_circular=("chance", "prod"), chance_plain=("chance", "first"), rows=("right", "size"),
+        **{name: (name, "first") for name in GROUPINGS},
+    )  # fmt: skip
 
     def part(chosen):
-        asked = [row for group in chosen for row in group]
-        return {
-            "circular": fmean([all(right[row["index"]] for row in group) for group in chosen]),
-            "plain": fmean([right[group[0]["index"]] for group in chosen]),
-            "rows": fmean([right[row["index"]] for row in asked]),
-            "chance_circular": fmean(
-                [math.prod(1 / len(row["options"]) for row in group) for group in chosen]
-            ),
-            "chance_plain": fmean([1 / len(group[0]["options"]) for group in chosen]),
-            "questions": len(chosen),
-        }
+        names = ("circular", "plain", "chance_circular", "chance_plain")
+        rows = chosen["right"].sum() / chosen["rows"].sum()
+        means = {name: float(chosen[name].mean()) for name in names}
+        return {**means, "rows": float(rows), "questions": len(chosen)}
 
-    result = {**part(list(groups.values())), "row_count": len(rows), "unanswered": read.count(None)}
+    result = {**part(groups), "row_count": len(rows), "unanswered": read.count(None)}
     for grouping in GROUPINGS:
-        names = sorted({group[0][grouping] for group in groups.values()} - {""})
-        if names:
-            result[f"per_{grouping}"] = {
-                name: part([g for g in groups.values() if g[0][grouping] == name]) for name in names
-            }
+        named = groups[groups[grouping] != ""].groupby(grouping)
+        if len(named):
+            result[f"per_{grouping}"] = {name: part(chosen) for name, chosen in named}
     return result
 
 
@@ -151,3 +149,12 @@ def match_predictions(rows, predictions, *, file, against, partial=False, known=
             "remainder by 1,000,000."
         )
     return kept, given, {**counts, "scored": len(kept)}
+
+
+def write_mmbench(path, rows):
+    """Write rows, as `read_mmbench` returns them, as MMBench's TSV; it may have other columns, such as `prediction`."""
+    table = pandas.DataFrame(rows).drop(columns=["options", "image_id"], errors="ignore")
+    for place, letter in enumerate(sorted({letter for row in rows for letter in row["options"]})):
+        table.insert(2 + place, letter, [row["options"].get(letter, "") for row in rows])
+    with atomic_write(path, "w") as file:
+        table.to_csv(file, sep="\t", index=False)

@@ -51,29 +51,29 @@ class BridgeScore(Interval):
         return f"undefined ({self.reason})" if self.value is None else super().__str__()
 
 
-def bootstrap_interval(values, confidence=0.95, seed=0):
-    """The mean of per-question `values` (Q,) with its percentile bootstrap interval (scipy.stats.bootstrap).
+def bootstrap_interval(values):
+    """The mean of per-question `values` (Q,) with its 95% percentile bootstrap interval (scipy.stats.bootstrap).
 
     Questions are resampled one by one, as if independent; several about one picture make it a little too narrow.
     """
-    values = _scores(values=values)[0]
-    return Interval(float(values.mean()), *_bootstrap((values,), np.mean, confidence, seed))
+    (values,) = _scores(values=values)
+    return Interval(float(values.mean()), *_bootstrap((values,), np.mean))
 
 
-def multimodal_gain(vlm, blind, confidence=0.95, seed=0):
+def multimodal_gain(vlm, blind):
     """Mean of vlm - blind over the same questions: per-question scores (Q,) each, resampled in pairs."""
     vlm, blind = _scores(vlm=vlm, blind=blind)
-    return bootstrap_interval(vlm - blind, confidence, seed)
+    return bootstrap_interval(vlm - blind)
 
 
-def bridge_score(vlm, blind, oracle, confidence=0.95, seed=0):
+def bridge_score(vlm, blind, oracle):
     """(VLM - blind) / (oracle - blind) of the means of per-question scores (Q,), resampled in triples.
 
     Undefined (value None) unless the whole interval of oracle - blind lies above 0: else words would not have helped
     this language model either, and the ratio means nothing.
     """
     vlm, blind, oracle = _scores(vlm=vlm, blind=blind, oracle=oracle)
-    room = bootstrap_interval(oracle - blind, confidence, seed)
+    room = bootstrap_interval(oracle - blind)
     if not room.low > 0:  # also where it is NaN
         return BridgeScore(None, reason=f"oracle - blind is {room}, not clearly above 0")
 
@@ -81,8 +81,9 @@ def bridge_score(vlm, blind, oracle, confidence=0.95, seed=0):
         room = np.maximum((oracle - blind).mean(axis), 1e-9)  # a rare resample has no room
         return (vlm - blind).mean(axis) / room
 
-    low, high = _bootstrap((vlm, blind, oracle), ratio, confidence, seed)
-    return BridgeScore(float(ratio(vlm, blind, oracle, -1)), low, high)
+    return BridgeScore(
+        float(ratio(vlm, blind, oracle, -1)), *_bootstrap((vlm, blind, oracle), ratio)
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,6 @@ class ProbeResult(Summary):
     answers: dict[str, list[str]]
     scores: dict[str, np.ndarray]
     by_type: dict[str, Summary]
-    normalize: str
 
     @property
     def overall(self):
@@ -137,9 +137,7 @@ def run_probes(
     prompt=short_prompt,
     batch_size=256,
     seed=0,
-    normalize="official",
     max_new_tokens=4,
-    confidence=0.95,
 ):
     """Ask every question of `rows` under five conditions and score the answers; returns a ProbeResult.
 
@@ -155,15 +153,14 @@ def run_probes(
     if not prompts:
         raise UserError("there are no questions to ask; expected at least one row.")
     own, other = _pictures(column(rows, "image_id"), image_ids, seed)
-    blank = torch.as_tensor(blank_features).reshape(features.shape[1:])
+    blank = torch.as_tensor(blank_features).float().reshape(features.shape[1:])
 
     def ask(texts, pick):
-        """Answers, a batch at a time; `pick(indices)` gives the features (B, T, D) of a batch, or None."""
+        """Answers, a batch at a time; `pick(indices)` gives the features (B, T, D) of a batch."""
         said = []
         for at in torch.arange(len(texts)).split(batch_size):
-            seen, part = pick(at), [texts[i] for i in at.tolist()]
-            seen = None if seen is None else seen.float()
-            said += vlm.generate(seen, part, max_new_tokens=max_new_tokens)
+            part = [texts[i] for i in at.tolist()]
+            said += vlm.generate(pick(at), part, max_new_tokens=max_new_tokens)
         return said
 
     def once(texts, pick=lambda at: None):
@@ -172,9 +169,9 @@ def run_probes(
         return [answer[text] for text in texts]
 
     answers = {
-        "vlm": ask(prompts, lambda at: features[own[at]]),
+        "vlm": ask(prompts, lambda at: features[own[at]].float()),
         "blind": once(prompts),
-        "shuffled": ask(prompts, lambda at: features[other[at]]),
+        "shuffled": ask(prompts, lambda at: features[other[at]].float()),
         "blank": once(prompts, lambda at: blank.expand(len(at), *blank.shape)),
     }
     descriptions = column(rows, "description")
@@ -185,30 +182,19 @@ def run_probes(
                 "picture, or none."
             )
         answers["oracle"] = once([f"{d} {p}" for d, p in zip(descriptions, prompts, strict=True)])
-    scores = {name: vqa_scores(given, rows, normalize) for name, given in answers.items()}
+    scores = {name: vqa_scores(given, rows) for name, given in answers.items()}
     types = np.array(list(map(str, column(rows, "question_type"))))
 
     def summary(chosen):
         part = {name: values[chosen] for name, values in scores.items()}
-        options = {"confidence": confidence, "seed": seed}
         bridge = BridgeScore(None, reason="no descriptions, so no oracle")
         if "oracle" in part:
-            bridge = bridge_score(part["vlm"], part["blind"], part["oracle"], **options)
-        return {
-            "count": int(chosen.sum()),
-            "accuracy": {name: bootstrap_interval(v, **options) for name, v in part.items()},
-            "gain": multimodal_gain(part["vlm"], part["blind"], **options),
-            "bridge": bridge,
-        }
+            bridge = bridge_score(part["vlm"], part["blind"], part["oracle"])
+        accuracy = {name: bootstrap_interval(values) for name, values in part.items()}
+        return int(chosen.sum()), accuracy, multimodal_gain(part["vlm"], part["blind"]), bridge
 
-    by_type = {name: Summary(**summary(types == name)) for name in sorted(set(types.tolist()))}
-    return ProbeResult(
-        **summary(types == types),
-        answers=answers,
-        scores=scores,
-        by_type=by_type,
-        normalize=normalize,
-    )
+    by_type = {name: Summary(*summary(types == name)) for name in sorted(set(types.tolist()))}
+    return ProbeResult(*summary(types == types), answers, scores, by_type)
 
 
 def _pictures(asked, image_ids, seed):
@@ -242,19 +228,12 @@ def _scores(**arrays):
     return list(arrays.values())
 
 
-def _bootstrap(samples, statistic, confidence, seed):
-    """(low, high) of the percentile bootstrap over questions; the same seed draws the same questions."""
+def _bootstrap(samples, statistic):
+    """(low, high) of the percentile bootstrap over questions, which draws the same questions at each call."""
     if len(samples[0]) < 2:
         return float("nan"), float("nan")
-    interval = bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        confidence_level=confidence,
-        batch=200,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    options = dict(n_resamples=RESAMPLES, batch=200, rng=np.random.default_rng(0))
+    found = bootstrap(
+        samples, statistic, paired=True, vectorized=True, method="percentile", **options
+    )
+    return tuple(map(float, found.confidence_interval))

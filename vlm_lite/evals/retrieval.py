@@ -1,13 +1,13 @@
 """Recall@K: how often a right partner is among the K nearest, from pictures to captions and back."""
 
 import zlib
-from collections import defaultdict
 from math import comb
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 
 from vlm_lite.files import UserError
 
@@ -27,7 +27,7 @@ def recall_at_k(
     """
     image_embeds = unit_rows("image_embeds", image_embeds)
     text_embeds = unit_rows("text_embeds", text_embeds)
-    owners = as_numbers("image_of_text", image_of_text, whole=True).tolist()
+    owners = as_numbers("image_of_text", image_of_text, whole=True).numpy()
     N, M = len(image_embeds), len(text_embeds)
     if image_embeds.shape[1] != text_embeds.shape[1]:
         raise UserError(
@@ -35,23 +35,21 @@ def recall_at_k(
             "expected embeddings of one joint space."
         )
     strings = list(range(M) if texts is None else texts)
-    if len(owners) != M or len(strings) != M or set(owners) != set(range(N)):
+    shapes = owners.shape, np.shape(strings)
+    if shapes != ((M,), (M,)) or set(owners.tolist()) != set(range(N)):
+        first, last = min(owners.flat, default=None), max(owners.flat, default=None)
         raise UserError(
-            f"image_of_text has {len(owners)} entries, from {min(owners)} to {max(owners)}, and texts has {len(strings)}; "
-            f"expected {M} each, one a text, which name each of the {N} pictures by its row 0 to {N - 1}."
+            f"image_of_text has shape {shapes[0]}, from {first} to {last}, and texts {shapes[1]}; expected ({M},) each, one a "
+            f"text, and each of the {N} pictures named by its row 0 to {N - 1}."
         )
     if not ks or min(ks) < 1:
         raise UserError(f"ks is {ks!r}; expected whole numbers of 1 or more.")
-    texts_of, images_of, strings_of = defaultdict(list), defaultdict(set), defaultdict(set)
-    for text, (string, owner) in enumerate(zip(strings, owners, strict=True)):
-        texts_of[string].append(text)
-        images_of[string].add(owner)
-        strings_of[owner].add(string)
-    right_texts = [[t for s in strings_of[image] for t in texts_of[s]] for image in range(N)]
-    right_images = [images_of[string] for string in strings]
+    number = {string: k for k, string in enumerate(dict.fromkeys(strings))}
+    said = np.array([number[string] for string in strings])  # (M,), equal for equal strings
+    has = csr_array((np.ones(M, bool), (owners, said)))  # which image has which string
     ranks = {
-        "image_to_text": _ranks(image_embeds, text_embeds, right_texts, chunk_size),
-        "text_to_image": _ranks(text_embeds, image_embeds, right_images, chunk_size),
+        "image_to_text": _ranks(image_embeds, text_embeds, has[:, said], chunk_size),
+        "text_to_image": _ranks(text_embeds, image_embeds, has.T.tocsr()[said], chunk_size),
     }
     return {way: {k: (rank < k).double().mean().item() for k in ks} for way, rank in ranks.items()}
 
@@ -86,7 +84,7 @@ def as_numbers(name, values, *, whole=False):
 
 def read_embeddings(path):
     """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
-    the file has them, texts. UserError names the file and the array that is missing, of another kind, or pickled.
+    the file has them, texts. UserError names the file, and an array that is missing or pickled.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -104,25 +102,13 @@ def read_embeddings(path):
             f"{path} cannot be read as NPZ ({error}). It may be cut short or hold objects: make it again "
             "with numpy.savez and arrays of numbers."
         ) from error
-    for name in ARRAYS:
-        if name not in found:
-            raise UserError(
-                f"{path} has no array {name} (found: {', '.join(found) or 'none'}). Make it with "
-                "numpy.savez(path, image_embeds=, text_embeds=, image_of_text=)."
-            )
-        try:
-            found[name] = as_numbers(name, found[name], whole=name == "image_of_text")
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-    if found.keys() & {"texts"} and found["texts"].dtype.kind != "U":
-        raise UserError(f"{path}: texts is of {found['texts'].dtype}; expected strings.")
-    for name in found.keys() & {"image_of_text", "texts"}:
-        if found[name].ndim != 1:
-            raise UserError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}; expected one entry a text, (M,)."
-            )
-        found[name] = found[name].tolist()
-    return found
+    absent = [name for name in ARRAYS if name not in found]
+    if absent:
+        raise UserError(
+            f"{path} has no array {absent[0]} (found: {', '.join(found) or 'none'}). Make it with "
+            "numpy.savez(path, image_embeds=, text_embeds=, image_of_text=)."
+        )
+    return {name: array.tolist() if name == "texts" else array for name, array in found.items()}
 
 
 def unit_rows(name, embeds):
@@ -139,13 +125,14 @@ def unit_rows(name, embeds):
 
 
 def _ranks(queries, gallery, right, chunk_size):
-    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,)."""
+    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,).
+
+    right: a sparse array (Q, G), which candidates are right for each.
+    """
     ranks = []
-    for start in range(0, len(queries), chunk_size):
-        similarity = queries[start : start + chunk_size] @ gallery.T  # (C, P) x (P, G) -> (C, G)
-        is_right = torch.zeros_like(similarity, dtype=torch.bool)
-        for row, found in enumerate(right[start : start + chunk_size]):
-            is_right[row, list(found)] = True
+    for at in torch.arange(len(queries)).split(chunk_size):
+        similarity = queries[at] @ gallery.T  # (C, P) x (P, G) -> (C, G)
+        is_right = torch.from_numpy(right[at.numpy()].toarray())
         best = similarity.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (C, 1)
         ranks.append(((similarity >= best) & ~is_right).sum(dim=1))
     return torch.cat(ranks)

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pandas
 
+from vlm_lite.data.records import ANSWERS_PER_QUESTION
 from vlm_lite.files import UserError
 
 NORMALIZE = ("official", "always")
@@ -28,17 +29,10 @@ CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
-NUMBERS = dict(
-    zip(
-        "none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
-        strict=True,
-    )
-)
-REPLACED = CONTRACTIONS | NUMBERS
+NUMBERS = "zero one two three four five six seven eight nine ten".split()
+REPLACED = CONTRACTIONS | {word: str(n) for n, word in enumerate(NUMBERS)} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
-ANSWERS_PER_QUESTION = 10
 
 
 @lru_cache(maxsize=100_000)

@@ -158,7 +158,7 @@ def run_study(options):
 
 def run_report(options):
     """`vlm-lite report RUN`."""
-    from vlm_lite.report import write_report
+    from vlm_lite.cli.report import write_report
 
     out = options.out or f"{os.path.basename(os.path.normpath(options.run))}-report.html"
     facts = write_report(options.run, out, questions=options.questions)

@@ -55,21 +55,17 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
         )
     data = encode_shapes(vlm.vision, "val", pictures, progress=False)
     probed = probe(vlm, data, limit=questions)
-    rows = (
-        data.questions.remove_columns("image").select(range(len(probed.answers["vlm"]))).to_pandas()
-    )
+    rows = data.questions.remove_columns("image").to_pandas()[: probed.count]
     train = load_shapes("train", pictures, progress=False)[1]
     types, answers = train["question_type"][:], train["answer"][:]
-    number = {image_id: k for k, image_id in enumerate(data.ids)}
     disordered = shuffle_patches(data.images, vlm.vision.patch_size)
     disordered = patch_features(vlm.vision, disordered, progress=False)
+    at = [data.ids.index(image_id) for image_id in rows["image_id"]]
     said = {
         "majority": [majority_answer(answers)] * len(rows),
         "type prior": type_prior(types, answers, rows["question_type"]),
         "patch-shuffled": vlm.generate(
-            disordered[[number[i] for i in rows["image_id"]]].float(),
-            list(map(short_prompt, rows["question"])),
-            max_new_tokens=4,
+            disordered[at].float(), list(map(short_prompt, rows["question"])), max_new_tokens=4
         ),
         **probed.answers,
     }
@@ -78,15 +74,12 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
         {name: vqa_scores(said[name], given) for name in ORDER if name in said}
     )
     pairs = find_pairs(*(rows[name].tolist() for name in ("question", "image_id", "answer")))
-    written = vlm.generate(
-        data.features[:100].float(), [CAPTION_PROMPT] * len(data.features[:100]), max_new_tokens=48
-    )
-    five = dict(enumerate(data.captions[: len(written)]))
-    kinds, asked = rows["question_type"], rows[["image_id", "question"]].copy()
-    asked["right answer"] = rows["answer"]
-    for name in ("vlm", "blind", "shuffled"):
-        asked[name] = said[name]
-    asked["score"] = scores["vlm"]
+    five = dict(enumerate(data.captions[:100]))
+    seen = data.features[:100].float()
+    written = vlm.generate(seen, [CAPTION_PROMPT] * len(seen), max_new_tokens=48)
+    asked = rows[["image_id", "question"]].assign(**{"right answer": rows["answer"]})
+    asked = asked.assign(**{name: said[name] for name in ("vlm", "blind", "shuffled")})
+    kinds, asked["score"] = rows["question_type"], scores["vlm"]
     wrong = asked[asked["score"] <= 0.5].groupby(kinds)
     by_type = scores.groupby(kinds).mean()
     by_type.insert(0, "questions", kinds.value_counts())
@@ -96,15 +89,16 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
         "made by": f"vlm-lite {vlm_lite.__version__}, vlm-lite report {run}",
         "pictures": len(data.images),
         "questions": len(rows),
-        "normalize": probed.normalize,
         "accuracy": {name: vars(bootstrap_interval(values)) for name, values in scores.items()},
         "multimodal gain": vars(probed.gain),
         "bridge score": vars(probed.bridge),
         "pairs": {
             "count": len(pairs),
-            "both right": {name: float(pair_scores(scores[name], pairs).mean()) for name in scores}
-            if pairs
-            else {},
+            "both right": {
+                name: float(pair_scores(values, pairs).mean())
+                for name, values in scores.items()
+                if pairs
+            },
         },
         "by type": by_type.fillna(0).T.to_dict(),
         "captions": {
@@ -152,8 +146,8 @@ def page(facts, pictures):
         f"{facts['pictures']} pictures of the Shapes world that no part of the course was trained on.</p>",
         f'<h2>Scores and controls</h2><img src="{_uri(*chart.to_bytes())}" alt="accuracy by condition">',
         f"<p>Multimodal gain (the VLM minus blind): <b>{gain}</b>. Bridge score (the gain as a share of oracle minus "
-        f"blind): <b>{escape(str(bridge))}</b>. VQA accuracy, normalize: {escape(facts['normalize'])}; 95% bootstrap "
-        "intervals over questions.</p>",
+        f"blind): <b>{escape(str(bridge))}</b>. VQA accuracy, normalize: official; 95% bootstrap intervals over "
+        "questions.</p>",
         table(facts["by type"]),
         f"<h2>Complementary pairs</h2><p>{facts['pairs']['count']} pairs: one question, two pictures, two answers; "
         "both must be right. Who does not look has none.</p>",
