@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.small import refused
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import UserError
 
 IMAGES = torch.randint(
     0, 256, (50, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def test_a_full_disk_is_said_and_keeps_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with refused("No space left on device"):
         cached(tmp_path, Counter())
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
 
@@ -143,7 +143,7 @@ def test_a_full_disk_is_said_and_keeps_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_named(tmp_path, encode, images, named):
-    with pytest.raises(UserError, match=named):
+    with refused(named):
         cached(tmp_path, encode, images=images)
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from tests.small import refused
 from vlm_lite import hub as hub_module
 from vlm_lite import profiles, speed
 from vlm_lite.files import UserError, data_path
@@ -34,7 +35,7 @@ def test_tiny_is_the_default_even_with_a_gpu_and_a_hub_that_answers(machine):
 
 def test_a_profile_that_the_notebook_has_no_part_for_is_refused(machine):
     machine(gpu=True, hub=True)
-    with pytest.raises(UserError, match='"t4" has no part here yet. Choose one of: tiny, smoke'):
+    with refused('"t4" has no part here yet. Choose one of: tiny, smoke'):
         profiles.get_profile(default="t4", offers=("tiny", "smoke"))
 
 
@@ -48,13 +49,12 @@ def test_the_environment_wins_over_the_choice_of_the_cell_and_not_over_a_name(ma
 
 def test_an_unknown_profile_is_named_with_the_ones_there_are(machine, monkeypatch):
     machine()
-    with pytest.raises(
-        UserError,
-        match='profile is "t5", which is no profile. Choose one of: tiny, t4, smoke',
+    with refused(
+        'profile is "t5", which is no profile. Choose one of: tiny, t4, smoke',
     ):
         profiles.get_profile("t5")
     monkeypatch.setenv("VLM_LITE_PROFILE", "big")
-    with pytest.raises(UserError, match='VLM_LITE_PROFILE is "big"'):
+    with refused('VLM_LITE_PROFILE is "big"'):
         profiles.get_profile()
 
 
@@ -130,7 +130,7 @@ def test_any_machine_can_be_made_to_compute_as_a_plain_cpu(monkeypatch):
     compute = profiles.get_compute()
     assert (compute.device, compute.mixed_precision) == ("cpu", "no")
     monkeypatch.setenv("VLM_LITE_CPU", "fast")
-    with pytest.raises(UserError, match='VLM_LITE_CPU is "fast"; expected "plain"'):
+    with refused('VLM_LITE_CPU is "fast"; expected "plain"'):
         profiles.get_compute()
 
 
@@ -142,9 +142,8 @@ def test_a_zoo_name_is_a_folder_and_a_hub_id_stays_itself(tmp_path):
     assert profiles.resolve_model("shapes-clip") == str(data_path("zoo", "shapes-clip"))
     assert profiles.resolve_model("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
     assert profiles.resolve_model(str(tmp_path)) == str(tmp_path)
-    with pytest.raises(
-        UserError,
-        match="'shapes-clap' is neither a folder nor .* The zoo has shapes-clip, shapes-g",
+    with refused(
+        "'shapes-clap' is neither a folder nor .* The zoo has shapes-clip, shapes-g",
     ):
         profiles.resolve_model("shapes-clap")
 
@@ -176,7 +175,7 @@ def test_a_rehearsal_is_offered_where_t4_is(machine):
         profiles.REHEARSAL.vision_model == profiles.T4.vision_model
         and profiles.REHEARSAL.image_size == 224
     )
-    with pytest.raises(UserError, match='profile "rehearsal" has no part here yet'):
+    with refused('profile "rehearsal" has no part here yet'):
         profiles.get_profile("rehearsal", offers=("tiny", "smoke"))
 
 

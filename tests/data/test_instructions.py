@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.small import refused
 from vlm_lite.data import instructions, language, scenes
 from vlm_lite.data.readers import read_llava
-from vlm_lite.files import UserError
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 
@@ -25,7 +25,7 @@ def test_boxes_read_from_a_description_are_the_scene_that_was_described():
         "a small red circle.",
         "a small red circle in the top row, left column. and more",
     ):
-        with pytest.raises(UserError, match="no description of a Shapes scene"):
+        with refused("no description of a Shapes scene"):
             instructions.read_boxes(bad)
 
 
@@ -77,7 +77,7 @@ def test_a_conversation_has_the_common_format_and_becomes_pairs():
     pairs = instructions.as_pairs(messages)
     assert pairs[1] == (f"<user> {messages[2]['content']} <assistant>", messages[3]["content"])
     for bad in ([], messages[1:], messages[:3]):
-        with pytest.raises(UserError, match="user and assistant in turn"):
+        with refused("user and assistant in turn"):
             instructions.as_pairs(bad)
 
 

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evals.official import HEADER, M, cells, picture, tabs
+from tests.small import refused
 from vlm_lite.data.readers import read_mmbench as read_table
 from vlm_lite.evals import mmbench
 from vlm_lite.evals.mmbench import (
@@ -20,7 +21,6 @@ from vlm_lite.evals.mmbench import (
     read_predictions,
     sample_groups,
 )
-from vlm_lite.files import UserError
 
 OPTIONS = {"A": "cat", "B": "dog", "C": "a red bird", "D": "catfish"}
 
@@ -140,19 +140,19 @@ def test_a_sample_takes_whole_questions_and_the_same_ones_in_any_order():
     assert sample_groups(rows[::-1], 7, seed=3) == sample[::-1]
     assert sample_groups(rows, 7, seed=4) != sample
     for count in (0, 21):
-        with pytest.raises(UserError, match=f"{count} .* 1 to 20"):
+        with refused(f"{count} .* 1 to 20"):
             sample_groups(rows, count)
 
 
 def test_a_part_keeps_the_questions_that_are_answered_in_every_rotation():
     said = [(i, text) for i, text in SAID.items() if i not in (M + 1, 4)]
     named = {"file": "p.tsv", "against": "t.tsv"}
-    with pytest.raises(UserError, match=r"2 index\(s\) missing, for example 1000001"):
+    with refused(r"2 index\(s\) missing, for example 1000001"):
         match_predictions(ROWS, said, **named)
     kept, _, counts = match_predictions(ROWS, said, **named, partial=True)
     assert {r["index"] % M for r in kept} == {2, 3}
     assert (counts["missing"], counts["scored"]) == (2, 4)
-    with pytest.raises(UserError, match="1000001"):
+    with refused("1000001"):
         match_predictions(ROWS[:4], said, **named, partial=True)
 
 
@@ -160,7 +160,7 @@ def test_predictions_for_questions_outside_the_sample_are_not_unknown():
     named = {"file": "p.tsv", "against": "t.tsv", "known": list(SAID)}
     counts = match_predictions(ROWS[:4], list(SAID.items()), **named)[2]
     assert counts == {"scored": 4, "missing": 0, "unknown": 0}
-    with pytest.raises(UserError, match=r"1 index\(s\) unknown, for example 77"):
+    with refused(r"1 index\(s\) unknown, for example 77"):
         match_predictions(ROWS[:4], [*SAID.items(), (77, "A")], **named)
 
 
@@ -179,7 +179,7 @@ def test_predictions_that_bring_another_question_are_of_another_file(tsv, tmp_pa
     file = tmp_path / "p.tsv"
     said = [(1, 'Hint.\nWHAT is it,  a "cat"? A B', "A"), (2, "Why?", "B")]
     file.write_text(tabs([("index", "question", "prediction"), *said]))
-    with pytest.raises(UserError, match="p.tsv, line 4.*'Why\\?'.*index 2"):
+    with refused("p.tsv, line 4.*'Why\\?'.*index 2"):
         read_predictions(file, rows)
     assert read_predictions(file, rows[:1]) == read_predictions(file) == [(1, "A"), (2, "B")]
 
@@ -222,14 +222,14 @@ def test_predictions_need_two_columns_and_may_stand_in_the_benchmark_s_own_table
     ],
 )
 def test_a_bad_table_is_named_with_its_line(tsv, rows, message):
-    with pytest.raises(UserError, match=f"t.tsv.*{message}"):
+    with refused(f"t.tsv.*{message}"):
         read_table(tsv(rows))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"annotations": []}', b"\xff", b"PK\x03\x04\xff"])
 def test_a_file_that_is_no_table_is_named(tmp_path, content):
     (tmp_path / "t.tsv").write_bytes(content)
-    with pytest.raises(UserError, match="t.tsv, line 1: "):
+    with refused("t.tsv, line 1: "):
         read_mmbench(tmp_path / "t.tsv")
 
 
@@ -247,7 +247,7 @@ def lone(rows, name, quoted):
 @pytest.mark.parametrize("quoted", [1, 2, 4])
 def test_the_line_where_a_lone_quote_opens_is_named(tmp_path, name, quoted):
     (tmp_path / "t.tsv").write_text(lone((1, 2, 3, 4), name, quoted))
-    with pytest.raises(UserError, match=f"t.tsv, line {quoted + 1}: .*quote"):
+    with refused(f"t.tsv, line {quoted + 1}: .*quote"):
         read_mmbench(tmp_path / "t.tsv")
 
 
@@ -262,7 +262,7 @@ def test_the_line_where_a_lone_quote_opens_is_named(tmp_path, name, quoted):
 )
 def test_no_row_of_predictions_is_swallowed(tmp_path, lines, line):
     (tmp_path / "p.tsv").write_text("\n".join(["index\tprediction", *lines]))
-    with pytest.raises(UserError, match=f"p.tsv, line {line}: .*quote"):
+    with refused(f"p.tsv, line {line}: .*quote"):
         read_predictions(tmp_path / "p.tsv")
 
 
@@ -273,7 +273,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_siz
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(
     texts=st.lists(TEXTS, min_size=1, max_size=5),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),

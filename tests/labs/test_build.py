@@ -7,9 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.small import refused
 from tools import notebooks
 from vlm_lite import cli
-from vlm_lite.files import UserError
 from vlm_lite.labs import build, check
 from vlm_lite.labs.commands import EXAMPLES
 
@@ -146,7 +146,7 @@ def test_an_answer_outside_a_function_becomes_a_name_with_nothing_in_it_yet(smal
 
 def test_a_solution_that_is_also_told_elsewhere_is_refused(small):
     small["cells"][0]["source"] += " Hint: return the_answer_of_this_one(similarity)"
-    with pytest.raises(UserError, match="99: .*'return the_an"):
+    with refused("99: .*'return the_an"):
         build.student(small, "99")
 
 
@@ -164,7 +164,7 @@ FAULTS = {
 @pytest.mark.parametrize("message", FAULTS)
 def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
     FAULTS[message](small["cells"])
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         build.student(small, "99")
 
 
@@ -189,7 +189,7 @@ def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
 def test_a_file_that_is_no_notebook_is_refused_by_name(tmp_path, text, message):
     if text is not None:
         (tmp_path / "lab.ipynb").write_text(text)
-    with pytest.raises(UserError, match=f"lab.ipynb.*{message}"):
+    with refused(f"lab.ipynb.*{message}"):
         build.read(tmp_path / "lab.ipynb")
 
 

@@ -32,16 +32,11 @@ each_exercise = pytest.mark.parametrize(
 
 def rows(table):
     """(check, answer, and of a wrong one what is said of it) of all tables."""
-    for each in (getattr(module, table) for module in TABLES):
-        if isinstance(each, list):
-            yield from each
-            continue
-        for checked, found in each.items():
-            for row in found.items() if table == "WRONG" else enumerate(found):
-                words, answer = row
-                if isinstance(answer, tuple):
-                    answer = small.edited(checked.reference, *answer)
-                yield (checked, answer, words)[: 3 if table == "WRONG" else 2]
+    for checked, found in (each for module in TABLES for each in getattr(module, table).items()):
+        for words, answer in found.items() if table == "WRONG" else enumerate(found):
+            if isinstance(answer, tuple):
+                answer = small.edited(checked.reference, *answer)
+            yield (checked, answer, words)[: 3 if table == "WRONG" else 2]
 
 
 def answers(table, exercise):

@@ -11,10 +11,10 @@ from torch import nn
 
 from tests import small
 from tests.models.test_families import make
-from tests.small import PROMPTS, TURNS, WORDS
+from tests.small import PROMPTS, TURNS, WORDS, refused
 from vlm_lite.data import shapes
 from vlm_lite.encoded import encode_shapes
-from vlm_lite.files import UserError, data_path, read_json, write_json
+from vlm_lite.files import data_path, read_json, write_json
 from vlm_lite.lessons import vlm as lesson
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import layout
@@ -248,7 +248,7 @@ def test_a_saved_vlm_comes_back_and_one_of_other_models_is_refused(home):
         ({"connector": None}, "connector"),
     ):
         write_json(folder / "config.json", {**config, **change})
-        with pytest.raises(UserError, match=word):
+        with refused(word):
             load_vlm(folder)
 
 
