@@ -59,13 +59,6 @@ def test_a_cut_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     assert (tmp_path / "kept" / "a").read_text() == "old" and os.listdir(tmp_path) == ["kept"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_is_read_and_not_reported(tmp_path, encoding):
-    value = [{"answer": "é, 猫", "question_id": 1}]
-    (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False), encoding=encoding)
-    assert files.read_json(tmp_path / "a.json") == value
-
-
 def test_json_lines_where_json_is_expected_are_read_and_said_in_a_line(tmp_path, capsys):
     (tmp_path / "a.json").write_text('{"id": 1}\r\n\r\n{"id": 2}\n')
     assert files.read_json(tmp_path / "a.json") == [{"id": 1}, {"id": 2}]

