@@ -87,17 +87,6 @@ def test_any_list_is_the_same_as_a_list_and_as_lines(tmp_path, rows, encoding, n
         assert files.read_json(tmp_path / "a.json") == rows
 
 
-@pytest.mark.parametrize(
-    "text, is_cut",
-    [('[{"a": 1}, {"a"', True), ('["abc', True), ("[1, x, 2]", False), ("{'a': 1}", False)],
-)
-def test_only_a_file_that_ends_too_early_is_called_cut_short(tmp_path, text, is_cut):
-    (tmp_path / "a.json").write_text(text)
-    with refused(r"a.json, line 1 column \d+: not valid JSON") as caught:
-        files.read_json(tmp_path / "a.json")
-    assert ("cut short" in str(caught.value)) == is_cut and "delete" not in str(caught.value)
-
-
 @given(st.text(max_size=100), st.integers(0, 100_000), st.text(max_size=100))
 def test_a_message_of_any_length_is_cut_in_the_middle(start, length, end):
     message = str(UserError(start + "k" * length + end))

@@ -31,12 +31,6 @@ def test_requirements_are_the_package_s_own_needs_and_then_its_extra_dev():
     assert requirement_lines() == project["dependencies"] + project["optional-dependencies"]["dev"]
 
 
-def test_nbgrader_comes_with_its_extra_and_not_with_the_requirements():
-    extra = PROJECT["project"]["optional-dependencies"]["grade"]
-    assert any(line.startswith("nbgrader") for line in extra)
-    assert not any("nbgrader" in line for line in requirement_lines())
-
-
 def test_the_ranges_accept_the_versions_that_colab_preinstalls():
     pins = re.findall(
         r"^([\w.-]+)==(\S+)$",

@@ -35,12 +35,11 @@ CUES = [
     "what color is the heart?",
     "is there a small yellow triangle to the right of the large pink square?",
 ]
+AT = ("R@1", "R@5", "R@10")
 RECALLS = {
-    "image to text": {"R@1": 0.712, "R@5": 0.951, "R@10": 1.0},
-    "text to image": {"R@1": 0.02, "R@5": 0.94, "R@10": 0.975},
-    "blank images": {"R@1": 0.001, "R@5": 0.005, "R@10": 0.01},
-    "chance": {"R@1": 0.001, "R@5": 0.005, "R@10": 0.01},
-    "ceiling": {"R@1": 0.93, "R@5": 1.0, "R@10": 1.0},
+    "image to text": dict(zip(AT, (0.712, 0.951, 1.0), strict=True)),
+    "blank images": dict(zip(AT, (0.001, 0.005, 0.01), strict=True)),
+    "ceiling": dict(zip(AT, (0.93, 1.0, 1.0), strict=True)),
 }
 SCORES = {
     "vlm": (71.2, 69.5, 73.0),
@@ -176,10 +175,8 @@ def test_bars_differ_in_grey():
     axes = FIGURES["gain_bars"]().axes[0]
     assert len({bar.get_hatch() for bar in axes.patches}) == len(axes.patches) == 5
     lines = FIGURES["loss_curve"]().axes[0].lines
-    assert (
-        len({line.get_linestyle() for line in lines if not str(line.get_label()).startswith("_")})
-        == 3
-    )
+    named = [line for line in lines if not str(line.get_label()).startswith("_")]
+    assert len({line.get_linestyle() for line in named}) == 3
 
 
 def test_right_and_wrong_differ_in_shape():
@@ -204,16 +201,12 @@ def test_the_panel_shows_the_likeliest_answers_first():
 def test_a_notebook_gets_one_picture_under_the_limit_even_of_photographs(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
-    noise = torch.from_numpy(
-        RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)
-    )  # the hardest photographs
-    plots.show_images(noise, columns=3)._ipython_display_()
-    assert len(shown) == 1 and shown[0]["text/plain"] == "<Figure: 6 images>"
-    assert len(shown[0]["image/jpeg"]) < 100_000
-    assert (
-        Image.open(io.BytesIO(shown[0]["image/jpeg"])).size
-        == figures.Figure.to_image(plots.show_images(noise, columns=3)).size
-    )
+    noise = RNG.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)  # the hardest photographs
+    figure = plots.show_images(torch.from_numpy(noise), columns=3)
+    figure._ipython_display_()
+    (found,) = shown
+    assert found["text/plain"] == "<Figure: 6 images>" and len(found["image/jpeg"]) < 100_000
+    assert Image.open(io.BytesIO(found["image/jpeg"])).size == figure.to_image().size
 
 
 def test_drawings_keep_their_colours_when_enlarged():

@@ -8,7 +8,6 @@ import time
 import zipfile
 from types import SimpleNamespace
 
-import PIL.Image
 import pytest
 
 from tests import small
@@ -81,15 +80,6 @@ def test_nothing_wrong_is_kept_and_the_reason_is_said(site, item, faults, known,
         fetch([one], progress=False)
     assert os.listdir(one.path.parent) == []
     assert len(site.asked) == (1 if 404 in faults else 1 + download.RETRIES)
-
-
-@pytest.mark.parametrize(
-    "limit", [64 * 64 - 1, 64 * 32 - 1]
-)  # Pillow warns, and above twice raises
-def test_a_decompression_bomb_is_no_picture(item, monkeypatch, limit):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    with refused("(?i)decompression bomb"):
-        fetch([item(png("red"), picture=True)], progress=False)
 
 
 def test_a_few_missing_pictures_are_named_and_counted_and_the_run_goes_on(site, item, capsys):

@@ -42,27 +42,29 @@ def test_every_instruction_is_in_the_vocabulary_and_its_own_reply_follows_it():
     assert seen == set(instructions.FORMS)
 
 
-@pytest.mark.parametrize(
-    "reply, form, has_form, follows",
-    [
-        ("red", "word", True, 0),
-        ("blue.", "word", True, 1),
-        ("the star is blue.", "word", False, 0),
-        ("the star is blue.", "sentence", True, 1),
-        ("blue", "sentence", False, 0),
-        ("the star is red.", "sentence", True, 0),
-        ("red circle, blue star", "list", True, 0),
-        ("a star. a circle.", "list", False, 0),
-        ("there is a star. there is a circle.", "detail", True, 0),
-        ("star, circle", "detail", False, 0),
-        ("2: a star and a circle.", "reason", True, 0),
-        ("two stars.", "reason", False, 0),
-    ],
-)
-def test_form_and_facts_are_told_apart(reply, form, has_form, follows):
+# a reply, the form asked for, whether it has that form, whether it also says what was to be said
+REPLIES = """
+red | word | 1 | 0
+blue. | word | 1 | 1
+the star is blue. | word | 0 | 0
+the star is blue. | sentence | 1 | 1
+blue | sentence | 0 | 0
+the star is red. | sentence | 1 | 0
+red circle, blue star | list | 1 | 0
+a star. a circle. | list | 0 | 0
+there is a star. there is a circle. | detail | 1 | 0
+star, circle | detail | 0 | 0
+2: a star and a circle. | reason | 1 | 0
+two stars. | reason | 0 | 0
+"""
+
+
+@pytest.mark.parametrize("row", REPLIES.strip().splitlines())
+def test_form_and_facts_are_told_apart(row):
+    reply, form, has_form, follows = row.split(" | ")
     expected = {"word": "blue", "sentence": "the star is blue."}.get(form, "there is a cross.")
-    assert instructions.has_form(reply, form) == has_form
-    assert instructions.follows(reply, expected, form) == follows
+    assert instructions.has_form(reply, form) == bool(int(has_form))
+    assert instructions.follows(reply, expected, form) == int(follows)
 
 
 def test_facts_ignore_wording_and_number_but_count():

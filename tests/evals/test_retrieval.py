@@ -54,9 +54,6 @@ def test_recall_equals_a_brute_force_ranking(seed, n, captions, with_strings, ch
 @pytest.mark.parametrize(
     "images, texts, owners, strings, to_text, to_image",
     [
-        # images 0 and 1 have each other's caption: a hit only where the strings are known to be the same
-        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], None, (1 / 3, 1), (1 / 3, 1)),
-        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], ["a", "a", "b"], (1, 1), (1, 1)),
         (
             torch.ones(20, 4),
             torch.ones(20, 4),

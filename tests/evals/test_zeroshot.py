@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests import small
@@ -89,25 +87,15 @@ def test_a_model_of_the_zoo_tells_the_colours(tmp_path):
         classify_folder(tmp_path, "shapes-clip")
 
 
+def test_an_encoder_that_says_nothing_finds_nothing():
+    equal = zeroshot_scores(torch.ones(4, 3), torch.ones(9, 3), [0, 1, 2, 3])
+    assert equal == {"top1": 0, "top5": 0}
+
+
 def test_the_ensemble_is_a_unit_mean_of_unit_vectors():
     embeds = torch.tensor([[[10.0, 0, 0], [0, 1, 0]], [[0, 0, 2], [0, 0, 5]]])
     expected = torch.tensor([[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]])
     torch.testing.assert_close(ensemble(embeds), expected)
-
-
-@given(st.integers(2, 8), st.integers(0, 1000))
-def test_bounds_order_and_a_perfect_copy(classes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    texts = torch.randn(classes, 12, generator=generator)
-    labels = torch.randint(classes, (20,), generator=generator)
-    images = torch.randn(20, 12, generator=generator)
-    scores = zeroshot_scores(images, texts, labels)
-    assert 0 <= scores["top1"] <= scores["top5"] <= 1
-    order = torch.randperm(20, generator=generator)
-    assert zeroshot_scores(images[order], texts, labels[order]) == scores
-    assert zeroshot_scores(texts[labels], texts, labels) == {"top1": 1, "top5": 1}
-    equal = zeroshot_scores(torch.ones(4, 3), torch.ones(9, 3), [0, 1, 2, 3])
-    assert equal == {"top1": 0, "top5": 0}
 
 
 def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_path):
