@@ -17,9 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest  # noqa: E402  after the environment is set
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("any machine", deadline=None)  # a slow machine is no bug
+# A slow machine is no bug, and a test's own folder may be written to by every example.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("any machine")
 
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
 
 WORDS = (
@@ -26,6 +28,11 @@ TURNS = [
     [("caption :", "small red")],
     [("question : is it red answer :", "yes"), ("caption :", "blue round")],
 ]
+
+
+def refused(message):
+    """A context in which a user's mistake is refused in words that match `message`."""
+    return pytest.raises(UserError, match=message)
 
 
 def tokenizer(**special):

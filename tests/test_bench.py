@@ -65,40 +65,6 @@ def test_every_part_runs_in_its_small_form_and_its_rows_reach_the_record_and_the
     assert len(again["machine"]["rows"]) == 3 and again["answers"]["rows"] == []
 
 
-def test_a_row_says_whether_its_aim_is_met(tmp_path):
-    timing.ROWS.clear()
-    timing.line("slow", 1.2, "times", 2, at_most=1.05)
-    timing.line("   quick", 91, "%", at_least=90)
-    timing.line("noted", 4, "s", at_most=3, note="R@5 0.10")
-    write_json(
-        tmp_path / "bench.json",
-        {
-            "towers": {
-                "what": "towers",
-                "rows": timing.ROWS,
-                "quick": False,
-                "commit": "abc",
-                "date": "today",
-                "torch": "2",
-                "hardware": "cpu",
-                "seconds": 3,
-                "place": 0,
-            }
-        },
-    )
-    assert timing.table(tmp_path / "bench.json").splitlines()[3:] == [
-        "| slow | 1.20 times | 1.05 or less: **missed** |",
-        "| &emsp;quick | 91.0 % | 90 or more: met |",
-        "| noted (R@5 0.10) | 4.0 s | 3 or less: **missed** |",
-    ]
-
-
 def test_the_record_that_ships_is_of_the_full_size():
     path = notebooks.ROOT / bench.RECORD
     assert not any(part["quick"] for part in (read_json(path) if path.exists() else {}).values())
-
-
-def test_an_unknown_part_is_named(capsys):
-    with pytest.raises(SystemExit):
-        bench.main(["races"])
-    assert "no part is called races" in capsys.readouterr().err

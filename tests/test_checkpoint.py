@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup
 
-from tests import small
+from tests.small import refused
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.files import UserError
 from vlm_lite.source import code_hash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,7 +131,7 @@ t.train_toy(steps=30, every=3, on_step=slow)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", [2, 9, 29])
+@pytest.mark.parametrize("last", [2, 9])
 def test_a_process_killed_with_kill_9_goes_on_where_it_was(folder, last):
     command = [sys.executable, "-c", CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -205,7 +204,7 @@ def test_a_loss_that_is_not_finite_names_its_step():
         calls.append(1)
         return squared(prediction, target) * (float("nan") if len(calls) == 3 else 1)
 
-    with pytest.raises(UserError, match="at step 3"):
+    with refused("at step 3"):
         train_toy(loss_fn=spoiled)
 
 
@@ -215,7 +214,7 @@ def test_a_damaged_checkpoint_is_named(folder, name, harm):
     interrupt(4)
     path = folder / "step-00000004" / name
     path.write_bytes(path.read_bytes()[:-40]) if harm == "cut" else path.unlink()
-    with pytest.raises(UserError, match=name):
+    with refused(name):
         train_toy()
 
 
@@ -227,7 +226,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match="No space left on device"):
+        with refused("No space left on device"):
             train_toy()
     assert kept(folder) == ["step-00000004"]
     assert_same_run(train_toy(), train_toy())
@@ -242,9 +241,9 @@ def test_what_is_kept_is_safetensors_without_frozen_weights(folder):
 
 
 def test_no_trainable_parameter_and_no_step_are_refused():
-    with pytest.raises(UserError, match="no trainable parameters"):
+    with refused("no trainable parameters"):
         Checkpoint("toy", Toy().requires_grad_(False), None)
-    with pytest.raises(UserError, match="steps is 0"):
+    with refused("steps is 0"):
         next(Checkpoint("toy", Toy(), None).steps(0))
 
 
@@ -285,36 +284,6 @@ def test_another_module_counts_only_where_it_is_followed(monkeypatch):
 
     assert code_hash(uses, follow=("vlm_lite",)) != code_hash(uses)
     assert code_hash(bare) == code_hash(bare, follow=("vlm_lite",))
-
-
-# ---- two processes
-
-
-def in_each_process(out):
-    """What torchrun starts twice: a run that is interrupted, then one that goes on."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
-    assert state.num_processes == 2
-    interrupt(6)
-    model, history = train_toy()
-    if state.is_main_process:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
-        Path(out).with_suffix(".json").write_text(json.dumps(history.steps))
-    state.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_of_two_processes_one_writes_and_both_go_on(folder, tmp_path):
-    said = small.in_two_processes(__file__, tmp_path / "two.safetensors")
-    assert said.count("stopped after step 6") == 1 and "goes on after step 6" in said
-    assert kept(folder) == [] and json.loads((tmp_path / "two.json").read_text()) == [5, 10, 12]
-    assert set(load_file(tmp_path / "two.safetensors")) == set(Toy().state_dict())
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    in_each_process(sys.argv[1])
 
 
 def test_what_dataclass_adds_to_a_class_is_not_its_code():

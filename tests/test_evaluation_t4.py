@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.evals.official import lines
 from tests.models.test_pretrained import smol  # noqa: F401
 from vlm_lite.evals.pope import pope_scores
 
@@ -46,23 +46,14 @@ def test_the_cells_run_and_print_a_row_for_every_condition(smol, tmp_path, monke
         asked.append(url)
         file = tmp_path / fname
         if fname.endswith(".json"):
+            about = {"text": "Is there a dog ?"}
+            labels = enumerate(["yes", "no"] * 6)
+            names = [f"COCO_val2014_{k // 6:012d}.jpg" for k in range(12)]
             file.write_text(
-                "\n".join(
-                    json.dumps(
-                        {
-                            "question_id": k,
-                            "image": f"COCO_val2014_{k // 6:012d}.jpg",
-                            "text": "Is there a dog ?",
-                            "label": ("yes", "no")[k % 2],
-                        }
-                    )
-                    for k in range(12)
-                )
+                lines({"question_id": k, "image": names[k], "label": v, **about} for k, v in labels)
             )
         else:
-            Image.fromarray(
-                np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
-            ).save(file)
+            Image.effect_noise((60, 40), 90).convert("RGB").save(file)
         return str(file)
 
     monkeypatch.setattr(pooch, "retrieve", retrieve)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.small import refused
 from vlm_lite import cli
 from vlm_lite.cli import export
 from vlm_lite.data.language import short_prompt
 from vlm_lite.data.scenes import Item, Scene, render
 from vlm_lite.embed import pixel_values
-from vlm_lite.files import UserError
 from vlm_lite.models.vlm import load_vlm
 
 QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there a heart?"]
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_old_export_and_nothing_else(exported, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match="No space left"):
+    with refused("No space left"):
         export.export(vlm, out, images, QUESTIONS)
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "kept"]
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_old_export_and_nothing_else(exported, tmp_path, 
 def test_what_differs_from_pytorch_is_not_kept(exported, tmp_path, monkeypatch):
     vlm, images, _, _ = exported
     monkeypatch.setattr(vlm, "generate", lambda features, prompts: ["red"] * len(prompts))
-    with pytest.raises(UserError, match="differently"):
+    with refused("differently"):
         export.export(vlm, tmp_path / "model", images, QUESTIONS)
     assert not list(tmp_path.iterdir())
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools import course, execute, install
-from vlm_lite import cli, machine
+from tools import execute, install
+from vlm_lite import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,22 +42,27 @@ def big_x86(monkeypatch):
 def installed(monkeypatch, tmp_path):
     """A function that runs the set-up with these options and returns pip's arguments, call by call."""
 
-    def call(*options):
-        calls = []
+    def call(*options, works=(True,)):
+        calls, answers = [], iter(works)
         monkeypatch.setattr(install.sys, "argv", ["install.py", str(tmp_path / "venv"), *options])
-        monkeypatch.setattr(
-            install, "pip", lambda python, wanted, environment=None: calls.append(wanted)
-        )
-        monkeypatch.setattr(install, "pair_works", lambda python, show=False: True)
-        monkeypatch.setattr(
-            install.subprocess,
-            "run",
-            lambda *a, **k: SimpleNamespace(returncode=0, stdout=f"{tmp_path}\n"),
-        )
+        done = SimpleNamespace(returncode=0, stdout=f"{tmp_path}\n")
+        for owner, name, fake in (
+            (install, "pip", lambda python, wanted, more=(): calls.append([*wanted, *more])),
+            (install, "run", lambda *command, **_: calls.append(command[1:])),
+            (install, "pair_works", lambda python, show=False: next(answers)),
+            (install.subprocess, "run", lambda *_, **__: done),
+        ):
+            monkeypatch.setattr(owner, name, fake)
         install.main()
         return [[str(part) for part in wanted] for wanted in calls]
 
     return call
+
+
+def test_a_torch_and_a_torchvision_that_do_not_fit_each_other_are_installed_again(installed):
+    calls = installed("--newest", works=(False, True))
+    (away,) = (k for k, words in enumerate(calls) if words[:3] == ["-m", "pip", "uninstall"])
+    assert "-r" in calls[away + 1] and "PIP_FIND_LINKS" in calls[away + 1]
 
 
 def test_linux_on_x86_64_gets_the_exact_versions(big_x86, installed, capsys):
@@ -89,6 +94,14 @@ def test_another_processor_gets_the_ranges_and_a_line_that_says_so(
     assert "requirements.lock is for Linux on x86_64" in said.out
     assert (f"There is no torch for {system} on {processor}" in said.err) == (not known)
     assert ("Times will differ" in said.err) == known
+
+
+def test_a_long_installation_says_that_it_goes_on(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(install, "EVERY", 0.2)
+    (tmp_path / "python").write_text("#!/bin/sh\nsleep 0.7\n")
+    (tmp_path / "python").chmod(0o755)
+    install.pip(tmp_path / "python", ["nothing"])
+    assert capfd.readouterr().out.count("installing: ") >= 2
 
 
 @pytest.fixture
@@ -210,14 +223,3 @@ def test_a_cell_without_memory_says_what_to_do_and_another_error_only_what_it_is
     assert execute._last_line(failed).startswith("MemoryError: there was not enough memory.")
     failed = SimpleNamespace(ename="ValueError", evalue="no memory of it")
     assert execute._last_line(failed) == "ValueError: no memory of it"
-
-
-def test_doctor_lists_what_works_with_a_remark_and_passes(big_x86, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "cores", lambda: 1)
-    assert cli.main(["doctor"]) == 0
-    assert "There is one CPU core" in capsys.readouterr().out.split("You may also want:")[1]
-
-
-def test_make_course_asks_before_it_loads_torch():
-    source = Path(course.__file__).read_text(encoding="utf-8")
-    assert source.index("machine.announce()") < source.index("from tools import execute")

@@ -39,11 +39,9 @@ def stale(source):
 
 
 def test_the_course_is_here_and_every_notebook_has_a_source():
-    assert {"00_start_here", "01_clip_infonce", "03_qformer_gpt2"} <= {
-        source.stem for source in SOURCES
-    }
-    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {p.stem for p in SOURCES}
-    assert sorted(p.name for p in (ROOT / "notebooks").glob("*.py")) == [p.name for p in SOURCES]
+    names = {source.stem for source in SOURCES}
+    assert {p.stem for p in (ROOT / "notebooks").iterdir() if p.is_file()} == names
+    assert len(names) > 6
 
 
 @each_notebook
@@ -89,20 +87,6 @@ def test_metadata_is_on_the_allow_list(notebook):
         assert set(cell.metadata) <= notebooks.CELL_KEYS, f"cell {number}"
     assert set(notebook.metadata.get("colab", {})) <= {"provenance"}
     nbformat.validate(notebook)
-
-
-@each_notebook
-def test_the_badges_come_first_and_open_this_very_file_and_its_blank_copy(notebook, source):
-    slug, ref = notebooks.repository()
-    files = [f"notebooks/{source.stem}.ipynb"]
-    if any(cell.metadata.get("nbgrader", {}).get("solution") for cell in notebook.cells):
-        files.append(f"labs/{source.stem}.ipynb")
-    colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}"
-    addresses = re.findall(r"\((https://colab[^)]*\.ipynb)\)", notebook.cells[0].source)
-    assert addresses == [f"{colab}/{file}" for file in files]
-    assert all((ROOT / file).is_file() for file in files)
-    assert "setup" in notebook.cells[1].metadata.tags
-    assert f"git+https://github.com/{slug}@{ref}" in notebook.cells[1].source
 
 
 @each_notebook

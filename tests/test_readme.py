@@ -3,12 +3,10 @@
 import re
 import shlex
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tools import notebooks, readme_gif
-from vlm_lite import plots
 from vlm_lite.cli import ZOO, build_parser
 from vlm_lite.data import scenes
 
@@ -41,6 +39,12 @@ def commands(text):
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
+def prose(page):
+    """What is neither generated nor code."""
+    text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", PAGES[page], flags=re.S)
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
 def make_targets():
     return set(
         re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
@@ -70,23 +74,17 @@ def test_every_vlm_lite_command_that_a_page_names_is_understood(page):
 
 
 def test_the_shell_examples_hold_nothing_else_but_the_clone_and_the_container():
-    other = [
-        words
-        for words in commands(ALL)
-        if words[0] not in ("make", "vlm-lite", ".venv/bin/vlm-lite", "torchrun")
-    ]
     slug, _ = notebooks.repository()
-    clone = [["git", "clone", f"https://github.com/{slug}"], ["cd", slug.split("/")[1]]]
-    assert len([words for words in other if words in clone]) == 2 * ALL.count("git clone https")
-    grading = [words for words in other if words not in clone and words[0] != "pip"]
-    assert [words[:2] for words in grading] == [
-        ["docker", "build"],
-        ["mkdir", "-p"],
-        ["docker", "run"],
-    ]
-    containers = [words for words in grading if words[0] == "docker"]
-    assert "none" in containers[1]
-    assert (ROOT / containers[0][containers[0].index("-f") + 1]).is_file()
+    others = ["git clone", f"cd {slug.split('/')[1]}", "pip install", "docker build", "docker run"]
+    for words in commands(ALL):
+        assert words[0] in ("make", "vlm-lite", ".venv/bin/vlm-lite", "torchrun", "mkdir") or (
+            " ".join(words[:2]) in others
+        )
+        if words[:2] == ["git", "clone"]:
+            assert words[2] == f"https://github.com/{slug}"
+        if words[:2] == ["docker", "build"]:
+            assert (ROOT / words[words.index("-f") + 1]).is_file()
+        assert words[:2] != ["docker", "run"] or "none" in words  # no network for students' code
 
 
 def test_the_studies_and_checkpoints_that_the_pages_name_are_those_there_are():
@@ -127,21 +125,13 @@ def test_the_readme_has_at_most_120_lines():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "data/README.md"])
 def test_measured_numbers_stand_in_the_generated_parts_only(page):
-    text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", PAGES[page], flags=re.S)
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    assert (
-        re.findall(
-            r"\d[\d.,]*\s?(?:%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times)\b", text
-        )
-        == []
-    )
+    units = "%|percent|points?|s|seconds?|min|minutes?|KB|MB|GB|times"
+    assert re.findall(rf"\d[\d.,]*\s?(?:{units})\b", prose(page)) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_paragraph_has_at_most_80_words(page):
-    text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", PAGES[page], flags=re.S)
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    paragraphs = re.split(r"\n\s*\n|\n(?=[|#]|- |\d+\. )", text)
+    paragraphs = re.split(r"\n\s*\n|\n(?=[|#]|- |\d+\. )", prose(page))
     assert [each for each in paragraphs if len(each.split()) > 80] == []
 
 
@@ -190,22 +180,3 @@ def test_the_moving_picture_shows_the_answers_of_the_checkpoints_that_are_here()
     assert readme_gif.zoo_hash() in comment, (
         "docs/ask.gif shows the answers of another model: run `make gif`"
     )
-
-
-@pytest.mark.slow
-def test_the_story_opens_with_an_answer_and_comes_to_rest_with_each_bar_at_its_blind_value(
-    tmp_path,
-):
-    images = [np.full((3, 64, 64), level, np.uint8) for level in (40, 80)]
-    seen, swapped, blind = (dict.fromkeys(scenes.COLOURS, 0.1) for _ in range(3))
-    seen["red"] = swapped["blue"] = 0.9
-    shown, milliseconds = readme_gif.frames([*images, None], [seen, swapped, blind])
-    options = {"answers": list(scenes.COLOURS), "blind": 0.1}
-    for place, image, chances, step in ((0, images[0], seen, 0), (18, None, blind, 2)):
-        title = readme_gif.STEPS[step]
-        still = plots.ask_panel(image, readme_gif.QUESTION, chances, title=title, **options)
-        assert shown[place].tobytes() == still.to_image().tobytes()
-        assert milliseconds[place] == max(milliseconds)
-    readme_gif.save(shown, milliseconds, tmp_path / "ask.gif", b"a comment")
-    with Image.open(tmp_path / "ask.gif") as image:
-        assert image.info["comment"] == b"a comment" and image.n_frames > 20

@@ -1,18 +1,13 @@
 """`vlm-lite data`: samples of every kind of official file, the table of addresses, and the errors of a first try."""
 
-import re
-import shlex
-
 import pytest
 
 from tests.evals.official import HEADER, cells, lines, picture, png, tabs
-from vlm_lite.cli import build_parser, main
-from vlm_lite.data import commands
+from vlm_lite.cli import main
 from vlm_lite.data.readers import read_folder
 from vlm_lite.data.shapes import write_shapes
 from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
 from vlm_lite.files import write_json
-from vlm_lite.rehearsal.commands import REHEARSE
 
 OPTIONS = {
     "captions": "--annotations captions_shapes_val.json",
@@ -98,11 +93,3 @@ def test_the_list_has_every_id_and_address_and_what_a_mirror_makes_of_them(monke
 def test_getting_offline_lists_what_lacks(capsys):
     assert main(["data", "get", "--minimal"]) == 2
     assert "4 of 4 annotation files" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", [commands.SAMPLE, commands.GET, REHEARSE])
-def test_every_example_of_the_help_is_understood(text):
-    examples = re.findall(r"^  vlm-lite (.*)$", text, flags=re.M)
-    assert examples
-    for example in examples:
-        build_parser().parse_args(shlex.split(example))

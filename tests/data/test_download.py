@@ -8,17 +8,16 @@ import time
 import zipfile
 from types import SimpleNamespace
 
-import PIL.Image
 import pytest
 
 from tests import small
 from tests.data.site_of_faults import Site
 from tests.evals.official import png
+from tests.small import refused
 from vlm_lite import hub as sites
 from vlm_lite.data import download
 from vlm_lite.data.download import Item, extract, fetch
 from vlm_lite.data.sources import Source
-from vlm_lite.files import UserError
 from vlm_lite.models.clip import CLIP
 
 DATA = bytes(range(256)) * 40
@@ -77,19 +76,10 @@ def test_a_file_arrives_whole_through_what_passes(site, item, faults, known, cap
 )
 def test_nothing_wrong_is_kept_and_the_reason_is_said(site, item, faults, known, reason):
     one = item(faults=faults, **known)
-    with pytest.raises(UserError, match=f"1 of 1 files cannot be had: a.bin .*{reason}"):
+    with refused(f"1 of 1 files cannot be had: a.bin .*{reason}"):
         fetch([one], progress=False)
     assert os.listdir(one.path.parent) == []
     assert len(site.asked) == (1 if 404 in faults else 1 + download.RETRIES)
-
-
-@pytest.mark.parametrize(
-    "limit", [64 * 64 - 1, 64 * 32 - 1]
-)  # Pillow warns, and above twice raises
-def test_a_decompression_bomb_is_no_picture(item, monkeypatch, limit):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError, match="(?i)decompression bomb"):
-        fetch([item(png("red"), picture=True)], progress=False)
 
 
 def test_a_few_missing_pictures_are_named_and_counted_and_the_run_goes_on(site, item, capsys):
@@ -100,7 +90,7 @@ def test_a_few_missing_pictures_are_named_and_counted_and_the_run_goes_on(site, 
     assert len(os.listdir(items[0].path.parent)) == 99
     del site.files["/8.png"]
     items[8].path.unlink()
-    with pytest.raises(UserError, match="2 of 100 pictures"):
+    with refused("2 of 100 pictures"):
         fetch(items, what="pictures", tolerated=0.01)
     site.files |= dict.fromkeys(("/7.png", "/8.png"), png("red"))
     site.asked.clear()
@@ -119,7 +109,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_whole(item, tmp_path, monke
         real(*arguments)
 
     monkeypatch.setattr(download, "get", until_full)
-    with pytest.raises(UserError, match="the disk of .*out is full"):
+    with refused("the disk of .*out is full"):
         fetch(items, progress=False, tolerated=1.0)
     kept = [path.read_bytes() for path in (tmp_path / "out").iterdir()]
     assert 1 <= len(kept) <= 6 and set(kept) == {DATA}
@@ -127,7 +117,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_whole(item, tmp_path, monke
 
 def test_too_little_space_is_said_before_anything_is_asked(site, item, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=9_000))
-    with pytest.raises(UserError, match="space .*0.0 GB free"):
+    with refused("space .*0.0 GB free"):
         fetch([item(about=10_000)])
     assert site.asked == []
 
@@ -144,7 +134,7 @@ def test_ctrl_c_keeps_what_is_whole(item, tmp_path, monkeypatch):
 
 def test_offline_nothing_is_asked_and_what_lacks_is_listed(site, item, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="3 of 3 files cannot be had: 0, 1, 2 .*HF_HUB_OFFLINE"):
+    with refused("3 of 3 files cannot be had: 0, 1, 2 .*HF_HUB_OFFLINE"):
         fetch([item(name=str(k)) for k in range(3)])
     assert site.asked == []
 
@@ -164,10 +154,10 @@ def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
     assert fetch([one], progress=False) == {} and one.path.read_bytes() == DATA[:9]
     one.path.unlink()
     file.unlink()
-    with pytest.raises(UserError, match=place):
+    with refused(place):
         fetch([one], progress=False)
     monkeypatch.setenv("VLM_LITE_MIRROR", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="VLM_LITE_MIRROR"):
+    with refused("VLM_LITE_MIRROR"):
         sites.locate("http://x/y")
 
 
@@ -197,7 +187,7 @@ def test_the_hubs_files_come_from_its_endpoint(hub, tmp_path, faults):
     hub.files[path], hub.faults[path] = DATA, list(faults)
     one = Item(Source(f"{sites.HUB}{path}"), tmp_path / "out" / "talks.json")
     if 404 in faults:
-        with pytest.raises(UserError, match="talks.json"):
+        with refused("talks.json"):
             fetch([one], progress=False)
     else:
         assert fetch([one], progress=False) == {} and one.path.read_bytes() == DATA
@@ -231,7 +221,7 @@ def test_weights_that_main_has_only_as_pickles_come_from_the_hubs_own_conversion
 @pytest.mark.parametrize("other", [{"author": "mallory"}, {"title": "Please merge"}])
 def test_nobody_elses_conversion_is_taken(hub, other):
     offer(hub, **other)
-    with pytest.raises(UserError, match="'someone/clip' .*conversion"):
+    with refused("'someone/clip' .*conversion"):
         CLIP.from_pretrained("someone/clip")
 
 
@@ -260,6 +250,6 @@ def test_a_zip_that_is_cut_damaged_or_another_is_refused(tmp_path):
         *(("c.json", d) for d in (data[:-30], b"", data[:1000] + b"\0\0\0" + data[1003:])),
     ):
         whole.write_bytes(harmed)
-        with pytest.raises(UserError, match=f"a.zip .*{name}"):
+        with refused(f"a.zip .*{name}"):
             extract(whole, name, tmp_path / "out")
         assert not (tmp_path / "out").exists()

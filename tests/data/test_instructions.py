@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.small import refused
 from vlm_lite.data import instructions, language, scenes
 from vlm_lite.data.readers import read_llava
-from vlm_lite.files import UserError
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 
@@ -25,7 +25,7 @@ def test_boxes_read_from_a_description_are_the_scene_that_was_described():
         "a small red circle.",
         "a small red circle in the top row, left column. and more",
     ):
-        with pytest.raises(UserError, match="no description of a Shapes scene"):
+        with refused("no description of a Shapes scene"):
             instructions.read_boxes(bad)
 
 
@@ -42,27 +42,29 @@ def test_every_instruction_is_in_the_vocabulary_and_its_own_reply_follows_it():
     assert seen == set(instructions.FORMS)
 
 
-@pytest.mark.parametrize(
-    "reply, form, has_form, follows",
-    [
-        ("red", "word", True, 0),
-        ("blue.", "word", True, 1),
-        ("the star is blue.", "word", False, 0),
-        ("the star is blue.", "sentence", True, 1),
-        ("blue", "sentence", False, 0),
-        ("the star is red.", "sentence", True, 0),
-        ("red circle, blue star", "list", True, 0),
-        ("a star. a circle.", "list", False, 0),
-        ("there is a star. there is a circle.", "detail", True, 0),
-        ("star, circle", "detail", False, 0),
-        ("2: a star and a circle.", "reason", True, 0),
-        ("two stars.", "reason", False, 0),
-    ],
-)
-def test_form_and_facts_are_told_apart(reply, form, has_form, follows):
+# a reply, the form asked for, whether it has that form, whether it also says what was to be said
+REPLIES = """
+red | word | 1 | 0
+blue. | word | 1 | 1
+the star is blue. | word | 0 | 0
+the star is blue. | sentence | 1 | 1
+blue | sentence | 0 | 0
+the star is red. | sentence | 1 | 0
+red circle, blue star | list | 1 | 0
+a star. a circle. | list | 0 | 0
+there is a star. there is a circle. | detail | 1 | 0
+star, circle | detail | 0 | 0
+2: a star and a circle. | reason | 1 | 0
+two stars. | reason | 0 | 0
+"""
+
+
+@pytest.mark.parametrize("row", REPLIES.strip().splitlines())
+def test_form_and_facts_are_told_apart(row):
+    reply, form, has_form, follows = row.split(" | ")
     expected = {"word": "blue", "sentence": "the star is blue."}.get(form, "there is a cross.")
-    assert instructions.has_form(reply, form) == has_form
-    assert instructions.follows(reply, expected, form) == follows
+    assert instructions.has_form(reply, form) == bool(int(has_form))
+    assert instructions.follows(reply, expected, form) == int(follows)
 
 
 def test_facts_ignore_wording_and_number_but_count():
@@ -77,7 +79,7 @@ def test_a_conversation_has_the_common_format_and_becomes_pairs():
     pairs = instructions.as_pairs(messages)
     assert pairs[1] == (f"<user> {messages[2]['content']} <assistant>", messages[3]["content"])
     for bad in ([], messages[1:], messages[:3]):
-        with pytest.raises(UserError, match="user and assistant in turn"):
+        with refused("user and assistant in turn"):
             instructions.as_pairs(bad)
 
 

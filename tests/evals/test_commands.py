@@ -13,7 +13,6 @@ import pytest
 from tests.evals.official import HEADER, OWNERS, M, cells, save_embeddings, tabs
 from vlm_lite import cli
 from vlm_lite.evals import captions as caption_module
-from vlm_lite.evals.commands import EXAMPLES
 
 
 def run(files, benchmark, *more):
@@ -28,17 +27,6 @@ def refused(capsys, arguments, *words):
     said = re.sub("^note: .*\n", "", capsys.readouterr().err)
     assert said.startswith("vlm-lite: ") and said.count("\n") == 1
     assert all(word in said for word in words), said
-
-
-@pytest.mark.parametrize("benchmark", EXAMPLES)
-def test_help_has_an_example_that_the_command_understands(benchmark, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["eval", benchmark, "--help"])
-    assert stopped.value.code == 0
-    shown = capsys.readouterr().out.split("example:\n")[1]
-    words = re.sub(r"\\\n", " ", shown).split("\n\n")[0].split()
-    assert words[:3] == ["vlm-lite", "eval", benchmark]
-    cli.build_parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize(

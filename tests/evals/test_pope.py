@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from tests.small import refused
 from vlm_lite.evals.pope import parse_answer, pope_scores, read_pope
-from vlm_lite.files import UserError
 
 HABITS = {  # what the official and the strict parser read
     ("yes", "yes"): ["Yes", "yes, there is.", "Yes. There is no dog."],  # the first sentence only
@@ -55,8 +55,6 @@ def test_each_habit_of_the_parsers(read):
                 "TN": 1,
             },
         ),
-        (["Yes, it is."] * 2, ["yes", "no"], "official", {"recall": 1, "yes_ratio": 1}),
-        (["No"] * 2, ["yes", "no"], "official", {"precision": 0, "recall": 0, "f1": 0}),
     ],
 )
 def test_the_figures_by_hand(answers, labels, parser, expected):
@@ -111,7 +109,7 @@ def test_files_are_paired_by_question_id(read):
 
 def test_the_question_of_a_label_line_is_not_taken_for_an_answer(read):
     assert read(LABELS, [{**row, "answer": "Yes"} for row in LABELS])[0] == ["Yes"] * 3
-    with pytest.raises(UserError, match=r"answers.jsonl: .*line 1"):
+    with refused(r"answers.jsonl: .*line 1"):
         read(LABELS, LABELS)
 
 
@@ -130,13 +128,13 @@ def test_the_question_of_a_label_line_is_not_taken_for_an_answer(read):
     ],
 )
 def test_bad_input_is_named(read, labels, answers, message):
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         read(labels, answers)
 
 
 @pytest.mark.parametrize("arguments", [(["yes"], []), (["yes"], ["Yes"]), ([], [])])
 def test_answers_without_labels_and_labels_of_another_kind_are_refused(arguments):
-    with pytest.raises(UserError, match=f"{len(arguments[1])} labels"):
+    with refused(f"{len(arguments[1])} labels"):
         pope_scores(*arguments)
 
 
@@ -148,18 +146,18 @@ def test_answers_to_other_questions_are_refused_and_partial_is_not_offered(read,
         {"question_id": i, key: f"Is there a {thing}?\nOne word.", "answer": "no", "label": "no"}
         for i, thing in ((1, "cat"), (3, "fork"))
     ]
-    with pytest.raises(UserError, match="answers.jsonl: line 2 .*fork.*Is there a cup") as refused:
+    with refused("answers.jsonl: line 2 .*fork.*Is there a cup") as caught:
         read(LABELS, said, partial=partial)
-    assert "partial" not in str(refused.value)
+    assert "partial" not in str(caught.value)
 
 
 def test_partial_is_offered_only_where_it_shows_which_questions_were_answered(read):
     """They may stand in a prompt."""
     said = {"question_id": 3, "text": "No"}
-    with pytest.raises(UserError, match="2 question_id.s. missing") as refused:
+    with refused("2 question_id.s. missing") as caught:
         read(LABELS, [said])
-    assert "--partial" not in str(refused.value)
+    assert "--partial" not in str(caught.value)
     said["prompt"] = "<image>\nIs there a  CUP? One word."
-    with pytest.raises(UserError, match="--partial"):
+    with refused("--partial"):
         read(LABELS, [said])
     assert read(LABELS, [said], partial=True)[:2] == (["No"], ["no"])

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evals.official import save_embeddings
+from tests.small import refused
 from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
 from vlm_lite.evals.zeroshot import zeroshot_scores
-from vlm_lite.files import UserError
 
 
 def brute_force(images, texts, owners, k, strings):
@@ -32,7 +32,7 @@ def brute_force(images, texts, owners, k, strings):
     return hits(near, right), hits(list(zip(*near, strict=True)), list(zip(*right, strict=True)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 3), st.booleans(), st.integers(1, 9)
 )
@@ -54,9 +54,6 @@ def test_recall_equals_a_brute_force_ranking(seed, n, captions, with_strings, ch
 @pytest.mark.parametrize(
     "images, texts, owners, strings, to_text, to_image",
     [
-        # images 0 and 1 have each other's caption: a hit only where the strings are known to be the same
-        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], None, (1 / 3, 1), (1 / 3, 1)),
-        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], ["a", "a", "b"], (1, 1), (1, 1)),
         (
             torch.ones(20, 4),
             torch.ones(20, 4),
@@ -111,7 +108,7 @@ def test_chance_is_what_a_random_order_gives():
     ],
 )
 def test_bad_input_is_named(change, message, tmp_path):
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         recall_at_k(**read_embeddings(save_embeddings(tmp_path / "e.npz", **change)))
 
 
@@ -136,7 +133,7 @@ def test_what_is_no_number_is_refused_with_the_name_of_its_type(code, name, tmp_
     message = f"{name} is of {re.escape(str(array.dtype))}"
     arrays = {"image_embeds": np.eye(2), "text_embeds": np.eye(2), "image_of_text": np.arange(2)}
     file = save_embeddings(tmp_path / "e.npz", **{**arrays, name: array})
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         recall_at_k(**read_embeddings(file))
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         recall_at_k(**{**arrays, name: array})

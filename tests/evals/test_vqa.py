@@ -5,18 +5,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.small import refused
 from vlm_lite.evals.vqa import CONTRACTIONS, normalize_answer, score_vqa, vqa_accuracy, vqa_scores
-from vlm_lite.files import UserError
 
 RULES = st.sampled_from(["official", "always"])
-
-
-@pytest.mark.parametrize(
-    "matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)]
-)
-def test_n_matches_score_0_30_60_90_100(matches, expected):
-    answers = ["red"] * matches + [f"other{i}" for i in range(10 - matches)]
-    assert vqa_accuracy("red", answers) == expected
 
 
 @given(
@@ -126,30 +118,6 @@ def test_score_vqa_averages_over_all_and_over_each_type(rows):
     assert score_vqa(said, rows, normalize="always")["overall"] == pytest.approx(65)
 
 
-people = st.lists(st.sampled_from(["red", "Red.", "the cat", "2", "two"]), min_size=10, max_size=10)
-said = st.sampled_from(["red", "a red", "cat", "two", ""])
-questions = st.lists(st.tuples(people, said, st.sampled_from("xy")), min_size=1, max_size=6)
-
-
-@given(questions, RULES, st.randoms(use_true_random=False))
-def test_bounds_order_and_a_perfect_copy(cells, normalize, random):
-    def score(cells):
-        answers, said, kinds = zip(*cells, strict=True)
-        rows = {"answers": answers, "question_type": kinds, "answer_type": [None] * len(cells)}
-        return score_vqa(said, rows, normalize)
-
-    scores = score(cells)
-    assert 0 <= scores["overall"] <= 100 and "per_answer_type" not in scores
-    mixed = [
-        (random.sample(people, 10), *rest) for people, *rest in random.sample(cells, len(cells))
-    ]
-    again = score(mixed)
-    assert again.pop("per_question_type") == pytest.approx(scores.pop("per_question_type"))
-    assert again == pytest.approx(scores)
-    copied = [(answers[:1] * 6 + answers[6:], answers[0], kind) for answers, _, kind in cells]
-    assert score(copied)["overall"] == 100  # four who agree are enough
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -163,5 +131,5 @@ def test_bounds_order_and_a_perfect_copy(cells, normalize, random):
     ],
 )
 def test_bad_input_is_named(arguments, message):
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         vqa_scores(*arguments)

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests import small
 from tests.evals.official import png
+from tests.small import refused
 from vlm_lite.cli.zeroshot import class_folders, classify_folder
 from vlm_lite.evals.zeroshot import zeroshot_scores
-from vlm_lite.files import UserError
 
 COLOURS = ["black", "blue_square", "green", "orange", "red", "white", "yellow"]
 TEMPLATES = ("a photo of a {}.", "art of the {}.", "a bad photo of the {}.")
@@ -86,21 +84,11 @@ def test_a_model_of_the_zoo_tells_the_colours(tmp_path):
         (tmp_path / name / "a.png").write_bytes(png(colour, (80, 70)))
     scores = classify_folder(tmp_path, "shapes-clip", ("a {} square.", "a {} circle."))
     assert scores["ensemble"]["top1"] == 1
-    with pytest.raises(UserError, match="shapes-clip.*'itap'"):
+    with refused("shapes-clip.*'itap'"):
         classify_folder(tmp_path, "shapes-clip")
 
 
-@given(st.integers(2, 8), st.integers(0, 1000))
-def test_bounds_order_and_a_perfect_copy(classes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    texts = torch.randn(classes, 12, generator=generator)
-    labels = torch.randint(classes, (20,), generator=generator)
-    images = torch.randn(20, 12, generator=generator)
-    scores = zeroshot_scores(images, texts, labels)
-    assert 0 <= scores["top1"] <= scores["top5"] <= 1
-    order = torch.randperm(20, generator=generator)
-    assert zeroshot_scores(images[order], texts, labels[order]) == scores
-    assert zeroshot_scores(texts[labels], texts, labels) == {"top1": 1, "top5": 1}
+def test_an_encoder_that_says_nothing_finds_nothing():
     equal = zeroshot_scores(torch.ones(4, 3), torch.ones(9, 3), [0, 1, 2, 3])
     assert equal == {"top1": 0, "top5": 0}
 
@@ -129,16 +117,16 @@ def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_pa
 def test_bad_class_names_are_named(pictures, tmp_path, text, message):
     if text is not None:
         (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         class_folders(pictures, tmp_path / "names.txt")
 
 
 def test_bad_folders_pictures_and_templates_are_named(tmp_path, openai_like):
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(UserError, match="has 0 sub-folders"):
+        with refused("has 0 sub-folders"):
             class_folders(folder)
     (tmp_path / "cat").mkdir()
-    with pytest.raises(UserError, match=r"without pictures \['cat'\]"):
+    with refused(r"without pictures \['cat'\]"):
         class_folders(tmp_path)
     (tmp_path / "cat" / "a.png").write_bytes(b"not a picture")
     for templates, words in (
@@ -148,7 +136,7 @@ def test_bad_folders_pictures_and_templates_are_named(tmp_path, openai_like):
         (("{} {}",), "one {}"),
         ((), "one {}"),
     ):
-        with pytest.raises(UserError, match=words):
+        with refused(words):
             classify_folder(tmp_path, str(openai_like), templates)
 
 
@@ -163,7 +151,7 @@ def test_bad_folders_pictures_and_templates_are_named(tmp_path, openai_like):
 )
 def test_bad_embeddings_are_named(change, message):
     good = {"image_embeds": torch.eye(2, 3), "class_embeds": torch.eye(2, 3), "labels": [0, 1]}
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         zeroshot_scores(**{**good, **change})
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.small import refused
 from tools import notebooks
 from vlm_lite import cli
-from vlm_lite.files import UserError
 from vlm_lite.labs import build, check
-from vlm_lite.labs.commands import EXAMPLES
 
 LABS = build.labs()
 each_lab = pytest.mark.parametrize("name", LABS)
@@ -146,7 +145,7 @@ def test_an_answer_outside_a_function_becomes_a_name_with_nothing_in_it_yet(smal
 
 def test_a_solution_that_is_also_told_elsewhere_is_refused(small):
     small["cells"][0]["source"] += " Hint: return the_answer_of_this_one(similarity)"
-    with pytest.raises(UserError, match="99: .*'return the_an"):
+    with refused("99: .*'return the_an"):
         build.student(small, "99")
 
 
@@ -164,7 +163,7 @@ FAULTS = {
 @pytest.mark.parametrize("message", FAULTS)
 def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
     FAULTS[message](small["cells"])
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         build.student(small, "99")
 
 
@@ -189,7 +188,7 @@ def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
 def test_a_file_that_is_no_notebook_is_refused_by_name(tmp_path, text, message):
     if text is not None:
         (tmp_path / "lab.ipynb").write_text(text)
-    with pytest.raises(UserError, match=f"lab.ipynb.*{message}"):
+    with refused(f"lab.ipynb.*{message}"):
         build.read(tmp_path / "lab.ipynb")
 
 
@@ -214,19 +213,6 @@ def test_the_commands_write_and_print_what_they_make(tmp_path, capsys):
     lab("all", "-o", tmp_path / "all")
     made = {path.name for path in (tmp_path / "all").iterdir()}
     assert made == {"RUBRIC.md", *(f"{n}.ipynb" for n in LABS)}
-
-
-@pytest.mark.parametrize("action", EXAMPLES)
-def test_help_has_an_example_that_the_command_understands(action, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["lab", action, "--help"])
-    shown = capsys.readouterr().out.split("example:\n")[1]
-    words = shown.split("\n\n")[0].split()
-    assert (
-        words[:3] == ["vlm-lite", "lab", action]
-        and cli.build_parser().parse_args(words[1:]).action == action
-    )
-    assert ("code that your students wrote, with your rights" in shown) == (action == "grade")
 
 
 def test_the_commands_refuse_what_is_no_lab_with_status_2(tmp_path, capsys):

@@ -6,8 +6,8 @@ import json
 import nbformat
 import pytest
 
+from tests.small import refused
 from vlm_lite import cli
-from vlm_lite.files import UserError
 from vlm_lite.labs import build
 from vlm_lite.labs.grade import as_text, grade, to_run
 
@@ -186,24 +186,6 @@ def test_a_copy_of_another_lab_is_told_when_one_lab_is_asked_for(course, hand_in
     assert "98_small (2 of" in problem and "99_other" in problem and report["exercises"] == []
 
 
-def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where_they_are_gone(
-    course,
-):
-    master = build.read(course / "98_small.ipynb")
-    found = build.exercises(master)
-    made = copy.deepcopy(master["cells"])
-    made[FIRST_CHECK]["source"] = "recall_at_k = check.recall_at_k(check.recall_at_k.reference)"
-    del made[SECOND_CHECK]
-    rows, places = to_run(made, master["cells"], found)
-    assert [number for number, _ in rows] == [1, 2, 3, 4, None]
-    names = ["recall_at_k", "class_embeddings"]
-    assert list(places) == [2, 4] and [each.name for each in places.values()] == names
-    assert rows[2][1].endswith(master["cells"][FIRST_CHECK]["source"])
-    assert "reference" not in rows[2][1]
-    rows, places = to_run([], master["cells"], found)
-    assert len(rows) == 2 and [each.name for each in places.values()] == names
-
-
 def test_the_metadata_may_be_lost_on_the_way(course):
     master = build.read(course / "98_small.ipynb")
     made = copy.deepcopy(master["cells"])
@@ -213,20 +195,19 @@ def test_the_metadata_may_be_lost_on_the_way(course):
 
 
 def test_what_the_teacher_asks_for_wrongly_is_refused(course, tmp_path):
-    with pytest.raises(UserError, match="'97' .* 98_small, 99_other"):
+    with refused("'97' .* 98_small, 99_other"):
         grade([tmp_path / "x.ipynb"], notebooks=course, lab="97")
-    with pytest.raises(UserError, match="holds no .ipynb file"):
+    with refused("holds no .ipynb file"):
         grade([tmp_path], notebooks=course)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leave", ["exit()", "quit()", "get_ipython().ask_exit()"])
-def test_the_cell_in_which_python_ended_is_named(course, hand_in, leave):
-    path = hand_in("left", {FIRST: RECALL.format(RANKS) + f"\n{leave}"})
+def test_the_cell_in_which_python_ended_is_named(course, hand_in):
+    path = hand_in("left", {FIRST: RECALL.format(RANKS) + "\nquit()"})
     (report,) = grade([path], notebooks=course)
     first, second = report["exercises"]
     assert first["message"] == "Python ended here, and nothing after it was run (cell 2)"
     assert (first["status"], second["status"]) == ("crashed", "not run")
-    path = hand_in("left_at_once", {}, extra=leave)
+    path = hand_in("left_at_once", {}, extra="exit()")
     (report,) = grade([path], notebooks=course)
     assert report["problems"] == ["cell 1: Python ended here, and nothing after it was run"]

@@ -109,8 +109,3 @@ def test_a_near_copy_is_found_and_another_colour_is_not():
     assert (
         same.all() and clip_variants.near_duplicates(other, images).diagonal().float().mean() < 0.5
     )
-
-
-def test_hamming_counts_the_bits_that_differ():
-    a = torch.tensor([[True, False, True], [False, False, False]])
-    assert clip_variants.hamming(a, ~a[:1]).tolist() == [[3], [1]]

@@ -1,9 +1,4 @@
-"""Notebook 03's VLM: transformers' loss and answers, packing, resuming, two processes, and the checkpoint that ships."""
-
-import json
-import signal
-import sys
-from pathlib import Path
+"""Notebook 03's VLM: transformers' loss and answers, packing, and the checkpoint that ships."""
 
 import pytest
 import torch
@@ -18,7 +13,6 @@ from vlm_lite.lessons import vlm as lesson
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models.text import block_mask
 from vlm_lite.models.vlm import load_vlm
-from vlm_lite.profiles import SMOKE
 
 
 class Patches(nn.Module):
@@ -151,79 +145,6 @@ def test_only_the_connector_learns_and_what_is_frozen_stays_in_eval(features):
         model(features, ids, mask)
 
 
-# ---- training
-
-DATA = 24
-
-
-def trained(**options):
-    torch.manual_seed(5)
-    model = make_vlm()
-    features = torch.randn(DATA, 16, 24)
-    turns = [[("is it red", ("yes", "no")[k % 2]), ("caption :", "small red")] for k in range(DATA)]
-    options = {"steps": 6, "batch_size": 8, "lr": 1e-2, "per_row": 2, **options}
-    return model, lesson.train_vlm(model, features, turns, **options)
-
-
-@pytest.mark.parametrize("per_row", [2, None])
-def test_training_lowers_the_loss_and_a_seed_is_one_run(per_row):
-    model, history = trained(steps=30, per_row=per_row)
-    again, same = trained(steps=30, per_row=per_row)
-    _, other = trained(steps=30, per_row=per_row, seed=1)
-    assert history.losses[-1] < 0.85 * history.losses[0] and history.losses == same.losses
-    assert history.losses != other.losses
-    pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert model.forward.__func__ is lesson.VLM.forward  # accelerate's wrapper is taken off again
-
-
-def test_a_batch_larger_than_the_data_takes_all_of_it():
-    assert trained(batch_size=1000)[1].losses[0] > 0
-
-
-def test_an_interrupted_training_goes_on_to_the_same_weights(capsys):
-    calls = []
-
-    def evaluate(model):
-        calls.append(1)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return {"calls": len(calls)}
-
-    whole, history = trained(steps=60, evaluate=evaluate)  # evaluates once, at step 50
-    with pytest.raises(KeyboardInterrupt):
-        trained(steps=60, evaluate=evaluate)
-    model, resumed = trained(steps=60, evaluate=evaluate)
-    assert "goes on after step 50" in capsys.readouterr().out
-    assert resumed.losses == history.losses
-    assert all(map(torch.equal, whole.state_dict().values(), model.state_dict().values()))
-
-
-def smoke_weights():
-    """The connector after a training on `smoke`, one vector."""
-    shipped = load_vlm("shapes-vlm")
-    data = encode_shapes(shipped.vision, "train", SMOKE.train_images, progress=False)
-    torch.manual_seed(0)
-    connector = QFormerConnector(128, 256, num_query_tokens=SMOKE.num_query_tokens)
-    model = lesson.VLM(shipped.vision, connector, shipped.language_model, shipped.tokenizer)
-    names = ("steps", "batch_size", "per_row", "lr")
-    recipe = {name: getattr(SMOKE, f"connector_{name}") for name in names}
-    start = torch.cat([p.detach().flatten() for p in connector.parameters()])
-    history = lesson.train_vlm(model, data.features, data.turns, **recipe)
-    end = torch.cat([p.detach().flatten() for p in connector.parameters()])
-    assert (end - start).abs().max() > 1e-3
-    return end, history.losses
-
-
-@pytest.mark.slow
-def test_two_processes_end_with_the_weights_of_one(home):
-    small.in_two_processes(__file__, home / "two.json")
-    weights, losses = json.loads((home / "two.json").read_text())
-    one, alone = smoke_weights()
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(torch.tensor(weights), one, atol=1e-3, rtol=0)
-
-
 def test_what_is_said_of_an_image_comes_with_it(home):
     vision = load_vlm("shapes-vlm").vision
     data = encode_shapes(vision, "val", 6, progress=False)
@@ -234,12 +155,3 @@ def test_what_is_said_of_an_image_comes_with_it(home):
     assert (f"question: {row['question']} answer:", row["answer"]) in data.turns[number]
     assert data.turns[number][0] == ("caption:", data.captions[number][0])
     assert torch.equal(data.of([row])[0], data.features[number])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    found, losses = smoke_weights()
-    assert torch.distributed.get_world_size() == 2
-    if torch.distributed.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps([found.tolist(), losses]))
-    torch.distributed.destroy_process_group()

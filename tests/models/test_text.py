@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from tests import small
-from vlm_lite.files import UserError
+from tests.small import refused
 from vlm_lite.models.text import IGNORE, conversation, prompt_ids, stop_ids
 
 EACH = "{% for m in messages %}"
@@ -129,7 +129,7 @@ def trained(pair):
 
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("template", ENDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(turns=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
 def test_a_conversation_is_what_the_chat_template_renders_and_the_answers_are_its_labels(
     core, template, turns
@@ -196,7 +196,7 @@ def test_a_system_message_stands_where_the_template_puts_it():
     ],
 )
 def test_a_template_that_cannot_be_trained_with_is_refused_by_what_it_does(template, system, what):
-    with pytest.raises(UserError, match=what):
+    with refused(what):
         conversation(tokenizer_of("bytes", template), [("a", "b"), ("c", "d")], system)
 
 
@@ -206,7 +206,7 @@ def test_turns_that_say_nothing_and_a_turn_that_ends_in_plain_text_are_refused()
         with pytest.raises(ValueError, match="is empty"):
             conversation(tokenizer, turns)
     tokenizer.chat_template = EACH + "{{ m.role }}: {{ m.content }}###\n" + END
-    with pytest.raises(UserError, match="special token"):
+    with refused("special token"):
         stop_ids(tokenizer)
 
 
