@@ -35,7 +35,7 @@ def big_x86(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr(machine, "memory_gb", lambda: 16.0)
     monkeypatch.setattr(machine, "address_space_gb", lambda: None)
-    assert machine.concerns() == []
+    assert list(machine.concerns()) == []
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -45,7 +46,9 @@ def shorten(text, length):
 
 def show(value):
     """`value` as Python writes it, cut in the middle to 60 characters."""
-    return shorten(repr(value), 60)
+    short = reprlib.Repr()  # a huge value costs no more than a small one
+    short.maxstring = short.maxother = short.maxlong = 60
+    return shorten(short.repr(value), 60)
 
 
 def is_stray(path):

@@ -21,56 +21,42 @@ NO_MEMORY = re.compile(
 
 
 def concerns():
-    """[(whether nothing can run, line)] for what this machine is short of; [] on one that has everything."""
+    """Yield (whether nothing can run, line) for what this machine is short of; nothing on one that has everything."""
     system, processor = sys.platform, platform.machine()
-    found = []
     if (system, processor.lower()) not in TORCH_RUNS_ON:
-        found.append(
-            (
-                False,
-                f"There is no torch for {system} on {processor}, as far as we know. Open the notebooks in Colab (their "
-                "badges), or install into a Python environment that has a torch: pip install -e .",
-            )
+        yield (
+            False,
+            f"There is no torch for {system} on {processor}, as far as we know. Open the notebooks in Colab (their "
+            "badges), or install into a Python environment that has a torch: pip install -e .",
         )
     elif not locked():
-        found.append(
-            (
-                False,
-                f"This is {system} on {processor}; the course was tried on Linux on x86_64 only. Times will differ.",
-            )
+        yield (
+            False,
+            f"This is {system} on {processor}; the course was tried on Linux on x86_64 only. Times will differ.",
         )
     if cores() == 1:
-        found.append(
-            (
-                False,
-                "There is one CPU core: all works, and takes about twice as long as the times given, which are for two.",
-            )
+        yield (
+            False,
+            "There is one CPU core: all works, and takes about twice as long as the times given, which are for two.",
         )
     limit, memory = address_space_gb(), memory_gb()
     if limit and limit < LEAST_ADDRESS_SPACE_GB:
-        found.append(
-            (
-                True,
-                f"A program may use {limit:.1f} GB of address space here (ulimit -v); torch and the other libraries alone "
-                f"take about {LEAST_ADDRESS_SPACE_GB:g}. Lift the limit: `ulimit -v unlimited`, or at least "
-                f"{2 * LEAST_ADDRESS_SPACE_GB:g} GB. Where that is refused, open the notebooks in Colab (their badges).",
-            )
+        yield (
+            True,
+            f"A program may use {limit:.1f} GB of address space here (ulimit -v); torch and the other libraries alone "
+            f"take about {LEAST_ADDRESS_SPACE_GB:g}. Lift the limit: `ulimit -v unlimited`, or at least "
+            f"{2 * LEAST_ADDRESS_SPACE_GB:g} GB. Where that is refused, open the notebooks in Colab (their badges).",
         )
-    if memory:
-        peaks = notebook_peaks_gb()
-        large = {name: peak for name, peak in peaks.items() if peak + FOR_THE_SYSTEM_GB > memory}
-        if large:
-            listed = ", ".join(f"{name} ({peak:.1f} GB)" for name, peak in large.items())
-            rest = ", ".join(name for name in peaks if name not in large)
-            found.append(
-                (
-                    False,
-                    f"There are {memory:.1f} GB of memory; these notebooks may not fit beside the system: {listed}. Close "
-                    "other programs, or open them in Colab (their badges)."
-                    + (f" These need less: {rest}." if rest else ""),
-                )
-            )
-    return found
+    peaks = notebook_peaks_gb()
+    large = [name for name in peaks if memory and peaks[name] + FOR_THE_SYSTEM_GB > memory]
+    if large:
+        listed = ", ".join(f"{name} ({peaks[name]:.1f} GB)" for name in large)
+        rest = ", ".join(name for name in peaks if name not in large)
+        yield (
+            False,
+            f"There are {memory:.1f} GB of memory; these notebooks may not fit beside the system: {listed}. Close other "
+            f"programs, or open them in Colab (their badges). These need less: {rest or 'none'}.",
+        )
 
 
 def announce(stop=True):

@@ -128,5 +128,5 @@ def test_level_and_more_questions_have_the_answers_of_the_scenes(table):
     for row in benchmarks.more_questions(table, 40):
         one, other = (row["question"].split()[k].strip("?").removesuffix("s") for k in (3, 5))
         one, other = (word.removesuffix("e") if word == "crosse" else word for word in (one, other))
-        shapes = [shape for _, _, shape, *_ in benchmarks.things(row["description"])]
+        shapes = [item.shape for item in benchmarks.read_boxes(row["description"]).items]
         assert (shapes.count(one) > shapes.count(other)) == (row["answer"] == "yes")

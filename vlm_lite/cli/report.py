@@ -40,7 +40,7 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}figure{display:
 vertical-align:top;font-size:.85rem}.wrong{color:#b3420a}.right{color:#0072b2}"""
 
 
-def collect(run, *, questions=500, pictures=1000, examples=10):
+def collect(run, *, questions=500, pictures=1000):
     """(facts, {image_id: picture}) of the VLM in the folder or zoo entry `run`, on the held-out pictures of Shapes.
 
     facts is what the JSON holds: accuracies in [0, 1] with 95% intervals by condition (see ORDER) and by type of
@@ -73,7 +73,7 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
     scores = pandas.DataFrame(
         {name: vqa_scores(said[name], given) for name in ORDER if name in said}
     )
-    pairs = find_pairs(*(rows[name].tolist() for name in ("question", "image_id", "answer")))
+    pairs = find_pairs(rows["question"], rows["image_id"], rows["answer"])
     five = dict(enumerate(data.captions[:100]))
     seen = data.features[:100].float()
     written = vlm.generate(seen, [CAPTION_PROMPT] * len(seen), max_new_tokens=48)
@@ -108,7 +108,7 @@ def collect(run, *, questions=500, pictures=1000, examples=10):
                 ("of the next picture", written[1:] + written[:1]),
             )
         },
-        "examples": asked[:examples].to_dict("records"),
+        "examples": asked[:10].to_dict("records"),
         "failures": {kind: part[:5].to_dict("records") for kind, part in wrong},
         "written": [
             {"image_id": data.ids[k], "vlm": written[k], "reference": five[k][0]} for k in range(5)

@@ -104,10 +104,8 @@ def run_list(options):
     from vlm_lite.hub import locate, mirrored_model
 
     for name, model in MODELS.items():
-        print(
-            f"{name:16} {model}"
-            + (f"  -> {mirrored_model(model)}" if mirrored_model(model) else "")
-        )
+        mirrored = mirrored_model(model)
+        print(f"{name:16} {model}" + (f"  -> {mirrored}" if mirrored else ""))
     for name, dataset in DATASETS.items():
         print(f"{name:16} datasets/{dataset}")
     for name, source in SOURCES.items():
@@ -173,9 +171,8 @@ def sample(dataset, count, seed=0):
             f"{count} pictures were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}."
         )
     chosen = set(random.Random(seed).sample(ids, count))
-    return dataset.select(
-        [row for row, image_id in enumerate(dataset["image_id"][:]) if image_id in chosen]
-    )
+    rows = enumerate(dataset["image_id"][:])
+    return dataset.select([row for row, image_id in rows if image_id in chosen])
 
 
 def write_folder(dataset, folder):
@@ -192,10 +189,10 @@ def write_folder(dataset, folder):
             if image_id not in names:
                 names[image_id] = _write_picture(cell, temporary / "images", image_id)
             said = {key: value for key, value in row.items() if value not in (None, [])}
-            listing.write(
-                json.dumps({"file_name": f"images/{names[image_id]}", **said}, ensure_ascii=False)
-                + "\n"
+            line = json.dumps(
+                {"file_name": f"images/{names[image_id]}", **said}, ensure_ascii=False
             )
+            listing.write(f"{line}\n")
 
 
 def _write_picture(cell, folder, image_id):

@@ -25,20 +25,9 @@ from vlm_lite.evals.controls import shuffle_patches
 from vlm_lite.evals.mmbench import ROTATION, read_mmbench, write_mmbench
 
 
-def things(description):
-    """[(name, "colour shape" or "", shape or "", row, column), ...] of a scene's description, row and column 0 to 3."""
-    return [
-        ("the digit", "", "", item.row, item.col)
-        if item.is_digit
-        else (
-            f"the {item.size} {item.colour} {item.shape}",
-            f"{item.colour} {item.shape}",
-            item.shape,
-            item.row,
-            item.col,
-        )
-        for item in read_boxes(description).items
-    ]
+def the(item):
+    """How the questions name a thing: "the small red circle", or "the digit"."""
+    return "the digit" if item.is_digit else f"the {item.size} {item.colour} {item.shape}"
 
 
 class Asker:
@@ -107,7 +96,7 @@ def write_pope(path, captions, split, count, seed=0):
     ("popular"), or those that most often come together with what is there ("adversarial").
     """
     told = list(_told(captions))
-    present = [sorted({kind for _, kind, *_ in found if kind}) for *_, found in told]
+    present = [sorted({f"{i.colour} {i.shape}" for i in scene.shapes}) for *_, scene in told]
     frequent = Counter(kind for kinds in present for kind in kinds)
     together = Counter(pair for kinds in present for pair in permutations(kinds, 2))
     draw, lines, rows = random.Random(seed), [], []
@@ -205,14 +194,14 @@ def reworded(rows, ends):
 def level_questions(captions, count, seed=0):
     """Rows about two things in one row or column, asked above or below, left or right: the answer is always no."""
     draw, rows = random.Random(seed), []
-    for image_id, text, found in _told(captions):
-        for (one, *_, row, column), (other, *_, row2, column2) in permutations(found, 2):
+    for image_id, text, scene in _told(captions):
+        for one, other in permutations(scene.items, 2):
             for level, words in (
-                (row == row2, ("above", "below")),
-                (column == column2, ("left of", "right of")),
+                (one.row == other.row, ("above", "below")),
+                (one.col == other.col, ("left of", "right of")),
             ):
-                if level and one != other:
-                    asked = f"is {one} {draw.choice(words)} {other}?"
+                if level and the(one) != the(other):
+                    asked = f"is {the(one)} {draw.choice(words)} {the(other)}?"
                     rows.append(_row(image_id, text, asked, "no"))
     return rows[:count]
 
@@ -220,14 +209,11 @@ def level_questions(captions, count, seed=0):
 def is_level(row):
     """Whether a relation question is about two things in one row (above, below) or column (left of, right of)."""
     found = re.match(r"is (.+?) (left of|right of|above|below) (.+)\?", row["question"])
-    axis = 3 if found[2] in ("above", "below") else 4
+    axis = "row" if found[2] in ("above", "below") else "col"
+    items = read_boxes(row["description"]).items
     one, other = (
-        next(
-            thing[axis]
-            for thing in things(row["description"])
-            if set(name.split()) - {"the", "shape"} <= set(thing[0].split())
-        )
-        for name in found.group(1, 3)
+        next(getattr(i, axis) for i in items if words <= set(the(i).split()))
+        for words in (set(name.split()) - {"the", "shape"} for name in found.group(1, 3))
     )
     return one == other
 
@@ -235,8 +221,8 @@ def is_level(row):
 def more_questions(captions, count, seed=0):
     """Rows of "are there more circles than squares?" and the same turned round: two counts and a comparison."""
     draw, rows = random.Random(seed), []
-    for image_id, text, found in _told(captions):
-        here = [shape for _, _, shape, *_ in found if shape]
+    for image_id, text, scene in _told(captions):
+        here = [item.shape for item in scene.shapes]
         kinds = sorted(set(here)) if len(set(here)) > 1 else scenes.SHAPES
         for one, other in permutations(draw.sample(kinds, 2)) if len(here) > 1 else ():
             asked = f"are there more {plural(one, 2)} than {plural(other, 2)}?"
@@ -246,9 +232,9 @@ def more_questions(captions, count, seed=0):
 
 
 def _told(captions):
-    """(image_id, description, its things) of each row of a captions table."""
+    """(image_id, description, its Scene) of each row of a captions table."""
     ids, texts = captions["image_id"][:], captions["description"][:]
-    return zip(ids, texts, map(things, texts), strict=True)
+    return zip(ids, texts, map(read_boxes, texts), strict=True)
 
 
 def _row(image_id, description, question, answer):

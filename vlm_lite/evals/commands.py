@@ -159,14 +159,12 @@ def add_eval(commands):
 
 
 def _run(call, options):
-    collects = gc.isenabled()
     gc.disable()  # a file of a million records holds no cycles, and the collector would walk them again and again
     try:
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             result = call(options)
     finally:
-        if collects:
-            gc.enable()
+        gc.enable()
     if options.json:  # before anything is printed: whoever reads may stop reading
         write_json(options.json, result)
     print(shown.getvalue(), end="")
@@ -178,9 +176,8 @@ def _table(header, *rows):
     """Print rows of a name and numbers, in columns."""
     import pandas
 
-    names, cells = [row[0] for row in rows], [row[1:] for row in rows]
-    table = pandas.DataFrame(cells, names, header[1:])
-    print(table.rename_axis(columns=header[0]).to_string())
+    table = pandas.DataFrame(list(rows), columns=header).set_index(header[0])
+    print(table.rename_axis(None).rename_axis(columns=header[0]).to_string())
 
 
 def _percent(value):
@@ -322,12 +319,9 @@ def eval_mmbench(options):
     """`vlm-lite eval mmbench`."""
     from vlm_lite.evals import mmbench
 
-    everything = mmbench.read_mmbench(options.tsv)
-    rows = (
-        everything
-        if options.groups is None
-        else mmbench.sample_groups(everything, options.groups, options.seed)
-    )
+    rows = everything = mmbench.read_mmbench(options.tsv)
+    if options.groups is not None:
+        rows = mmbench.sample_groups(rows, options.groups, options.seed)
     rows, predictions, counts = mmbench.match_predictions(
         rows,
         mmbench.read_predictions(options.predictions, everything),
@@ -369,23 +363,17 @@ def eval_retrieval(options):
     except UserError as error:
         raise UserError(f"{options.embeddings}: {error}") from error
     images, texts = len(arrays["image_embeds"]), len(arrays["text_embeds"])
-    result = {
-        way: {f"R@{k}": value for k, value in recalls.items()} for way, recalls in found.items()
+    relevant = {
+        "image_to_text": (texts, max(1, round(texts / images))),
+        "text_to_image": (images, 1),
     }
-    chance = {
-        "image_to_text": {
-            k: chance_recall(texts, k, max(1, round(texts / images))) for k in (1, 5, 10)
-        },
-        "text_to_image": {k: chance_recall(images, k) for k in (1, 5, 10)},
-    }
-    _table(
-        ("percent", "R@1", "R@5", "R@10"),
-        *(
-            (f"{way.replace('_', ' ')}{note}", *(_percent(value) for value in values.values()))
-            for way in result
-            for note, values in (("", result[way]), (" by chance", chance[way]))
-        ),
-    )
+    rows, result = [], {}
+    for way, recalls in found.items():
+        name, result[way] = way.replace("_", " "), {f"R@{k}": r for k, r in recalls.items()}
+        by_chance = [chance_recall(relevant[way][0], k, relevant[way][1]) for k in recalls]
+        rows.append((name, *map(_percent, recalls.values())))
+        rows.append((f"{name} by chance", *map(_percent, by_chance)))
+    _table(("percent", *result["image_to_text"]), *rows)
     print(
         f"{images} images, {texts} texts"
         + ("; identical texts count as one" if arrays.get("texts") else "")
