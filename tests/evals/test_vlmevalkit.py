@@ -16,7 +16,6 @@ from vlm_lite.evals.mmbench import (
     mmbench_scores,
     read_mmbench,
     read_predictions,
-    sample_groups,
 )
 from vlm_lite.evals.vlmevalkit import VLMEvalModel, write_mmbench, write_pope
 
@@ -135,15 +134,6 @@ def test_a_column_that_no_row_fills_is_left_out_since_a_mean_over_it_would_be_na
     assert {"split", "l2-category", "category"} & set(table) == {"category"}
     assert not table["category"].isna().any()
     assert read_mmbench(tmp_path / "p.tsv") == [{**row, "image": ""} for row in plain]
-
-
-def test_a_sample_of_whole_questions_may_be_predicted_and_a_missing_row_is_named(rows, tmp_path):
-    some = sample_groups(rows, 2)
-    write_mmbench(tmp_path / "p.tsv", some, {row["index"]: "A" for row in some})
-    assert len(read_predictions(tmp_path / "p.tsv")) == len(some)
-    with refused("1 index.* missing"):
-        write_mmbench(tmp_path / "q.tsv", rows, {1: "A", 2: "B", 3: "A"})
-    assert not (tmp_path / "q.tsv").exists()
 
 
 def test_pope_is_exported_with_its_splits_as_categories(tmp_path):
