@@ -132,13 +132,6 @@ def test_ctrl_c_keeps_what_is_whole(item, tmp_path, monkeypatch):
     assert all(path.read_bytes() == DATA for path in (tmp_path / "out").iterdir())
 
 
-def test_offline_nothing_is_asked_and_what_lacks_is_listed(site, item, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with refused("3 of 3 files cannot be had: 0, 1, 2 .*HF_HUB_OFFLINE"):
-        fetch([item(name=str(k)) for k in range(3)])
-    assert site.asked == []
-
-
 def test_a_mirror_takes_the_place_of_the_sites(site, tmp_path, monkeypatch):
     place = "images.cocodataset.org/train2014/x.bin"
     one = Item(Source(f"http://{place}"), tmp_path / "out" / "x.bin")
