@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
-from vlm_lite.models.vlm import VLM
-from vlm_lite.profiles import resolve_model
-from vlm_lite.recipes import load_pictures, pixel_values
+from vlm_lite.embed import pixel_values
+from vlm_lite.models.vlm import load_vlm
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "docs/demo/model"
@@ -35,11 +35,11 @@ def node(script, *arguments, model=MODEL):
 def images(tmp_path_factory):
     """20 images as (path of a PNG, question, PyTorch's answer)."""
     captions, questions = load_shapes("val", 220)
-    images, _, ids = load_pictures(captions)
+    images, ids = image_tensor(captions)
     rows = questions.remove_columns("image")
     asked = dict(zip(rows["image_id"], rows["question"], strict=True))
     chosen = [k for k, name in enumerate(ids) if name in asked][:20]
-    vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+    vlm = load_vlm("shapes-vlm")
     texts = [asked[ids[k]] for k in chosen]
     answers = vlm.generate(vlm.encode(pixel_values(images[chosen])), [*map(short_prompt, texts)])
     folder = tmp_path_factory.mktemp("images")

@@ -27,19 +27,15 @@ def pairs(count=24):
     )
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    return tmp_path
-
-
-def test_the_model_and_its_loss_equal_transformers(home):
+def test_the_model_and_its_loss_equal_transformers(tmp_path):
     model, images, input_ids = pairs(5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    theirs = CLIPModel.from_pretrained(save_clip(model, home / "clip"), dtype=torch.float32).eval()
-    layout = LayoutCLIP.from_pretrained(home / "clip")
+    theirs = CLIPModel.from_pretrained(
+        save_clip(model, tmp_path / "clip"), dtype=torch.float32
+    ).eval()
+    layout = LayoutCLIP.from_pretrained(tmp_path / "clip")
     pixels, ids = clip.pixel_values(images), input_ids[:, 0]
     with torch.no_grad():
         image_embeds, text_embeds, logit_scale = model(pixels, ids)

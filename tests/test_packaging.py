@@ -37,14 +37,12 @@ def test_the_ranges_accept_the_versions_that_colab_preinstalls():
         (ROOT / "tests/constraints/colab-2026-08.txt").read_text(),
         flags=re.M,
     )
-    colab = {name.lower().replace("_", "-"): version for name, version in pins}
+    colab = {canonicalize_name(name): version for name, version in pins}
     wanted = [Requirement(line) for line in requirement_lines()]
-    shared = [package for package in wanted if package.name.lower().replace("_", "-") in colab]
+    shared = [each for each in wanted if canonicalize_name(each.name) in colab]
     assert len(shared) >= 15
     for package in shared:
-        assert package.specifier.contains(colab[package.name.lower().replace("_", "-")]), str(
-            package
-        )
+        assert package.specifier.contains(colab[canonicalize_name(package.name)]), package
 
 
 def locked_versions(*files):

@@ -137,17 +137,9 @@ def test_a_description_says_what_why_how_much_and_how_to_choose_the_other(monkey
     times = {"bf16": {"seconds": {"01_clip": 150, "02_vit": 61}}}
     monkeypatch.setattr(speed, "recorded_times", lambda: times)
     text = profiles.describe(tiny, compute, notebook="01_clip", t4_minutes=40)
-    for expected in (
-        "tiny",
-        "no CUDA GPU is present",
-        "no model or data to download, about 2.5 minutes",
-        "bf16",
-        "GB of memory",
-        "this CPU has AMX",
-        "VLM_LITE_PROFILE=t4",
-        "3.5 GB to download, about 40 minutes (estimated)",
-    ):
-        assert expected in text
+    whys = (tiny.reason, compute.reason, "bf16", "VLM_LITE_PROFILE=t4")
+    costs = ("about 2.5 minutes", "GB of memory", "3.5 GB to download, about 40 minutes")
+    assert all(words in text for words in whys + costs)
     assert "t4" not in profiles.describe(tiny, compute, notebook="99_none")
     assert "about 1 minute (" in profiles.describe(tiny, compute, notebook="02_vit")
 

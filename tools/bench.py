@@ -178,11 +178,8 @@ def time_evaluators(compute, quick=False):
     generator = torch.Generator().manual_seed(0)
     count = SMALL if quick else 5000
     pictures, texts = (torch.randn(n, 512, generator=generator) for n in (count, 5 * count))
-    line(
-        f"Recall@K, {count:,} images x {5 * count:,} texts x 512",
-        seconds(lambda: recall_at_k(pictures, texts, torch.arange(5 * count) // 5)),
-        "s",
-    )
+    took = seconds(lambda: recall_at_k(pictures, texts, torch.arange(5 * count) // 5))
+    line(f"Recall@K, {count:,} images x {5 * count:,} texts x 512", took, "s")
     draw, count = random.Random(0), SMALL if quick else 214_354
     words = [f"word{k}, the" for k in range(30_000)]
     asked, notes = [], []
@@ -214,17 +211,11 @@ def time_evaluators(compute, quick=False):
             "s",
         )
         gc.enable()
-    count, starts, start_of = SMALL if quick else 5_000, [], subprocess.Popen.__init__
-
-    def counted(self, *arguments, **options):
-        starts.append(arguments)
-        start_of(self, *arguments, **options)
-
+    count = SMALL if quick else 5_000
     references = {
         k: [f"a red circle near the blue square number {k % 97}"] * 5 for k in range(count)
     }
     find_java()  # which asks each Java for its version
-    subprocess.Popen.__init__ = counted
     line(
         f"BLEU, ROUGE-L and CIDEr of {count:,} images with the official tokeniser",
         seconds(
@@ -234,8 +225,6 @@ def time_evaluators(compute, quick=False):
         ),
         "s",
     )
-    subprocess.Popen.__init__ = start_of
-    line("  programs (Java) started by that call", len(starts), "")
 
 
 def time_smolvlm(compute, quick=False):
@@ -253,11 +242,7 @@ def time_smolvlm(compute, quick=False):
 
 
 def time_machine(compute, quick=False):
-    """The matrix products that this machine can reach, and the start of a command."""
-    starts = seconds(
-        lambda: subprocess.run([sys.executable, "-c", "import vlm_lite"], check=True, cwd=ROOT), 3
-    )
-    line("import vlm_lite, the interpreter's start included", 1000 * starts, "ms")
+    """The matrix products that this machine can reach."""
     side = 256 if quick else 2048
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a = torch.randn(side, side, device=compute.device, dtype=dtype)

@@ -8,7 +8,6 @@ import argparse
 import html
 import logging
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -110,21 +109,10 @@ def record(compute, seconds, memory=None):
     column["seconds"] |= seconds
     column["memory_mb"] |= memory or {}
     if memory:
-        column |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+        column |= {"cpu": compute.hardware, "date": time.strftime("%Y-%m-%d")}
         column["gflops"] = round(speed.rate_of(compute))
     write_json(TIMES, times)
     print(f"recorded in {TIMES.relative_to(ROOT)}: {', '.join(seconds)} ({kind})")
-
-
-def cpu_name():
-    """Such as "AMD EPYC, 2 cores, limited to AVX2": the CPU, and what `CPU=plain` leaves of it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        name = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.M)[1]
-    except (OSError, TypeError):
-        name = platform.machine()
-    limit = ", limited to AVX2" if os.environ.get("VLM_LITE_CPU") == "plain" else ""
-    return f"{name}, {os.cpu_count()} cores{limit}"
 
 
 def course_run(path, k, of):
@@ -156,7 +144,7 @@ def as_html(notebook, name):
     exporter = HTMLExporter(filters={"markdown2html": as_markup})
     page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})[0]
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
-    labels = [html.escape(label, quote=True) for label in execute.figure_labels(notebook)]
+    labels = [html.escape(execute.label(data), quote=True) for data in execute.figures(notebook)]
     page = re.sub(
         r'alt="No description has been provided for this image"',
         lambda _: f'alt="{labels.pop(0) if labels else "a figure"}"',
@@ -198,9 +186,9 @@ def write_index(results):
         .rename(index=lambda name: f'<a href="{name}.html">{name}</a>')
     )
     pictures = [
-        f'<a href="{result["name"]}.html"><img alt="{result["name"]}" src="data:image/png;base64,{png}"></a>'
+        f'<a href="{result["name"]}.html"><img alt="{result["name"]}" src="data:image/png;base64,{data["image/png"]}"></a>'
         for result in results
-        for png in result["pictures"]
+        for data in result["pictures"]
     ]
     rows, day = rows.to_html(escape=False, border=0), time.strftime("%Y-%m-%d")
     page = PAGE.format(day=day, rows=rows, pictures="".join(pictures))

@@ -183,9 +183,9 @@ def headline(notebook):
 
 
 def figures(notebook, tag=None):
-    """The PNG pictures, base64, in the outputs of the cells (those that carry `tag`, if given), in order."""
+    """The outputs' data with a PNG picture of the cells (those that carry `tag`, if given), in order."""
     return [
-        output.data["image/png"]
+        output.data
         for cell in notebook.cells
         if tag is None or tag in cell.metadata.get("tags", [])
         for output in cell.get("outputs", [])
@@ -193,14 +193,9 @@ def figures(notebook, tag=None):
     ]
 
 
-def figure_labels(notebook):
-    """What each PNG picture in the outputs shows, in order: the text that stands beside it, `<Figure: ...>`."""
-    return [
-        output.data.get("text/plain", "").removeprefix("<Figure: ").removesuffix(">") or "a figure"
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
+def label(data):
+    """What a picture in the outputs shows: the text that stands beside it, `<Figure: ...>`."""
+    return data.get("text/plain", "").removeprefix("<Figure: ").removesuffix(">") or "a figure"
 
 
 def read_notebook(path):

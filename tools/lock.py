@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")  # resolved on the first
 AT_MOST = ("torch<=2.14.1", "torchvision<=0.29.1")  # the newest pair that the course has run with
 HEADER = """# The exact versions of {what}: Linux, x86_64, Python {first} to {last}.
-# Made by `python{first} tools/lock.py` on {day}, resolved on Python {version}. Do not edit: run that again.
+# Made by `python{first} tools/lock.py` on {day}. Do not edit: run that again.
 """
 
 
@@ -110,7 +110,6 @@ def write(file, what, lines):
         first=PYTHONS[0],
         last=PYTHONS[-1],
         day=time.strftime("%Y-%m-%d", time.gmtime()),
-        version=platform.python_version(),
     )
     (ROOT / file).write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{file}: {len(lines)} packages", flush=True)

@@ -72,7 +72,7 @@ NOTEBOOK_KEYS = set(
     "kernelspec language_info jupytext accelerator colab execution vlm_lite".split()
 )
 CELL_KEYS = set("tags nbgrader nbmake cellView lines_to_next_cell".split())
-BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
+COLAB = "https://colab.research.google.com"
 SETUP = """# %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
 
@@ -104,6 +104,13 @@ def repository(root=ROOT):
     return table["slug"], table["ref"]
 
 
+def badge(file, root):
+    """The badge that opens a file of the repository in Colab."""
+    slug, ref = repository(root)
+    address = f"{COLAB}/github/{slug}/blob/{ref}/{file}"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({address})"
+
+
 def ref_of(version):
     """The ref that a version of the package belongs to: "v1.2.0" for the release 1.2.0, "main" for 1.3.0.dev0."""
     return "main" if ".dev" in version else f"v{version}"
@@ -131,9 +138,8 @@ def set_fact(text, key, value):
     """`text` with `key: value` in the header's `vlm_lite` table, replaced or put first."""
     head, separator, body = text.partition("\n# ---\n")
     line = f"#     {key}: {value}"
-    if re.search(rf"^#     {key}:.*$", head, flags=re.M):
-        head = re.sub(rf"^#     {key}:.*$", line, head, flags=re.M)
-    else:
+    head, found = re.subn(rf"^#     {key}:.*$", line, head, flags=re.M)
+    if not found:
         head = head.replace("#   vlm_lite:", f"#   vlm_lite:\n{line}")
     return head + separator + body
 
@@ -142,32 +148,27 @@ def generate(text, name, root=ROOT):
     """`text`, a notebook's source, with its badge, setup cell and header figures written anew."""
     slug, ref = repository(root)
     t4 = facts(text).get("minutes_t4_estimate")
-    colab = f"https://colab.research.google.com/github/{slug}/blob/{ref}"
-    badges = "Read it: " + BADGE.format(url=f"{colab}/notebooks/{name}.ipynb")
+    badges = f"Read it: {badge(f'notebooks/{name}.ipynb', root)}"
     if build.BEGIN in text:
-        badges += " Do the exercises: " + BADGE.format(url=f"{colab}/labs/{name}.ipynb")
-    text = re.sub(
-        r"^# .*\[!\[Open in Colab\].*$", lambda _: f"# {badges}", text, count=1, flags=re.M
-    )
+        badges += f" Do the exercises: {badge(f'labs/{name}.ipynb', root)}"
+    text = _filled(r"^# [^\n]*\[!\[Open in Colab\][^\n]*$", f"# {badges}", text)
     setup = SETUP.replace("{slug}", slug).replace("{ref}", ref).replace("{notebook}", name)
     setup = setup.replace("{offers}", '("tiny", "t4", "smoke")' if t4 else '("tiny", "smoke")')
     setup = setup.replace(", t4_minutes={t4}", f", t4_minutes={t4:g}" if t4 else "")
     if not t4:
         setup = setup.replace('["tiny", "t4"]', '["tiny"]')
-    text = re.sub(
-        r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
-    )
+    text = _filled(r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', setup, text)
     run, memory = minutes_on_tiny(name, root), memory_on_tiny(name, root)
     measured = f"about {run} and {memory} of memory on `tiny` (measured, 2 CPU cores)"
     run = measured if run else "not measured yet on `tiny`"
     run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
-    return re.sub(
-        r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
-        lambda _: f"# <!-- figures -->\n# **Run time:** {run}.\n# <!-- /figures -->",
-        text,
-        count=1,
-        flags=re.M | re.S,
-    )
+    figures = f"# <!-- figures -->\n# **Run time:** {run}.\n# <!-- /figures -->"
+    return _filled(r"^# <!-- figures -->\n.*?^# <!-- /figures -->$", figures, text)
+
+
+def _filled(pattern, made, text):
+    """`text` with `made` in the place of the first that fits `pattern`."""
+    return re.sub(pattern, lambda _: made, text, count=1, flags=re.M | re.S)
 
 
 def recorded(root=ROOT):
@@ -385,15 +386,13 @@ def thumbnail(source, root=ROOT):
 
 
 def _write_thumbnail(notebook, path):
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     images = execute.figures(notebook, "thumbnail") or execute.figures(notebook)
     if not images:
         return
-    image = Image.open(io.BytesIO(base64.b64decode(images[-1]))).convert("RGB")
-    image.thumbnail((480, 320))
-    canvas = Image.new("RGB", (480, 320), "white")
-    canvas.paste(image, ((480 - image.width) // 2, (320 - image.height) // 2))
+    png = io.BytesIO(base64.b64decode(images[-1]["image/png"]))
+    canvas = ImageOps.pad(Image.open(png).convert("RGB"), (480, 320), color="white")
     with atomic_write(path) as file:
         canvas.quantize(128).save(file, "png", optimize=True)
     print(f"  wrote {path}", flush=True)
@@ -421,32 +420,19 @@ def page(path, root=ROOT):
         ("course", "every notebook; pages with their figures in build/course/index.html"),
         ("test", "lint, unit tests, and every notebook again"),
     ):
-        line = f"make {target:8} # {what}: "
-        text = re.sub(
-            rf"^make ({target}) +#.*$",
-            lambda match, line=line: line + minutes_of(match[1], root),
-            text,
-            flags=re.M,
-        )
+        line = f"make {target:8} # {what}: {minutes_of(target, root)}"
+        text = _filled(rf"^make {target} +#[^\n]*$", line, text)
     up = "../" * (len(path.relative_to(root).parts) - 1)
-
-    def filled(match, made):
-        content = re.sub(r"""(\]\(|(?:src|href)=")(?![a-z]+:|#)""", rf"\g<1>{up}", made(root))
-        return match[1] + (content + "\n" if content else "") + match[2]
-
     for marker, made in GENERATED.items():
-        text = re.sub(
-            rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
-            lambda match, made=made: filled(match, made),
-            text,
-            flags=re.S,
-        )
+        start, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+        if start in text:
+            content = re.sub(r"""(\]\(|(?:src|href)=")(?![a-z]+:|#)""", rf"\g<1>{up}", made(root))
+            text = _filled(f"{start}.*?{end}", start + content + "\n" * bool(content) + end, text)
     return text
 
 
 def notebook_table(root=ROOT):
     """The syllabus: each notebook with its figure, what it builds, what it costs, and its badge."""
-    slug, ref = repository(root)
     rows = [
         "| notebook | you build | 2 plain CPU cores | memory | T4 (estimate) | open |",
         "|---|---|---|---|---|---|",
@@ -454,7 +440,6 @@ def notebook_table(root=ROOT):
     for source in sources(root):
         known = facts(source.read_text(encoding="utf-8"))
         file = f"notebooks/{source.stem}.ipynb"
-        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/{file}"
         title = f"{number(source.stem)} {known['title']}"
         cell = f"[{title}]({file})"
         if thumbnail(source, root).exists():
@@ -466,7 +451,7 @@ def notebook_table(root=ROOT):
         t4 = known.get("minutes_t4_estimate")
         rows.append(
             f"| {cell} | {known['builds']} | {minutes} | {memory_on_tiny(source.stem, root)} | "
-            f"{f'about {t4:g} min' if t4 else ''} | {BADGE.format(url=url)} |"
+            f"{f'about {t4:g} min' if t4 else ''} | {badge(file, root)} |"
         )
     return "\n".join(rows)
 
@@ -501,7 +486,6 @@ def record_table(root=ROOT):
 
 def lab_table(root=ROOT):
     """The labs: exercises, points, minutes, prerequisites, the badge of the student's copy."""
-    slug, ref = repository(root)
     rows = [
         "| lab | exercises | points | minutes to read, to write | before it | student's copy |",
         "|---|---|---|---|---|---|",
@@ -516,11 +500,10 @@ def lab_table(root=ROOT):
         before = re.sub(
             r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split() if before else [])
         )
-        url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/labs/{name}.ipynb"
         rows.append(
             f"| [{title}](labs/{name}.ipynb) | {len(found)} | {sum(each.points for each in found)} | "
             f"{reading[1] if reading else ''}, {sum(each.minutes for each in found)} | {before} | "
-            f"{BADGE.format(url=url)} |"
+            f"{badge(f'labs/{name}.ipynb', root)} |"
         )
     return "\n".join(rows) if len(rows) > 2 else ""
 

@@ -94,13 +94,6 @@ def test_a_record_of_llava_instruct_is_read_back_as_the_conversation(tmp_path):
     assert read_llava(tmp_path / "notes.json", tmp_path)["conversation"][0] == messages
 
 
-def test_the_writer_reads_captions_and_boxes_of_this_image_last():
-    prompt = instructions.writer_prompt(["a circle."], TEXT, [("boxes: x", "user: y")])
-    first, second = prompt.split("boxes: x")
-    assert "user: y" in second and second.index(TEXT) > second.index("user: y")
-    assert prompt.endswith("conversation:\n")
-
-
 def test_concreteness_is_of_its_own_image_and_of_another():
     said = ["a red circle and a handwritten 5.", "i see a blue star."]
     own, other = instructions.concreteness(

@@ -58,14 +58,11 @@ def test_json_lines_may_be_a_list_have_empty_lines_and_a_byte_order_mark(tmp_pat
     "content, field",
     [
         (b"", "is empty"),
-        (b"[]", "is empty"),
         (b'{"question_id": 3, "answer": "a"}\n{"a": ', "line 2"),
         (b"[" * 100_000, "JSON"),
-        (b"1" * 10_000, "line 1"),
         (b"\xff", "text"),
         (None, "does not exist"),
         ({"annotations": []}, r"`line 1.question_id` .*'annotations'"),
-        ([{"image_id": 3}], r"`\[0\].question_id` .*'image_id'"),
         ([{"question_id": [3], "answer": "a"}], r"`\[0\].question_id` is \[3\]"),
         ([{"question_id": 3, "answer": None}], r"`\[0\].answer` is None"),
         ([3], r"\[0\] is 3"),
@@ -115,15 +112,3 @@ def test_another_image_than_the_question_s_is_refused_and_none_is_not(tmp_path):
     assert read(tmp_path, asked, {"annotations": [note]})["image_id"] == ["003a8ae2"]
     with refused("image_id is 'other'.*'003a8ae2'"):
         read(tmp_path, asked, {"annotations": [{**note, "image_id": "other"}]})
-
-
-def test_a_file_s_own_long_keys_do_not_fill_the_screen(tmp_path):
-    long = "k" * 100_000
-    file = write(tmp_path, "r.json", [{long: 1}])
-    for call in (
-        lambda: read_results(file, "question_id", "answer"),
-        lambda: match([long], [(long + "x", "a")], **NAMED),
-    ):
-        with refused("r.json") as caught:
-            call()
-        assert len(str(caught.value)) < 600

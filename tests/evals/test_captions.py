@@ -160,8 +160,7 @@ def test_spice_says_why_it_cannot_run(monkeypatch, tmp_path):
         caption_scores(REFERENCES, RESULTS, ["SPICE"], "whitespace")
 
 
-@pytest.mark.parametrize("status", [0, 3])
-def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch, tmp_path, status):
+def test_spice_runs_where_its_parts_are_there(monkeypatch, tmp_path):
     """Its Java program is stood in for by a script that writes the output that the real one would write."""
     from pycocoevalcap.spice import spice
 
@@ -174,7 +173,6 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
         "1.8.0_392",
         'while [ "$1" != -out ]; do shift; done',
         f'cp "{tmp_path}/output.json" "$2"',
-        f"exit {status}",
     )
     (tmp_path / "lib").mkdir()
     for part in ("", "-models"):
@@ -182,12 +180,8 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
     monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
     monkeypatch.setattr(spice, "get_stanford_models", lambda: None)
     monkeypatch.setattr(captions, "find_java", lambda: java)
-    if status:
-        with pytest.raises(captions.SpiceError, match="SPICE stopped"):
-            caption_scores(REFERENCES, RESULTS, ["SPICE"], "whitespace")
-    else:
-        scores = caption_scores(REFERENCES, RESULTS, ["SPICE", "BLEU"], "whitespace")
-        assert scores["SPICE"] == pytest.approx((0.5 + 0.25 + 1) / 3) and "Bleu_4" in scores
+    scores = caption_scores(REFERENCES, RESULTS, ["SPICE", "BLEU"], "whitespace")
+    assert scores["SPICE"] == pytest.approx((0.5 + 0.25 + 1) / 3) and "Bleu_4" in scores
 
 
 @pytest.mark.parametrize(
@@ -195,9 +189,7 @@ def test_spice_runs_where_its_parts_are_there_and_says_when_it_stops(monkeypatch
     [
         ({}, {}, {}, "at least one"),
         ({1: ["a"]}, {2: "a"}, {}, r"results\[1\] is None"),
-        ({1: ["a"]}, {1: ["a"]}, {}, r"results\[1\] is \['a'\]"),
         ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'"),
-        ({1: []}, {1: "a"}, {}, r"references\[1\] is \[\]"),
         ({1: ["a"]}, {1: "a"}, {"metrics": ["BLUE"]}, "BLUE"),
         ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'"),
     ],

@@ -82,23 +82,6 @@ def test_a_question_is_of_the_category_of_its_first_row():
     assert [part["circular"] for part in scores["per_l2-category"].values()] == [0, 1]
 
 
-three, letter = st.integers(0, 3), st.sampled_from("ABCD")
-answered = st.tuples(three, three, letter, st.sampled_from("ABCDE"))
-said_rows = st.lists(answered, min_size=1, max_size=16, unique_by=lambda r: r[:2])
-
-
-@given(said_rows, st.randoms(use_true_random=False))
-def test_bounds_order_and_a_perfect_copy(cells, random):
-    rows = [row(k * M + i, answer) for i, k, answer, _ in cells]
-    said = {k * M + i: letter for i, k, _, letter in cells}
-    scores = mmbench_scores(rows, said)
-    assert 0 <= scores["circular"] <= scores["plain"] <= 1
-    random.shuffle(rows)
-    assert mmbench_scores(rows, said) == scores
-    perfect = mmbench_scores(rows, {r["index"]: r["answer"] for r in rows})
-    assert (perfect["circular"], perfect["plain"], perfect["unanswered"]) == (1, 1, 0)
-
-
 def test_a_sample_takes_whole_questions_and_the_same_ones_in_any_order():
     rows = [row(k * M + i) for i in range(20) for k in range(1 + i % 4)]
     sample = sample_groups(rows, 7, seed=3)

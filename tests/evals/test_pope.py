@@ -118,10 +118,8 @@ def test_the_question_of_a_label_line_is_not_taken_for_an_answer(read):
     [
         ([{**LABELS[0], "label": "maybe"}], [], "labels.json: line 1.label is 'maybe'"),
         ([*LABELS, LABELS[0]], [], "labels.json: line 4.question_id is 1"),
-        ([{"question_id": 1, "answers": []}], [], "labels.json: `line 1.label` is missing"),
         (LABELS, [{**GIVEN, "answer": "b"}], "answers.jsonl: line 1 .*`text` .*`answer`"),
         (LABELS, [{**GIVEN, "text": 3}], "answers.jsonl: `line 1.text` is 3"),
-        (LABELS, [{"question": "?", "answer": "yes"}], "answers.jsonl: `line 1.question_id`"),
         (LABELS, [{**GIVEN, "question_id": "1"}], "unknown, for example '1'"),
         (LABELS, [3], "answers.jsonl: line 1 is 3"),
         (LABELS, [GIVEN], r"2 question_id\(s\) missing, for example 2"),

@@ -93,10 +93,8 @@ def test_chance_is_what_a_random_order_gives():
         ({"image_embeds": np.ones((12, 5))}, "image_embeds are 5 wide and text_embeds 12"),
         ({"image_embeds": np.ones(12)}, r"image_embeds has shape \(12,\)"),
         ({"text_embeds": np.diag([np.nan, *range(11)])}, r"text_embeds .* rows \[0\]"),
-        ({"text_embeds": np.array([{}])}, "cannot be read as NPZ"),
         ({"text_embeds": None}, "no array text_embeds"),
         ({"image_of_text": np.arange(11)}, r"image_of_text has shape \(11,\).*expected \(12,\)"),
-        ({"image_of_text": np.zeros(12, int)}, "from 0 to 0.*each of the 12"),
         ({"image_of_text": np.arange(1, 13)}, "from 1 to 12"),
         ({"image_of_text": np.zeros((12, 1), int)}, r"image_of_text has shape \(12, 1\)"),
         *(

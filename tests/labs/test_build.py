@@ -167,24 +167,18 @@ def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
         build.student(small, "99")
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("hello", "line 1 column 1"),
-        ("[]", "format 4"),
-        ('{"nbformat": 3, "worksheets": []}', "format 4"),
-        ("[" * 100_000, "recursion"),
-        ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}', "cell 1"),
-        ('{"nbformat": 4, "cells": [7]}', "cell 1"),
-        (
-            '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}',
-            "cell 1",
-        ),
-        (None, "does not exist"),
-        (" " * (build.LARGEST + 1), "at most 20 MB"),
-    ],
-    ids=range(9),
-)
+NO_NOTEBOOK = {
+    "hello": "line 1 column 1",
+    '{"nbformat": 3, "worksheets": []}': "format 4",
+    "[" * 100_000: "recursion",
+    '{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}': "cell 1",
+    '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}': "cell 1",
+    None: "does not exist",
+    " " * (build.LARGEST + 1): "at most 20 MB",
+}
+
+
+@pytest.mark.parametrize("text, message", NO_NOTEBOOK.items(), ids=range(len(NO_NOTEBOOK)))
 def test_a_file_that_is_no_notebook_is_refused_by_name(tmp_path, text, message):
     if text is not None:
         (tmp_path / "lab.ipynb").write_text(text)

@@ -10,11 +10,6 @@ from vlm_lite.data import language, shapes
 from vlm_lite.lessons import clip, clip_variants
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-
-
 @pytest.fixture
 def embeds():
     torch.manual_seed(0)

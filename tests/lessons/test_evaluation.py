@@ -66,16 +66,8 @@ def test_meteor_s_matches_and_chunks_are_those_of_the_official_jar_with_exact_ma
         numbers = [float(x) for x in line.split()]
         matches, chunks = lesson.meteor_alignment(candidate, reference)
         assert numbers[:2] == [len(candidate), len(reference)]
-        assert (matches, chunks) == (official_matches(numbers), official_chunks(numbers))
-
-
-def official_matches(numbers):
-    """METEOR's statistics: lengths, function words, then content and function words matched a stage, ..., chunks."""
-    return numbers[4] + numbers[6]
-
-
-def official_chunks(numbers):
-    return numbers[-3]
+        # then function words, content and function words matched a stage, ..., chunks
+        assert (matches, chunks) == (numbers[4] + numbers[6], numbers[-3])
 
 
 def test_the_clustered_interval_is_scipy_s_bootstrap_over_images():

@@ -22,11 +22,6 @@ from vlm_lite.profiles import SMOKE, resolve_model
 CONTROLS = "blind", "shuffled", "hidden", "concrete"
 
 
-@pytest.fixture(autouse=True)
-def plain(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_LITE_CPU", "plain")
-
-
 def small_vlm(width=32):
     tokenizer = language.make_tokenizer()
     eos = tokenizer.eos_token_id

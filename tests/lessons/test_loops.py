@@ -72,13 +72,6 @@ def interrupt(name):
         trained(name)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    monkeypatch.setenv("VLM_LITE_CPU", "plain")
-    return tmp_path
-
-
 @each_loop
 def test_training_lowers_the_loss_and_a_seed_is_one_run(name):
     model, first, losses = trained(name, steps=30)

@@ -9,12 +9,6 @@ from torch import nn
 from vlm_lite.lessons import vit
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    monkeypatch.setenv("VLM_LITE_CPU", "plain")
-
-
 @pytest.mark.parametrize("axis", ["col", "row"])
 def test_one_object_alone_comes_first_and_the_label_names_it(axis):
     images, labels, scenes = vit.leftmost_task("val", 40, axis=axis)
