@@ -573,7 +573,7 @@ for kind, asked in {**sets, "reasoning": more, "hallucination": absent}.items():
 few, missed = (sum(map(benchmarks.is_level, each)) for each in (relation, wrong["relation"]))
 print(f"level things among the 200 relations: {few}, answered wrong: {missed}")
 right, low, high, constant, oracle = findings.iloc[:, 2:].to_numpy().T
-claim(low[:2].min() > 90, few == missed == 8, low[3] < 50 < high[3], oracle[3] < 60)
+claim(low[:2].min() > 85, (few, missed) == (8, 6), low[3] < 50 < high[3], oracle[3] < 60)
 claim(max(high[4], oracle[4]) < constant[4], oracle[5] < high[5])
 display(findings.round(1))
 three = [row for each in wrong.values() for row in each[:3]]
@@ -583,9 +583,9 @@ plots.show_images([ask.image(row["image_id"]) for row in three], titles, columns
 # %% [markdown]
 # **What the five kinds say**
 #
-# - **Counting** and **text** hold: above 90% with their intervals. There are at most four shapes, and one digit.
-# - **Relation** looks fair at 80%, and hides a hole. Of the level pairs among the 200, the model gets **eight of eight wrong**: it
-#   says that level things are above, or left of, each other. Eight are few (0 of 8: anything up to 37%), so we made 300
+# - **Counting** and **text** hold: above 85% with their intervals. There are at most four shapes, and one digit.
+# - **Relation** looks fair at 78%, and hides a hole. Of the level pairs among the 200, the model gets **six of eight wrong**: it
+#   says that level things are above, or left of, each other. Eight are few (2 of 8: anything from 3% to 65%), so we made 300
 #   more: one in two is right, a coin. The oracle does no better with the scene in words: the language model fails here, not the image encoder.
 # - **Reasoning**: below the constant "no", and the oracle too. The language model cannot compare two counts; no connector
 #   will repair that.
@@ -596,7 +596,7 @@ plots.show_images([ask.image(row["image_id"]) for row in three], titles, columns
 #
 # - Metrics by hand equal the official code, and each is fooled by something that you can name.
 # - This model looks: it is ahead of each control, and answers pairs that no blind model can.
-# - Its mean of over 90% hides a coin toss (level things) and a task it cannot do (comparing counts).
+# - Its mean of 90% hides a coin toss (level things) and a task it cannot do (comparing counts).
 #
 # ## What this does not show
 #

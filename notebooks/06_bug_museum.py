@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: twelve silent bugs of vision-language models, each with its cost as a score and a test that catches it
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: 73899968af085ba77af15096f12f99040f66b5017fd79426fa207a3236f7784a
+#     outputs_of: 072f3276f818c4f606c9ddc5020f195b55312b0f51cffedb2701fcb956c5ddf0
 # ---
 
 # %% [markdown]
