@@ -37,7 +37,7 @@ CUES = [
 AT = ("R@1", "R@5", "R@10")
 RECALLS = {
     "image to text": dict(zip(AT, (0.712, 0.951, 1.0), strict=True)),
-    "text to image": dict(zip(AT, (0.68, 0.94, 1.0), strict=True)),
+    "text to image": dict(zip(AT, (0.02, 0.94, 0.975), strict=True)),
     "ceiling": dict(zip(AT, (0.93, 1.0, 1.0), strict=True)),
 }
 SCORES = {

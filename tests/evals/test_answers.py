@@ -60,7 +60,6 @@ def test_json_lines_may_be_a_list_have_empty_lines_and_a_byte_order_mark(tmp_pat
         (b"", "is empty"),
         (b'{"question_id": 3, "answer": "a"}\n{"a": ', "line 2"),
         (b"[" * 100_000, "JSON"),
-        (b"\xff", "text"),
         (None, "does not exist"),
         ({"annotations": []}, r"`line 1.question_id` .*'annotations'"),
         ([{"question_id": [3], "answer": "a"}], r"`\[0\].question_id` is \[3\]"),

@@ -110,7 +110,6 @@ def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_pa
     [
         ("red\nblue", "names.txt .*'black'"),
         ("\n".join([*COLOURS, "red"]), "8 lines with 7 different"),
-        ("", "0 different"),
         (None, "does not exist"),
     ],
 )
