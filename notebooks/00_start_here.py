@@ -15,7 +15,7 @@
 #     title: Start here
 #     builds: nothing yet; ask a small finished vision-language model, exchange its image, hide it, score it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 1810607f37fcfc0d3f7d89fd41e237b58a72ee4dc092de96c248add050bbb67d
+#     outputs_of: 2094a856d98280ac4e2ed819fe520ccfef6bd37610c22879e2c6d6df1debfe7c
 # ---
 
 # %% [markdown]

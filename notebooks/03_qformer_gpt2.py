@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 5b04daf91bb49b674f62cbe455eb876a3f12249367a9704b0721ef93a0c7f824
+#     outputs_of: 8463f274c27f8f0254728c581a9c2655be67d57d91c5072d419754b4a6b08455
 # ---
 
 # %% [markdown]

@@ -16,7 +16,7 @@
 #     builds: each metric of the field by hand, the controls beside it, and a model's failures as findings
 #     lesson: evaluation
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 30ca6a5ebc3bac74400f99fa338f3bb53baebded6de53253e28c471694e76517
+#     outputs_of: b70a82909f09d9bb9d03d37b31b839ac1fb427766fe25e85c349ff9f2e9ab283
 # ---
 
 # %% [markdown]
@@ -58,7 +58,7 @@ print(describe(profile, compute, notebook="05_evaluation"))
 #
 # **Reading time:** 25 minutes. Six exercises, 52 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.5 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00](00_start_here.ipynb), which asks this model its first questions. It is the shipped `shapes-vlm`, a
 # frozen CLIP and a frozen language model joined by a Q-Former ([03](03_qformer_gpt2.ipynb)); nothing is trained here.

@@ -15,7 +15,7 @@
 #     title: Retrieval and steps
 #     builds: a gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 2da6b1d29f55a986d6860510f6a305e8a866ccfb20c440375221ba7a06f32aa2
+#     outputs_of: b74df0611f74337cf05ec7c552e4fc6dc8e58e2625644c92297f42383a8dee85
 # ---
 
 # %% [markdown]
@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="05b_retrieval_and_steps"))
 #
 # An optional companion of [05](05_evaluation.ipynb): two measurements that its main line leaves out. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb).
 #

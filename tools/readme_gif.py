@@ -50,7 +50,7 @@ def answers():
     for image, right in zip(shown, [*ASKED.values(), None], strict=True):
         features = None if image is None else vlm.encode(pixel_values(image[None]))  # (1, N, Dv)
         with torch.no_grad():
-            p = vlm(features, text).logits[0, -1].softmax(-1)  # (V,)
+            p = vlm(features, text, torch.ones_like(text))[0, -1].softmax(-1)  # (V,)
         chances = p[tokenizer.convert_tokens_to_ids(list(COLOURS))].tolist()
         found.append(dict(zip(COLOURS, chances, strict=True)))
         if right not in (None, said := max(found[-1], key=found[-1].get)):

@@ -77,6 +77,8 @@ def code_hash(*roots, follow=()):
             found = [v for v in _globals_of(item) if _near(v, item, follow)]
         else:
             parts.append(repr(item))
+            if " at 0x" in parts[-1]:
+                raise ValueError(f"{parts[-1][:200]} has an address in it: another hash each time.")
             found = []
         waiting += [other for other in found if id(other) not in seen]
         seen |= set(map(id, found))

@@ -102,21 +102,22 @@ def untrained_targets(images):
 
 
 STARTS = {  # the first training's targets and hidden share; how often the steps of the second are taken
-    "captions alone": (None, 0, 1),
-    "captions alone, twice the steps": (None, 0, 2),
-    "hidden pixels first": (pixel_targets, 0.4, 1),
-    "hidden features first": (feature_targets, 0.4, 1),
-    "features first, nothing hidden": (feature_targets, 0, 1),
-    "untrained features first, nothing hidden": (untrained_targets, 0, 1),
+    "captions alone": ("nothing", 0, 1),
+    "captions alone, twice the steps": ("nothing", 0, 2),
+    "hidden pixels first": ("pixels", 0.4, 1),
+    "hidden features first": ("features", 0.4, 1),
+    "features first, nothing hidden": ("features", 0, 1),
+    "untrained features first, nothing hidden": ("untrained", 0, 1),
 }
 
 
 def train_from(start, images, captions, tokenizer, *, steps, batch_size, lr, seed=0):
     """A small CLIP from one of STARTS, trained on images (N, 3, S, S) with N lists of captions."""
     model, recipe = make_clip(tokenizer, seed, **SMALL), {"batch_size": batch_size, "lr": lr}
-    make_targets, share, times = STARTS[start]
-    if make_targets:
-        targets, known = make_targets(images), {"share": share, "seed": seed, **recipe}
+    kind, share, times = STARTS[start]
+    make = {"pixels": pixel_targets, "features": feature_targets, "untrained": untrained_targets}
+    if kind in make:
+        targets, known = make[kind](images), {"share": share, "seed": seed, **recipe}
         pretrain(model.image_encoder, images, targets, steps=steps, **known)
     ids = tokenize([text for five in captions for text in five], tokenizer)
     ids = ids.view(len(images), len(captions[0]), -1)  # (N, C, T)
