@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: 376e9ea816c71d0d1736159635f0ef2dfbfdc66b296e58d21b7424c317b0dd50
+#     outputs_of: e32a79ebdeb26b05e93c8febe4adcbd79e971df11f1d6edf17780a60cc961c3b
 # ---
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 """Features of a frozen encoder, computed once and kept on disk.
 
 The name of a cache is the hash of all it depends on: the model's weights, the layer and transform (both in `key`), the
-pictures and the number format. It is written whole or not at all.
+images and the number format. It is written whole or not at all.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def cache_features(encode, images, *, key, batch_size=256, folder=None, progress
     encode: function of a uint8 batch (B, 3, H, W) on the CPU -> (B, T, D) on any device; it runs under inference_mode
         in batches of `batch_size`, and casts, normalises and moves the batch itself.
     images: uint8 tensor (N, 3, H, W).
-    key: dict of JSON values that names all the features depend on but the pictures: `weights_hash(model)`, the layer,
+    key: dict of JSON values that names all the features depend on but the images: `weights_hash(model)`, the layer,
         the transform.
     folder: where caches lie; None for `features` in `files.home()`.
 
@@ -43,7 +43,7 @@ def cache_features(encode, images, *, key, batch_size=256, folder=None, progress
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(
             f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
-            "(N, 3, H, W) with at least one picture. Normalise within `encode`."
+            "(N, 3, H, W) with at least one image. Normalise within `encode`."
         )
     digest = hashlib.sha256(json.dumps([key, "fp16", images.shape], sort_keys=True).encode())
     digest.update(_bytes(images).data)
@@ -75,7 +75,7 @@ def _checked(output, batch, before):
     expected = (len(batch), *(before[0].shape[1:] if before else found[1:]))
     if found != expected:
         raise UserError(
-            f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}."
+            f"encode returned {found} for a batch of {len(batch)} images, expected a tensor {expected}."
         )
     half = output.to(torch.float16)
     if not half.isfinite().all():

@@ -1,4 +1,4 @@
-"""What all figures of the course share: the style, small files, pictures enlarged, and a layout in pixels.
+"""What all figures of the course share: the style, small files, images enlarged, and a layout in pixels.
 
 The colours are those of Okabe and Ito (2008), which the colour-blind tell apart; lines, hatches and markers differ as
 well, so that a figure reads in grey.
@@ -92,7 +92,7 @@ class Figure(MatplotlibFigure):
         return self.text(left / width, 1 - top / height, text, **{"va": "top"} | kw)
 
     def picture_at(self, image, left, top, side, frame=GREY):
-        """A picture in a thin frame, `side` pixels wide and high, enlarged by `enlarge`. Returns its axes."""
+        """An image in a thin frame, `side` pixels wide and high, enlarged by `enlarge`. Returns its axes."""
         axes = self.axes_at(left, top, side, side)
         axes.imshow(enlarge(image, side), interpolation="nearest", aspect="auto")
         axes.set(xticks=[], yticks=[])
@@ -151,14 +151,14 @@ def pil_image(image):
     values = np.asarray(image)
     if values.dtype != np.uint8 or values.ndim != 3:
         raise ValueError(
-            f"a picture must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
+            f"an image must be a PIL image or uint8 (3, H, W); found {values.dtype} {values.shape}. "
             "Undo the normalisation first."
         )
     return Image.fromarray(values.transpose(1, 2, 0) if values.shape[2] != 3 else values)
 
 
 def enlarge(image, side):
-    """(side, side, 3) uint8 of a picture: photographs resampled; small drawings enlarged with smooth edges.
+    """(side, side, 3) uint8 of an image: photographs resampled; small drawings enlarged with smooth edges.
 
     In drawings, noise of a few grey levels is evened out for the eye. Models get the pixels as they are.
     """

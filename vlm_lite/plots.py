@@ -57,7 +57,7 @@ def _panels(width, height, label, columns=1, **shared):
 
 @styled
 def show_images(images, titles=None, columns=5, size=144):
-    """Pictures in a dark frame, `size` pixels each, with their titles beneath.
+    """Images in a dark frame, `size` pixels each, with their titles beneath.
 
     images: uint8 (N, 3, H, W), or a list of PIL images. titles: N strings, or None.
     """

@@ -1,6 +1,6 @@
-"""One page about one VLM: its scores with their controls, pictures with its answers, and its failures, HTML and JSON.
+"""One page about one VLM: its scores with their controls, images with its answers, and its failures, HTML and JSON.
 
-The page holds everything it shows (pictures as data, no script, nothing loaded), and every text from a model or a data
+The page holds everything it shows (images as data, no script, nothing loaded), and every text from a model or a data
 file is escaped.
 """
 
@@ -41,11 +41,11 @@ vertical-align:top;font-size:.85rem}.wrong{color:#b3420a}.right{color:#0072b2}""
 
 
 def collect(run, *, questions=500, pictures=1000):
-    """(facts, {image_id: picture}) of the VLM in the folder or zoo entry `run`, on the held-out pictures of Shapes.
+    """(facts, {image_id: image}) of the VLM in the folder or zoo entry `run`, on the held-out images of Shapes.
 
     facts is what the JSON holds: accuracies in [0, 1] with 95% intervals by condition (see ORDER) and by type of
     question, gain, bridge score, pairs, caption scores (tokenizer "whitespace"), and answers. UserError for a folder
-    that holds no VLM, and for one whose eye does not take Shapes' pictures.
+    that holds no VLM, and for one whose eye does not take Shapes' images.
     """
     started, vlm = time.time(), load_vlm(run)
     if vlm.vision.image_size != IMAGE_SIZE:

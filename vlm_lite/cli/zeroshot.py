@@ -1,4 +1,4 @@
-"""`vlm-lite eval zeroshot`: a CLIP on a folder of pictures, one sub-folder a class.
+"""`vlm-lite eval zeroshot`: a CLIP on a folder of images, one sub-folder a class.
 
 Radford et al. 2021, section 3.1.4: each class name is put into several prompts, whose embeddings are averaged.
 """
@@ -34,11 +34,11 @@ TEMPLATES = (
 
 
 def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size=256):
-    """Classify a folder of pictures (see `class_folders`) with a CLIP: its name in the zoo, a folder or a hub id.
+    """Classify a folder of images (see `class_folders`) with a CLIP: its name in the zoo, a folder or a hub id.
 
     Returns {"ensemble", "single", "chance"}: {"top1", "top5"} each in [0, 1], of all templates, of the first alone and
     of guessing; "images"; "classes"; "templates". UserError for a template without one {}, a word that the model's
-    tokenizer does not know, and a picture that cannot be decoded.
+    tokenizer does not know, and an image that cannot be decoded.
     """
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise UserError(
@@ -79,7 +79,7 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
 
 
 def class_folders(folder, classes=None):
-    """(paths of the pictures in order, the class number of each, the class names) of one sub-folder a class.
+    """(paths of the images in order, the class number of each, the class names) of one sub-folder a class.
 
     classes: path of a text file, one class a line: a name that is a sub-folder's (more classes than sub-folders are
     welcome: wrong answers to choose from), or `sub-folder<TAB>name`. Without it the names are those of the sub-folders,
@@ -99,7 +99,7 @@ def class_folders(folder, classes=None):
     empty = [name for name, paths in found.items() if not paths]
     if empty or not found:
         raise UserError(
-            f"{folder} has {len(found)} sub-folders, without pictures {empty[:5]}; expected one with pictures for each "
+            f"{folder} has {len(found)} sub-folders, without images {empty[:5]}; expected one with images for each "
             "class."
         )
     names = {name: name.replace("_", " ") for name in found}

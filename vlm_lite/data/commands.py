@@ -90,8 +90,8 @@ def add(commands):
         "--annotations", metavar="FILE", help="the official file (vqa: the annotations)"
     )
     sample.add_argument("--questions", metavar="FILE", help="vqa: the questions")
-    sample.add_argument("--images", metavar="FOLDER", help="the folder of its pictures")
-    sample.add_argument("--count", type=int, required=True, metavar="N", help="how many pictures")
+    sample.add_argument("--images", metavar="FOLDER", help="the folder of its images")
+    sample.add_argument("--count", type=int, required=True, metavar="N", help="how many images")
     sample.add_argument("--seed", type=int, default=0, help="which N (default 0)")
     sample.add_argument(
         "-o", "--output", metavar="FOLDER", required=True, help="a folder that is not there yet"
@@ -164,11 +164,11 @@ def run_sample(options):
 
 
 def sample(dataset, count, seed=0):
-    """The rows of `count` pictures, all that belongs to them, in their order; the same seed chooses the same."""
+    """The rows of `count` images, all that belongs to them, in their order; the same seed chooses the same."""
     ids = sorted(set(dataset["image_id"][:]))
     if not 1 <= count <= len(ids):
         raise UserError(
-            f"{count} pictures were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}."
+            f"{count} images were asked for; the data set has {len(ids)}. Ask for 1 to {len(ids)}."
         )
     chosen = set(random.Random(seed).sample(ids, count))
     rows = enumerate(dataset["image_id"][:])
@@ -198,7 +198,7 @@ def write_folder(dataset, folder):
 def _write_picture(cell, folder, image_id):
     if not cell:
         raise UserError(
-            f"image_id {image_id} has no picture, so it cannot stand in a folder of pictures. Leave it "
+            f"image_id {image_id} has no image, so it cannot stand in a folder of images. Leave it "
             "out."
         )
     import PIL.Image

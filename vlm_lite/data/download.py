@@ -22,7 +22,7 @@ from vlm_lite.hub import locate, told_offline
 WORKERS, RETRIES = 16, 4  # waits of 1, 2, 3 and 4 seconds between the tries of one file
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TOLERATED = 0.01  # the part of the pictures that may be missing
+TOLERATED = 0.01  # the part of the images that may be missing
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def get(address, path, size=None, picture=False):
     """Write the file at `address`, an http(s) address or a path, to `path`.
 
     Raises FileNotFoundError where the server has none, requests' errors for what may go better at the next try, and
-    ValueError when the length is not what the server or `size` says, or a picture does not decode.
+    ValueError when the length is not what the server or `size` says, or an image does not decode.
     """
     if "://" in address:
         import pooch
@@ -137,7 +137,7 @@ def get(address, path, size=None, picture=False):
         try:
             open_image(path, address)
         except UserError as error:
-            raise ValueError(f"not a whole picture ({error})") from error
+            raise ValueError(f"not a whole image ({error})") from error
     os.chmod(path, 0o644)  # pooch's temporary files are for their owner only
 
 

@@ -4,7 +4,7 @@ The official layouts read here:
     COCO captions   {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
     VQA v2          {"data_subtype", "questions": [{"question_id", "image_id", "question"}]} and
                     {"data_subtype", "annotations": [{"question_id", "image_id", "question_type", "answer_type",
-                    "multiple_choice_answer", "answers": [ten of {"answer"}]}]}, pictures COCO_{subtype}_{id:012d}.jpg
+                    "multiple_choice_answer", "answers": [ten of {"answer"}]}]}, images COCO_{subtype}_{id:012d}.jpg
 """
 
 import os
@@ -63,8 +63,8 @@ def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None
 
     annotations: path of the JSON file. images: the folder that its `file_name`s are in.
     descriptions: optional path of a JSON file {image_id: text} for the `description` column.
-    image_ids: keep these images only (default: all), so that several files can share one downloaded set of pictures.
-    Pictures are found but not opened. Raises UserError naming the file and the field: see the tests of this module.
+    image_ids: keep these images only (default: all), so that several files can share one downloaded set of images.
+    Images are found but not opened. Raises UserError naming the file and the field: see the tests of this module.
     """
     names, captions = read_caption_lists(annotations)
     kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
@@ -99,10 +99,10 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
 
 
 def image_tensor(dataset, image_size=None):
-    """Decode each picture of `dataset` once: (uint8 tensor (N, 3, H, W), the N image ids in first-seen order).
+    """Decode each image of `dataset` once: (uint8 tensor (N, 3, H, W), the N image ids in first-seen order).
 
     image_size: resize the shorter side to it (bicubic) and crop the centre, as CLIP's own transform does; needed where
-    pictures differ in size. Raises UserError naming a picture that is missing, damaged, over Pillow's size limit, or of
+    images differ in size. Raises UserError naming an image that is missing, damaged, over Pillow's size limit, or of
     another size than the first.
     """
     first = {}

@@ -1,6 +1,6 @@
 """Instruction data made from words alone, as LLaVA's was: captions and boxes in, conversations out.
 
-LLaVA gave GPT-4 the captions of a picture and the boxes of its things, and asked for three kinds of data: conversation,
+LLaVA gave GPT-4 the captions of an image and the boxes of its things, and asked for three kinds of data: conversation,
 detailed description and complex reasoning (Liu et al. 2023, section 3 and table 14). Here `read_boxes` reads the exact
 description of a Shapes scene, whose cells are its boxes, and `conversation` writes the same three kinds by rule.
 """
@@ -227,7 +227,7 @@ def follows(reply, expected, form):
 
 
 def instruction_set(captions, count, seed=0):
-    """`count` single instructions about the pictures of a captions table: (picture's row, instruction, reply, form)."""
+    """`count` single instructions about the images of a captions table: (image's row, instruction, reply, form)."""
     rows, descriptions = [], captions["description"][:]
     for index, description in enumerate(descriptions):
         chosen = turns(read_boxes(description), np.random.default_rng([seed, 4, index]))

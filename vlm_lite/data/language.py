@@ -1,8 +1,8 @@
 """Words about Shapes scenes: descriptions, captions, questions and conversations.
 
-One grammar serves two readers. A picture's captions and questions (`captions`, `questions`) go into the official file
+One grammar serves two readers. An image's captions and questions (`captions`, `questions`) go into the official file
 formats; the language model's text (`document`) adds scenes written in words, so that it learns to *read* a scene before
-it ever meets a picture.
+it ever meets an image.
 """
 
 import re
@@ -71,7 +71,7 @@ def _name(item, without=""):
 
 
 def place(item):
-    """The quarter of the picture an item is in: "top left", "bottom right", ..."""
+    """The quarter of the image an item is in: "top left", "bottom right", ..."""
     return ("top" if item.row < 2 else "bottom") + (" left" if item.col < 2 else " right")
 
 

@@ -1,7 +1,7 @@
 """Captions that are almost right: hard negatives for contrastive training.
 
-Told only to find its caption among those of other pictures, an eye learns *what* is in a picture and not *where*, nor
-which colour belongs to which shape: a bag of words is enough. Beside its caption each picture therefore gets the same
+Told only to find its caption among those of other images, an eye learns *what* is in an image and not *where*, nor
+which colour belongs to which shape: a bag of words is enough. Beside its caption each image therefore gets the same
 words in another order, and must tell the two apart (NegCLIP: Yuksekgonul et al. 2023, "When and why vision-language
 models behave like bags-of-words, and what to do about it?", section 4). An eye that only meets those learns places
 well and forgets part of the shapes, which such captions leave as they are: so there are captions with one word
@@ -58,7 +58,7 @@ def hard_negative(caption, rng):
 def replaced_word(caption, rng):
     """A caption of Shapes in which one shape, colour, size or digit has become another; a shape three times as often.
 
-    Seldom it is true all the same, when the picture holds that thing as well. The caption itself comes back when it
+    Seldom it is true all the same, when the image holds that thing as well. The caption itself comes back when it
     names none of these. `rng` is a `numpy.random.Generator`.
     """
     words = re.findall(r"\w+|[.,]", caption)

@@ -1,8 +1,8 @@
-"""COCO photographs for every stage: one set of pictures that captions, questions and instructions share.
+"""COCO photographs for every stage: one set of images that captions, questions and instructions share.
 
     captions      official COCO captions of train2014
     questions     official VQA v2 train
-    instructions  LLaVA-Instruct-150K, whose train2017 holds the pictures of train2014 under other names
+    instructions  LLaVA-Instruct-150K, whose train2017 holds the images of train2014 under other names
 
 An image is chosen only when all three speak of it, so there is one download and one feature cache. No image of val2014
 is ever chosen: the test pools of VQA v2, POPE, Karpathy's split and COCO captions come from there, and train2017 alone
@@ -60,7 +60,7 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
     """The Photographs of a split, "train" or "val" (the held-out images), downloaded at the first call.
 
     mirror: a folder laid out like the sites, whose files are its own, such as the one that `vlm_lite.rehearsal` makes;
-    what comes from it is kept beside it. Pictures that cannot be had are named and left out, up to 1 %. Raises
+    what comes from it is kept beside it. Images that cannot be had are named and left out, up to 1 %. Raises
     UserError for an unknown split, for a choice that the files cannot fill, and as `download.fetch` does; under
     HF_HUB_OFFLINE that is a list of what the local cache lacks.
     """

@@ -1,9 +1,9 @@
-"""More official files in the common format, and a folder of your own pictures.
+"""More official files in the common format, and a folder of your own images.
 
 LLaVA-Instruct  [{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}]
 POPE            JSON lines {"question_id", "image", "text", "label": "yes" | "no"}
 MMBench         TSV with index, image (base64), question, hint, A, B, ..., answer, category
-your own        pictures and metadata.jsonl, a line each: {"file_name", and any columns of FEATURES}; the layout of
+your own        images and metadata.jsonl, a line each: {"file_name", and any columns of FEATURES}; the layout of
                 the `imagefolder` of `datasets`
 """
 
@@ -127,7 +127,7 @@ def read_mmbench(file):
     """Read an MMBench TSV: one row a rotation, its hint and options written into `question`, `answer` the letter.
 
     `question_id` is the index, `image_id` the question it is a rotation of, `question_type` the category. Rows without
-    a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`, and for an `image` that is not base64.
+    an image have None. Errors: as `vlm_lite.data.records.read_mmbench`, and for an `image` that is not base64.
     """
     rows = []
     for row in read_mmbench_rows(file):
@@ -154,9 +154,9 @@ def read_mmbench(file):
 
 
 def read_folder(folder):
-    """Read a folder of your own pictures with its `metadata.jsonl`: one row a line, every column of FEATURES or fewer.
+    """Read a folder of your own images with its `metadata.jsonl`: one row a line, every column of FEATURES or fewer.
 
-    A line needs `file_name`, a path inside the folder. Without `image_id`, or where ids are text, the pictures are
+    A line needs `file_name`, a path inside the folder. Without `image_id`, or where ids are text, the images are
     numbered by first mention; without `question_id` the questions by line. `answers` defaults to ten times `answer`.
     UserError names the file, line and field of what is missing, misspelt or of a wrong kind, and of a name that leaves
     the folder.
@@ -164,7 +164,7 @@ def read_folder(folder):
     file = Path(folder) / LISTING
     if not file.exists():
         raise UserError(
-            f"{folder} holds no {LISTING}. It says what belongs to each picture, in lines such as "
+            f"{folder} holds no {LISTING}. It says what belongs to each image, in lines such as "
             '{"file_name": "beach.jpg", "captions": ["two people on a beach"]}. More of it: vlm-lite data '
             "sample --help."
         )
@@ -181,7 +181,7 @@ def read_folder(folder):
         if names.setdefault(name, row["image_id"]) != row["image_id"]:
             raise UserError(
                 f"{file}, {where}: {name!r} has image_id {show(row['image_id'])}, and {show(names[name])} in a line "
-                "before it. Expected one id a picture."
+                "before it. Expected one id an image."
             )
         if "question" in row:
             row.setdefault("question_id", number)
@@ -190,7 +190,7 @@ def read_folder(folder):
         rows.append(row)
     if len(set(names.values())) < len(names):
         raise UserError(
-            f"{file}: two pictures have one image_id. Expected an id of its own for each, or none at all."
+            f"{file}: two images have one image_id. Expected an id of its own for each, or none at all."
         )
     cells = find_images({i: [name] for name, i in names.items()}, folder, file, "file_name")
     return from_rows([{**row, "image": cells[row["image_id"]]} for row in rows])

@@ -1,4 +1,4 @@
-"""The official annotation files, read into plain Python with every field checked; pictures are left alone.
+"""The official annotation files, read into plain Python with every field checked; images are left alone.
 
 An error names the file, the field (`annotations[3].answers[9].answer`), what stands there and what was expected.
 """
@@ -23,7 +23,7 @@ _NAMES = {
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
 EMPTY = set(" nan NaN -nan -NaN NA N/A n/a <NA> #N/A #NA NULL null None".split(" ")) | {"#N/A N/A"}
 GROUPINGS = ("split", "l2-category", "category")
-REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the picture
+REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the image
 
 
 def read_caption_lists(annotations):
@@ -225,7 +225,7 @@ def read_mmbench(path):
     """The rows of an MMBench TSV: dicts with index, question, hint, options {letter: text}, answer, split, category,
     l2-category ("" where the file has none) and image (base64 text, or "").
 
-    A short `image` is the index of the row that has the picture, as in the official files, and is replaced by it.
+    A short `image` is the index of the row that has the image, as in the official files, and is replaced by it.
     UserError names the file, the line and the column of what does not fit.
     """
     rows = {}
@@ -253,7 +253,7 @@ def read_mmbench(path):
             there = rows.get(int(row["image"]), row)["image"]
             if len(there) <= REFERENCE_LENGTH:
                 raise UserError(
-                    f"{path}, index {index}: image is {there}, the index of a row that has no picture. Download the "
+                    f"{path}, index {index}: image is {there}, the index of a row that has no image. Download the "
                     "file again."
                 )
             row["image"] = there
@@ -266,7 +266,7 @@ def read_tsv(path, columns):
     The line is that where the row begins. A quote that opens a cell and is not closed in it is an error: it would
     swallow the rows below.
     """
-    csv.field_size_limit(2**31 - 1)  # a picture is one cell
+    csv.field_size_limit(2**31 - 1)  # an image is one cell
     text = io.StringIO(read_text(path, "a table"), newline="")
     reader, rows, line = csv.reader(text, delimiter="\t", strict=True), [], 1
     try:

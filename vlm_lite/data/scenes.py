@@ -1,4 +1,4 @@
-"""The Shapes world: small scenes with exact ground truth, drawn as 64-pixel pictures.
+"""The Shapes world: small scenes with exact ground truth, drawn as 64-pixel images.
 
 A scene holds one to four things on a 4x4 grid: coloured shapes, and at most one handwritten digit from scikit-learn's
 `load_digits` (real handwriting; the digits of `val` and `novel` are never used in `train`). One grid cell is 16 pixels,
@@ -52,7 +52,7 @@ class Item:
     value: int = -1  # of a digit
     glyph: int = (
         -1
-    )  # index into `load_digits`; -1 is the first of this value that no training picture shows
+    )  # index into `load_digits`; -1 is the first of this value that no training image shows
 
     def __post_init__(self):
         for name, known in (
@@ -174,7 +174,7 @@ def _coverage(shape, pixels, samples=4):
 
 
 def _glyph(item):
-    """The index of a digit's handwriting: its own, or the first of its value that no training picture shows."""
+    """The index of a digit's handwriting: its own, or the first of its value that no training image shows."""
     _, targets, pools = _digits()
     unseen = (k for k in pools["test"] if targets[k] == item.value)
     return item.glyph if item.glyph >= 0 else next(unseen)

@@ -1,9 +1,9 @@
 """The Shapes world on disk, in the official COCO-captions and VQA v2 file formats, and read back by the same readers.
 
-    images/shapes_val/COCO_shapes_val_000000000001.png        64x64 pictures
-    annotations/captions_shapes_val.json                      five captions a picture
-    annotations/v2_OpenEnded_mscoco_shapes_val_questions.json     about four questions a picture, in complementary
-    annotations/v2_mscoco_shapes_val_annotations.json             pairs: same question, another picture, another answer
+    images/shapes_val/COCO_shapes_val_000000000001.png        64x64 images
+    annotations/captions_shapes_val.json                      five captions an image
+    annotations/v2_OpenEnded_mscoco_shapes_val_questions.json     about four questions an image, in complementary
+    annotations/v2_mscoco_shapes_val_annotations.json             pairs: same question, another image, another answer
     annotations/descriptions_shapes_val.json                  each scene in exact words, for the oracle
 
 Splits: `train`; `val` (other scenes, handwriting that train never shows); `novel` (every scene has a colour-shape pair
@@ -27,7 +27,7 @@ VERSION = 2  # of the world: part of the folder's name, so that an older world o
 
 
 def load_shapes(split="val", count=1000, *, seed=0, progress=True):
-    """The first `count` pictures of a split as two tables of the common format: (captions, questions).
+    """The first `count` images of a split as two tables of the common format: (captions, questions).
 
     `captions` has a row an image, `questions` a row a question; both carry the scene's `description`. The files are
     drawn once and kept under `home()`. Raises UserError for an unknown split, and a count that is no number or under 2.
@@ -62,7 +62,7 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         raise UserError(f"split is {split!r}; the Shapes world has {', '.join(FIRST_ID)}.")
     if not isinstance(count, int | np.integer) or count < 2:
         raise UserError(
-            f"count is {count!r}; expected a whole number, at least 2 pictures, so that one can be swapped "
+            f"count is {count!r}; expected a whole number, at least 2 images, so that one can be swapped "
             "for the other."
         )
     subtype = f"shapes_{split}"
@@ -112,7 +112,7 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
 
 
 def complementary_pairs(asked, wanted, rng):
-    """Choose up to `wanted` questions in pairs as VQA v2 does: the same words, two pictures, two answers.
+    """Choose up to `wanted` questions in pairs as VQA v2 does: the same words, two images, two answers.
 
     asked: list of (image_id, question, answer, type). The types get equal shares as far as there are pairs. Returns
     rows of the same form, shuffled. Source: Goyal et al. 2017, "Making the V in VQA matter", section 3.
@@ -132,7 +132,7 @@ def complementary_pairs(asked, wanted, rng):
 
 
 def find_pairs(questions, image_ids, answers, most=math.inf):
-    """Up to `most` complementary pairs as (i, j), i < j, no row in two: the same words, two pictures, two answers.
+    """Up to `most` complementary pairs as (i, j), i < j, no row in two: the same words, two images, two answers.
 
     A model that does not look answers both alike, so it never has both right. Goyal et al. 2017, section 3.
     """

@@ -65,6 +65,6 @@ def load_coco_test(*, mirror=None, progress=True):
 
 
 def recall_pairs(table):
-    """The table's captions in one list, and the number of the picture of each, as `recall_at_k` takes them."""
+    """The table's captions in one list, and the number of the image of each, as `recall_at_k` takes them."""
     rows = table["captions"][:]
     return [text for row in rows for text in row], [k for k, row in enumerate(rows) for _ in row]

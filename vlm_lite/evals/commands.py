@@ -136,7 +136,7 @@ def add_eval(commands):
         partial=False,
     )
     zeroshot.add_argument(
-        "--images", metavar="FOLDER", required=True, help="one sub-folder of pictures a class"
+        "--images", metavar="FOLDER", required=True, help="one sub-folder of images a class"
     )
     zeroshot.add_argument(
         "--classes",

@@ -1,6 +1,6 @@
-"""What a score must beat: answers without a look, pictures with their patches in disorder, pairs that no prior answers.
+"""What a score must beat: answers without a look, images with their patches in disorder, pairs that no prior answers.
 
-`probes` asks the model itself blind, with another picture and with an empty one; here are the controls without a model.
+`probes` asks the model itself blind, with another image and with an empty one; here are the controls without a model.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ def majority_answer(answers):
 def type_prior(train_types, train_answers, types):
     """For each of `types` the most frequent training answer to questions of that type, or of all for a new type.
 
-    It reads no picture and not even the question. The answers must be those of *training*: a prior taken from the
+    It reads no image and not even the question. The answers must be those of *training*: a prior taken from the
     test knows what it is asked.
     """
     of_type = defaultdict(list)
@@ -32,7 +32,7 @@ def type_prior(train_types, train_answers, types):
 
 
 def shuffle_patches(images, patch_size, seed=0):
-    """uint8 pictures (N, 3, H, W) with the patches of each in an order of its own: what is there stays, where goes."""
+    """uint8 images (N, 3, H, W) with the patches of each in an order of its own: what is there stays, where goes."""
     rows, columns = (side // patch_size for side in images.shape[2:])
     parts = rearrange(images, "n c (r p) (k q) -> n (r k) c p q", p=patch_size, q=patch_size)
     draw = torch.rand(parts.shape[:2], generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""POPE: is there a chair in the picture? Yes-no questions about objects, half of them about objects that are not there.
+"""POPE: is there a chair in the image? Yes-no questions about objects, half of them about objects that are not there.
 
 Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models". A model that says yes to everything
 has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean of the three splits.

@@ -1,6 +1,6 @@
-"""Does it look? The same questions asked with the picture, without it, with another one, and with the scene in words.
+"""Does it look? The same questions asked with the image, without it, with another one, and with the scene in words.
 
-    multimodal gain = VLM - blind                                how much the picture is worth
+    multimodal gain = VLM - blind                                how much the image is worth
     bridge score    = (VLM - blind) / (oracle - blind)           how much of what this brain could know came through
 
 The bridge score is compared only under the same language model.
@@ -54,7 +54,7 @@ class BridgeScore(Interval):
 def bootstrap_interval(values):
     """The mean of per-question `values` (Q,) with its 95% percentile bootstrap interval (scipy.stats.bootstrap).
 
-    Questions are resampled one by one, as if independent; several about one picture make it a little too narrow.
+    Questions are resampled one by one, as if independent; several about one image make it a little too narrow.
     """
     (values,) = _scores(values=values)
     return Interval(float(values.mean()), *_bootstrap((values,), np.mean))
@@ -142,12 +142,12 @@ def run_probes(
     """Ask every question of `rows` under five conditions and score the answers; returns a ProbeResult.
 
     vlm: has generate(features or None, prompts, max_new_tokens=...) -> list of texts, greedy (a prompt that comes again
-    without a picture, or with the blank one, is asked once).
+    without an image, or with the blank one, is asked once).
     features (N, T, D): the frozen vision features, of the images with the N image_ids, as `image_tensor` returns them.
     rows: dicts or a Dataset with question, answers, question_type, image_id and description (for the oracle).
-    blank_features (T, D): those of an empty picture. prompt: question -> prompt.
-    Conditions: vlm (its own picture), blind (no picture), shuffled (another picture: no picture keeps its own), blank,
-    oracle (no picture, the description before the prompt; left out where no row has one).
+    blank_features (T, D): those of an empty image. prompt: question -> prompt.
+    Conditions: vlm (its own image), blind (no image), shuffled (another image: no image keeps its own), blank,
+    oracle (no image, the description before the prompt; left out where no row has one).
     """
     prompts = [prompt(question) for question in column(rows, "question")]
     if not prompts:
@@ -179,7 +179,7 @@ def run_probes(
         if not all(descriptions):
             raise UserError(
                 f"rows[{list(map(bool, descriptions)).index(False)}].description is empty, others are not. Describe every "
-                "picture, or none."
+                "image, or none."
             )
         answers["oracle"] = once([f"{d} {p}" for d, p in zip(descriptions, prompts, strict=True)])
     scores = {name: vqa_scores(given, rows) for name, given in answers.items()}
@@ -198,7 +198,7 @@ def run_probes(
 
 
 def _pictures(asked, image_ids, seed):
-    """Index tensors (Q,) into the features: each row's own picture, and another one, never with the same image_id."""
+    """Index tensors (Q,) into the features: each row's own image, and another one, never with the same image_id."""
     number = {image_id: k for k, image_id in enumerate(image_ids)}
     ids = list(dict.fromkeys(asked))
     lacking = [image_id for image_id in ids if image_id not in number]

@@ -1,4 +1,4 @@
-"""Recall@K: how often a right partner is among the K nearest, from pictures to captions and back."""
+"""Recall@K: how often a right partner is among the K nearest, from images to captions and back."""
 
 import zlib
 from math import comb
@@ -19,8 +19,8 @@ def recall_at_k(
 ):
     """Recall@K both ways by cosine similarity, as fractions in [0, 1].
 
-    image_embeds (N, P), text_embeds (M, P), image_of_text (M,): the picture's row of each text; every picture has one
-    or more texts. Embeddings need not be normalised. A picture is a hit where any of its texts is among its K nearest.
+    image_embeds (N, P), text_embeds (M, P), image_of_text (M,): the image's row of each text; every image has one
+    or more texts. Embeddings need not be normalised. An image is a hit where any of its texts is among its K nearest.
     texts: the M strings; identical strings then count as one text, since nobody could tell them apart.
     A wrong partner that ties with the best right one stands before it, so that a constant encoder scores 0.
     Returns {"image_to_text": {k: recall}, "text_to_image": {k: recall}}; memory grows with chunk_size * max(N, M).
@@ -40,7 +40,7 @@ def recall_at_k(
         first, last = min(owners.flat, default=None), max(owners.flat, default=None)
         raise UserError(
             f"image_of_text has shape {shapes[0]}, from {first} to {last}, and texts {shapes[1]}; expected ({M},) each, one a "
-            f"text, and each of the {N} pictures named by its row 0 to {N - 1}."
+            f"text, and each of the {N} images named by its row 0 to {N - 1}."
         )
     if not ks or min(ks) < 1:
         raise UserError(f"ks is {ks!r}; expected whole numbers of 1 or more.")

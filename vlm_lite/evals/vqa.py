@@ -84,7 +84,7 @@ def vqa_accuracy(prediction, answers, normalize="official"):
 
 
 def column(rows, name):
-    """The values of one column of a Dataset (without decoding its pictures) or of a list of dicts."""
+    """The values of one column of a Dataset (without decoding its images) or of a list of dicts."""
     try:
         return [row[name] for row in rows] if isinstance(rows, list | tuple) else rows[name][:]
     except KeyError as error:

@@ -1,11 +1,11 @@
-"""Zero-shot classification: the class whose text lies nearest to the picture."""
+"""Zero-shot classification: the class whose text lies nearest to the image."""
 
 from vlm_lite.evals.retrieval import as_numbers, unit_rows
 from vlm_lite.files import UserError
 
 
 def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
-    """{"top1", "top5"}: the part of the pictures, in [0, 1], whose class is among the k nearest by cosine.
+    """{"top1", "top5"}: the part of the images, in [0, 1], whose class is among the k nearest by cosine.
 
     image_embeds (N, P), class_embeds (C, P), labels (N,) whole numbers below C. A wrong class that ties with the right
     one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.

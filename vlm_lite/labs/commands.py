@@ -73,7 +73,7 @@ def add(commands):
         "--profile",
         choices=("smoke", "tiny", "t4"),
         default="smoke",
-        help="what the copies run on (default smoke: a few pictures and steps)",
+        help="what the copies run on (default smoke: a few images and steps)",
     )
     grade.add_argument(
         "--whole", action="store_true", help="run each copy to its end, not only to its last check"

@@ -384,7 +384,7 @@ def vit_training_step(learner):
 
 @exercise(lesson.attention_rollout)
 def attention_rollout(learner):
-    """Three blocks of random attention, two pictures, four heads."""
+    """Three blocks of random attention, two images, four heads."""
     attentions = list((2 * torch.randn(3, 2, 4, 6, 6)).softmax(dim=-1))
     right = lesson.attention_rollout(attentions)
     found = learner([weights.clone() for weights in attentions])

@@ -9,7 +9,7 @@ from vlm_lite.files import UserError
 class PretrainedVLM:
     """A chat model of transformers (`AutoModelForImageTextToText` with its processor), asked greedily and in batches.
 
-    name: hub id or folder. longest_edge: pictures are scaled to it before they are cut into tiles; None keeps the
+    name: hub id or folder. longest_edge: images are scaled to it before they are cut into tiles; None keeps the
     processor's own. On a GPU the weights are fp16 where it has no native bf16 (a T4), else bf16; on a CPU fp32.
     """
 
@@ -52,7 +52,7 @@ class PretrainedVLM:
         """B images (PIL), or None to ask blind, and B texts -> B answers. Rows are padded on the left."""
         if not texts or (images is not None and len(images) != len(texts)):
             raise UserError(
-                f"{None if images is None else len(images)} pictures for {len(texts)} texts; expected one "
+                f"{None if images is None else len(images)} images for {len(texts)} texts; expected one "
                 "each, and at least one."
             )
         content = [

@@ -2,7 +2,7 @@
 
 A folder is made that is laid out like the sites t4 downloads from: the hub with t4's models, of their real sizes but
 with random weights and tokenizers that were trained here and padded to the real vocabularies; COCO and VQA v2 with
-drawn scenes in pictures of COCO's size; LLaVA-Instruct. t4's own code then chooses, fetches, checks, reads and trains.
+drawn scenes in images of COCO's size; LLaVA-Instruct. t4's own code then chooses, fetches, checks, reads and trains.
 Nothing it learns means anything; that it runs, how fast, and in how much memory, does.
 """
 
@@ -58,7 +58,7 @@ def make_profile(images=64):
 
 
 def choice(profile):
-    """The Choice of photographs that fits a rehearsal's few pictures."""
+    """The Choice of photographs that fits a rehearsal's few images."""
     train, val = profile.train_images, profile.val_images
     return Choice(
         images=train, val_images=val, instructions=train, questions=train, val_questions=2 * val
@@ -138,7 +138,7 @@ def train_tokenizer(texts, size, special):
 
 
 def _write_sites(folder, count):
-    """COCO's, VQA's and the hub's data files and pictures, in their places; returns the texts in them."""
+    """COCO's, VQA's and the hub's data files and images, in their places; returns the texts in them."""
     captions, questions = shapes.load_shapes("train", count, progress=False)
     made = home() / f"shapes-v{shapes.VERSION}" / f"train-{count}-0" / "annotations"
     rng = np.random.default_rng(0)
