@@ -79,7 +79,7 @@ RIGHT = {
     check.apply_rope: [roll_half],
     check.GroupedQueryAttention: [
         (
-            *("attend(q, keys, values, mask=reads)", "(weights @ values)"),
+            *("vit.attend(q, keys, values, mask=reads)", "(weights @ values)"),
             "        mixed",
             "        weights = q @ keys.mT / self.head_dim**0.5\n"
             "        weights = weights.masked_fill(~reads, -torch.inf).softmax(dim=-1)\n        mixed",
@@ -140,7 +140,7 @@ WRONG = {
     },
     check.GroupedQueryAttention: {
         "keys are not turned": (", apply_rope(k, *rope)", ", k"),
-        "nothing is turned": ("q, k = apply_rope(q, *rope), apply_rope(k, *rope)", ""),
+        "nothing is turned": ("q, k = apply_rope(q, *rope), apply_rope(k, *rope)", "pass"),
         "values are turned too": ("if past", "v = apply_rope(v, *rope)\n        if past"),
         "repeat_interleave, not repeat": (
             "each.repeat_interleave(share, dim=1)",
@@ -184,7 +184,7 @@ WRONG = {
         "the rest is in the cache": without_a_cache,
         "hand back the cache": ("logits, cache =", "logits, _ ="),
         "columns for": ("attention_mask = F.pad(attention_mask, (0, 1), value=1)", ""),
-        "embedding of the new token": (
+        "read next the embedding": (
             "embed_tokens(token[:, None])",
             "embed_tokens(token[:, None] - 1)",
         ),

@@ -67,7 +67,7 @@ def test_a_row_is_answered_as_alone_and_stops_at_eos():
 
 def test_a_count_of_image_tokens_that_disagrees_and_another_image_size_are_errors():
     (mine, _), (ids, mask, pixels) = both(), batch()
-    with pytest.raises(ValueError, match="16 image tokens; 3 images of 4 vectors need 12"):
+    with pytest.raises(ValueError, match="16 image tokens, and its images have 12 vectors"):
         mine(ids, mask, pixels.flatten(0, 1)[:3])
     with pytest.raises(ValueError, match=r"\(4, 3, 16, 16\); expected \(I, 3, 32, 32\)"):
         mine(ids, mask, pixels.flatten(0, 1)[..., :16, :16])

@@ -8,7 +8,7 @@ from vlm_lite.labs.clip import (
     recall_at_k,
     training_step,
 )
-from vlm_lite.labs.core import progress, same_outputs
+from vlm_lite.labs.core import progress, random_weights, same_outputs, same_values
 from vlm_lite.labs.evaluation import (
     bleu,
     circular_and_vanilla,
@@ -89,11 +89,13 @@ __all__ = [
     "pope_metrics",
     "position_ids",
     "progress",
+    "random_weights",
     "recall_at_k",
     "rouge_l",
     "same_as_blip2",
     "same_as_transformers",
     "same_outputs",
+    "same_values",
     "split_by_image",
     "training_step",
     "vit_training_step",

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
 
 from vlm_lite.labs.core import (
     close,
@@ -130,8 +129,7 @@ def apply_rope(learner):
 @exercise(lesson.GroupedQueryAttention)
 def GroupedQueryAttention(learner):
     """Four heads of queries, two of keys and values: five positions at once, then three and two more with a cache."""
-    sizes = dict(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-    sizes, x, tables = (LlamaConfig(**sizes),), torch.randn(2, 5, 16), _rope(5)
+    sizes, x, tables = (16, 4, 2, 8), torch.randn(2, 5, 16), _rope(5)
     reads, reference = torch.ones(2, 1, 5, 5).tril().bool(), lesson.GroupedQueryAttention
     problem = _judge_module(
         learner,
@@ -158,7 +156,7 @@ def GroupedQueryAttention(learner):
                 *("(heads h) ->", "(h heads) ->"),
             ),
             "the heads are merged as (h heads); side by side is (heads h)": (
-                *("t (heads h)", "t (h heads)"),
+                *("-> b t (heads h)", "-> b t (h heads)"),
             ),
         },
     )
@@ -271,7 +269,9 @@ class _Scripted(nn.Module):
         }
         if step and new == 1:
             right = self.embed_tokens(self.script[:, step - 1, None])
-            wrong["what is read next is the embedding of the new token"] = not close(embeds, right)
+            wrong[
+                "read next the embedding of the new token, the most probable at the *last* position"
+            ] = not close(embeds, right)
         self.problem = self.problem or next((said for said, holds in wrong.items() if holds), None)
         self.step = step + 1
         logits = nn.functional.one_hot(self.script[:, step, None], 20).float()
@@ -292,4 +292,4 @@ def cached_generate(learner):
     if isinstance(found, torch.Tensor) and found.shape != (2, 4):
         return f"it says {found.shape[1]} tokens; both rows have said EOS after 4: note which are finished"
     right = script[:, :4]
-    return None if close(found, right) else "take the most probable token at the *last* position"
+    return None if close(found, right) else generic(found, right)
