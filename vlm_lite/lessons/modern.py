@@ -111,12 +111,12 @@ class Llama(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeds, attention_mask=None, cache=None):
-        """attention_mask (B, S): 1 text, 0 padding, of what the cache holds and of embeds; None: all text."""
+        """attention_mask (B, S): 1 text, 0 padding, of all that was read; or (B, T, S): what each position may read."""
         past = cache[0][0].shape[2] if cache else 0
         place = torch.arange(past + embeds.shape[1], device=embeds.device)
         before, itself = place <= place[past:, None], place == place[past:, None]  # (T, S)
-        mask = place >= 0 if attention_mask is None else attention_mask[:, None].bool()
-        reads = before & mask | itself.expand(len(embeds), -1, -1)  # (B, T, S)
+        mask = torch.ones_like(before)[None] if attention_mask is None else attention_mask.bool()
+        reads = before & (mask if mask.ndim == 3 else mask[:, None]) | itself  # (B, T, S)
         positions = reads.sum(dim=2) - 1  # (B, T) padding is not counted
         rope = rope_tables(positions, self.head_dim, self.theta)
         x, kept = embeds, []
@@ -144,9 +144,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels):
         if pixels.shape[1:] != (3, self.side, self.side):
-            raise ValueError(
-                f"pixels {tuple(pixels.shape)}; expected (I, 3, S, S), S = {self.side}"
-            )
+            raise ValueError(f"pixels {tuple(pixels.shape)}; expected sides of {self.side}")
         x = self.patch_embedding(pixels).flatten(2).mT + self.position_embedding.weight
         for layer in self.layers:
             x, _ = layer(x)
@@ -219,11 +217,13 @@ class ShapesVLM(ModernVLM):
         self.tokenizer, side = tokenizer, self.vision_model.side // config.vision_config.patch_size
         self.slots = "<image> " * (side // config.scale_factor) ** 2  # an image in the text
 
-    def forward(self, images, input_ids, _, labels, blind_share=0.1):
-        """Images (B, 3, S, S) uint8, ids and unshifted labels (B, T) -> loss (). Padding is behind what is read."""
-        seen = torch.rand(len(images), 1, device=input_ids.device) >= blind_share
-        mask = seen | (input_ids != self.image_id)  # some rows go without their image
-        logits = super().forward(input_ids, mask, pixel_values(images))[:, :-1].float()
+    def forward(self, images, ids, mask, labels, blind_share=0.1):
+        """Images (B, 3, S, S) uint8; rows of turns: ids, labels (B, T), mask (B, T, T) of who reads whom -> loss ()."""
+        embeds, at_image = self.encode(pixel_values(images)), ids == self.image_id
+        turns = at_image.sum(dim=1) // embeds.shape[1]  # (B,) each shows the image anew
+        embeds = self.embed(ids, embeds.repeat_interleave(turns, dim=0))
+        seen = torch.rand(len(ids), 1, device=ids.device) >= blind_share  # the others are blind
+        logits = self.text_model(embeds, mask & (seen | ~at_image)[:, None])[0][:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
     def generate(self, image_embeds, prompts, max_new_tokens=8):
