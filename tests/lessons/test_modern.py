@@ -1,32 +1,39 @@
 """Notebook 09's model: equal to transformers' SmolVLM, its text to that without a cache, and its borders clear."""
 
-import copy
-
+import pandas as pd
 import pytest
 import torch
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import SmolVLMForConditionalGeneration
 
 from tests import small
+from vlm_lite import plots
+from vlm_lite.data.formats import image_tensor
+from vlm_lite.data.shapes import load_shapes
+from vlm_lite.embed import pixel_values
 from vlm_lite.labs.core import random_weights
 from vlm_lite.lessons import modern
+from vlm_lite.lessons.vlm import build_batch, train_vlm
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.smolvlm import as_siglip, renamed, smolvlm_config
+from vlm_lite.models.text import block_mask
+from vlm_lite.profiles import resolve_model
 
 IMAGE, TOKENIZER = 2, small.tokenizer()
 
 
 def config(tied=True):
-    vision = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
-    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, model_type="llama")
-    text |= dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=len(TOKENIZER))
-    text |= dict(tie_word_embeddings=tied, pad_token_id=0, eos_token_id=None, bos_token_id=None)
-    vision |= dict(image_size=32, patch_size=8)
-    options = dict(scale_factor=2, image_token_id=IMAGE, tie_word_embeddings=tied)
-    return SmolVLMConfig(vision_config=vision, text_config=text, **options)
+    text = 32, 48, 2, 4, 2, len(TOKENIZER)
+    made = smolvlm_config((24, 40, 2, 2, 32, 8), text, 2, image_id=IMAGE, tied=tied)
+    made.text_config.eos_token_id = made.text_config.pad_token_id = None
+    return made
 
 
 def both(tied=True):
     torch.manual_seed(0)
     theirs = random_weights(SmolVLMForConditionalGeneration(config(tied)))
-    return modern.load_from(modern.ModernVLM(config(tied)), theirs.state_dict()), theirs
+    mine = modern.ModernVLM(config(tied)).eval()
+    mine.load_state_dict(renamed(theirs.state_dict()))
+    return mine, theirs
 
 
 def batch():
@@ -69,37 +76,69 @@ def test_a_count_of_image_tokens_that_disagrees_and_another_image_size_are_error
     (mine, _), (ids, mask, pixels) = both(), batch()
     with pytest.raises(ValueError, match="16 image tokens, and its images have 12 vectors"):
         mine(ids, mask, pixels.flatten(0, 1)[:3])
-    with pytest.raises(ValueError, match=r"\(4, 3, 16, 16\); expected \(I, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"\(4, 3, 16, 16\); expected sides of 32"):
         mine(ids, mask, pixels.flatten(0, 1)[..., :16, :16])
     with pytest.raises(RuntimeError, match="Missing key"):
-        modern.load_from(mine, {"model.other": torch.zeros(1)})
+        mine.load_state_dict(renamed({"model.other": torch.zeros(1)}))
 
 
-def test_an_encoder_that_starts_from_clip_gives_nearly_clips_features():
-    clip, sizes = small.clip(len(TOKENIZER)), config().vision_config
-    sizes.update(dict(hidden_size=16, intermediate_size=64, image_size=32, patch_size=16))
-    encoder = modern.VisionEncoder(sizes)
-    before = copy.deepcopy(encoder.state_dict())
-    images = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8)
-    modern.start_from_clip(encoder, clip, images)
-    after = encoder.state_dict()
-    assert not any(torch.equal(before[n], after[n]) for n in before if "post" not in n)
-    assert torch.equal(
-        after["layers.0.mlp.fc1.weight"], clip.vision_model.encoder.layers[0].mlp.fc1.weight
+@torch.no_grad()
+def test_a_siglip_made_of_shapes_clip_has_nearly_its_features(monkeypatch, tmp_path):
+    monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
+    clip = CLIP.from_pretrained(resolve_model("shapes-clip"))
+    sizes = (128, 512, 3, 4, 64, 16), (32, 48, 2, 4, 2, len(TOKENIZER)), 2
+    encoder = modern.VisionEncoder(smolvlm_config(*sizes).vision_config)
+    images = image_tensor(load_shapes("val", 8, progress=False)[0])[0]
+    encoder.load_state_dict(renamed(as_siglip(clip, images, num_layers=3)))
+    right = clip.vision_model.post_layernorm(clip.patch_features(pixel_values(images), layer=3))
+    found = encoder(pixel_values(images))
+    assert torch.cosine_similarity(found, right, dim=-1).mean() > 0.98
+
+
+def test_turns_in_a_row_share_an_image_and_answers_alone_count():
+    torch.manual_seed(0)
+    model = modern.ShapesVLM(config(), TOKENIZER)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    first, second = (
+        (model.slots + "question : is it red answer :", "yes"),
+        (model.slots + "caption :", "small blue"),
     )
+    together = build_batch(TOKENIZER, [[first, second], [second]])
+    alone = [build_batch(TOKENIZER, [[turn]]) for turn in (first, second, second)]
+    losses = []
+    for k, (ids, _, labels) in zip((0, 0, 1), alone, strict=True):
+        batch = ids, block_mask(labels), labels
+        losses.append(model(images[[k]], *batch, blind_share=0.0) * (labels != -100).sum())
+    ids, _, labels = together
+    loss = model(images, ids, block_mask(labels), labels, blind_share=0.0)
+    torch.testing.assert_close(loss, sum(losses) / (labels != -100).sum())
+    blind = [
+        model(images[order], ids, block_mask(labels), labels, blind_share=1.0)
+        for order in ([0, 1], [1, 0])
+    ]
+    torch.testing.assert_close(*blind)  # no image is read
 
 
-def test_the_loss_counts_answers_alone_and_training_lowers_it(monkeypatch, tmp_path):
+def test_training_lowers_the_loss_and_the_model_answers_in_words(monkeypatch, tmp_path):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     torch.manual_seed(0)
     model = modern.ShapesVLM(config(), TOKENIZER)
-    turns = [[("question : is it red answer :", "yes")], [("caption :", "small blue")], []]
+    turns = [
+        [(model.slots + "question : is it red answer :", "yes")],
+        [],
+        [(model.slots + "caption :", "small blue")],
+    ]
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
-    ids, mask, pixels, labels = model.batch(images[:2], [turns[0][0], turns[1][0]], blind_share=0.0)
-    assert labels[labels != -100].tolist()[:2] == [TOKENIZER.get_vocab()["yes"], small.EOS]
-    assert (ids == IMAGE).sum() == 8 and len(pixels) == 2
-    assert len(model.batch(images[:2], [turns[0][0]] * 2, blind_share=1.0)[2]) == 0
-    history = modern.train_modern(model, images, turns, steps=20, batch_size=2, lr=1e-2)
+    history = train_vlm(model, images, turns, steps=20, batch_size=2, lr=1e-2, per_row=2)
     assert history.losses[-1] < history.losses[0]
-    said = model.generate(model.encode(pixels), ["caption :"] * 2, 4)
-    assert len(said) == 2 and model.generate(None, ["caption :"], 4)
+    with torch.no_grad():
+        seen = model.encode(pixel_values(images))
+    assert len(model.generate(seen, ["caption :"] * 3, 4)) == 3 and model.generate(
+        None, ["caption :"], 4
+    )
+
+
+def test_shares_add_up_to_a_hundred_percent():
+    frame = pd.DataFrame({"parameters": [1, 3], "arithmetic": [2.0, 0]}, ["encoder", "reader"])
+    bars = [p.get_width() for p in plots.share_bars(frame, title="spent").axes[0].patches]
+    assert bars == pytest.approx([25, 100, 75, 0])
