@@ -572,7 +572,6 @@ result, names = probe(model, seen, limit=700), ["vlm", "shuffled", "blank", "bli
 board = {name: result.accuracy[name] for name in names}
 vlm, blind = board["vlm"].value, board["blind"].value
 print(f"HEADLINE: VQA {vlm:.0%}, blind {blind:.0%}, multimodal gain {result.gain}")
-assert profile.name == "smoke" or result.gain.low > 0
 display(result.frame()[["questions", *names]].round(1))
 plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out images")
 

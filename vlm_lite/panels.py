@@ -233,7 +233,7 @@ def museum_wall(exhibits, columns=3):
 @styled
 def share_bars(frame, *, title=""):
     """Each column of a DataFrame as one bar of 100%, divided among the rows."""
-    height = 120 + 42 * len(frame.columns)
+    height = 140 + 42 * len(frame.columns)
     figure = Figure(width=680, height=height, label=title, layout="constrained")
     axes, left = figure.subplots(), 0
     for (name, row), look in zip(
@@ -245,5 +245,5 @@ def share_bars(frame, *, title=""):
     axes.set(xlabel="share (%)", xlim=(0, 100), title=title)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=len(frame))
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
