@@ -519,7 +519,7 @@ check.same_values("tokens ", generate(mine, ids, mask, mine.encode(pixels), 12),
 # [01](01_clip_infonce.ipynb) (its last block works for the class token alone). Two of CLIP's parts have no counterpart here: the class token is left out, and the LayerNorm in front of the
 # first block becomes a constant scale. The features stay nearly the same (a cosine of 0.99, which a test keeps). Then everything is trained.
 #
-# **The loop** is 03's `train_vlm`, as it is, with 03's recipe: it asks for `model(images, ids, mask, labels)` and a tokenizer. A row is an image and four turns that don't read one
+# **The loop** is 03's `train_vlm`, as it is, with 03's recipe for twice as many steps: it asks for `model(images, ids, mask, labels)` and a tokenizer. A row is an image and four turns that don't read one
 # another, each with the image tokens in front. One row in ten loses its image (its image tokens are masked), so that the *blind* control below is asked of a model that knows such rows.
 
 
@@ -556,8 +556,8 @@ train, model = encode_shapes(clip, "train", profile.train_images), ShapesVLM(con
 model.vision_model.load_state_dict(renamed(as_siglip(clip, train.images[:64], num_layers=3)))
 my_guess = 50  # percent of the questions answered rightly, after training
 turns = [[(model.slots + prompt, answer) for prompt, answer in each] for each in train.turns]
-recipe = {k: getattr(profile, f"connector_{k}") for k in ("steps", "batch_size", "per_row", "lr")}
-history = train_vlm(model, train.images, turns, **recipe)
+recipe = {k: getattr(profile, f"connector_{k}") for k in ("batch_size", "per_row", "lr")}
+history = train_vlm(model, train.images, turns, steps=2 * profile.connector_steps, **recipe)
 plots.loss_curve(history, ylabel="loss (nats)", title=f"trained for {history.seconds[-1]:.0f} s")
 
 # %% [markdown]
