@@ -572,6 +572,7 @@ result, names = probe(model, seen, limit=700), ["vlm", "shuffled", "blank", "bli
 board = {name: result.accuracy[name] for name in names}
 vlm, blind = board["vlm"].value, board["blind"].value
 print(f"HEADLINE: VQA {vlm:.0%}, blind {blind:.0%}, multimodal gain {result.gain}")
+assert profile.name == "smoke" or result.gain.low > 0 and vlm > board["shuffled"].high
 display(result.frame()[["questions", *names]].round(1))
 plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out images")
 
@@ -637,7 +638,7 @@ saved.round(1)
 #
 # - Each part, the logits and the greedy text equal those of `transformers`, with the same weights.
 # - Queries and keys turned by RoPE see distances alone, and a cache changes nothing but the time.
-# - Trained for a minute and a half from a CLIP's ViT and an empty Llama, the model answers from the image: with another image it falls back.
+# - Trained from a CLIP's ViT and an empty Llama, the model answers from the image: with another image it falls back.
 # - 256,484,928 parameters: two in five are the language layers', and 94% of a tile's arithmetic is the encoder's.
 #
 # ## What this does not show
