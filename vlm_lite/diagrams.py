@@ -285,6 +285,61 @@ def llava(vision, language_model, tokenizer, image, turn):
 
 
 @styled
+def modern_vlm(config, tokenizer, image, turn):
+    """Image, ViT, pixel shuffle, the row with image tokens and the parts of a Llama: the sizes of a SmolVLMConfig.
+
+    image: uint8 (3, S, S); turn: (prompt, answer).
+    """
+    vision, language, scale = config.vision_config, config.text_config, config.scale_factor
+    patches, wide = (vision.image_size // vision.patch_size) ** 2, scale**2 * vision.hidden_size
+    count, width = patches // scale**2, language.hidden_size
+    figure = Diagram(
+        920, 300, "SmolVLM: ViT, pixel shuffle, and a Llama that reads the image tokens"
+    )
+    figure.picture_at(image, 14, 14, 112)
+    lines = f"{vision.num_hidden_layers} layers, learnt positions,\nno class token"
+    figure.box(200, 30, 170, 80, lines, title="ViT", edge=BLUE)
+    lines = f"{scale} x {scale} patches side by side,\nthen linear, {wide} → {width}"
+    figure.box(490, 30, 190, 80, lines, title="pixel shuffle", edge=VERMILLION)
+    figure.arrow((130, 70), (196, 70), f"3 x {vision.image_size} x {vision.image_size}")
+    figure.arrow((372, 70), (486, 70), f"{patches} x {vision.hidden_size}")
+    figure.canvas.plot([682, 760, 760, 74, 74], [70, 70, 128, 128, 134], color=GREY, lw=1.3)
+    figure.arrow((74, 130), (74, 144))
+    figure.write(700, 60, f"{count} x {width}", ha="left")
+    words = [tokenizer.tokenize(text) for text in turn]
+    read = [*["image"] * count, *words[0], *words[1], tokenizer.eos_token]
+    cell = 900 / len(read)
+    for k, word in enumerate(read):
+        fill = SAND if k < count else WATER if k < count + len(words[0]) else "#d9efe2"
+        look = dict(size=min(8.5, cell / 6), edge=GREY)
+        figure.box(11.5 + cell * k, 148, cell - 3, 26, word, fill=fill, **look)
+    figure.box(11, 184, 898, 92, fill=MIST, edge=GREY)
+    heads = f"{language.num_attention_heads} heads of queries turned by RoPE,\n"
+    heads += f"{language.num_key_value_heads} of keys and values, kept in a cache"
+    title = f"Llama, {language.num_hidden_layers} layers of"
+    figure.write(24, 200, title, 9, fontweight="bold", ha="left")
+    left = 24
+    for text, size in (
+        ("RMSNorm", 80),
+        (heads, 270),
+        ("RMSNorm", 80),
+        (f"SwiGLU\n{width} → {language.intermediate_size} → {width}", 130),
+    ):
+        figure.box(left, 216, size, 46, text, edge=GREY)
+        left += size + 14
+        figure.arrow((left - 13, 239), (left - 1, 239))
+    figure.box(
+        left,
+        216,
+        910 - 12 - left,
+        46,
+        f"RMSNorm, head\n{width} → {language.vocab_size}",
+        edge=ORANGE,
+    )
+    return figure
+
+
+@styled
 def blip2_masks(num_queries, words):
     """BLIP-2's three masks over queries and a caption's `words`: a filled cell says that the row attends to the column."""
     count = num_queries + len(words)

@@ -144,3 +144,22 @@ def museum_wall(exhibits, columns=3):
         axes.grid(False)
         axes.spines[["bottom"]].set_visible(False)
     return figure
+
+
+@styled
+def share_bars(frame, *, title=""):
+    """Each column of a DataFrame as one bar of 100%, divided among the rows."""
+    height = 140 + 42 * len(frame.columns)
+    figure = Figure(width=680, height=height, label=title, layout="constrained")
+    axes, left = figure.subplots(), 0
+    for (name, row), look in zip(
+        (100 * frame / frame.sum()).iterrows(), CONTROLS.values(), strict=False
+    ):
+        look = dict(zip(("color", "hatch"), look, strict=True)) | {"edgecolor": INK}
+        axes.barh(frame.columns, row, 0.6, left, label=name, linewidth=0.8, **look)
+        left = left + row
+    axes.set(xlabel="share (%)", xlim=(0, 100), title=title)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure

@@ -35,6 +35,7 @@ from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one 
     losses,
     museum_wall,
     scoreboard,
+    share_bars,
 )
 
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}

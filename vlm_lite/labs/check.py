@@ -8,7 +8,7 @@ from vlm_lite.labs.clip import (
     recall_at_k,
     training_step,
 )
-from vlm_lite.labs.core import progress, same_outputs
+from vlm_lite.labs.core import progress, random_weights, same_outputs, same_values
 from vlm_lite.labs.evaluation import (
     bleu,
     circular_and_vanilla,
@@ -23,6 +23,15 @@ from vlm_lite.labs.llava import (
     insert_image,
     lora_linear,
     mlp_projector,
+)
+from vlm_lite.labs.modern import (
+    GroupedQueryAttention,
+    RMSNorm,
+    SwiGLU,
+    apply_rope,
+    cached_generate,
+    insert_images,
+    pixel_shuffle,
 )
 from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
 from vlm_lite.labs.qformer import (
@@ -48,16 +57,21 @@ from vlm_lite.labs.vit import (
 __all__ = [
     "Block",
     "CrossAttention",
+    "GroupedQueryAttention",
     "ImageEncoder",
     "MultiHeadAttention",
     "QFormer",
     "QFormerLayer",
+    "RMSNorm",
+    "SwiGLU",
     "TextEncoder",
     "ViT",
     "alone_as_together",
+    "apply_rope",
     "attention_rollout",
     "bleu",
     "build_batch",
+    "cached_generate",
     "chat_text",
     "circular_and_vanilla",
     "class_embeddings",
@@ -66,18 +80,22 @@ __all__ = [
     "generate",
     "info_nce",
     "insert_image",
+    "insert_images",
     "load_weights",
     "lora_linear",
     "mlp_projector",
     "patchify",
+    "pixel_shuffle",
     "pope_metrics",
     "position_ids",
     "progress",
+    "random_weights",
     "recall_at_k",
     "rouge_l",
     "same_as_blip2",
     "same_as_transformers",
     "same_outputs",
+    "same_values",
     "split_by_image",
     "training_step",
     "vit_training_step",

@@ -148,10 +148,15 @@ def same_outputs(mine, theirs, x):
     mine.load_state_dict(theirs.state_dict())
     with torch.no_grad():
         found, right = mine.eval()(x), theirs.eval()(x)
-    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
     names = f"{type(mine).__name__} equals {type(theirs).__module__}.{type(theirs).__name__}"
+    same_values(f"{names}: {tuple(x.shape)} -> ", found, right)
+
+
+def same_values(what, found, right):
+    """Prove that two tensors are the same to 1e-4, and say so in a line that begins with `what`; else AssertionError."""
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
     gap = (found - right).abs().max()
-    print(f"{names}: {tuple(x.shape)} -> {tuple(found.shape)}, largest difference {gap:.0e}")
+    print(f"{what}{tuple(found.shape)}, largest difference {gap:.0e}")
 
 
 def random_weights(module):
