@@ -1,0 +1,320 @@
+"""The checks of notebooks 08 and 08b: packing, rotary positions, interpolation, tiles, pixel shuffle, points and time.
+
+Each check first sees whether the learner's result is right; if not, whether it is what a known mistake would give on
+the same inputs. The references are transformers' functions, or the exported lesson that the notebook proves equal to
+them. Shapes: T tokens, H heads, h width of a head, D width, B rows.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from transformers import image_processing_utils
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
+from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
+
+from vlm_lite.labs.core import close, exercise, explain, shape_problem
+from vlm_lite.lessons import places as lesson_b
+from vlm_lite.lessons import resolution as lesson
+
+
+def qwen2_vl_rotary(x, positions):
+    """x (T, H, h) turned by (row, column) (T, 2) as in transformers' vision encoder of Qwen2-VL."""
+    if hasattr(modeling_qwen2_vl, "VisionRotaryEmbedding"):  # before transformers 5.24
+        half = modeling_qwen2_vl.VisionRotaryEmbedding(x.shape[-1] // 2)(positions)
+        angles = torch.cat([half, half], dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+    else:
+        config = configuration_qwen2_vl.Qwen2VLVisionConfig(embed_dim=x.shape[-1], num_heads=1)
+        cos, sin = modeling_qwen2_vl.Qwen2VLVisionRotaryEmbedding(config)(x, positions)
+    return modeling_qwen2_vl.apply_rotary_pos_emb_vision(x, x, cos, sin)[0]
+
+
+def _judged(found, right, mistakes, what):
+    """None where found is right, else what is wrong: mistakes {diagnosis: what it gives}, or `what`."""
+    if close(found, right):
+        return None
+    said = explain(found, {said: [value] for said, value in mistakes.items()})
+    return said or shape_problem(found, right.shape) or what
+
+
+@exercise(lesson.pack)
+def pack(learner):
+    """Three images of unlike shapes: the pixels in a patch, the order of patches, their places, and the ends."""
+    images = [torch.randint(0, 256, (3, *size)) for size in ((64, 96), (32, 64), (64, 64))]
+    found = learner([image.clone() for image in images])
+    if not isinstance(found, tuple | list) or len(found) != 3:
+        return "return three tensors: patches, places and cu_seqlens"
+    patches, places, ends = lesson.pack(images)
+    plain = [rearrange(i, "d (r p) (c q) -> (r c) (d p q)", p=16, q=16) for i in images]
+    last = rearrange(patches, "t (d n) -> t (n d)", d=3)
+    turned = rearrange(patches, "t (d p q) -> t (d q p)", d=3, p=16)
+    rows = [torch.cartesian_prod(torch.arange(i.shape[1] // 16), torch.arange(i.shape[2] // 16))
+            for i in images]  # fmt: skip
+    order = "stand row by row; they go 2 x 2 block after block: use by_block"
+    return (
+        _judged(
+            found[0],
+            patches,
+            {
+                f"the patches {order}": torch.cat(plain),
+                "inside a patch the channel comes last; it goes channel, row, column": last,
+                "inside a patch rows and columns are exchanged": turned,
+            },
+            "the patches are not those of the images",
+        )
+        or _judged(
+            found[1],
+            places,
+            {
+                f"the places {order}, like the patches": torch.cat(rows),
+                "the places are (column, row); give (row, column)": places.flip(1),
+                "the places are in pixels; count patches": 16 * places,
+            },
+            "the places are not (row, column) of each patch in its own image",
+        )
+        or _judged(
+            found[2],
+            ends,
+            {
+                "these are the lengths; cu_seqlens adds them up": ends.diff(),
+                "these are the lengths after a 0; cu_seqlens adds them up": F.pad(
+                    ends.diff(), (1, 0)
+                ),
+                "the 0 at the front is missing: the first image begins there": ends[1:],
+            },
+            f"cu_seqlens is {ends.tolist()} for these images",
+        )
+    )
+
+
+@exercise(lesson.packed_attention)
+def packed_attention(learner):
+    """Three images of 5, 2 and 4 tokens: each attends to its own tokens, both ways, scaled by the head's width."""
+    q, k, v = 2 * torch.randn(3, 11, 2, 8)
+    ends = torch.tensor([0, 5, 7, 11])
+    image = torch.repeat_interleave(torch.arange(3), ends.diff())
+    own = image[:, None] == image
+
+    def attend(mask, scale=8**-0.5):
+        parts = (x.transpose(0, 1) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*parts, mask, scale=scale).transpose(0, 1)
+
+    return _judged(
+        learner(q.clone(), k.clone(), v.clone(), ends.clone()),
+        attend(own),
+        {
+            "tokens attend to other images": attend(None),
+            "the attention is causal; in an image every token sees every other": attend(own.tril()),
+            "the scores are not scaled: divide by the square root of h": attend(own, 1.0),
+            "the mask is turned round: tokens attend to every image but their own": attend(~own),
+            "the image's tokens attend with their first image only": attend(own & (image == 0)),
+        },
+        "the result is not attention within each image",
+    )
+
+
+@exercise(lesson.rope_2d)
+def rope_2d(learner):
+    """Random vectors at random places, against transformers: the partners, the direction, the axes, the frequencies."""
+    x, places = torch.randn(7, 3, 24), torch.randint(0, 9, (7, 2))
+    found = learner(x.clone(), places.clone())
+    right = qwen2_vl_rotary(x, places)
+    turns = qwen2_vl_rotary(torch.ones(7, 3, 24), places)  # cos - sin, then cos + sin
+    total, less = turns[..., 12:], turns[..., :12]
+    swapped = qwen2_vl_rotary(rearrange(x, "t n (h two) -> t n (two h)", two=2), places)
+    return _judged(
+        found,
+        right,
+        {
+            "each number is only multiplied by cos + sin of itself; it needs its partner": x
+            * total.repeat(1, 1, 2),
+            "each number is only multiplied by cos": x * ((total + less) / 2).repeat(1, 1, 2),
+            "turned backwards: the first is x1 cos - x2 sin": qwen2_vl_rotary(x, -places),
+            "rows and columns are exchanged: the first quarter turns with the row": qwen2_vl_rotary(
+                x, places.flip(1)
+            ),
+            "the partners are neighbours; here they are h / 2 apart": rearrange(
+                swapped, "t n (two h) -> t n (h two)", two=2
+            ),
+            "only the row turns": qwen2_vl_rotary(x, places * torch.tensor([1, 0])),
+            "nothing is turned": x,
+        },
+        "your result is not the rotation; are the frequencies 10000^(-i / n), with n the pairs of one axis?",
+    )
+
+
+@exercise(lesson.interpolate_positions)
+def interpolate_positions(learner):
+    """A table of 4 x 4 stretched to 5 x 7: bicubic, with the corners' centres where they belong, row by row."""
+    table = torch.randn(16, 6)
+
+    def stretch(size=(5, 7), **how):
+        grid = F.interpolate(rearrange(table, "(r c) d -> 1 d r c", r=4), size, **how)
+        return rearrange(grid, "1 d r c -> (r c) d")
+
+    flat = stretch((7, 5), mode="bicubic")
+    return _judged(
+        learner(table.clone(), 5, 7),
+        lesson.interpolate_positions(table, 5, 7),
+        {
+            "that is bilinear; transformers' is bicubic": stretch(mode="bilinear"),
+            "that is the nearest neighbour; transformers' is bicubic": stretch(mode="nearest"),
+            "align_corners must be False: the table's cells are areas": stretch(
+                mode="bicubic", align_corners=True
+            ),
+            "the grid came out as columns x rows": flat,
+            "the order is column by column": rearrange(
+                stretch(mode="bicubic"), "(r c) d -> (c r) d", r=5
+            ),
+        },
+        "your result is not the table stretched by bicubic interpolation",
+    )
+
+
+@exercise(lesson.select_best_resolution)
+def select_best_resolution(learner):
+    """Two hundred sizes of images and nine grids, against transformers' function of the same name."""
+    sizes = [(int(h), int(w)) for h, w in torch.randint(8, 300, (200, 2))]
+
+    def area(grid):
+        return grid[0] * grid[1]
+
+    def scaled(size, grid):
+        scale = min(grid[0] / size[0], grid[1] / size[1])
+        return int(size[0] * scale) * int(size[1] * scale)
+
+    wrong = {
+        "you take the largest grid; enlarging adds no pixels": lambda s, g: max(g, key=area),
+        "you take the smallest waste; first comes how much of the image is kept": lambda s, g: max(
+            g, key=lambda each: min(scaled(s, each), area(s)) - area(each)
+        ),
+        "pixels that come from enlarging count: cap by the image's own height * width": lambda s, g: (
+            max(g, key=lambda each: (scaled(s, each), -area(each)))
+        ),
+        "height and width are exchanged": lambda s, g: (
+            image_processing_utils.select_best_resolution(s[::-1], g)
+        ),
+        "of grids that keep the same, take the one that wastes least": lambda s, g: max(
+            g, key=lambda each: min(scaled(s, each), area(s))
+        ),
+    }
+    found = [tuple(learner(size, list(lesson.GRIDS))) for size in sizes]
+    right = [image_processing_utils.select_best_resolution(s, lesson.GRIDS) for s in sizes]
+    if found == right:
+        return None
+    for said, choose in wrong.items():
+        if found == [choose(size, lesson.GRIDS) for size in sizes]:
+            return said
+    size, mine, theirs = next(
+        each for each in zip(sizes, found, right, strict=True) if each[1] != each[2]
+    )
+    return f"for an image of {size} the best grid is {theirs}, not {mine}"
+
+
+@exercise(lesson.pixel_shuffle)
+def pixel_shuffle(learner):
+    """A square of 6 x 6 tokens, two images, factors 2 and 3, against transformers' Idefics3: which go together, in what order."""
+    for factor in (2, 3):
+        x = torch.randn(2, 36, 5)
+        split = "b (r a c e) d -> b (r c) "
+
+        def grouped(into, x=x, f=factor, split=split):
+            return rearrange(x, split + into, r=6 // f, a=f, e=f)
+
+        problem = _judged(
+            learner(x.clone(), factor),
+            Idefics3Connector.pixel_shuffle(None, x, factor),
+            {
+                "you took tokens that follow each other; a block spans several rows": x.reshape(
+                    2, -1, 5 * factor**2
+                ),
+                "in a block you went column by column": grouped("(e a d)"),
+                "the channel is outermost, as in nn.PixelUnshuffle; here each token stays whole": grouped(
+                    "(d a e)"
+                ),
+                "the blocks are averaged: nothing may be lost": grouped("d a e").mean((-1, -2)),
+            },
+            "the right numbers are not at their places",
+        )
+        if problem:
+            return problem
+    return None
+
+
+@exercise(lesson_b.parse_points)
+def parse_points(learner):
+    """One point, two, none, and spaces in numbers, on an image that is no square; then bad ones, which must raise errors."""
+    text = 'here: <point x="25" y="50"> and <point x=" 7 5.5 " y="1 0"> .'
+    found = [tuple(point) for point in learner(text, 200, 80)]
+    right = [(50.0, 40.0), (151.0, 8.0)]
+    for said, wrong in {
+        "these are percent; the answer is in pixels": [(25.0, 50.0), (75.5, 10.0)],
+        "width and height are exchanged": [(20.0, 100.0), (60.4, 20.0)],
+        "only the first point is found": right[:1],
+        "x and y are exchanged": [(40.0, 50.0), (8.0, 151.0)],
+    }.items():
+        if close(found, wrong):
+            return said
+    if not close(found, right):
+        return f"{text!r} on 200 x 80 pixels is {right}, not {found}"
+    if len(learner("no point at all", 200, 80)):
+        return "a text without a point gives an empty list"
+    for bad, said in {
+        '<point x="101" y="5">': "lies outside the image",
+        '<point x="5" y="-1">': "lies outside the image",
+        '<point x="nan" y="5">': "is no place in the image",
+        '<point x="12">': "is malformed",
+        '<point x="a" y="5">': "is malformed",
+        '<point x="5" y="5"> <point x="7': "is malformed (the second)",
+    }.items():
+        try:
+            learner(bad, 200, 80)
+        except ValueError:
+            continue
+        return f"{bad} {said}, and passes without a ValueError"
+    return None
+
+
+@exercise(lesson_b.mrope_positions)
+def mrope_positions(learner):
+    """Text, an image, text, a clip that is longer than it is wide, and text: three numbers for each token."""
+    parts = [3, (1, 2, 4), 2, (5, 2, 2), 2]
+    right = lesson_b.mrope_positions(parts)
+
+    def placed(step, shift=(1, 1, 1)):
+        found, start = [], 0
+        for part in parts:
+            of_text = isinstance(part, int)
+            grid = (
+                [torch.arange(part)] * 3
+                if of_text
+                else torch.cartesian_prod(*map(torch.arange, part)).T
+            )
+            grid = torch.stack(list(grid))
+            found.append(grid + start * (1 if of_text else torch.tensor(shift)[:, None]))
+            start += step(part) if not of_text else part
+        return torch.cat(found, dim=1)
+
+    def longest(part):
+        return max(part)
+
+    return _judged(
+        learner(parts),
+        right,
+        {
+            "after an image the text goes on as if each patch took a number; it goes on after the largest": placed(
+                lambda part: part[0] * part[1] * part[2]
+            ),
+            "time is left out of the largest number: the text would share numbers with the clip's end": placed(
+                lambda part: max(part[1:])
+            ),
+            "an image's rows and columns begin at 0; they begin where the text before it ends": placed(
+                longest, (1, 0, 0)
+            ),
+            "an image's time begins at 0; it begins where the text before it ends": placed(
+                longest, (0, 1, 1)
+            ),
+            "the order is (time, row, column)": right[[0, 2, 1]],
+        },
+        "your numbers are not time, row and column, each from where the part before ended",
+    )
