@@ -45,22 +45,22 @@ profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_c
 print(describe(profile, compute, notebook="08_resolution"))
 
 # %% [markdown]
-# # 8. Beyond one small square: resolution, places, time
+# # 8. Beyond one small square
 #
-# CLIP reads one image of 224 x 224 pixels, and so did every model of this course so far, at 64 x 64. Documents, charts and street scenes don't fit:
-# what is small in a large image is gone before the encoder sees it. This notebook builds the four ways out that current models use.
+# Every model of this course so far reads one square of 64 x 64 pixels; CLIP reads 224 x 224. Documents, charts and streets don't fit: what is small in
+# a large image is gone before the encoder sees it. Here are the four ways out that current models use.
 #
-# **You will build** patches of images of different sizes in one sequence, attention that stays inside each image, rotary positions in two dimensions,
-# interpolated positions, tiles with a thumbnail, pixel shuffle, a parser of points, and positions in time.
+# **You will build** patches of images of any size in one sequence, attention that stays inside each image, rotary positions in two dimensions,
+# interpolated positions, tiles with a thumbnail, and pixel shuffle.
 #
-# **You will be able to show** that each part equals the one in `transformers`; what resolution costs in tokens and time, and what it buys, on
-# handwritten digits in pages of 64 to 192 pixels; a VLM that answers with coordinates; and an encoder that says which shape moved left.
+# **You will be able to show** that each part equals the one in `transformers`, and what resolution costs in tokens and time and buys in accuracy, on
+# handwritten digits in pages of 64 to 192 pixels.
 #
-# **Reading time:** 25 minutes. Eight exercises, 57 minutes if you write them all; none is needed to go on.
+# **Reading time:** 20 minutes. Six exercises, 47 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
-# **Before this:** [02, the Vision Transformer](02_vit.ipynb). Section 7 uses [04](04_llava_projection.ipynb)'s model.
+# **Before this:** [02, the Vision Transformer](02_vit.ipynb), whose block is used again.
 
 # %% tags=["save"]
 from itertools import pairwise
@@ -548,7 +548,7 @@ for what, attempt in {
     "1 x 5000, in tiles": lambda: tiles(strip),
     "no image": lambda: dynamic([[]]),
     "an image of 1024 x 1024": lambda: dynamic([[page.new_zeros(3, 1024, 1024)]]),
-    "a grid of 8 x 9 tiles": lambda: square([[small[:, :1].expand(3, 64, 64)] * 73]),
+    "a grid of 8 x 9 tiles": lambda: square([[page[:, :64, :64]] * 73]),
 }.items():
     try:
         attempt()
@@ -562,10 +562,30 @@ check.progress()
 # %% [markdown]
 # ## What you showed
 #
+# - Packing, attention by image, 2D RoPE, interpolated positions, the choice of a grid and pixel shuffle are those of `transformers`.
+# - RoPE is a rotation: scores depend on the offset alone. A product with cos and sin is none.
+# - Qwen2-VL's 2 x 2 merge and SmolVLM's pixel shuffle are one function.
+# - SHOWED
+#
 # ## What this does not show
+#
+# - **Anything about photographs**, or a large encoder.
+# - **That RoPE reads better than a table.** The two encoders were trained on different views. Reading one digit needs hardly any positions; 02's *leftmost* does.
+# - **Digits across patches.** On a page in full, a digit fills one patch, cell by cell. Resized or in tiles it lies as it falls. Part of the gap at 96 pixels is this.
+# - **The cost for a language model.** Its attention reads these tokens in every layer; the readers here are small.
 #
 # ## Check yourself
 #
+# - [ ] I can say what `cu_seqlens` holds, and why no padding is needed.
+# - [ ] I can write a rotation with its partner, and say what it keeps.
+# - [ ] I can compute the tokens of a 672 x 448 image for each of the four ways.
+# - [ ] I know what a thumbnail is for.
+#
 # ## To answer in words
 #
+# 1. Pixel shuffle loses nothing. Why then is there a limit to how often one can apply it?
+# 2. A tile doesn't see its neighbours. Which questions about an image suffer, and what of the four ways would you take for a street map?
+#
 # ## Where next
+#
+# [08b](08b_pointing_and_time.ipynb) answers with places, and reads clips with this encoder.

@@ -47,7 +47,14 @@ print(describe(profile, compute, notebook="08b_pointing_and_time"))
 # %% [markdown]
 # # 8b. Pointing, and time
 #
-# INTRO
+# *Where is it?* and *what moved?* have answers that aren't words of the world: coordinates, and order in time. This companion of [08](08_resolution.ipynb) adds both.
+#
+# **You will build** new tokens for a trained VLM, a parser of points, and Qwen2-VL's three position numbers.
+#
+# **You will be able to show** that a VLM learns to point while every old row of its embedding stays as it was, how far its points are off, and that a
+# model of clips uses the order of frames.
+#
+# **Reading time:** 10 minutes. Two exercises, 16 minutes.
 # <!-- figures -->
 # **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
@@ -295,10 +302,24 @@ check.progress()
 # %% [markdown]
 # ## What you showed
 #
+# - SHOWED
+#
 # ## What this does not show
+#
+# - **Pointing at what was never asked.** Six shapes were pointed to in training and in the test; the images are other ones.
+# - **Motion in a language model.** M-RoPE's numbers are computed here; the clips are read by an encoder with time as a third axis of RoPE.
 #
 # ## Check yourself
 #
+# - [ ] I can add a token to a trained model, and say which numbers change.
+# - [ ] I know why a malformed point must be an error and not a point at (0, 0).
+# - [ ] I can write the three numbers of a text, an image and a text.
+#
 # ## To answer in words
 #
+# 1. Counting by pointing shows its work. Which wrong answers can you now tell apart?
+# 2. Why are the rows of the clips rings? Which control would fail without it?
+#
 # ## Where next
+#
+# [04](04_llava_projection.ipynb)'s stages with pointing as one more kind of data; or the `SmolVLM2` of [05t](05t_photographs.ipynb) on your own images.

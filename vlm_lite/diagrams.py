@@ -321,7 +321,7 @@ def resolutions(views, patch):
         left, side = 30 + 300 * k, round(len(tiles) ** 0.5)
         places = [(0, 0)] + [(62 + 52 * (n % side), 52 * (n // side)) for n in range(len(tiles))]
         for crop, (x, y) in zip((first, *tiles), places, strict=True):
-            width = 0.75 * crop.shape[2]
+            width = crop.shape[2] * 3 // 4
             axes = figure.picture_at(crop, left + x, 14 + y, width)
             for cut in range(1, crop.shape[2] // patch):
                 for line in (axes.axhline, axes.axvline):

@@ -174,6 +174,7 @@ def interpolate_positions(learner):
 @exercise(lesson.select_best_resolution)
 def select_best_resolution(learner):
     """Two hundred sizes of images and nine grids, against transformers' function of the same name."""
+    grids = lesson.GRIDS[::-1]  # so that the first of equals is not the one that wastes least
     sizes = [(int(h), int(w)) for h, w in torch.randint(8, 300, (200, 2))]
 
     def area(grid):
@@ -198,12 +199,12 @@ def select_best_resolution(learner):
             g, key=lambda each: min(scaled(s, each), area(s))
         ),
     }
-    found = [tuple(learner(size, list(lesson.GRIDS))) for size in sizes]
-    right = [image_processing_utils.select_best_resolution(s, lesson.GRIDS) for s in sizes]
+    found = [tuple(learner(size, list(grids))) for size in sizes]
+    right = [image_processing_utils.select_best_resolution(s, grids) for s in sizes]
     if found == right:
         return None
     for said, choose in wrong.items():
-        if found == [choose(size, lesson.GRIDS) for size in sizes]:
+        if found == [choose(size, grids) for size in sizes]:
             return said
     size, mine, theirs = next(
         each for each in zip(sizes, found, right, strict=True) if each[1] != each[2]
