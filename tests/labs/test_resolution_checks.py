@@ -120,18 +120,12 @@ WRONG = {
     check.pack: {
         "patches stand row by row": ("by_block(grid)", "grid.flatten(0, 1)"),
         "channel comes last": ("(d p q)", "(p q d)"),
-        "rows and columns are exchanged": ("(d p q)", "(d q p)"),
         "places stand row by row": (
             "by_block(torch.stack(where, dim=-1))",
             "torch.stack(where, dim=-1).flatten(0, 1)",
         ),
         "give (row, column)": ("torch.stack(where,", "torch.stack(where[::-1],"),
-        "in pixels": (
-            "by_block(torch.stack(where, dim=-1))",
-            "16 * by_block(torch.stack(where, dim=-1))",
-        ),
         "after a 0; cu_seqlens adds": (".cumsum(0)", ""),
-        "these are the lengths; cu": (".cumsum(0)", "[1:]"),
         "0 at the front": (".cumsum(0)", ".cumsum(0)[1:]"),
         "three tensors": lambda images: torch.zeros(3),
     },
@@ -147,7 +141,6 @@ WRONG = {
     },
     check.rope_2d: {
         "needs its partner": (TURNED, "[first * (cos + sin), second * (cos + sin)]"),
-        "by cos": (TURNED, "[first * cos, second * cos]"),
         "backwards": (TURNED, "[first * cos + second * sin, second * cos - first * sin]"),
         "first quarter turns with the row": (
             "(positions[..., None]",
@@ -158,30 +151,24 @@ WRONG = {
             *("torch.cat([", "torch.stack(["),
             *("dim=-1)\n", "dim=-1).flatten(-2)\n"),
         ),
-        "only the row": (
-            "(positions[..., None]",
-            "(positions[..., None] * torch.tensor([[1], [0]])",
-        ),
         "nothing is turned": ("return torch", "return x\n    return torch"),
         "frequencies": ("10_000.0", "100.0"),
     },
     check.interpolate_positions: {
         "bilinear": (BICUBIC, 'mode="bilinear", align_corners=False'),
-        "nearest": (BICUBIC, 'mode="nearest"'),
         "align_corners must": ("align_corners=False", "align_corners=True"),
         "columns x rows": ("(rows, columns)", "(columns, rows)"),
         "column by column": ('(r c) d")\n', '(c r) d")\n'),
         "shape": ('return rearrange(grid, "1 d r c -> (r c) d")', "return grid"),
     },
     check.select_best_resolution: {
-        "largest grid": (KEPT, "return grid[0] * grid[1]"),
         "smallest waste": (KEPT, "return kept - grid[0] * grid[1]"),
         "cap by": (KEPT, "return int(size[0] * scale) * int(size[1] * scale), -grid[0] * grid[1]"),
         "exchanged": lambda size, grids: image_processing_utils.select_best_resolution(
             size[::-1], grids
         ),
         "wastes least": (KEPT, "return kept"),
-        "the best grid is": lambda size, grids: grids[0],
+        "the best grid is": lambda size, grids: grids[-1],
     },
     check.pixel_shuffle: {
         "follow each other": lambda x, factor=2: x.reshape(len(x), -1, x.shape[2] * factor**2),
@@ -197,10 +184,6 @@ WRONG = {
             "(x / 100 * height, y / 100 * width)",
         ),
         "only the first": ("for x, y in points]", "for x, y in points[:1]]"),
-        "x and y are": (
-            "(x / 100 * width, y / 100 * height)",
-            "(y / 100 * height, x / 100 * width)",
-        ),
         "lies outside": ("0 <= value <= 100", "True"),
         "is no place": ("not all(0 <= value <= 100", "any(value < 0 or value > 100"),
         "is malformed": ("len(found) < said", "0 > said"),
@@ -216,11 +199,6 @@ WRONG = {
             "start + numbers",
             "numbers + start * (1 if isinstance(part, int) else torch.tensor([[1], [0], [0]]))",
         ),
-        "time begins at 0": (
-            "start + numbers",
-            "numbers + start * (1 if isinstance(part, int) else torch.tensor([[0], [1], [1]]))",
-        ),
-        "the order is": ("torch.cat(found, dim=1)", "torch.cat(found, dim=1)[[0, 2, 1]]"),
         "your numbers are not": ("int(found[-1].max()) + 1", "int(found[-1].max())"),
     },
 }

@@ -45,20 +45,22 @@ def pack(learner):
     if not isinstance(found, tuple | list) or len(found) != 3:
         return "return three tensors: patches, places and cu_seqlens"
     patches, places, ends = lesson.pack(images)
-    plain = [rearrange(i, "d (r p) (c q) -> (r c) (d p q)", p=16, q=16) for i in images]
     last = rearrange(patches, "t (d n) -> t (n d)", d=3)
-    turned = rearrange(patches, "t (d p q) -> t (d q p)", d=3, p=16)
-    rows = [torch.cartesian_prod(torch.arange(i.shape[1] // 16), torch.arange(i.shape[2] // 16))
-            for i in images]  # fmt: skip
+    by_row = [
+        torch.cat(
+            [rearrange(each.view(-1, 2, 2, *each.shape[1:]), "(r c) a b ... -> (r a c b) ...", c=c)
+             for each, c in zip(part.split(ends.diff().tolist()), (3, 2, 2), strict=True)]
+        )
+        for part in (patches, places)
+    ]  # fmt: skip
     order = "stand row by row; they go 2 x 2 block after block: use by_block"
     return (
         _judged(
             found[0],
             patches,
             {
-                f"the patches {order}": torch.cat(plain),
+                f"the patches {order}": by_row[0],
                 "inside a patch the channel comes last; it goes channel, row, column": last,
-                "inside a patch rows and columns are exchanged": turned,
             },
             "the patches are not those of the images",
         )
@@ -66,9 +68,8 @@ def pack(learner):
             found[1],
             places,
             {
-                f"the places {order}, like the patches": torch.cat(rows),
+                f"the places {order}, like the patches": by_row[1],
                 "the places are (column, row); give (row, column)": places.flip(1),
-                "the places are in pixels; count patches": 16 * places,
             },
             "the places are not (row, column) of each patch in its own image",
         )
@@ -76,7 +77,6 @@ def pack(learner):
             found[2],
             ends,
             {
-                "these are the lengths; cu_seqlens adds them up": ends.diff(),
                 "these are the lengths after a 0; cu_seqlens adds them up": F.pad(
                     ends.diff(), (1, 0)
                 ),
@@ -106,8 +106,6 @@ def packed_attention(learner):
             "tokens attend to other images": attend(None),
             "the attention is causal; in an image every token sees every other": attend(own.tril()),
             "the scores are not scaled: divide by the square root of h": attend(own, 1.0),
-            "the mask is turned round: tokens attend to every image but their own": attend(~own),
-            "the image's tokens attend with their first image only": attend(own & (image == 0)),
         },
         "the result is not attention within each image",
     )
@@ -120,7 +118,7 @@ def rope_2d(learner):
     found = learner(x.clone(), places.clone())
     right = qwen2_vl_rotary(x, places)
     turns = qwen2_vl_rotary(torch.ones(7, 3, 24), places)  # cos - sin, then cos + sin
-    total, less = turns[..., 12:], turns[..., :12]
+    total = turns[..., 12:]
     swapped = qwen2_vl_rotary(rearrange(x, "t n (h two) -> t n (two h)", two=2), places)
     return _judged(
         found,
@@ -128,7 +126,6 @@ def rope_2d(learner):
         {
             "each number is only multiplied by cos + sin of itself; it needs its partner": x
             * total.repeat(1, 1, 2),
-            "each number is only multiplied by cos": x * ((total + less) / 2).repeat(1, 1, 2),
             "turned backwards: the first is x1 cos - x2 sin": qwen2_vl_rotary(x, -places),
             "rows and columns are exchanged: the first quarter turns with the row": qwen2_vl_rotary(
                 x, places.flip(1)
@@ -136,7 +133,6 @@ def rope_2d(learner):
             "the partners are neighbours; here they are h / 2 apart": rearrange(
                 swapped, "t n (two h) -> t n (h two)", two=2
             ),
-            "only the row turns": qwen2_vl_rotary(x, places * torch.tensor([1, 0])),
             "nothing is turned": x,
         },
         "your result is not the rotation; are the frequencies 10000^(-i / n), with n the pairs of one axis?",
@@ -158,7 +154,6 @@ def interpolate_positions(learner):
         lesson.interpolate_positions(table, 5, 7),
         {
             "that is bilinear; transformers' is bicubic": stretch(mode="bilinear"),
-            "that is the nearest neighbour; transformers' is bicubic": stretch(mode="nearest"),
             "align_corners must be False: the table's cells are areas": stretch(
                 mode="bicubic", align_corners=True
             ),
@@ -185,7 +180,6 @@ def select_best_resolution(learner):
         return int(size[0] * scale) * int(size[1] * scale)
 
     wrong = {
-        "you take the largest grid; enlarging adds no pixels": lambda s, g: max(g, key=area),
         "you take the smallest waste; first comes how much of the image is kept": lambda s, g: max(
             g, key=lambda each: min(scaled(s, each), area(s)) - area(each)
         ),
@@ -252,7 +246,6 @@ def parse_points(learner):
         "these are percent; the answer is in pixels": [(25.0, 50.0), (75.5, 10.0)],
         "width and height are exchanged": [(20.0, 100.0), (60.4, 20.0)],
         "only the first point is found": right[:1],
-        "x and y are exchanged": [(40.0, 50.0), (8.0, 151.0)],
     }.items():
         if close(found, wrong):
             return said
@@ -282,40 +275,26 @@ def mrope_positions(learner):
     parts = [3, (1, 2, 4), 2, (5, 2, 2), 2]
     right = lesson_b.mrope_positions(parts)
 
-    def placed(step, shift=(1, 1, 1)):
-        found, start = [], 0
-        for part in parts:
-            of_text = isinstance(part, int)
-            grid = (
-                [torch.arange(part)] * 3
-                if of_text
-                else torch.cartesian_prod(*map(torch.arange, part)).T
-            )
-            grid = torch.stack(list(grid))
-            found.append(grid + start * (1 if of_text else torch.tensor(shift)[:, None]))
-            start += step(part) if not of_text else part
-        return torch.cat(found, dim=1)
+    def moved(*changes):
+        found = right.clone()
+        for rows, begin, end, by in changes:
+            found[rows, begin:end] += by
+        return found
 
-    def longest(part):
-        return max(part)
-
+    every, place = slice(3), slice(1, 3)
     return _judged(
         learner(parts),
         right,
         {
-            "after an image the text goes on as if each patch took a number; it goes on after the largest": placed(
-                lambda part: part[0] * part[1] * part[2]
+            "after an image the text goes on as if each patch took a number; it goes on after the largest": moved(
+                (every, 11, 35, 4), (every, 33, 35, 15)
             ),
-            "time is left out of the largest number: the text would share numbers with the clip's end": placed(
-                lambda part: max(part[1:])
+            "time is left out of the largest number: the text would share numbers with the clip's end": moved(
+                (every, 33, 35, -3)
             ),
-            "an image's rows and columns begin at 0; they begin where the text before it ends": placed(
-                longest, (1, 0, 0)
+            "an image's rows and columns begin at 0; they begin where the text before it ends": moved(
+                (place, 3, 11, -3), (every, 11, 35, -3), (place, 13, 33, -6)
             ),
-            "an image's time begins at 0; it begins where the text before it ends": placed(
-                longest, (0, 1, 1)
-            ),
-            "the order is (time, row, column)": right[[0, 2, 1]],
         },
         "your numbers are not time, row and column, each from where the part before ended",
     )

@@ -106,7 +106,7 @@ class Layer(vit.Block):
         split = "t (three heads h) -> three t heads h"
         q, k, v = rearrange(self.attn.qkv(self.norm1(x)), split, three=3, heads=self.attn.num_heads)
         if positions is not None:
-            q, k = rope_2d(q, positions), rope_2d(k, positions)  # not the values
+            q, k = (rope_2d(each, positions).type_as(v) for each in (q, k))  # not the values
         x = x + self.attn.proj(packed_attention(q, k, v, cu_seqlens).flatten(1))
         return x + self.mlp(self.norm2(x))
 
