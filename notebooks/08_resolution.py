@@ -105,7 +105,6 @@ from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import resolve_model
 
 full_size = profile.name != "smoke"  # what the text says of results holds at full size
-held_out = 400 if full_size else 8  # pages of each size, and clips
 rng = np.random.default_rng(0)
 page = pages.digit_pages("val", 192, 1, rng)[0][0]  # (3, 192, 192)
 diagrams.resolutions({name: view(page) for name, view in lesson.VIEWS.items()}, PATCH)
@@ -121,7 +120,7 @@ diagrams.resolutions({name: view(page) for name, view in lesson.VIEWS.items()}, 
 
 # %%
 def nearest(side):
-    """The share of held-out digits, alone and resized to `side` pixels, whose nearest training digit has their value."""
+    # Of held-out digits, alone and resized to `side` pixels: how often has the nearest training digit their value?
     (train, known, *_), (val, values, *_) = pages.cells("train"), pages.cells("val")
     grey = [torch.from_numpy(each).float().mean(dim=-1)[:, None] for each in (train, val)]
     a, b = (F.interpolate(each, (side, side), mode="area").flatten(1) for each in grey)
@@ -491,10 +490,10 @@ def train_encoder(model, view, *, steps, batch_size, lr, seed=0):
 # %%
 torch.manual_seed(0)
 square, dynamic = Encoder(rope=False), Encoder()
-steps = {"square": 400, "whole": 250} if full_size else {"square": 4, "whole": 4}
-batch, losses = {"batch_size": 32 if full_size else 8, "lr": 1e-2}, {}
-for view, model in {"square": square, "whole": dynamic}.items():
-    losses[view] = train_encoder(model, view, steps=steps[view], **batch).losses
+losses, batch = {}, 32 if full_size else 8
+for view, model, steps in (("square", square, 400), ("whole", dynamic, 250)):
+    steps = steps if full_size else 4
+    losses[view] = train_encoder(model, view, steps=steps, batch_size=batch, lr=1e-2).losses
 plots.losses(losses, "a point every 10 steps")
 
 # %% [markdown]
@@ -505,7 +504,7 @@ ways = {"square": (square, "square"), "interpolated": (square, "whole")}
 ways |= {"tiles": (square, "tiles"), "2D RoPE": (dynamic, "whole")}
 rows = []
 for side in SIDES:
-    images, values = pages.digit_pages("val", side, held_out, np.random.default_rng(side))
+    images, values = pages.digit_pages("val", side, 400 if full_size else 8, rng)
     for way, (model, view) in ways.items():
         crops, start = [VIEWS[view](image) for image in images], perf_counter()
         found = torch.no_grad()(model.eval())(crops)
@@ -543,10 +542,9 @@ figure
 # Input that can't be read must stop where it comes in, with a sentence that helps. Which of these would pass without a check, and what would the model then say?
 
 # %%
-small, strip = page[:, :8, :8], torch.zeros(3, 1, 5000, dtype=torch.uint8)
 for what, attempt in {
-    "smaller than a patch": lambda: dynamic([[small]]),
-    "1 x 5000, in tiles": lambda: tiles(strip),
+    "smaller than a patch": lambda: dynamic([[page[:, :8, :8]]]),
+    "1 x 5000, in tiles": lambda: tiles(page.new_zeros(3, 1, 5000)),
     "no image": lambda: dynamic([[]]),
     "an image of 1024 x 1024": lambda: dynamic([[page.new_zeros(3, 1024, 1024)]]),
     "a grid of 8 x 9 tiles": lambda: square([[page[:, :64, :64]] * 73]),
@@ -558,11 +556,8 @@ for what, attempt in {
     else:
         raise AssertionError(f"{what}: not noticed")
 found = table[(table.pixels == 192) & (table.reader == "all")].set_index("way").right
-if full_size:  # what is said above
-    assert found["square"] < 0.3 and found[["interpolated", "2D RoPE"]].min() > 0.8
-    assert sizes["its nearest neighbour is right"].min() > 0.9
-read = ", ".join(f"{way} {right:.2f}" for way, right in found.items())
-print(f"HEADLINE: digits read on pages of 192 pixels: {read}")
+assert not full_size or found["square"] < 0.3 < 0.8 < found[["interpolated", "2D RoPE"]].min()
+print("HEADLINE: digits read on pages of 192 pixels:", found.round(2).to_dict())
 check.progress()
 
 # %% [markdown]
