@@ -13,14 +13,13 @@ NEW_WORDS = ("point", '<point x="', '" y="', '">')
 
 
 def add_words(model, words):
-    """Give a VLM new tokens: their rows of the embedding and LoRA learn, and nothing else does."""
+    """Give a VLM new tokens, and let its connector and language model learn: of the embedding, the new rows alone."""
     language_model = model.language_model
     known = language_model.get_input_embeddings().num_embeddings
     model.tokenizer.add_tokens(list(words))
     language_model.resize_token_embeddings(len(model.tokenizer), mean_resizing=False)
-    llava.set_trainable(model, "LoRA")
-    model.connector.requires_grad_(False)
-    weight = language_model.get_input_embeddings().weight.requires_grad_()
+    llava.set_trainable(model, "all")
+    weight = language_model.get_input_embeddings().weight
     is_new = torch.arange(len(weight), device=weight.device)[:, None] >= known
     weight.register_hook(lambda gradient: gradient * is_new)
 
