@@ -158,7 +158,6 @@ WRONG = {
         "bilinear": (BICUBIC, 'mode="bilinear", align_corners=False'),
         "align_corners must": ("align_corners=False", "align_corners=True"),
         "columns x rows": ("(rows, columns)", "(columns, rows)"),
-        "column by column": ('(r c) d")\n', '(c r) d")\n'),
         "shape": ('return rearrange(grid, "1 d r c -> (r c) d")', "return grid"),
     },
     check.select_best_resolution: {

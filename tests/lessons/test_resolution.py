@@ -11,7 +11,7 @@ from vlm_lite.data import pages
 from vlm_lite.labs import check
 from vlm_lite.lessons import llava, places, resolution
 from vlm_lite.lessons.vlm import VLM, train_vlm
-from vlm_lite.optim import adamw
+from vlm_lite.optim import MuonAdamW, adamw
 
 
 @pytest.fixture(autouse=True)
@@ -152,21 +152,19 @@ def test_a_point_task_says_where_the_shapes_are():
                 assert image[:, int(y), int(x)].max() > 60  # drawn there
 
 
-def test_new_words_learn_and_the_rows_of_the_old_ones_stay():
+@pytest.mark.parametrize("optimizer", [adamw, MuonAdamW])
+def test_new_words_learn_and_the_rows_of_the_old_ones_stay(optimizer):
     tokenizer = small.tokenizer()
     model = VLM(small.clip(20), llava.Projector(16, 32), small.gpt2(len(small.WORDS)), tokenizer)
     before = model.language_model.get_input_embeddings().weight.detach().clone()
-    connector = model.connector.first.weight.detach().clone()
     places.add_words(model, places.NEW_WORDS)
     start = model.language_model.get_input_embeddings().weight.detach().clone()
     turns = [[("question : is it red answer :", '<point x="" y="">')]] * 4
     features = torch.randn(4, 4, 16)
-    train_vlm(model, features, turns, steps=3, batch_size=4, lr=1e-2, make_optimizer=adamw)
+    train_vlm(model, features, turns, steps=3, batch_size=4, lr=1e-2, make_optimizer=optimizer)
     after = model.language_model.get_input_embeddings().weight.detach()
     assert len(after) == len(before) + 4 and torch.equal(after[: len(before)], before)
     assert (after[len(before) :] != start[len(before) :]).any(dim=1).all()
-    assert torch.equal(model.connector.first.weight, connector)
-    assert any(m.b.abs().max() > 0 for m in model.modules() if isinstance(m, llava.LoRA))
 
 
 @pytest.mark.parametrize("view", ["square", "tiles", "whole", "clips"])
