@@ -155,7 +155,7 @@ turns = []
 for each in requests:
     count = (short_prompt(COUNT), str(len(each[0][1])))
     turns.append([count, *((short_prompt(ask), said) for ask, _, said in each)])
-steps = {"steps": 130 if full_size else 2, "batch_size": 16, "per_row": 4, "lr": 4e-3}
+steps = {"steps": 110 if full_size else 2, "batch_size": 16, "per_row": 4, "lr": 4e-3}
 train_vlm(vlm, vlm.encode(pixel_values(images)), turns, **steps)
 after = language_model.get_input_embeddings().weight.detach()
 assert torch.equal(after[: len(before)], before) and len(after) == len(before) + len(NEW_WORDS)
@@ -174,7 +174,7 @@ def point(features, asked):
 
 
 vlm.eval()
-images, requests = pages.point_task("val", 120 if full_size else 16)
+images, requests = pages.point_task("val", 80 if full_size else 16)
 features = vlm.encode(pixel_values(images))
 controls = {"its image": features, "another image": features.roll(1, 0), "no image": 0 * features}
 rows = [k for k, each in enumerate(requests) if len(each) > 1]
@@ -260,9 +260,9 @@ pd.DataFrame(mine, index=["time", "row", "column"], columns=names)
 torch.manual_seed(0)
 watcher = Encoder(num_classes=len(SHAPES))
 train_encoder(
-    watcher, "clips", steps=200 if full_size else 4, batch_size=32 if full_size else 8, lr=1e-2
+    watcher, "clips", steps=120 if full_size else 4, batch_size=32 if full_size else 8, lr=1e-2
 )
-clips, moved = pages.moving_clips("val", 400 if full_size else 8, rng)
+clips, moved = pages.moving_clips("val", 300 if full_size else 8, rng)
 orders = {
     "in order": clips,
     "backwards": clips.flip(1),
