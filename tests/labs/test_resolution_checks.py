@@ -1,9 +1,7 @@
-"""The checks of notebooks 08 and 08b: right answers in another style pass, and known mistakes are named.
+"""Notebook 08's checks: right answers in another style pass, and known mistakes are named.
 
 An attempt is the right answer with an edit (what stands there, what instead), or a function.
 """
-
-import re
 
 import torch
 import torch.nn.functional as F
@@ -73,37 +71,6 @@ def by_slices(x, factor=2):
     return torch.cat(parts, dim=-1).flatten(1, 2)
 
 
-def by_pattern(said, width, height):
-    points = []
-    for part in said.split("<point")[1:]:
-        match = re.match(r' x="([\d. ]+)" y="([\d. ]+)">', part)
-        if not match:
-            raise ValueError(part)
-        x, y = (float(each.replace(" ", "")) for each in match.groups())
-        if max(x, y) > 100:
-            raise ValueError(part)
-        points.append((x * width / 100, y * height / 100))
-    return points
-
-
-def by_counting(parts):
-    numbers, start = [], 0
-    for part in parts:
-        if isinstance(part, int):
-            part = [(start + k,) * 3 for k in range(part)]
-        else:
-            frames, rows, columns = part
-            part = [
-                (start + t, start + r, start + c)
-                for t in range(frames)
-                for r in range(rows)
-                for c in range(columns)
-            ]
-        numbers += part
-        start = max(map(max, numbers)) + 1
-    return torch.tensor(numbers).T
-
-
 RIGHT = {
     check.pack: [pack_by_loops],
     check.packed_attention: [with_a_mask],
@@ -111,8 +78,6 @@ RIGHT = {
     check.interpolate_positions: [by_views],
     check.select_best_resolution: [image_processing_utils.select_best_resolution],
     check.pixel_shuffle: [by_slices, shuffled("(a e d)")],
-    check.parse_points: [by_pattern],
-    check.mrope_positions: [by_counting],
 }
 BICUBIC, KEPT = 'mode="bicubic", align_corners=False', "return kept, kept - grid[0] * grid[1]"
 TURNED = "[first * cos - second * sin, second * cos + first * sin]"
@@ -175,29 +140,5 @@ WRONG = {
         "channel is outermost": shuffled("(d a e)"),
         "nothing may be lost": lambda x, factor=2: shuffled("a e d")(x, factor).mean((2, 3)),
         "not at their places": lambda x, factor=2: by_slices(x, factor).flip(1),
-    },
-    check.parse_points: {
-        "in pixels": ("(x / 100 * width, y / 100 * height)", "(x, y)"),
-        "width and height": (
-            "(x / 100 * width, y / 100 * height)",
-            "(x / 100 * height, y / 100 * width)",
-        ),
-        "only the first": ("for x, y in points]", "for x, y in points[:1]]"),
-        "lies outside": ("0 <= value <= 100", "True"),
-        "is no place": ("not all(0 <= value <= 100", "any(value < 0 or value > 100"),
-        "is malformed": ("len(found) < said", "0 > said"),
-        "could not convert": ('.replace(" ", "")', ""),
-    },
-    check.mrope_positions: {
-        "each patch took a number": (
-            "int(found[-1].max()) + 1",
-            "start + (part if isinstance(part, int) else part[0] * part[1] * part[2])",
-        ),
-        "time is left out": ("int(found[-1].max()) + 1", "int(found[-1][1:].max()) + 1"),
-        "rows and columns begin at 0": (
-            "start + numbers",
-            "numbers + start * (1 if isinstance(part, int) else torch.tensor([[1], [0], [0]]))",
-        ),
-        "your numbers are not": ("int(found[-1].max()) + 1", "int(found[-1].max())"),
     },
 }

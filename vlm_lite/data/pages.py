@@ -1,6 +1,5 @@
-"""Larger images, pointing and short clips of the Shapes world, made of its own 16-pixel cells; and crops of them."""
+"""Larger images and short clips of the Shapes world, made of its own 16-pixel cells; and crops of them."""
 
-import re
 from functools import cache
 
 import numpy as np
@@ -12,7 +11,6 @@ from vlm_lite.data.scenes import (
     BACKGROUND,
     CELL,
     GRID,
-    IMAGE_SIZE,
     SHAPES,
     SPLITS,
     render,
@@ -44,27 +42,18 @@ def check_crops(crops, patch, context):
     return [image for images in crops for image in images]
 
 
-def _scenes(split, count, seed):
-    """Scenes of a split with their images, (64, 64, 3) and integers."""
-    for index in range(count):
-        rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        scene = sample_scene(rng, split)
-        yield scene, render(scene, rng).astype(int)
-
-
-def _cell(image, item):
-    top, left = CELL * item.row, CELL * item.col
-    return image[top : top + CELL, left : left + CELL]
-
-
 @cache
 def cells(split, count=3000):
     """Cells of `count` scenes: digits (N, 16, 16, 3) and their values (N,), shapes (M, 16, 16, 3) and kinds (M,)."""
     found = ([], [], [], [])
-    for scene, image in _scenes(split, count, 8):
+    for index in range(count):
+        rng = np.random.default_rng([8, SPLITS.index(split), index])
+        scene = sample_scene(rng, split)
+        image = render(scene, rng).astype(int)
         for item in scene.items:
             images, labels = found[:2] if item.is_digit else found[2:]
-            images.append(_cell(image, item))
+            top, left = CELL * item.row, CELL * item.col
+            images.append(image[top : top + CELL, left : left + CELL])
             labels.append(item.value if item.is_digit else SHAPES.index(item.shape))
     return [np.stack(each) for each in found]
 
@@ -112,32 +101,3 @@ def moving_clips(split, count, rng, frames=3):
         moved.append(kinds[one])
     clips = _joined(rearrange(clips, "n f ... -> (n f) ..."))
     return clips.unflatten(0, (count, frames)), torch.tensor(np.array(moved))
-
-
-def point_task(split, count):
-    """Images (N, 3, 64, 64), and for each a list of requests: (text, points (x, y) in pixels, the answer as text).
-
-    The first asks for every shape, the others for the shapes of a kind. In the answer, coordinates are percent of the
-    side, and their digits stand apart: each is a token.
-    """
-    images, requests = [], []
-    for scene, image in _scenes(split, count, 18):
-        centres = {}
-        for item in scene.shapes:
-            drawn = np.abs(_cell(image, item) - BACKGROUND).max(axis=-1) > 40
-            row, column = np.argwhere(drawn).mean(axis=0) + 0.5
-            centres[item] = (CELL * item.col + column, CELL * item.row + row)
-        asked = {"every shape": list(centres.values())}
-        for kind in sorted({item.shape for item in centres}):
-            points = [point for item, point in centres.items() if item.shape == kind]
-            asked[f"{'the' if len(points) == 1 else 'every'} {kind}"] = points
-        images.append(image)
-        requests.append([(f"point to {w}.", p, _as_text(p)) for w, p in asked.items()])
-    images = torch.from_numpy(np.stack(images).astype(np.uint8))
-    return rearrange(images, "n p q d -> n d p q").contiguous(), requests
-
-
-def _as_text(points):
-    parts = [[f"{100 * side / IMAGE_SIZE:02.0f}" for side in point] for point in points]
-    text = " ".join(f'<point x="{x}" y="{y}">' for x, y in parts)
-    return re.sub(r"(?<=\d)(?=\d)", " ", text)

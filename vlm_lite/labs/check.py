@@ -38,10 +38,8 @@ from vlm_lite.labs.qformer import (
 )
 from vlm_lite.labs.resolution import (
     interpolate_positions,
-    mrope_positions,
     pack,
     packed_attention,
-    parse_points,
     pixel_shuffle,
     qwen2_vl_rotary,
     rope_2d,
@@ -81,10 +79,8 @@ __all__ = [
     "load_weights",
     "lora_linear",
     "mlp_projector",
-    "mrope_positions",
     "pack",
     "packed_attention",
-    "parse_points",
     "patchify",
     "pixel_shuffle",
     "pope_metrics",

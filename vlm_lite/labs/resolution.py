@@ -1,4 +1,4 @@
-"""The checks of notebooks 08 and 08b: packing, rotary positions, interpolation, tiles, pixel shuffle, points and time.
+"""The checks of notebook 08: packing, rotary positions, interpolation, tiles and pixel shuffle.
 
 Each check first sees whether the learner's result is right; if not, whether it is what a known mistake would give on
 the same inputs. The references are transformers' functions, or the exported lesson that the notebook proves equal to
@@ -13,7 +13,6 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.qwen2_vl import configuration_qwen2_vl, modeling_qwen2_vl
 
 from vlm_lite.labs.core import close, exercise, explain, shape_problem
-from vlm_lite.lessons import places as lesson_b
 from vlm_lite.lessons import resolution as lesson
 
 
@@ -231,67 +230,3 @@ def pixel_shuffle(learner):
         if problem:
             return problem
     return None
-
-
-@exercise(lesson_b.parse_points)
-def parse_points(learner):
-    """One point, two, none, and spaces in numbers, on an image that is no square; then bad ones, which must raise errors."""
-    text = 'here: <point x="25" y="50"> and <point x=" 7 5.5 " y="1 0"> .'
-    found = [tuple(point) for point in learner(text, 200, 80)]
-    right = [(50.0, 40.0), (151.0, 8.0)]
-    for said, wrong in {
-        "these are percent; the answer is in pixels": [(25.0, 50.0), (75.5, 10.0)],
-        "width and height are exchanged": [(20.0, 100.0), (60.4, 20.0)],
-        "only the first point is found": right[:1],
-    }.items():
-        if close(found, wrong):
-            return said
-    if not close(found, right):
-        return f"{text!r} on 200 x 80 pixels is {right}, not {found}"
-    if len(learner("no point at all", 200, 80)):
-        return "a text without a point gives an empty list"
-    for bad, said in {
-        '<point x="101" y="5">': "lies outside the image",
-        '<point x="5" y="-1">': "lies outside the image",
-        '<point x="nan" y="5">': "is no place in the image",
-        '<point x="12">': "is malformed",
-        '<point x="a" y="5">': "is malformed",
-        '<point x="5" y="5"> <point x="7': "is malformed (the second)",
-    }.items():
-        try:
-            learner(bad, 200, 80)
-        except ValueError:
-            continue
-        return f"{bad} {said}, and passes without a ValueError"
-    return None
-
-
-@exercise(lesson_b.mrope_positions)
-def mrope_positions(learner):
-    """Text, an image, text, a clip that is longer than it is wide, and text: three numbers for each token."""
-    parts = [3, (1, 2, 4), 2, (5, 2, 2), 2]
-    right = lesson_b.mrope_positions(parts)
-
-    def moved(*changes):
-        found = right.clone()
-        for rows, begin, end, by in changes:
-            found[rows, begin:end] += by
-        return found
-
-    every, place = slice(3), slice(1, 3)
-    return _judged(
-        learner(parts),
-        right,
-        {
-            "after an image the text goes on as if each patch took a number; it goes on after the largest": moved(
-                (every, 11, 35, 4), (every, 33, 35, 15)
-            ),
-            "time is left out of the largest number: the text would share numbers with the clip's end": moved(
-                (every, 33, 35, -3)
-            ),
-            "an image's rows and columns begin at 0; they begin where the text before it ends": moved(
-                (place, 3, 11, -3), (every, 11, 35, -3), (place, 13, 33, -6)
-            ),
-        },
-        "your numbers are not time, row and column, each from where the part before ended",
-    )
