@@ -223,7 +223,7 @@ print(f"{mask.float().mean():.0%} of {len(mask)} x {len(mask)} pairs are allowed
 # Turned by $p$ and by $p'$, a query and a key have a product that depends on $p - p'$ alone. In **2D** half of the pairs turn with the row and the other half with the column:
 # with $n$ pairs an axis, $\omega_i = 10000^{-i/n}$ for $i = 0 \dots n-1$.
 #
-# **Exercise 3: RoPE.** ★★★ 10 minutes. The axes are the columns of `positions`: two here, three in section 8.
+# **Exercise 3: RoPE.** ★★★ 10 minutes. The axes are the columns of `positions`: two here; a clip has three, with time.
 # <details><summary>Hint</summary>
 #
 # `(positions[..., None] * frequencies).flatten(1)` has shape (T, h / 2): first the angles of the rows, then those of the columns. All heads turn alike: `[:, None]`. `x.chunk(2, dim=-1)` gives the partners.
@@ -448,8 +448,8 @@ class Encoder(nn.Module):
 
 
 # %% [markdown]
-# The fixed encoder is trained on pages resized to 64, with digits of 16 to 5 pixels. **The same weights** then read larger inputs without training: pages in full with interpolated positions, and tiles. The
-# encoder with RoPE is trained on pages in full.
+# The first encoder is trained on pages of all sizes, each resized to a square of 64. **The same weights** then read larger inputs without more training: pages in full with interpolated positions, and tiles. The
+# second, with RoPE, is trained on pages in full. Both trainings are short: about two minutes together.
 
 
 # %% tags=["save"]
@@ -499,7 +499,7 @@ for view, model, steps in (("square", square, 400), ("whole", dynamic, 250)):
 plots.losses(losses, "a point every 10 steps")
 
 # %% [markdown]
-# **Predict first.** On pages of 192 pixels: which of fixed, interpolated, tiles and RoPE reads most digits? Does a reader of merged fours read fewer?
+# **Predict first.** On pages of 192 pixels: which of square, interpolated, tiles and RoPE reads most digits? Does a reader of merged fours read fewer? Chance is 0.10. The control *another page* scores each answer by the digit of another page, and *ms* is for one page on this machine.
 
 # %% tags=["thumbnail"]
 ways = {"square": (square, "square"), "interpolated": (square, "whole")}
@@ -537,7 +537,13 @@ figure.legend(loc="outside lower center", ncols=5)
 figure
 
 # %% [markdown]
-# RESULT OF SECTION 6.
+# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. Missing are **tokens**. On the largest page 16 patches hold 144 cells, and a resized digit lies anywhere in its patch, beside other things. Longer training would help some; it can't add tokens.
+# - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
+# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen. The thumbnail adds nothing to *this* question: no digit has to be seen as part of a whole.
+# - **RoPE** reads all sizes with one set of weights and no table.
+# - **Merged.** A quarter of the tokens for the reader; the encoder's own time stays. Its reader learnt from few blocks an image, and meets more of them on large pages.
+#
+# The **Pareto front** holds the ways for which no other reads more with fewer tokens, averaged over the four sizes.
 #
 # ## 7. At the border
 #
@@ -568,7 +574,7 @@ check.progress()
 # - Packing, attention by image, 2D RoPE, interpolated positions, the choice of a grid and pixel shuffle are those of `transformers`.
 # - RoPE is a rotation: scores depend on the offset alone. A product with cos and sin is none.
 # - Qwen2-VL's 2 x 2 merge and SmolVLM's pixel shuffle are one function.
-# - SHOWED
+# - What a fixed square lacked here were tokens rather than pixels. Its own weights read large pages once they got the page in full.
 #
 # ## What this does not show
 #
@@ -591,4 +597,4 @@ check.progress()
 #
 # ## Where next
 #
-# [08b](08b_pointing_and_time.ipynb) answers with places, and reads clips with this encoder.
+# `train_encoder(Encoder(num_classes=6), "clips", ...)` trains the same encoder on clips, with time as a third axis of `rope_2d`: *which shape went left?* Shuffle the frames as a control. Or go back to [04](04_llava_projection.ipynb): which of the four ways would you put before its projector?
