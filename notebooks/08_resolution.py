@@ -449,7 +449,7 @@ class Encoder(nn.Module):
 
 # %% [markdown]
 # The first encoder is trained on pages of all sizes, each resized to a square of 64. **The same weights** then read larger inputs without more training: pages in full with interpolated positions, and tiles. The
-# second, with RoPE, is trained on pages in full. Both trainings are short: about two minutes together.
+# second, with RoPE, is trained on pages in full. Both trainings are short.
 
 
 # %% tags=["save"]
