@@ -493,7 +493,7 @@ def train_encoder(model, view, *, steps, batch_size, lr, seed=0):
 torch.manual_seed(0)
 square, dynamic = Encoder(rope=False), Encoder()
 losses, batch = {}, 32 if full_size else 8
-for view, model, steps in (("square", square, 400), ("whole", dynamic, 250)):
+for view, model, steps in (("square", square, 300), ("whole", dynamic, 160)):
     steps = steps if full_size else 4
     losses[view] = train_encoder(model, view, steps=steps, batch_size=batch, lr=1e-2).losses
 plots.losses(losses, "a point every 10 steps")
