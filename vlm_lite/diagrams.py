@@ -368,3 +368,29 @@ def blip2_masks(num_queries, words):
         axes.grid(which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", size=0)
     return figure
+
+
+@styled
+def resolutions(views, patch):
+    """One image as encoders read it: `views` {name: its crops, uint8 (3, H, W)}, cut into patches, with the tokens.
+
+    A view of several crops is a thumbnail and a square grid of tiles.
+    """
+    figure = Diagram(920, 262, "one image, fixed, whole and in tiles: patches and tokens")
+    for k, (name, (first, *tiles)) in enumerate(views.items()):
+        left, side = 30 + 300 * k, round(len(tiles) ** 0.5)
+        places = [(0, 0)] + [(62 + 52 * (n % side), 52 * (n // side)) for n in range(len(tiles))]
+        for crop, (x, y) in zip((first, *tiles), places, strict=True):
+            width = crop.shape[2] * 3 // 4
+            axes = figure.picture_at(crop, left + x, 14 + y, width)
+            for cut in range(1, crop.shape[2] // patch):
+                for line in (axes.axhline, axes.axvline):
+                    line(width * cut * patch / crop.shape[2] - 0.5, color="white", lw=0.5)
+        counts = [crop.shape[1] * crop.shape[2] // patch**2 for crop in (first, *tiles)]
+        total = sum(counts)
+        sizes = f"{first.shape[1]} x {first.shape[2]} pixels"
+        sizes += f", {len(tiles)} tiles of the same size" if tiles else ""
+        words = f"{sizes}\n{total} tokens, merged by four {total // 4}"
+        figure.write(left, 222, name, 9.5, ha="left", fontweight="bold")
+        figure.write(left, 243, words, ha="left")
+    return figure
