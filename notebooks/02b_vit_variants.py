@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: e86f4f8f09f18be2f4bfb57987c589bd45e1f2577b06170878437358018ef17f
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants
@@ -57,6 +58,7 @@ print(describe(profile, compute, notebook="02b_vit_variants"))
 #
 # **Reading time:** 10 minutes. No exercises.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** [01](01_clip_infonce.ipynb) and [02](02_vit.ipynb), whose functions are imported here.
 #

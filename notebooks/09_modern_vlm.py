@@ -55,7 +55,7 @@ print(describe(profile, compute, notebook="09_modern_vlm"))
 # **You will be able to show** that the whole model has the logits and the answers of `transformers`' SmolVLM, given the same weights; that, trained on Shapes, it answers from
 # the image; and where the parameters, the arithmetic and the memory of SmolVLM2-256M are.
 #
-# **Reading time:** 25 minutes. Seven exercises, 50 minutes if you write them all; none is needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 44 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
@@ -108,6 +108,7 @@ from einops import rearrange
 from torch import nn
 
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.resolution import pixel_shuffle
 from vlm_lite.models import text, vit
 
 
@@ -369,26 +370,7 @@ class VisionEncoder(nn.Module):
 #
 # $$N \times D_v \;\to\; \frac{N}{s^2} \times s^2 D_v \qquad (\text{SmolVLM: } s = 4,\ 1024 \times 768 \to 64 \times 12288)$$
 #
-# **Exercise 5: pixel shuffle.** ★★☆ 6 minutes. In a square, the patches go row by row, and the channels of a patch stay together.
-# <details><summary>Hint</summary>
-#
-# One `rearrange`: name the rows of squares, the rows in a square, and the same for columns. The side of the grid is the root of N.
-# </details>
-
-
-# %% nbgrader={"grade": false, "grade_id": "pixel_shuffle", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["exercise", "save"]
-def pixel_shuffle(features, scale):
-    """features (I, N, Dv) of a square grid -> (I, N / scale², Dv · scale²): squares of patches side by side."""
-    ### BEGIN SOLUTION
-    rows = round(features.shape[1] ** 0.5) // scale
-    squares = "i (rows r columns c) d -> i (rows columns) (r c d)"
-    return rearrange(features, squares, rows=rows, r=scale, c=scale)
-    ### END SOLUTION
-
-
-# %% nbgrader={"grade": true, "grade_id": "pixel_shuffle-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-pixel_shuffle = check.pixel_shuffle(pixel_shuffle)
-
+# [Notebook 08](08_resolution.ipynb) has it as an exercise, equal to transformers'; here it is imported.
 
 # %% [markdown]
 # ## 6. Images among the words
@@ -396,7 +378,7 @@ pixel_shuffle = check.pixel_shuffle(pixel_shuffle)
 # 04 put the vectors where *one* `<image>` stood, and the row grew. SmolVLM's text has the image token **as often as the image has vectors**; each is replaced, and no length changes. Any number of images may
 # stand anywhere. Should the counts disagree, every later vector would be wrong without a word: so it must be an error.
 #
-# **Exercise 6: insert the images.** ★★☆ 7 minutes. The vectors of all images, in order, at the image tokens of all rows. Where the counts differ, a `ValueError` that says both.
+# **Exercise 5: insert the images.** ★★☆ 7 minutes. The vectors of all images, in order, at the image tokens of all rows. Where the counts differ, a `ValueError` that says both.
 # <details><summary>Hint</summary>
 #
 # `tensor.masked_scatter(mask, source)` fills the places of a mask, in order, from another tensor. The mask needs a last axis: `mask[..., None]`.
@@ -476,7 +458,7 @@ with torch.no_grad():
 #
 # Rows differ in length, and the next token must follow the last word of each: the padding is on the left. Positions are counted from the mask.
 #
-# **Exercise 7: one round.** ★★★ 10 minutes. Call the Llama; take the most probable token at the last position; keep it; note which rows are finished; make the next `embeds` and `attention_mask`.
+# **Exercise 6: one round.** ★★★ 10 minutes. Call the Llama; take the most probable token at the last position; keep it; note which rows are finished; make the next `embeds` and `attention_mask`.
 # <details><summary>Hint</summary>
 #
 # `model.text_model(embeds, attention_mask, cache)` returns logits and the new cache. `model.text_model.embed_tokens(token[:, None])` has shape (B, 1, D). The mask grows by a column of ones.

@@ -152,11 +152,14 @@ def share_bars(frame, *, title=""):
     height = 140 + 42 * len(frame.columns)
     figure = Figure(width=680, height=height, label=title, layout="constrained")
     axes, left = figure.subplots(), 0
-    for (name, row), look in zip(
-        (100 * frame / frame.sum()).iterrows(), CONTROLS.values(), strict=False
+    looks = zip(
+        (BLUE, ORANGE, GREEN, VERMILLION, "white"), ("", "//", "xx", "--", ".."), strict=True
+    )
+    for (name, row), (colour, hatch) in zip(
+        (100 * frame / frame.sum()).iterrows(), looks, strict=False
     ):
-        look = dict(zip(("color", "hatch"), look, strict=True)) | {"edgecolor": INK}
-        axes.barh(frame.columns, row, 0.6, left, label=name, linewidth=0.8, **look)
+        look = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.8}
+        axes.barh(frame.columns, row, 0.6, left, label=name, **look)
         left = left + row
     axes.set(xlabel="share (%)", xlim=(0, 100), title=title)
     axes.invert_yaxis()

@@ -85,7 +85,6 @@ RIGHT = {
             "        weights = weights.masked_fill(~reads, -torch.inf).softmax(dim=-1)\n        mixed",
         )
     ],
-    check.pixel_shuffle: [by_views],
     check.insert_images: [inserting()],
     check.cached_generate: [
         ("finished |= token == eos", "finished = finished.logical_or(token.eq(eos))")
@@ -155,20 +154,6 @@ WRONG = {
             "zip((k, v), past, strict=True)",
         ),
         "parameter o_proj.weight is missing": ("self.o_proj", "self.out_proj"),
-    },
-    check.pixel_shuffle: {
-        "*squares* of patches": (
-            SQUARES,
-            "features.reshape(len(features), -1, features.shape[2] * scale**2)",
-        ),
-        "lie far apart": ("(rows r columns c)", "(r rows c columns)"),
-        "not (c r d)": ("(r c d)", "(c r d)"),
-        "not (d r c)": by_unshuffle,
-        "column by column": lambda f, s: (
-            by_views(f, s).unflatten(1, (6 // s, -1)).transpose(1, 2).flatten(1, 2)
-        ),
-        "averaged": lambda f, s: by_views(f, s).unflatten(2, (s * s, -1)).mean(dim=2),
-        "shape (2, 36, 5)": lambda f, s: f,
     },
     check.insert_images: {
         "*replaced*": (*(".dtype))", ".dtype)) + token_embeds * at_image[..., None]"),),

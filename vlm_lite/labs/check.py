@@ -31,7 +31,6 @@ from vlm_lite.labs.modern import (
     apply_rope,
     cached_generate,
     insert_images,
-    pixel_shuffle,
 )
 from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
 from vlm_lite.labs.qformer import (

@@ -179,38 +179,6 @@ def GroupedQueryAttention(learner):
     )
 
 
-@exercise(lesson.pixel_shuffle)
-def pixel_shuffle(learner):
-    """Two random grids of 6 x 6 patches, shuffled by 2 and by 3: which patches meet, and in which order."""
-    features, whole = (
-        torch.randn(2, 36, 5),
-        "rearrange(features, squares, rows=rows, r=scale, c=scale)",
-    )
-    mistakes = {
-        "you put patches together that follow one another in a row; it is *squares* of patches": (
-            *(whole, "features.reshape(len(features), rows * rows, -1)"),
-        ),
-        "you took patches that lie far apart: (rows r), not (r rows)": (
-            *("(rows r columns c)", "(r rows c columns)"),
-        ),
-        "inside a square the order is row by row, (r c d), not (c r d)": ("(r c d)", "(c r d)"),
-        "the channels of a patch stay together: (r c d), not (d r c)": ("(r c d)", "(d r c)"),
-        "the squares are numbered column by column; they go row by row": (
-            *("(rows columns) (r", "(columns rows) (r"),
-        ),
-        "the patches of a square are averaged; nothing may be lost: they stand side by side": (
-            *(whole, whole + ".unflatten(2, (scale**2, -1)).mean(dim=2)"),
-        ),
-    }
-    for scale in (2, 3):
-        problem = _judge(
-            *(learner, lesson.pixel_shuffle, lambda f, s=scale: f(features.clone(), s), mistakes)
-        )
-        if problem:
-            return problem
-    return None
-
-
 @exercise(lesson.insert_images)
 def insert_images(learner):
     """Two rows with two images in the first and one in the second; then a text with one image token too many."""

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import nn
 
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.resolution import pixel_shuffle
 from vlm_lite.models import text, vit
 
 
@@ -149,13 +150,6 @@ class VisionEncoder(nn.Module):
         for layer in self.layers:
             x, _ = layer(x)
         return self.post_layernorm(x)
-
-
-def pixel_shuffle(features, scale):
-    """features (I, N, Dv) of a square grid -> (I, N / scale², Dv · scale²): squares of patches side by side."""
-    rows = round(features.shape[1] ** 0.5) // scale
-    squares = "i (rows r columns c) d -> i (rows columns) (r c d)"
-    return rearrange(features, squares, rows=rows, r=scale, c=scale)
 
 
 def insert_images(token_embeds, input_ids, image_embeds, image_id):
