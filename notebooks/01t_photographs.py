@@ -16,7 +16,7 @@
 #     builds: OpenAI's CLIP on CIFAR-10, Imagenette and COCO, beside a CLIP trained from nothing
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: c1ba6df43e7fa16ea828924d407a700a3cdfd3f862db991f30c4e80400d7524c
+#     outputs_of: 43f71ce139da1fceba4aba0581ef45cb5052ff1d2cb6d0bb60240e5dcbc0e900
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: e86f4f8f09f18be2f4bfb57987c589bd45e1f2577b06170878437358018ef17f
+#     outputs_of: 883efa25eaec3f685110d322423fa84205e3313b1ed6db5e1438d06d7b551e79
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants
@@ -240,7 +240,7 @@ for name, share in (("features, hidden", 0.4), ("features, in sight", 0)):
     curves[name] = history.losses
 hidden, seen = (curve[-1] for curve in curves.values())
 assert profile.name == "smoke" or hidden > 0.65 > 0.45 > seen
-plots.losses(curves, "the first training (a point is the mean of 10 steps)")
+plots.losses(curves, "the first training", ylabel="1 - cosine", every=10)
 
 # %% tags=["thumbnail"]
 runs = [run["figures"] for run in load_study("vit_variants")["runs"]]

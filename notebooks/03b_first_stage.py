@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 42232278d17deb5363a8a66a59f26247484b4c3fadd3c20de2dca248383af949
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage
@@ -57,6 +58,7 @@ print(describe(profile, compute, notebook="03b_first_stage"))
 #
 # **Reading time:** 10 minutes. No exercises.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** [03](03_qformer_gpt2.ipynb), whose Q-Former, VLM and loop are imported here.
 #

@@ -17,7 +17,7 @@
 #     lesson: coco
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: e134933cdef0093cffdd521b79bf92a742f90b92353cfbb347ace123c319a258
+#     outputs_of: 18423f73c0ed94ba95f4fa375777a9229bc03780202eeefd3146971a974d486e
 # ---
 
 # %% [markdown]

@@ -17,7 +17,7 @@
 #     lesson: coco_stages
 #     minutes_t4_estimate: 35
 #     reads: []
-#     outputs_of: 0d1fb8023d41c04a0df55775d611098336ba5309d2068c2e4531a93a34a57f46
+#     outputs_of: 54ba180f97ba01c50a107c198c84c968d95d95f1e5b9ca5da1cccfd58607ea6e
 # ---
 
 # %% [markdown]

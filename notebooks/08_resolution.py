@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: d1d61649a127427483d451beafe19cde5691f25bb597191d11ed5f8a6ba5561b
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution
@@ -496,7 +497,7 @@ losses, batch = {}, 32 if full_size else 8
 for view, model, steps in (("square", square, 300), ("whole", dynamic, 160)):
     steps = steps if full_size else 4
     losses[view] = train_encoder(model, view, steps=steps, batch_size=batch, lr=1e-2).losses
-plots.losses(losses, "a point every 10 steps")
+plots.losses(losses, "two views, two encoders", every=10)
 
 # %% [markdown]
 # **Predict first.** On pages of 192 pixels: which of square, interpolated, tiles and RoPE reads most digits? Does a reader of merged fours read fewer? Chance is 0.10. The control *another page* scores each answer by the digit of another page, and *ms* is for one page on this machine.
@@ -512,9 +513,8 @@ for side in SIDES:
         found = torch.no_grad()(model.eval())(crops)
         ms, tokens = 1000 * (perf_counter() - start) / len(crops), len(pack(crops[0])[0])
         for reader, logits, share in zip(("all", "merged"), found, (1, 4), strict=True):
-            hits = [
-                np.mean((logits.argmax(1).cpu() == v).numpy()) for v in (values, values.roll(1))
-            ]
+            said = logits.argmax(1).cpu()
+            hits = [(said == v).float().mean().item() for v in (values, values.roll(1))]
             rows.append((way, reader, side, tokens // share, *hits, ms))
 names = "way, reader, pixels, tokens, right, another page, ms".split(", ")
 table = pd.DataFrame(rows, columns=names)
@@ -524,15 +524,16 @@ display(table.pivot(index=names[:2], columns="pixels", values=["right", "tokens"
 display(means.round(2))
 figure = figures.Figure(width=720, height=320, label="digits read", layout="constrained")
 left, right = figure.subplots(1, 2, sharey=True)
-for (way, own), mark in zip(table.groupby("way", sort=False), "ov^s", strict=True):
-    left.plot("pixels", "right", f"{mark}-", label=way, data=own[own.reader == "all"])
+looks = iter(("oC0", "vC1", "^C2", "sC3"))
+for way, own in table.groupby("way", sort=False):
+    left.plot("pixels", "right", f"{(look := next(looks))}-", label=way, data=own[::2])
     for reader, fill in (("all", "full"), ("merged", "none")):
-        right.plot(*means.loc[(way, reader), ["tokens", "right"]], mark, ms=9, fillstyle=fill)
-right.plot(
-    "tokens", "right", "--", color="0.6", zorder=0, label="Pareto front", data=means[means.front]
-)
+        right.plot(*means.loc[(way, reader), ["tokens", "right"]], look, ms=9, fillstyle=fill)
+front = {"zorder": 0, "label": "Pareto front", "data": means[means.front]}
+right.plot("tokens", "right", "--", color="0.6", **front)
 left.set(xlabel="page (pixels)", ylabel="share of digits read", xticks=SIDES, ylim=(0, 1.03))
 right.set(xlabel="tokens, mean of sizes (hollow: merged by four)", xscale="log")
+right.set(xticks=(4, 16, 64), xticklabels=("4", "16", "64"))
 figure.legend(loc="outside lower center", ncols=5)
 figure
 

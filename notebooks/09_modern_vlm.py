@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 5560aa505d1e2c20cc429bef18b4aa73a1df34eaf1ad584561b2b7ac6211bf96
 #     title: A small modern VLM
 #     builds: SmolVLM's architecture, from RMSNorm to generation with a KV cache, equal to transformers' and trained on Shapes
 #     lesson: modern
@@ -559,7 +560,8 @@ display(result.frame()[["questions", *names]].round(1))
 plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out images")
 
 # %% [markdown]
-# With its own image the model is above *blind*, and with another image it falls back: the answers come from the image. What is still missing is not in the form but in the training: this language model began with
+# With its own image the model is above *blind*, and with another image it falls back: the answers come from the image. Read the rows: it has begun with colours and sizes; for the other types its answers are little better than
+# guesses. What is missing is not in the form but in the training: this language model began with
 # random weights and has read a few thousand rows. 03's had learnt to read scenes in words before it met an image; SmolLM2 has read two trillion tokens (Ben Allal et al. 2025).
 #
 # **Is my loss normal?** It falls fast at first (the words of captions, then which answers are possible), and slowly after. *Flat from the start*: do the image tokens of each row agree with the images, and is every label

@@ -106,16 +106,18 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
 
 
 @styled
-def losses(curves, title=""):
-    """Training curves {name: losses} on a log axis, each with its last value in the legend."""
+def losses(curves, title="", *, ylabel="loss (nats)", every=1):
+    """Training curves {name: losses} on a log axis, a point every so many steps, the last value in the legend."""
     figure = Figure(width=640, height=290, label=title or "losses", layout="constrained")
     axes = figure.subplots()
     looks = zip((BLUE, ORANGE, GREEN, VERMILLION), ("-", "--", "-.", ":"), strict=True)
     for (name, values), (colour, line) in zip(curves.items(), looks, strict=False):
         label = f"{name}: {values[-1]:.3f} at the end"
-        axes.plot(range(1, len(values) + 1), values, line, color=colour, label=label)
-    axes.set(yscale="log", xlabel="training step", ylabel="loss (nats)", title=title)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        steps = [every * (k + 1) for k in range(len(values))]
+        axes.plot(steps, values, line, color=colour, label=label)
+    axes.set(yscale="log", xlabel="training step", ylabel=ylabel, title=title)
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each(lambda value, _: f"{value:.1g}")
     axes.legend(loc="upper right")
     return figure
 
