@@ -118,7 +118,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, left):
     "encode, images, named",
     [
         (plain, IMAGES.float(), "float32 tensor of shape .*expected uint8"),
-        (plain, IMAGES[:0], "at least one picture"),
+        (plain, IMAGES[:0], "at least one image"),
         (lambda batch: plain(batch).flatten(0, 1), IMAGES, r"\(24, 16\) for a batch of 8"),
         (lambda batch: plain(batch)[:, :, : len(batch)], IMAGES, r"\(2, 3, 2\).*\(2, 3, 8\)"),
         (lambda batch: None, IMAGES, "NoneType"),

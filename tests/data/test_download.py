@@ -70,8 +70,8 @@ def test_a_file_arrives_whole_through_what_passes(site, item, faults, known, cap
         (["short"] * 9, {"hash": MD5}, "hash"),
         ([], {"size": len(DATA) + 1}, "10240 bytes, expected 10241"),
         ([], {"hash": f"md5:{'0' * 32}"}, "hash"),
-        ([], {"picture": True}, "not a whole picture"),
-        ([], {"picture": True, "data": png("red")[:100]}, "not a whole picture"),
+        ([], {"picture": True}, "not a whole image"),
+        ([], {"picture": True, "data": png("red")[:100]}, "not a whole image"),
     ],
 )
 def test_nothing_wrong_is_kept_and_the_reason_is_said(site, item, faults, known, reason):

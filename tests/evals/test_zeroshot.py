@@ -125,7 +125,7 @@ def test_bad_folders_pictures_and_templates_are_named(tmp_path, openai_like):
         with refused("has 0 sub-folders"):
             class_folders(folder)
     (tmp_path / "cat").mkdir()
-    with refused(r"without pictures \['cat'\]"):
+    with refused(r"without images \['cat'\]"):
         class_folders(tmp_path)
     (tmp_path / "cat" / "a.png").write_bytes(b"not a picture")
     for templates, words in (

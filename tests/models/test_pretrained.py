@@ -141,7 +141,7 @@ def test_the_longest_edge_decides_into_how_many_tiles_a_picture_is_cut(smol):
 
 @pytest.mark.parametrize("images, texts", [([], []), (None, []), (photographs()[:1], ["a", "b"])])
 def test_as_many_pictures_as_texts_are_wanted(smol, images, texts):
-    with pytest.raises(UserError, match="pictures for"):
+    with pytest.raises(UserError, match="images for"):
         PretrainedVLM(str(smol), compute=CPU).answer(images, texts)
 
 
