@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 883efa25eaec3f685110d322423fa84205e3313b1ed6db5e1438d06d7b551e79
+#     outputs_of: 45701e227a7206e912ce94d9e680e18b2b7e08f72329f378515a101a80ea10b3
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants
@@ -58,7 +58,7 @@ print(describe(profile, compute, notebook="02b_vit_variants"))
 #
 # **Reading time:** 10 minutes. No exercises.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 1 min (1 with bf16) and 1.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01](01_clip_infonce.ipynb) and [02](02_vit.ipynb), whose functions are imported here.
 #
@@ -254,6 +254,8 @@ found = {row: recorded(row) for row in STARTS}
 base, twice, pixels, features, seen, untrained = found.values()
 assert twice.min() > 0.95 and max(pixels.max(), features.max()) < 0.1 < base.min()
 assert (seen < base).all() and (untrained > base).sum() == 2 and untrained.mean() > base.mean()
+said = f"captions alone {base.mean():.0%}, hidden features first {features.mean():.0%}"
+print("HEADLINE: R@5,", said)
 plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to text (%)")
 
 # %% [markdown]

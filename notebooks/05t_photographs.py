@@ -17,7 +17,7 @@
 #     lesson: smolvlm
 #     minutes_t4_estimate: 10
 #     reads: []
-#     outputs_of: a2fc4cdb53cc484ac78fbd21806f175fb93bfad94b95be3d0db9b39db410c427
+#     outputs_of: 4878fdc54d213638b728cdf3404168250027502f247e66d84db8b33bdb731647
 # ---
 
 # %% [markdown]
@@ -225,4 +225,6 @@ if profile.name == "t4":
     real_row("the same, its last yes or no read", hard[:60], smol, 8, last_yes_or_no, **think)
 
 # %%
-print(f"HEADLINE: SmolVLM2's architecture, random weights: {rows[1][2]:.1f} s an image of one tile")
+print(
+    f"HEADLINE: SmolVLM2's architecture, random weights: {rows[1]['seconds']:.1f} s an image of one tile"
+)
