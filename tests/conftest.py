@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -15,6 +16,8 @@ os.environ["VLM_LITE_HOME"] = os.path.join(_HOME, "home")
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_HOME, "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A shell starts what runs in the background with Ctrl-C ignored; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402  after the environment is set
 from hypothesis import HealthCheck, settings  # noqa: E402

@@ -43,6 +43,8 @@ def test_every_part_runs_in_its_small_form_and_its_rows_reach_the_record_and_the
     monkeypatch.setattr(bench, "get_compute", lambda: BF16)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(notebooks.ROOT / "data" / "times.json", tmp_path / "data")
     (tmp_path / "README.md").write_text("nothing generated\n")
     (tmp_path / "docs").mkdir()
     table = tmp_path / "docs" / "benchmarks.md"
