@@ -259,8 +259,8 @@ print("HEADLINE: R@5,", said)
 plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to text (%)")
 
 # %% [markdown]
-# **The steps are best spent on captions.** Twice the steps end at 96% in every seed, and no other row with as many steps in
-# all comes near. Why does masked modelling not help here, when it helped EVA?
+# **The steps are best spent on captions.** Twice the steps end at 96% in every seed; no other row with as many steps in all
+# gets there in any. Why does masked modelling not help here, when it helped EVA?
 #
 # - *There is nothing to fill in.* In Shapes a patch is a cell, and cells are drawn independently: what is in sight does not
 #   tell what is hidden. The upper curve falls for twenty steps, to what is true of most patches, and stays. A photograph is

@@ -45,7 +45,7 @@ def collect(run, *, questions=500, pictures=1000):
 
     facts is what the JSON holds: accuracies in [0, 1] with 95% intervals by condition (see ORDER) and by type of
     question, gain, bridge score, pairs, caption scores (tokenizer "whitespace"), and answers. UserError for a folder
-    that holds no VLM, and for one whose eye does not take Shapes' images.
+    that holds no VLM, and for one whose vision encoder does not take Shapes' images.
     """
     started, vlm = time.time(), load_vlm(run)
     if vlm.vision.image_size != IMAGE_SIZE:

@@ -1,9 +1,9 @@
 """Captions that are almost right: hard negatives for contrastive training.
 
-Told only to find its caption among those of other images, an eye learns *what* is in an image and not *where*, nor
+Told only to find its caption among those of other images, an encoder learns *what* is in an image and not *where*, nor
 which colour belongs to which shape: a bag of words is enough. Beside its caption each image therefore gets the same
 words in another order, and must tell the two apart (NegCLIP: Yuksekgonul et al. 2023, "When and why vision-language
-models behave like bags-of-words, and what to do about it?", section 4). An eye that only meets those learns places
+models behave like bags-of-words, and what to do about it?", section 4). An encoder that only meets those learns places
 well and forgets part of the shapes, which such captions leave as they are: so there are captions with one word
 replaced, too ("replace" beside "swap" in SugarCrepe, Hsieh et al. 2023, section 3).
 """
