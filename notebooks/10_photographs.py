@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     provenance: []
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+#   vlm_lite:
+#     title: A VLM from real parts, on photographs
+#     builds: a connector between real pretrained models, its training on photographs, and its controls
+#     lesson: photographs
+#     reads: [zoo/shapes-gpt2]
+# ---
+
+# %% [markdown]
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/10_photographs.ipynb)
+
+# %% tags=["setup"]
+...
+
+# %% [markdown]
+# # 10. A VLM from real parts, on photographs, without a GPU
+#
+# So far everything was small enough to train here. Now the parts are real: **EfficientNet-Lite0** with its ImageNet weights as the vision
+# encoder (3.4M parameters), and **SmolLM2-135M-Instruct** as the language model. Both stay frozen. You train the connector between them in a
+# quarter of an hour on two CPU cores, and ask it about photographs.
+#
+# **You will build** the connector and its two trainings; everything else is the saved code of [03](03_qformer_gpt2.ipynb), as it is.
+#
+# **You will be able to show** how often it names a thing word for word on a background that it has never seen, what is left of that with another image or
+# without one, and what it says about things that no training text named.
+#
+# **Reading time:** 15 minutes.
+# <!-- figures -->
+# <!-- /figures -->
+# That is the rehearsal on small parts. With the real parts (`parts = "real"` below, or `make real`) a first run downloads 315 MB from package
+# registries, Python's and Debian's; no model hub is needed, but a Debian or Ubuntu is (Colab is one).
+#
+# **Before this:** [03, a Q-Former and a VLM](03_qformer_gpt2.ipynb), and LLaVA's projector from [04](04_llava_projection.ipynb).
+
+# %% [markdown]
+# ## 1. The parts
+#
+# A vision encoder in a Python wheel, a language model in another (as a GGUF file, which is converted once), and photographs from the packages of two games for
+# children: *Tux Paint*'s stamps, 263 cut-outs with English names, and *GCompris*' scenes as backgrounds. Downloads are checked and kept; nothing of them belongs
+# to this course.
+
+# %%
+import os
+
+import pandas as pd
+import torch
+from IPython.display import display
+
+from vlm_lite import plots, real
+from vlm_lite.files import data_path, read_json
+
+parts = "small"  # @param ["small", "real"]
+if os.environ.get("VLM_LITE_REAL"):
+    parts = "real"
+is_real = parts == "real"
+if is_real:
+    print(real.licences())
+else:
+    print("SMALL PARTS: a random encoder, shapes-gpt2 and drawn cut-outs. The code is rehearsed;")
+    print("its scores mean nothing. The recorded scores of the real parts are shown beside them.")
+parts = real.real_parts() if is_real else real.small_parts()
+for part in (parts.vision, parts.language_model):
+    count = sum(p.numel() for p in part.parameters())
+    print(f"{type(part).__name__}: {count / 1e6:.1f}M parameters, frozen")
+
+# %% [markdown]
+# ## 2. A photographic Shapes
+#
+# One to three cut-outs on a blurred photograph, each in a quarter of the image. So, as in Shapes, the truth is known exactly. Three tests are kept apart:
+#
+# - **same**: the cut-outs of the training, in new compositions on backgrounds never seen;
+# - **another**: another photograph of a thing that was trained on;
+# - **new**: a thing that no training text names.
+
+# %%
+data = {split: parts.encoded(split) for split in ("train", "same", "another", "new")}
+train, same = data["train"], data["same"]
+print({split: len(each.ids) for split, each in data.items()}, "features", tuple(train.features.shape))
+print(*(f"  {prompt} {answer}" for prompt, answer in train.turns[1]), sep="\n")
+plots.show_images(train.images[:5], [turns[0][1] for turns in train.turns[:5]])
+
+# %% [markdown]
+# ## 3. The connector
+#
+# The encoder's last map, 8 x 8 vectors of width 1,280, is averaged to 2 x 2: one vector a quarter. An MLP, the same for each, brings them to the language model's width,
+# 576. **Its output must have the scale of word embeddings**, since the frozen language model has never read anything else: a prefix ten times as large would drown
+# the words. So the output is normalised and multiplied by the embeddings' standard deviation.
+
+# %% tags=["save"]
+import torch.nn.functional as F
+from torch import nn
+
+from vlm_lite.checkpoint import digest
+from vlm_lite.evals.probes import bootstrap_interval, run_probes
+from vlm_lite.lessons.vlm import VLM, train_vlm
+from vlm_lite.optim import adamw
+from vlm_lite.real import train_once
+from vlm_lite.source import code_hash
+
+
+class PhotoConnector(nn.Module):
+    """features (B, N, Dv) -> prefix (B, N, D_lm), of the scale of word_embeddings (V, D_lm)."""
+
+    def __init__(self, vision_width, word_embeddings):
+        super().__init__()
+        width = word_embeddings.shape[1]
+        self.norm, self.scale = nn.LayerNorm(vision_width), word_embeddings.std().item()
+        self.first, self.second = nn.Linear(vision_width, width), nn.Linear(width, width)
+
+    def forward(self, features):
+        hidden = F.gelu(self.first(self.norm(features)))  # (B, N, D_lm)
+        prefix = self.second(hidden)
+        return self.scale * F.layer_norm(prefix, prefix.shape[-1:])
+
+
+def build_vlm(parts, seed=0):
+    """03's VLM between the frozen models of `parts`, with a new connector."""
+    torch.manual_seed(seed)
+    words = parts.language_model.get_input_embeddings().weight.detach()
+    connector = PhotoConnector(parts.vision.feature_width, words)
+    return VLM(parts.vision, connector, parts.language_model, parts.tokenizer).eval()
+
+
+# %%
+model = build_vlm(parts)
+print(f"{sum(p.numel() for p in model.connector.parameters()):,} parameters are trained")
+question, answer = same.turns[0][1]
+print("before training:", question, model.generate(same.features[:1].float(), [question]))
+
+# %% [markdown]
+# ## 4. Captions, then questions
+#
+# As in LLaVA, the connector first learns from captions alone, then from captions and questions together. Two turns of an image share its prefix and don't read each other.
+# The conversation is written by SmolLM2's own chat template; the loss counts the answers only.
+
+
+# %% tags=["save"]
+STAGES = {
+    "captions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "questions": {"steps": 180, "batch_size": 16, "per_row": 2, "lr": 1e-3},
+}
+
+
+def train_photographs(model, data, stages, seed=0):
+    """Train the connector stage after stage -> {stage: History}. What a cut run has done is not done again."""
+    histories, code = {}, code_hash(VLM, PhotoConnector, train_vlm, adamw)
+    for name, settings in stages.items():
+        turns = data.turns if name == "questions" else [each[:1] for each in data.turns]
+        key = {"stages": stages, "stage": name, "seed": seed, "data": digest(turns), "code": code}
+
+        def train(settings=settings, turns=turns):
+            chosen = {**settings, "seed": seed, "make_optimizer": adamw}
+            return train_vlm(model, data.features, turns, **chosen)
+
+        histories[name] = train_once(key, model.connector, train)
+    model.eval()
+    return histories
+
+
+# %%
+stages = STAGES if is_real else {name: {**each, "steps": 4} for name, each in STAGES.items()}
+histories = train_photographs(model, train, stages)
+for name, history in histories.items():
+    print(f"{name}: loss {history.losses[-1]:.3f} after {history.seconds[-1]:.0f} s")
+
+# %% [markdown]
+# ## 5. Does it look?
+#
+# Every question is asked with its image, **blind**, with an **empty** image, with another (**shuffled**), and of an **oracle**: the language model that reads the
+# scene in words. An answer counts when it is right *word for word*. The oracle was never trained on these answers, so it counts already when the right words stand in
+# its answer.
+
+
+# %% tags=["save"]
+def ask(model, data, kinds=None):
+    """Ask an EncodedDataset's questions in every control -> {"type: control": Interval}, and the model's answers."""
+    rows = data.questions
+    if kinds:
+        rows = rows.filter(lambda row: row["question_type"] in kinds)
+    empty = torch.full((1, *data.images.shape[1:]), 127, dtype=torch.uint8)
+    blank = model.vision.patch_features(empty)[0]
+    options = {"prompt": str, "batch_size": 64, "max_new_tokens": 12, "image_ids": data.ids}
+    found = run_probes(model, data.features, rows, blank_features=blank, **options)
+    pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
+    right = [answer.rstrip(".").lower() in said.lower() for said, answer in pairs]
+    scores = {**found.scores, "oracle": right}
+    intervals, types = {}, rows["question_type"][:]
+    for kind in dict.fromkeys(types):
+        of_kind = [k for k, each in enumerate(types) if each == kind]
+        for control, values in scores.items():
+            intervals[f"{kind}: {control}"] = bootstrap_interval([values[k] for k in of_kind])
+    return intervals, dict(zip(rows["question_id"], found.answers["vlm"], strict=True))
+
+
+# %% tags=["thumbnail"]
+intervals, answers = ask(model, same)
+
+
+def percent_table(intervals):
+    """A row a type of question, a column a control: percent with its 95% interval."""
+    table = {}
+    for name, (value, low, high) in intervals.items():
+        kind, control = name.split(": ")
+        table.setdefault(kind, {})[control] = f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    return pd.DataFrame(table).T
+
+
+mine = {name: (each.value, each.low, each.high) for name, each in intervals.items()}
+percent_table(mine)
