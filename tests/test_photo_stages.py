@@ -1,6 +1,7 @@
-"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03t and 04, run offline
+"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03t and 04t, run offline
 on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
 
+import copy
 import dataclasses
 import functools
 import re
@@ -10,33 +11,35 @@ from types import SimpleNamespace
 import jupytext
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests import small
-from vlm_lite import cli, photo_stages, plots, recipes, stages
-from vlm_lite.commands import matrix
+from vlm_lite import photo_stages, recipes
 from vlm_lite.data import photographs
-from vlm_lite.data.instructions import as_pairs
-from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt, short_prompt
+from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
-from vlm_lite.files import read_json
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.layout import load_trained
+from vlm_lite.models.text import pack
 from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
 from vlm_lite.rehearsal.commands import rehearse
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+CHECKS = "swap", "hide", "concrete", "sees"
 CPU = Compute("cpu", "no", "a test")
 CHOICE = Choice(images=16, val_images=4, instructions=16, questions=16, val_questions=8)
 SMALL_QFORMER = dict(num_query_tokens=4, width=32, num_layers=2, num_heads=2, mlp_width=32)
 
 
-def cell_of(name):
+def cell_of(name, tag="t4"):
     (cell,) = (
         cell.source
         for cell in jupytext.read(NOTEBOOKS / f"{name}.py").cells
-        if "t4" in cell.metadata.get("tags", [])
+        if tag in cell.metadata.get("tags", [])
     )
     return cell
 
@@ -85,28 +88,12 @@ def offline(sites, monkeypatch, tmp_path):
     return sites
 
 
-def names(on_photographs, shown):
-    """What the earlier cells of a notebook leave behind."""
-    return {
-        "recipes": recipes,
-        "stages": stages,
-        "plots": plots,
-        "matrix": matrix,
-        "compute": CPU,
-        "short_prompt": short_prompt,
-        "CAPTION_PROMPT": CAPTION_PROMPT,
-        "on_photographs": on_photographs,
-        "display": shown.append,
-    }
-
-
-def names_of_03t():
-    """What the cells before the `t4` cell of 03t define, run as they stand there."""
-    cells = jupytext.read(NOTEBOOKS / "03t_photographs.py").cells
+def names(notebook, on_photographs, shown):
+    """What the cells before the `t4` cell of a notebook define, run as they stand there."""
+    cells = jupytext.read(NOTEBOOKS / f"{notebook}.py").cells
     (before,) = (cell.source for cell in cells if "on_photographs = profile" in cell.source)
     exec(before, left := {"profile": REHEARSAL})
-    del left["on_photographs"], left["display"]
-    return left
+    return {**left, "compute": CPU, "on_photographs": on_photographs, "display": shown.append}
 
 
 SIZES = SimpleNamespace(
@@ -119,8 +106,7 @@ SIZES = SimpleNamespace(
 
 
 def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
-    mine = {**names(SIZES, shown := []), **names_of_03t()}
-    exec(cell_of("03t_photographs"), mine)
+    exec(cell_of("03t_photographs"), names("03t_photographs", SIZES, shown := []))
     printed = capsys.readouterr().out
     for name in (
         "CIDEr",
@@ -129,139 +115,63 @@ def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offlin
         "VQA",
         "blind",
         "oracle",
-        *stages.CHECKS,
+        *CHECKS,
     ):
         row = re.search(rf"^{name} +(\S.*)$", printed, flags=re.M)
         assert row and len(re.findall(r"\S+ \[\S+, \S+\]", row[1])) == 2, name
     assert "before training" in printed and len(shown) == 1
 
 
-def test_notebook_04_trains_three_stages_with_an_evaluation_after_each(offline, capsys):
+def test_notebook_04t_trains_the_stages_and_then_your_own_images(offline, capsys, tmp_path):
+    left = names("04t_photographs", SIZES, shown := [])
+    exec(cell_of("04t_photographs").replace("minimal = False", "minimal = True"), left)
+    plan, answers = shown
+    names_of = ["captions", "conversation", "VQA", "mixed"]
+    assert list(plan.index) == names_of and set(plan["optimizer"]) == {"AdamW"}
+    printed = capsys.readouterr().out
+    assert re.search(rf"^ +nothing +{' +'.join(names_of)}$", printed, flags=re.M)
+    for name in ("CIDEr", "VQA", "oracle", *CHECKS):
+        row = re.search(rf"^{name} +(\S.*)$", printed, flags=re.M)
+        assert row and len(re.findall(r"\S+ \[\S+, \S+\]", row[1])) == 5, name
+    (own := tmp_path / "own").mkdir()
+    Image.new("RGB", (60, 40), "red").save(own / "a.png")
+    (own / "metadata.jsonl").write_text('{"file_name": "a.png", "captions": ["all red."]}\n')
     exec(
-        cell_of("04_llava_projection").replace("minimal = False", "minimal = True"),
-        names(SIZES, shown := []),
+        cell_of("04t_photographs", "own").replace('own_images = ""', f"own_images = {str(own)!r}"),
+        left,
     )
-    printed = capsys.readouterr().out
-    assert re.findall(
-        r"^(nothing trained|captions|instructions|VQA)\b", printed, flags=re.M
-    ) == 2 * ["nothing trained", "captions", "instructions", "VQA"]
-    assert re.search(r"^stage +CIDEr +VQA +swap +hide +concrete +sees$", printed, flags=re.M)
-    assert len(shown) == 1
-
-
-@pytest.mark.parametrize("size", ["full", "minimal"])
-def test_the_command_trains_the_stages_on_photographs_and_goes_on_where_it_stopped(
-    offline, capsys, tmp_path, size
-):
-    command = [
-        "train",
-        "stages",
-        "--folder",
-        str(tmp_path / "run"),
-        "--photographs",
-        size,
-        "--steps",
-        "2,2,2",
-        "--batch-size",
-        "4",
-        "--precision",
-        "no",
-        "--language-model",
-        offline[2],
-    ]
-    assert cli.main(command) == 0
-    printed = capsys.readouterr().out
-    assert re.findall(r"^(nothing trained|captions|instructions|VQA) ", printed, flags=re.M) == [
-        "nothing trained",
-        "captions",
-        "instructions",
-        "VQA",
-    ]
-    scores = [read_json(tmp_path / "run" / f"stage-{k}.json") for k in range(4)]
-    assert {"CIDEr", "CIDEr blind", "VQA", "blind", "oracle", *stages.CHECKS} <= set(
-        scores[3]["scores"]
-    )
-    assert len({each["weights"] for each in scores}) == 4, "every stage changes the weights"
-    written = (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns
-    assert cli.main(command) == 0 and capsys.readouterr().out == printed
-    assert (tmp_path / "run" / "stage-3.json").stat().st_mtime_ns == written, (
-        "nothing is trained or measured again"
+    again = copy.deepcopy(left["models"]["mixed"])
+    load_trained(again, own / "llava")
+    trained = left["mine"]["own"].state_dict()
+    assert all(map(torch.equal, again.state_dict().values(), trained.values()))
+    assert not torch.equal(
+        again.connector.first.weight, left["models"]["mixed"].connector.first.weight
     )
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        (
-            ["--photographs", "full", "--pictures", "9"],
-            "--pictures and --held-out are for the Shapes world",
-        ),
-        (["--language-model", "x"], "--language-model goes with --photographs"),
-    ],
-)
-def test_options_of_the_other_world_are_refused(tmp_path, capsys, wrong, message):
-    assert cli.main(["train", "stages", "--folder", str(tmp_path / "run"), *wrong]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["03t_photographs", "04_llava_projection"])
+@pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
     monkeypatch.setattr(
         photo_stages, "load_photos", lambda *a, **k: pytest.fail("a download on tiny")
     )
-    exec(cell_of(name), names(None, []))
+    exec(cell_of(name), names(name, None, []))
     assert "only with profile" in capsys.readouterr().out
 
 
 def test_every_stage_reads_its_own_text_by_the_models_own_template(offline):
     _, eye, brain = offline
-    vlm = recipes.new_vlm("mlp", vision_model=eye, language_model=brain)
-    photos = photo_stages.load_photos(vlm.vision, "train")
-    prompt = photo_stages.user_prompt(vlm.tokenizer)
-    assert prompt("hello") == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    texts = photo_stages.photo_texts(photos, prompt)
-    assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in texts.values())
-    assert {name: sum(map(len, rows)) for name, rows in texts.items()} == {
-        "captions": 80,
-        "instructions": 16,
-        "vqa": 16,
-    }
+    photos = photo_stages.load_photos(CLIP.from_pretrained(eye), "train")
+    talks = photo_stages.photo_talks(photos, str)
+    assert photos.features.shape == (16, 9, 32) and all(len(rows) == 16 for rows in talks.values())
+    counts = {name: sum(map(len, rows)) for name, rows in talks.items()}
+    assert counts == {"captions": 80, "conversation": 16, "VQA": 16, "mixed": 112}
     row = photos.questions[0]
-    assert (prompt(f"{row['question']} {photo_stages.SHORT}"), row["answer"]) in texts["vqa"][
-        photos.ids.index(row["image_id"])
-    ]
-    vlm.tokenizer.chat_template = None
-    assert photo_stages.user_prompt(vlm.tokenizer) is chat_prompt
-
-
-def test_the_turns_of_a_conversation_are_the_template_of_the_whole(sites):
-    """Also where the template puts a system message first, as Qwen2.5's does: it stands there once."""
-    tokenizer = AutoTokenizer.from_pretrained(sites[2])
-    messages = [
-        {"role": role, "content": text}
-        for role, text in (
-            ("user", "what is it?"),
-            ("assistant", "a dog."),
-            ("user", "and now?"),
-            ("assistant", "a cat."),
-            ("user", "why?"),
-            ("assistant", "it is."),
-        )
-    ]
-    for system in (
-        "",
-        "{% if messages[0].role != 'system' %}<|im_start|>system\nhelp.<|im_end|>\n{% endif %}",
-    ):
-        tokenizer.chat_template = system + rehearsal.CHAT
-        prompt = photo_stages.user_prompt(tokenizer)
-        pairs = as_pairs(messages, prompt, prompt.later)
-        assert (
-            "".join(f"{ask}{reply}{tokenizer.eos_token}" for ask, reply in pairs)
-            == tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
-        )
-        assert pairs[2][0].strip().startswith("<|im_start|>user") and pairs[0][0].count(
-            "help."
-        ) == bool(system)
+    asked = f"{row['question']} {photo_stages.SHORT}", row["answer"]
+    assert [asked] in talks["VQA"][photos.ids.index(row["image_id"])]
+    tokenizer = AutoTokenizer.from_pretrained(brain)
+    ids, *_ = pack(tokenizer, [[[asked]]])
+    read = tokenizer.decode(ids[0])
+    assert read.startswith(f"<|im_start|>user\n{asked[0]}<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that_does_not(
@@ -301,7 +211,7 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
         scores["VQA"][0] > 0.8 > 0.1 >= scores["blind"][0]
         and scores["CIDEr"][0] > scores["CIDEr shuffled"][0]
     )
-    assert all(scores[check][1] > 0 for check in stages.CHECKS)
+    assert all(scores[check][1] > 0 for check in CHECKS)
     assert {f"VQA {kind}" for kind in held_out.questions["answer_type"][:]} <= set(scores)
     monkeypatch.setattr(
         vlm, "generate", lambda features, prompts, max_new_tokens=16: ["a thing"] * len(prompts)
@@ -328,15 +238,10 @@ def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
     )
     result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
     printed = "\n".join(said)
-    for name in (
-        "evaluate",
-        "stage captions, a step",
-        "stage instructions, a step",
-        "stage VQA, a step",
-    ):
+    for name in ("evaluate", "stage captions, a step", "stage mixed, a step"):
         assert result["stages"][name]["seconds"] > 0 and f"\n{name} " in printed
-    assert printed.count("\nevaluate") == 4, "before the first stage, and after each"
-    assert "these scores mean nothing" in printed and "\ninstructions " in printed
+    assert printed.count("\nevaluate") == 5, "before the first stage, and after each"
+    assert "these scores mean nothing" in printed and "\nconversation " in printed
 
 
 def test_the_presets_are_those_of_the_notebook():

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite import recipes, stages
+from vlm_lite import recipes, studies
+from vlm_lite.data import instructions
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import tokenize
 from vlm_lite.lessons import clip as clip_lesson
+from vlm_lite.lessons import llava
 from vlm_lite.lessons import vit as lesson
+from vlm_lite.profiles import SMOKE
 
 HALF = torch.bfloat16, torch.float16
 PRODUCTS = (
@@ -76,15 +79,13 @@ def vit():
 
 
 def staged(tune):
-    vlm = recipes.new_vlm("mlp")
-    pictures = stages.load_pictures(vlm.vision, "train", 16, progress=False)
-    texts = stages.stage_texts(pictures)
-    plan = stages.llava_plan((1, 1, 1), 4)
-    for stage in plan:
-        tuned = stage if stage.tune == "frozen" else dataclasses.replace(stage, tune=tune)
-        stages.train_stage(
-            vlm, pictures.features, texts[stage.data], tuned, optimizer=stage.optimizer
-        )
+    vlm, data, _ = studies.llava_parts(dataclasses.replace(SMOKE, stage_images=16, val_images=16))
+    plan = {
+        name: {**stage, "trainable": tune if name == "mixed" else stage["trainable"]}
+        for name, stage in llava.plan((1, 1, 0), 4).items()
+        if name in ("captions", "mixed")
+    }
+    llava.run_stages(vlm, data.features, instructions.stage_talks(data), plan)
 
 
 TRAINED = {
@@ -92,8 +93,8 @@ TRAINED = {
     "02, ViT": vit,
     "03, Q-Former": connector,
     "03, linear": lambda: connector("linear"),
-    "04, LoRA": lambda: staged("lora"),
-    "04, full": lambda: staged("full"),
+    "04, LoRA": lambda: staged("LoRA"),
+    "04, full": lambda: staged("all"),
 }
 
 

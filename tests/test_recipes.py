@@ -170,8 +170,6 @@ def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer, tmp_path, mon
 # Records from before the optimizer computed in fp32 and the world was drawn once for all notebooks. Whoever records one
 # again takes it off this list.
 STALE = {
-    "llava_failures",
-    "llava_stages",
     "shapes_vlm",
 }
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from vlm_lite.files import UserError
-from vlm_lite.stages import shard
 from vlm_lite.train import History, learning_rate, train, weight_decay_groups
 
 CPU = SimpleNamespace(device="cpu", mixed_precision="no")
@@ -328,61 +327,3 @@ def test_precision_may_change_between_runs_of_one_process():
         train(Toy(), batches, loss, steps=1, lr=1e-3, compute=compute, progress=False)
     assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
     assert all(p.dtype == torch.float32 for p in Toy().parameters())
-
-
-# ---- a GPU that is too small, played on a CPU
-
-
-def lines(step, generator):
-    """Rows of tokens with answers of very different length, as a VLM has them: x (12, 5, 8), labels (12, 5)."""
-    labels = torch.randint(3, (12, 5), generator=generator)
-    labels[torch.arange(5) >= torch.randint(1, 6, (12, 1), generator=generator)] = -100
-    return torch.randn(12, 5, 8, generator=generator), labels
-
-
-def token_loss(model, batch):
-    x, labels = batch
-    loss = nn.functional.cross_entropy(model(x).flatten(0, 1), labels.flatten(), ignore_index=-100)
-    return loss, {"half the loss": loss.detach() / 2}
-
-
-def train_lines(fits, **options):
-    """A run on a GPU that holds `fits` rows, and what it sent through at once."""
-    torch.manual_seed(0)
-    model, sent = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 3)), []
-
-    def loss_fn(model, batch):
-        found = token_loss(model, batch)
-        sent.append(len(batch[0]))
-        if sent[-1] > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return found
-
-    options = {"shard": shard, "progress": False, "log_every": 1, **options}
-    return model, train(model, lines, loss_fn, steps=6, lr=1e-2, compute=CPU, **options), sent
-
-
-def test_a_batch_that_does_not_fit_goes_in_parts_with_the_same_result_and_a_line_says_so(capsys):
-    whole, history, _ = train_lines(fits=12)
-    assert "memory" not in capsys.readouterr().out
-    parts, other, sent = train_lines(fits=3)
-    assert sent[:2] == [12, 6] and sent[2:] == [3] * 24, (
-        "halved twice at the first step, and kept so"
-    )
-    said = capsys.readouterr().out
-    assert "Out of GPU memory at step 1: from here on a batch of 12 goes in 2 parts" in said
-    assert "12 goes in 4 parts" in said and said.count("effective batch stays as it is") == 2
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(history.losses, other.losses, atol=1e-5)
-    np.testing.assert_allclose(
-        history.figures["half the loss"], other.figures["half the loss"], atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("options", [{"fits": 0}, {"fits": 3, "shard": None}])
-def test_a_batch_that_cannot_be_cut_any_smaller_is_refused_with_what_to_do(options):
-    with pytest.raises(
-        UserError, match="out of GPU memory at step 1, .* Give batch_size half its number"
-    ):
-        train_lines(**options)

@@ -3,6 +3,7 @@
 `shapes-gpt2` is a small GPT-2 that reads: trained on scenes *in words* and questions about them, it never met an image.
 `shapes-clip` is notebook 01's CLIP, trained longer, with Muon and almost right captions.
 `shapes-vlm` is the trained connector between them, for notebook 00.
+`shapes-llava` is notebook 04's projector and what its longer mixed stage changed in the language model.
 All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside them.
 """
 
@@ -20,18 +21,18 @@ import torch
 import torch.nn.functional as F
 
 from vlm_lite import recipes
-from vlm_lite.data import language, scenes, shapes
+from vlm_lite.data import instructions, language, scenes, shapes
 from vlm_lite.data import tokenizer as words
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
 from vlm_lite.embed import tokenize
 from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
-from vlm_lite.lessons import clip
-from vlm_lite.models.layout import save_clip, to_transformers
+from vlm_lite.lessons import clip, llava
+from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import PROFILES, get_compute
-from vlm_lite.studies import train_vlm
+from vlm_lite.studies import LONGER, llava_parts, train_llava, train_vlm
 from vlm_lite.train import train
 
 GPT2 = dict(
@@ -384,7 +385,38 @@ def build_vlm(folder, *, steps=None, seed=0):
         )
 
 
-BUILDERS = {"shapes-gpt2": build_gpt2, "shapes-clip": build_clip, "shapes-vlm": build_vlm}
+def build_llava(folder, *, seed=0):
+    """Train notebook 04's mixed stage longer, as the study `llava_longer` does; write what was trained to `folder`."""
+    started, profile = time.time(), PROFILES["tiny"]
+    model, train, val = llava_parts(profile, seed)
+    models, histories = train_llava(model, train, profile, seed)
+    write_llava(folder, models["mixed"], histories["mixed"], val, started, seed)
+
+
+def write_llava(folder, model, history, val, started, seed):
+    """Write the trained parameters of a VLM of notebook 04, and its card, to `folder`."""
+    scores = {name: str(each) for name, each in llava.evaluate(model, val).items()}
+    scores["fixed prompts right"] = sum(row[-1] for row in instructions.ask_fixed(model, val))
+    with atomic_dir(folder) as temporary:
+        save_trained(model, temporary, dtype=torch.float16)
+        _card(
+            temporary,
+            "shapes-llava",
+            "the projector between shapes-clip and shapes-gpt2 and the change of the latter, trained in notebook 04's "
+            "stage 1 and a longer mixed stage",
+            {"stages": LONGER, "seed": seed},
+            history,
+            scores,
+            started,
+        )
+
+
+BUILDERS = {
+    "shapes-gpt2": build_gpt2,
+    "shapes-clip": build_clip,
+    "shapes-vlm": build_vlm,
+    "shapes-llava": build_llava,
+}
 
 
 def build(name, **settings):

@@ -192,6 +192,11 @@ class Checkpoint:
             tqdm.write(f"{self.name}: {text}.")
 
 
+def digest(data):
+    """16 hexadecimal digits of what Python writes for `data`: lists and tuples of texts and numbers."""
+    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+
+
 def step_seed(seed, step, what="step"):
     """A 63-bit seed that depends on `(seed, step, what)` only."""
     digest = hashlib.sha256(f"{seed}/{step}/{what}".encode()).digest()

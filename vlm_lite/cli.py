@@ -11,7 +11,7 @@ from pathlib import Path
 
 import vlm_lite
 from vlm_lite import machine
-from vlm_lite.commands import add_export, add_train
+from vlm_lite.commands import add_export
 from vlm_lite.data.commands import add as add_data
 from vlm_lite.evals.commands import add_eval
 from vlm_lite.files import UserError, data_path, home, read_json
@@ -95,7 +95,6 @@ def build_parser():
     )
     study.add_argument("--seeds", type=_positive, default=3, help="how many seeds (default 3)")
     study.set_defaults(call=run_study)
-    add_train(commands)
     add_data(commands)
     add_rehearse(commands)
     report = commands.add_parser(

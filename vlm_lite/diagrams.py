@@ -350,6 +350,41 @@ def vlm(model, image, prompt, answer):
 
 
 @styled
+def llava(vision, language_model, tokenizer, image, turn):
+    """Image, patches, projector, and the row that the language model reads: the prefix where `<image>` stood.
+
+    vision, language_model: the models whose sizes are written in; image: uint8 (3, S, S); turn: (prompt, answer).
+    """
+    with torch.no_grad():
+        count, width = vision.patch_features(pixel_values(image[None])).shape[1:]
+    wide = language_model.config.hidden_size
+    figure, axes = _canvas(920, 250, "LLaVA: every patch becomes a vector of the prompt")
+    figure.picture_at(image, 14, 14, 112)
+    _plain_arrow(axes, (130, 70), (186, 70))
+    lines = ("layer before the last,", "no class token; frozen")
+    _box(axes, 190, 30, 170, 80, "vision encoder", lines, BLUE)
+    _arrow(axes, (362, 70), (478, 70), f"{count} x {width}", (0, -12))
+    lines = (f"{width} → {wide} → {wide},", "each patch by itself; trained")
+    _box(axes, 480, 30, 190, 80, "projector", lines, VERMILLION)
+    axes.plot([672, 760, 760, 74, 74], [70, 70, 128, 128, 134], color=GREY, lw=1.3)
+    _plain_arrow(axes, (74, 130), (74, 144))
+    axes.text(700, 60, f"{count} x {wide}", fontsize=8.5)
+    words = [tokenizer.tokenize(text) for text in turn]
+    read = ["p1", "p2", "…", f"p{count}", *words[0], *words[1], tokenizer.eos_token]
+    cell = 900 / len(read)
+    for k, word in enumerate(read):
+        fill = "#fbe0b0" if k < 4 else "#dcedf8" if k < 4 + len(words[0]) else "#d9efe2"
+        look = dict(size=min(8.5, cell / 6), edge=GREY)
+        _label_box(axes, 10 + cell * k + 1.5, 148, cell - 3, 26, word, fill=fill, **look)
+    size = sum(p.numel() for p in language_model.parameters()) / 1e6
+    text = f"language model, {size:.1f}M parameters: frozen in stage 1, then changed by LoRA"
+    _label_box(axes, 11, 184, 898, 26, text, fill="#eef1f4", edge=GREY, size=9)
+    note = "orange: the image, where <image> stood; blue: the prompt; green: the answer, which alone counts in the loss"
+    axes.text(909, 228, note, ha="right", va="center", fontsize=8.5, color=INK)
+    return figure
+
+
+@styled
 def blip2_masks(num_queries, words):
     """BLIP-2's three masks over queries and a caption's `words`: a filled cell says that the row attends to the column."""
     count = num_queries + len(words)

@@ -10,6 +10,7 @@ from vlm_lite.data.scenes import BACKGROUND
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.evals.probes import run_probes
+from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError
 from vlm_lite.profiles import get_compute
@@ -20,7 +21,8 @@ class EncodedDataset:
     """N images in one order: what belongs to an image has its number in every list.
 
     ids: image ids; images: uint8 (N, 3, S, S); features: (N, T, D), fp16; captions: N lists of strings; turns: N lists
-    of (prompt, answer), a caption and then the image's questions; questions: the table of all questions.
+    of (prompt, answer), a caption and then the image's questions; questions: the table of all questions; descriptions: N
+    scenes in words, where there are any.
     """
 
     ids: list
@@ -29,6 +31,7 @@ class EncodedDataset:
     captions: list
     turns: list
     questions: object
+    descriptions: list = ()
 
     def of(self, rows):
         """The features (Q, T, D) of the images that `rows` of the table of questions are about."""
@@ -78,7 +81,10 @@ def encode_shapes(vision, split, count, progress=True):
             )
         turns[image_id].append((short_prompt(question), answer))
     features = patch_features(vision, images, progress=progress)
-    return EncodedDataset(ids, images, features, texts, list(turns.values()), questions)
+    descriptions = captions["description"][:]
+    return EncodedDataset(
+        ids, images, features, texts, list(turns.values()), questions, descriptions
+    )
 
 
 def probe(model, data, limit=1000, **options):
@@ -99,6 +105,13 @@ def probe(model, data, limit=1000, **options):
         image_ids=data.ids,
         **options,
     )
+
+
+def vqa(model, data, limit, prompt):
+    """VQA accuracy of each of the first `limit` questions of an EncodedDataset, put by `prompt`; an array."""
+    rows = data.questions.select(range(min(limit, len(data.questions)))).remove_columns("image")
+    asked = [prompt(question) for question in rows["question"][:]]
+    return vqa_scores(model.generate(data.of(rows).float(), asked, max_new_tokens=4), rows)
 
 
 @torch.no_grad()

@@ -48,6 +48,11 @@ def weight_decay_groups(model, weight_decay):
     return [group for group in groups if group["params"]]
 
 
+def adamw(model, lr):
+    """AdamW for what is trainable, without weight decay, as LLaVA is trained."""
+    return torch.optim.AdamW(trainable_parameters(model).values(), lr, weight_decay=0.0)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer of two for what is trainable in a module: Muon for the weights of linear layers, AdamW for the rest.
 

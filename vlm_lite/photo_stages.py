@@ -1,23 +1,23 @@
 """Photographs for the Q-Former and for LLaVA's stages: their texts, and the same evaluation after every stage.
 
-The tables are those of `data.photographs`, the training is `recipes.train_connector` or `stages.run_stages`: nothing
-here knows how large the models are, or whether the sites are the real ones.
+The tables are those of `data.photographs`, the training is that of the lessons: nothing here knows how large the models
+are, or whether the sites are the real ones.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
 
-from vlm_lite import recipes, stages
+from vlm_lite import recipes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.instructions import as_pairs
-from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
+from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from vlm_lite.evals.vqa import vqa_scores
+from vlm_lite.lessons import llava
 
 QFORMER = dict(
     num_query_tokens=32,
@@ -27,7 +27,6 @@ QFORMER = dict(
     mlp_width=3072,
     cross_attention_frequency=2,
 )
-BATCH_SIZE = 16  # pictures a step of LLaVA's first stage, and half as many later
 SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's words for it
 
 
@@ -49,37 +48,6 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
         return Photos(recipes.picture_features(vision, images, progress=progress), ids, *tables)
 
 
-def photo_plan(steps, batch_size=BATCH_SIZE):
-    """`stages.llava_plan` as LLaVA's authors have it for pretrained models: AdamW throughout, at their rates."""
-    return stages.llava_plan(steps, batch_size, lr=1e-3, lora_lr=2e-4, optimizer="adamw")
-
-
-class TemplatePrompt:
-    """The words of a user -> prompt, by a tokenizer's own chat template.
-
-    Called, it gives a conversation's first prompt, with the system message that some templates put there; `later` gives
-    that of any other turn, which follows the reply's end token.
-    """
-
-    def __init__(self, tokenizer):
-        self.render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
-
-    def __call__(self, text):
-        return self.render([{"role": "user", "content": text}], add_generation_prompt=True)
-
-    def later(self, text):
-        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        whole = self.render(
-            [*before, {"role": "user", "content": text}], add_generation_prompt=True
-        )
-        return whole[len(self.render(before).rstrip()) :]
-
-
-def user_prompt(tokenizer):
-    """The function words of a user -> prompt: by the model's own chat template, or the course's where it has none."""
-    return TemplatePrompt(tokenizer) if tokenizer.chat_template else chat_prompt
-
-
 def photo_texts(photos, prompt):
     """What each stage reads: {"captions", "instructions", "vqa"} -> N lists of exchanges, a list for each picture."""
     texts = {
@@ -89,12 +57,30 @@ def photo_texts(photos, prompt):
     for image_id, five in _columns(photos.captions, "captions"):
         texts["captions"][image_id] += [(CAPTION_PROMPT, text) for text in five]
     for image_id, messages in _columns(photos.instructions, "conversation"):
-        texts["instructions"][image_id].append(
-            as_pairs(messages, prompt, getattr(prompt, "later", prompt))
-        )
+        texts["instructions"][image_id].append(as_pairs(messages, prompt))
     for image_id, question, answer in _columns(photos.questions, "question", "answer"):
         texts["vqa"][image_id].append((prompt(f"{question} {SHORT}"), answer))
     return {name: list(of.values()) for name, of in texts.items()}
+
+
+def photo_talks(photos, prompt):
+    """`photo_texts` as `lessons.llava` trains on it: {data: N lists of conversations}, "mixed" being all of it."""
+    said = photo_texts(photos, prompt)
+    found = {
+        "captions": [[[pair] for pair in row] for row in said["captions"]],
+        "conversation": said["instructions"],
+        "VQA": [[[pair] for pair in row] for row in said["vqa"]],
+    }
+    return found | {"mixed": [sum(each, []) for each in zip(*found.values(), strict=True)]}
+
+
+def photo_plan(steps, batch_size=16):
+    """`lessons.llava.plan` as LLaVA's authors have it for pretrained models: AdamW throughout, at their rates."""
+    rates = {"connector": 1e-3, "LoRA": 2e-4}
+    return {
+        name: stage | {"optimizer": "AdamW", "lr": rates[stage["trainable"]]}
+        for name, stage in llava.plan(steps, batch_size).items()
+    }
 
 
 def _columns(table, *names):
@@ -106,7 +92,8 @@ def evaluate_photos(vlm, held_out, prompt, *, pictures=200, questions=400, words
 
     CIDEr of captions, and its two controls: "CIDEr blind", one caption for all, and "CIDEr shuffled", each picture with
     the caption of the next. VQA accuracy, also by type of answer, of the blind model, and of an oracle that reads the
-    five captions instead of the picture. Then the checks of `stages.CHECKS`; "concrete" is CIDEr less CIDEr shuffled.
+    five captions instead of the image. Then what another image (swap), an empty one (hide) and none (sees) cost in VQA
+    accuracy; "concrete" is CIDEr less CIDEr shuffled.
     """
     count = min(pictures, len(held_out.ids))
     said = vlm.generate(held_out.features[:count], [CAPTION_PROMPT] * count, max_new_tokens=words)

@@ -75,7 +75,7 @@ TINY = Profile(
     num_query_tokens=16,
     stage_images=8_000,
     stage_batch_size=32,
-    stage_steps=(120, 60, 100),
+    stage_steps=(120, 40, 60),
     download_gb=0.0,
 )
 T4 = Profile(

@@ -6,7 +6,6 @@ recipe's, and the zoo files it read. A record whose hash no longer fits is stale
 docstrings and checks of the input do not count: they change no figure.
 """
 
-import copy
 import dataclasses
 import hashlib
 import inspect
@@ -16,25 +15,25 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 
-from vlm_lite import embed, encoded, optim, recipes, stages
+from vlm_lite import embed, encoded, optim, recipes
 from vlm_lite.checkpoint import step_seed
-from vlm_lite.data import instructions, language, scenes, shapes
+from vlm_lite.data import instructions, language, shapes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.negatives import replaced_word
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import clip_variants as variants
-from vlm_lite.lessons import vit
+from vlm_lite.lessons import llava, vit
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import clip
 from vlm_lite.models.positions import axis_cosines
-from vlm_lite.models.text import load_language_model
+from vlm_lite.models.text import load_language_model, pack
 from vlm_lite.profiles import PROFILES, get_compute, resolve_model
 from vlm_lite.source import code_hash, what_counts
-from vlm_lite.train import History
 
 
 def clip_infonce(seed, profile):
@@ -239,108 +238,83 @@ def vit_positions(seed, profile):
 
 
 def llava_stages(seed, profile):
-    """Notebook 04's run: captions, then instructions, then VQA, and the same evaluation after every stage."""
-    vlm, pictures, held_out = _llava(seed, profile)
-    histories, figures = [], {}
-
-    def keep(name, scores, history):
-        figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
-        histories.append(history)
-
-    stages.run_stages(
-        vlm,
-        pictures,
-        held_out,
-        stages.llava_plan(profile.stage_steps, profile.stage_batch_size),
-        measure=lambda vlm: _evaluated(vlm, held_out),
-        seed=seed,
-        on_stage=keep,
-    )
-    return _joined(histories[1:]), figures
-
-
-def llava_failures(seed, profile):
-    """What goes wrong: captions exchanged, instructions alone, VQA alone; and what the brain forgets of its text."""
-    vlm, pictures, held_out = _llava(seed, profile)
-    untrained = copy.deepcopy(vlm)
-    captions, talks, _ = stages.llava_plan(profile.stage_steps, profile.stage_batch_size)
-    texts = [
-        language.document(scenes.any_scene, np.random.default_rng([seed, 9, k]), exchanges=5)
-        for k in range(80)
-    ]
-    histories, figures = [], {}
-
-    def measured(name, vlm):
-        scores = _evaluated(vlm, held_out, half=2)
-        scores["perplexity"] = [stages.perplexity(vlm, texts)]
-        figures.update({f"{name}: {metric}": value for metric, (value, *_) in scores.items()})
-
-    def after(name, start, stage, **changed):
-        vlm, said = copy.deepcopy(start), stages.stage_texts(pictures, seed=seed, **changed)
-        histories.append(
-            stages.train_stage(
-                vlm,
-                pictures.features,
-                said[stage.data],
-                stage,
-                seed=seed,
-                optimizer=stage.optimizer,
-                description=name,
-            )
-        )
-        measured(name, vlm)
-        return vlm
-
-    right = after("captions", untrained, captions)
-    for share in (0.5, 1.0):
-        after(f"captions, {share:.0%} exchanged", untrained, captions, shuffled=share)
-    after("instructions alone", untrained, talks)
-    both = after("captions, instructions", right, talks)
-    after(
-        "captions, instructions, full tuning",
-        right,
-        dataclasses.replace(talks, tune="full", name="full tuning"),
-    )
-    after(
-        "captions, instructions, VQA as chat",
-        both,
-        dataclasses.replace(
-            talks, data="vqa", name="VQA as chat", steps=-(-talks.steps // 2), per_row=6
-        ),
-        ask=language.chat_prompt,
-    )
-    return _joined(histories), figures
+    """Notebook 04's stages; the second one frozen and fully tuned; four trainings that fail. Their replies as well."""
+    model, train, val = llava_parts(profile, seed)
+    stages = llava.plan(profile.stage_steps, profile.stage_batch_size)
+    first, second, third, _ = stages.values()
+    stages |= {
+        "frozen": second | {"trainable": "connector"},
+        "full": second | {"trainable": "all"},
+        "full, lr / 10": second | {"trainable": "all", "lr": second["lr"] / 10},
+        "instructions alone": second | {"start": "nothing"},
+        "VQA alone": third | {"start": "nothing"},
+        "half exchanged": first | {"data": "half exchanged"},
+        "all exchanged": first | {"data": "all exchanged"},
+    }
+    talks = instructions.stage_talks(train, seed)
+    for name, share in (("half", 0.5), ("all", 1.0)):
+        wrong = instructions.stage_talks(train, seed, exchanged=share)
+        talks[f"{name} exchanged"] = wrong["captions"]
+    models, histories = llava.run_stages(model, train.features, talks, stages, seed)
+    return histories["captions"], *_measured(models, val, images=60, questions=200)
 
 
-def _llava(seed, profile):
-    vlm = recipes.new_vlm("mlp", seed=seed)
-    return vlm, *(
-        stages.load_pictures(vlm.vision, split, count)
+def llava_longer(seed, profile):
+    """The longer training behind the zoo's `shapes-llava`, measured as notebook 04 measures its stages."""
+    model, train, val = llava_parts(profile, seed)
+    models, histories = train_llava(model, train, profile, seed)
+    return histories["mixed"], *_measured({"mixed": models["mixed"]}, val)
+
+
+LONGER = {
+    "captions": {"steps": 160},
+    "mixed": {
+        "trainable": "all",
+        "optimizer": "Muon",
+        "lr": 2e-3,
+        "steps": 450,
+        "batch_size": 32,
+        "per_row": 4,
+    },
+}
+
+
+def train_llava(model, train, profile, seed=0):
+    """Stage 1 and the mixed stage of notebook 04, longer, the latter in full and with Muon -> (models, histories)."""
+    plan = llava.plan(profile.stage_steps, profile.stage_batch_size)
+    stages = {name: plan[name] | LONGER[name] for name in LONGER}
+    if profile.name == "smoke":
+        stages = {name: stage | {"steps": 2} for name, stage in stages.items()}
+    talks = instructions.stage_talks(train, seed)
+    return llava.run_stages(model, train.features, talks, stages, seed)
+
+
+def llava_parts(profile, seed=0):
+    """(untrained VLM, train, val) of notebook 04."""
+    vision = clip.CLIP.from_pretrained(resolve_model(profile.vision_model))
+    language_model, tokenizer = load_language_model(resolve_model(profile.language_model))
+    train, val = (
+        encoded.encode_shapes(vision, split, count)
         for split, count in (("train", profile.stage_images), ("val", profile.val_images))
     )
+    torch.manual_seed(seed)
+    connector = llava.Projector(vision.feature_width, language_model.config.hidden_size)
+    return vlm_lesson.VLM(vision, connector, language_model, tokenizer).eval(), train, val
 
 
-def _evaluated(vlm, held_out, half=1):
-    """`stages.evaluate` on 200 pictures, 400 questions and 200 instructions, or `half` of it; less in a short form."""
-    count = len(held_out.ids)
-    return stages.evaluate(
-        vlm,
-        held_out,
-        pictures=min(200, count // 5) // half,
-        questions=min(400, 2 * count) // half,
-        orders=min(200, count // 2) // half,
-    )
-
-
-def _joined(histories):
-    """Several histories as one, laid end to end."""
-    whole = History()
-    for each in histories:
-        steps, seconds = (series[-1] if series else 0 for series in (whole.steps, whole.seconds))
-        whole.steps += [steps + step for step in each.steps]
-        whole.seconds += [seconds + second for second in each.seconds]
-        whole.losses += each.losses
-    return whole
+def _measured(models, val, **sizes):
+    """({"stage: metric": value}, {stage: [[reply, whether it is right], ...] to the fixed prompts})."""
+    scores = {name: llava.evaluate(model, val, **sizes) for name, model in models.items()}
+    replies = {name: instructions.ask_fixed(model, val) for name, model in models.items()}
+    figures = {
+        f"{name}: {metric}": each.value
+        for name, found in scores.items()
+        for metric, each in found.items()
+    }
+    figures |= {
+        f"{name}: prompts right": sum(row[-1] for row in rows) for name, rows in replies.items()
+    }
+    return figures, {name: [row[-2:] for row in rows] for name, rows in replies.items()}
 
 
 CONNECTOR_RECIPE = (
@@ -349,19 +323,20 @@ CONNECTOR_RECIPE = (
     recipes.picture_exchanges,
     recipes.SHAPES_QFORMER,
 )
-STAGES_RECIPE = (
-    stages.llava_plan,
-    stages.stage_texts,
-    stages.add_lora,
-    stages.train_stage,
-    stages.evaluate,
-    instructions.turns,
-    instructions.follows,
-    recipes.exchange_batches,
-)
-# What a notebook's live run shares with its band. (The studies that compare their own rows hash their recipe alone.)
-VLM_CODE = (vlm_lesson.VLM, optim)
 # What a study runs of a notebook's saved cells counts with all that it calls, down to the world's version.
+LLAVA_CODE = (
+    llava.Projector,
+    llava.plan,
+    llava.run_stages,
+    llava.evaluate,
+    vlm_lesson.VLM,
+    instructions.stage_talks,
+    instructions.ask_fixed,
+    pack,
+    optim.MuonAdamW,
+    optim.adamw,
+    step_seed,
+)
 LESSON_CODE = {
     "clip_infonce": (
         clip_lesson.make_clip,
@@ -384,6 +359,8 @@ LESSON_CODE = {
         optim.MuonAdamW,
         step_seed,
     ),
+    "llava_stages": LLAVA_CODE,
+    "llava_longer": LLAVA_CODE,
     "contrastive_variants": (
         variants.variants,
         variants.train_variant,
@@ -422,8 +399,12 @@ STUDIES = {
         (train_vlm, instructions.more_exchanges, *CONNECTOR_RECIPE),
         ("shapes-clip", "shapes-gpt2"),
     ),
-    "llava_stages": (llava_stages, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
-    "llava_failures": (llava_failures, (*STAGES_RECIPE, *VLM_CODE), ("shapes-clip", "shapes-gpt2")),
+    "llava_stages": (llava_stages, (llava_parts, _measured), ("shapes-clip", "shapes-gpt2")),
+    "llava_longer": (
+        llava_longer,
+        (train_llava, llava_parts, _measured, LONGER),
+        ("shapes-clip", "shapes-gpt2"),
+    ),
     "vit_positions": (vit_positions, (), ()),
 }
 CONNECTOR_FIELDS = (
@@ -450,7 +431,7 @@ FIELDS = {
     "qformer_queries": CONNECTOR_FIELDS,
     "shapes_vlm": CONNECTOR_FIELDS,
     "llava_stages": LLAVA_FIELDS,
-    "llava_failures": LLAVA_FIELDS,
+    "llava_longer": LLAVA_FIELDS,
     "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
 }
 
@@ -490,12 +471,13 @@ def run(name, *, seeds=3, profile=None, folder=None):
             part = read_json(kept[-1])
         except UserError:  # not there yet
             started = time.time()
-            history, figures = function(seed, profile)
+            history, figures, *replies = function(seed, profile)
             part = {
                 "steps": history.steps,
                 "losses": _round(history.losses),
                 "seconds": _round(history.seconds),
                 "figures": {k: round(v, 4) for k, v in figures.items()},
+                **({"replies": replies[0]} if replies else {}),
                 "took": time.time() - started,
             }
             write_json(kept[-1], part)
@@ -581,3 +563,13 @@ def _summary(values):
 
 def _round(values):
     return [round(float(v), 4) for v in values]
+
+
+def summary_table(record, names, metrics):
+    """A DataFrame of a record's mean over the seeds and their range: a row for each of `names`, a column a metric."""
+    cell = "{mean:.2f} [{low:.2f}, {high:.2f}]".format
+    rows = {
+        name: {each: cell(**record["summary"][f"{name}: {each}"]) for each in metrics}
+        for name in names
+    }
+    return pandas.DataFrame(rows).T

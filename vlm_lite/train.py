@@ -68,7 +68,6 @@ def train(
     description="",
     on_step=None,
     settings=None,
-    shard=None,
     optimizer="adamw",
 ):
     """Train the parameters of `model` that require a gradient, and return a History. The model is changed in place.
@@ -83,16 +82,10 @@ def train(
         what it holds; a finished run is loaded and returned at once. `settings`: a dict of whatever else must be the
         same for that (batch size, data); JSON values.
     on_step: function `(steps_done, model)`, called after each step, for evaluation.
-    shard: for a run launched as several processes (torchrun), which are refused without it: function `(batch, rank,
-        processes) -> (part, weight)` of the part of the step's batch that is this process's, and the factor with which
-        the mean of all processes' losses is the loss of the whole batch. Gradients are averaged before every step.
-        With it a batch that does not fit the GPU's memory is cut in halves, as often as needed, that go one after
-        another; their gradients add up to those of the whole, and a line says so.
 
-    Raises UserError when nothing is trainable, when the loss or the gradient is not finite (with the step), when a
-    batch that cannot be cut does not fit the GPU's memory, when the checkpoint belongs to other settings or is damaged,
-    or cannot be written. Ctrl-C ends the step, saves, says where,
-    and raises KeyboardInterrupt; a second Ctrl-C stops at once.
+    Raises UserError when nothing is trainable, when the loss or the gradient is not finite (with the step), when
+    the checkpoint belongs to other settings or is damaged, or cannot be written, and in several processes.
+    Ctrl-C ends the step, saves, says where, and raises KeyboardInterrupt; a second Ctrl-C stops at once.
     """
     if steps < 1 or log_every < 1 or checkpoint_every < 1:
         raise UserError(
@@ -102,8 +95,7 @@ def train(
     if optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer={optimizer!r}; expected 'adamw' or 'muon'.")
     trainable_parameters(model)
-    accelerator = _accelerator(compute, shard)
-    several = accelerator.num_processes > 1
+    accelerator = _accelerator(compute)
     device, on_cpu = accelerator.device, accelerator.device.type == "cpu"
     model.to(device)
     parameters = trainable_parameters(model)
@@ -172,9 +164,6 @@ def train(
         nonlocal saved
         fetch()
         if checkpoint is not None and saved != done:
-            if not accelerator.is_main_process:
-                saved = done
-                return accelerator.wait_for_everyone()
             save_checkpoint(
                 checkpoint,
                 model,
@@ -189,9 +178,8 @@ def train(
                 },
             )
             saved = done
-            accelerator.wait_for_everyone()
 
-    was_training, mid_step, pieces = model.training, False, 1
+    was_training, mid_step = model.training, False
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     bar = tqdm(
         total=steps,
@@ -200,7 +188,7 @@ def train(
         ncols=width,
         mininterval=1.0,
         unit="step",
-        disable=not progress or done == steps or not accelerator.is_main_process,
+        disable=not progress or done == steps,
     )
     with bar, _DeferredInterrupt() as interrupt:
         try:
@@ -210,11 +198,6 @@ def train(
                     model.train()
                 _seed_everything(step_seed(seed, done), device)
                 batch = batches(done, torch.Generator().manual_seed(step_seed(seed, done, "batch")))
-                weight = 1.0
-                if several:
-                    batch, weight = shard(
-                        batch, accelerator.process_index, accelerator.num_processes
-                    )
                 if not on_cpu:
                     batch = send_to_device(batch, device, non_blocking=True)
                 for group in optimizer.param_groups:
@@ -223,20 +206,7 @@ def train(
                     )
                 optimizer.zero_grad(set_to_none=True)
                 mid_step = True
-                while True:
-                    try:
-                        loss, figures = _backward(
-                            accelerator, model, batch, loss_fn, weight, pieces, shard, done + 1
-                        )
-                        break
-                    except torch.OutOfMemoryError as error:
-                        pieces = _more_pieces(batch, pieces, shard, done + 1, error)
-                    optimizer.zero_grad(
-                        set_to_none=True
-                    )  # here the error, and with it what it holds, is gone
-                    torch.cuda.empty_cache()
-                    _seed_everything(step_seed(seed, done), device)
-                loss = _average(accelerator, loss, parameters.values()) if several else loss
+                loss, figures = _backward(accelerator, model, batch, loss_fn, done + 1)
                 norm = accelerator.clip_grad_norm_(parameters.values(), max_grad_norm or math.inf)
                 if on_cpu:
                     _check_finite(0.0, norm.item(), done + 1, accelerator.mixed_precision)
@@ -275,55 +245,21 @@ def train(
     return history
 
 
-def _backward(accelerator, model, batch, loss_fn, weight, pieces, shard, step):
-    """Add up the gradients of a batch, taken in `pieces` one after another; returns its loss and its figures."""
-    total, figures = 0.0, {}
-    for k in range(pieces):
-        part, share = shard(batch, k, pieces) if pieces > 1 else (batch, 1.0)
-        with accelerator.autocast():
-            result = loss_fn(model, part)
-        loss, found = result if isinstance(result, tuple) else (result, {})
-        _check_loss(loss)
-        loss = loss * (weight * share / pieces)
-        if (
-            accelerator.device.type == "cpu"
-        ):  # reading a number is free there: a bad step is caught before it harms
-            _check_finite(loss.item(), 0.0, step, accelerator.mixed_precision)
-        accelerator.backward(loss)
-        total = total + loss.detach()
-        figures = {
-            name: figures.get(name, 0.0) + value * share / pieces for name, value in found.items()
-        }
-    return total, figures
+def _backward(accelerator, model, batch, loss_fn, step):
+    """Compute the gradients of a batch; returns its loss and its figures."""
+    with accelerator.autocast():
+        result = loss_fn(model, batch)
+    loss, figures = result if isinstance(result, tuple) else (result, {})
+    _check_loss(loss)
+    if (
+        accelerator.device.type == "cpu"
+    ):  # reading a number is free there: a bad step is caught before it harms
+        _check_finite(loss.item(), 0.0, step, accelerator.mixed_precision)
+    accelerator.backward(loss)
+    return loss.detach(), figures
 
 
-def _more_pieces(batch, pieces, shard, step, error):
-    """Twice as many pieces for a batch that did not fit; UserError where it cannot be cut any smaller."""
-    if shard is None or 2 * pieces > len(batch[0]):
-        raise UserError(
-            f"out of GPU memory at step {step}, and the batch cannot be cut any smaller here. Give "
-            "batch_size half its number, or free the GPU (restart the runtime, close other notebooks)."
-        ) from error
-    tqdm.write(
-        f"Out of GPU memory at step {step}: from here on a batch of {len(batch[0])} goes in {2 * pieces} parts, "
-        "one after another. Their gradients add up, so the effective batch stays as it is."
-    )
-    return 2 * pieces
-
-
-def _average(accelerator, loss, parameters):
-    """Give every process the mean of all processes' gradients, in one message; returns the mean of their losses."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    message = torch.cat([loss.detach().float().view(1), *(g.float().flatten() for g in gradients)])
-    mean = accelerator.reduce(message, reduction="mean")
-    for gradient, part in zip(
-        gradients, mean[1:].split([g.numel() for g in gradients]), strict=True
-    ):
-        gradient.copy_(part.view_as(gradient))
-    return mean[0]
-
-
-def _accelerator(compute, shard=None):
+def _accelerator(compute):
     """An Accelerator for `compute`. Accelerate keeps one state a process: a changed precision needs a fresh one."""
     if compute is None:
         from vlm_lite import profiles
@@ -342,7 +278,7 @@ def _accelerator(compute, shard=None):
             f"device {compute.device!r} was asked for; this machine offers {accelerator.device.type!r}. "
             "Run `vlm-lite doctor` to see what it has."
         )
-    if accelerator.num_processes > 1 and shard is None:
+    if accelerator.num_processes > 1:
         raise UserError(
             f"this training runs in one process, and {accelerator.num_processes} were launched. "
             "Start it with plain `python`."

@@ -6,11 +6,7 @@ from torch import nn
 
 from vlm_lite.labs import check
 
-# ---- select_features and mlp_projector
-
-
-def by_split(hidden_states):
-    return hidden_states[len(hidden_states) - 2].split([1, hidden_states[0].shape[1] - 1], dim=1)[1]
+# ---- mlp_projector
 
 
 def as_modules(x, w1, b1, w2, b2):
@@ -146,7 +142,6 @@ def lora(scale=lambda alpha, r: alpha / r, base=1, low=1, bias=1, whole=1):
 
 
 RIGHT = [
-    (check.select_features, by_split),
     (check.mlp_projector, as_modules),
     (check.mlp_projector, two_layers()),
     (check.insert_image, by_loop),
@@ -158,14 +153,6 @@ RIGHT = [
     (check.lora_linear, lora()),
 ]
 WRONG = [
-    (check.select_features, lambda h: h[-1][:, 1:], "the last layer"),
-    (check.select_features, lambda h: h[-2], "class token is still there"),
-    (check.select_features, lambda h: h[-2][:, :-1], "the *first* token"),
-    (check.select_features, lambda h: h[2][:, 1:], "count from the front"),
-    (check.select_features, lambda h: h[-2][:, 0], "the class token alone"),
-    (check.select_features, lambda h: h[-2][:, 1:].mean(1), "averaged"),
-    (check.select_features, lambda h: h[-3][:, 1:] + h[-2][:, 1:], "not the patches"),
-    (check.select_features, lambda h: h[-2][:, 2:], "shape"),
     (check.mlp_projector, two_layers(act=lambda x: x), "two linear maps are one"),
     (check.mlp_projector, two_layers(act=F.relu), "ReLU"),
     (check.mlp_projector, two_layers(act=lambda x: F.gelu(x, approximate="tanh")), "tanh"),

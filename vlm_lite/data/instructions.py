@@ -5,26 +5,29 @@ detailed description and complex reasoning (Liu et al. 2023, section 3 and table
 description of a Shapes scene, whose cells are its boxes, and `conversation` writes the same three kinds by rule.
 """
 
+import json
 import re
 from collections import Counter
 
 import numpy as np
 
 from vlm_lite.data.language import (
+    CAPTION_PROMPT,
     COLUMNS,
     ROWS,
     _a,
     _join,
     _name,
     chat_prompt,
+    document,
     exchange,
     place,
     questions,
     sentence,
     short_prompt,
 )
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene
-from vlm_lite.files import UserError
+from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
+from vlm_lite.files import UserError, data_path, read_json
 
 ONE_WORD = "answer the question using a single word."  # LLaVA-1.5's words for a short answer, cut to the vocabulary
 IN_DETAIL = "describe the picture in detail."
@@ -33,6 +36,30 @@ _BOX = re.compile(
     r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
     r"(?P<row>\w+) row, (?P<column>\w+) column\."
 )
+
+
+def brief_prompt(question):
+    """A question with LLaVA-1.5's response-format prompt, in this vocabulary."""
+    return chat_prompt(f"{question} {ONE_WORD}")
+
+
+def writer_prompt(captions, description, examples):
+    """What a text-only writer gets: instructions, examples [(context, reply), ...], this image's captions and boxes."""
+    parts = [
+        "You see one image through captions and boxes. Write a conversation about it. Say only what they say."
+    ]
+    for context, reply in [*examples, ("\n".join([*captions, f"boxes: {description}"]), "")]:
+        parts += [f"context:\n{context}", f"conversation:\n{reply}"]
+    return "\n\n".join(parts)
+
+
+def llava_record(image_id, messages):
+    """Messages [{"role", "content"}, ...] as a record of LLaVA-Instruct-150K, JSON; <image> stands in the first turn."""
+    names = {"user": "human", "assistant": "gpt"}
+    said = [{"from": names[each["role"]], "value": each["content"]} for each in messages]
+    said[0]["value"] = "<image>\n" + said[0]["value"]
+    record = {"id": str(image_id), "image": f"{image_id}.png", "conversations": said}
+    return json.dumps(record, indent=1)
 
 
 def read_boxes(description):
@@ -206,3 +233,89 @@ def instruction_set(captions, count, seed=0):
         chosen = turns(read_boxes(description), np.random.default_rng([seed, 4, index]))
         rows += [(index, *turn) for turn in chosen[: -(-count // len(descriptions))]]
     return rows[:count]
+
+
+def concreteness(texts, descriptions):
+    """Two arrays (N,): the share of its image's objects that a text names, and of those that the text before it names.
+
+    An object is named by its colour and shape, or as a digit.
+    """
+    names = [
+        [_name(item, without=item.size) for item in read_boxes(text).items] for text in descriptions
+    ]
+    return [
+        np.array([np.mean([n in t for n in own]) for t, own in zip(said, names, strict=True)])
+        for said in (texts, [*texts[-1:], *texts[:-1]])
+    ]
+
+
+def stage_talks(data, seed=0, exchanged=0.0):
+    """What LLaVA's stages read of an EncodedDataset: {name: N lists of conversations, lists of (prompt, answer)}.
+
+    Every second question has the response-format prompt. exchanged: the share of captions that are another image's.
+    """
+    captions, asked = [five[0] for five in data.captions], {image_id: [] for image_id in data.ids}
+    count = round(exchanged * len(captions))
+    captions[:count] = captions[count - 1 : count] + captions[: max(0, count - 1)]
+    columns = (data.questions[name][:] for name in ("image_id", "question", "answer"))
+    for image_id, question, answer in zip(*columns, strict=True):
+        ask = (brief_prompt, short_prompt)[len(asked[image_id]) % 2]
+        asked[image_id].append([(ask(question), answer)])
+    found = {
+        "captions": [[[(CAPTION_PROMPT, text)]] for text in captions],
+        "conversation": [
+            [as_pairs(conversation(text, np.random.default_rng([seed, 2, k])))]
+            for k, text in enumerate(data.descriptions)
+        ],
+        "VQA": list(asked.values()),
+    }
+    return found | {"mixed": [sum(each, []) for each in zip(*found.values(), strict=True)]}
+
+
+def truth_of(prompt, description, captions):
+    """(truth, reply -> bool) of a fixed prompt about a described image: the same facts, in the form asked for."""
+    scene = read_boxes(description)
+    if prompt == CAPTION_PROMPT:
+        right = [facts(text) for text in captions]
+        return captions[0], lambda reply: facts(reply) in right
+    form = next(
+        (name for name, word in (("detail", "detail"), ("list", "list the")) if word in prompt),
+        None,
+    )
+    if form:
+        found = {name: reply for _, reply, name in turns(scene, np.random.default_rng(0))}
+        return found[form], lambda reply: bool(follows(reply, found[form], form))
+    count = "how many shapes" in prompt
+    truth = str(len(scene.shapes)) if count else "yes" if scene.digit else "no"
+    word = any(sign in prompt for sign in (ONE_WORD, "answer:"))
+    return (
+        truth,
+        lambda reply: facts(reply) == facts(truth) and (not word or has_form(reply, "word")),
+    )
+
+
+def ask_fixed(model, data):
+    """The fixed prompts of data/prompts about images of an EncodedDataset: [(image's row, prompt, truth, reply, right)]."""
+    found = []
+    for each in read_json(data_path("prompts", "comparison.json"))["prompts"]:
+        row, prompt = each["picture"], each["prompt"]
+        truth, is_right = truth_of(prompt, data.descriptions[row], data.captions[row])
+        reply = model.generate(data.features[[row]].float(), [prompt], 64)[0]
+        found.append((row, prompt, truth, reply, is_right(reply)))
+    return found
+
+
+def ask_instructions(model, data, count):
+    """Two lists of up to `count` scores in 0..1, of form and of following, of `instruction_set`'s replies."""
+    asked = instruction_set({"description": data.descriptions}, count)
+    rows, orders, expected, forms = zip(*asked, strict=True)
+    prompts = [chat_prompt(order) for order in orders]
+    replies = model.generate(data.features[list(rows)].float(), prompts, 64)
+    judged = list(zip(replies, expected, forms, strict=True))
+    return [float(has_form(r, f)) for r, _, f in judged], [follows(*each) for each in judged]
+
+
+def reading_rows(count, seed=7):
+    """`count` texts as the language model was trained on: a scene in words before the first of five prompts."""
+    documents = (document(any_scene, np.random.default_rng([seed, 9, k]), 5) for k in range(count))
+    return [[(f"{text} {talk[0][0]}".strip(), talk[0][1]), *talk[1:]] for text, talk in documents]

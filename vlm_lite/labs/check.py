@@ -23,7 +23,6 @@ from vlm_lite.labs.llava import (
     insert_image,
     lora_linear,
     mlp_projector,
-    select_features,
 )
 from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
 from vlm_lite.labs.qformer import (
@@ -79,7 +78,6 @@ __all__ = [
     "same_as_blip2",
     "same_as_transformers",
     "same_outputs",
-    "select_features",
     "split_by_image",
     "training_step",
     "vit_training_step",

@@ -1,4 +1,4 @@
-"""The checks of notebook 04: from the eye's layers to the words of a conversation, and LoRA.
+"""The checks of notebook 04: from the projector to the words of a conversation, and LoRA.
 
 Each check first sees whether the learner's result is right; if not, whether it is what a known mistake would give on
 the same inputs. Shapes: B rows, N patches, T tokens, D width.
@@ -14,11 +14,6 @@ USER, ASSISTANT = "<user>", "<assistant>"
 
 
 # ---- the references
-
-
-def _select_features(hidden_states):
-    """A ViT's hidden states, L + 1 tensors (B, 1+N, D), class token first -> (B, N, D): LLaVA's choice."""
-    return hidden_states[-2][:, 1:]
 
 
 def _mlp_projector(features, w1, b1, w2, b2):
@@ -56,44 +51,6 @@ def _lora_linear(x, weight, bias, a, b, alpha):
 
 
 # ---- the checks
-
-
-@exercise(_select_features)
-def select_features(learner):
-    """Five layers of seven tokens: which layer, and which tokens of it."""
-    states = [torch.randn(2, 7, 12) for _ in range(5)]
-    right = _select_features(states)
-    found = learner(tuple(state.clone() for state in states))
-    message = explain(
-        found,
-        {
-            "that is the last layer: LLaVA takes the one before it, hidden_states[-2], because the last works for the "
-            "class token alone": [states[-1][:, 1:], states[-1]],
-            "the class token is still there, as the first of the tokens: drop it": [states[-2]],
-            "you dropped the last patch; the class token is the *first* token": [
-                states[-2][:, :-1]
-            ],
-            "you count from the front: hidden_states[2] is an early layer here, -2 counts from the end": [
-                states[2][:, 1:],
-                states[1][:, 1:],
-            ],
-            "that is the class token alone; LLaVA takes all the others": [
-                states[-2][:, 0],
-                states[-2][:, :1],
-            ],
-            "the patches are averaged: the language model is to read each one": [
-                states[-2][:, 1:].mean(1)
-            ],
-        },
-    )
-    if message or (
-        isinstance(found, torch.Tensor) and found.shape == right.shape and close(found, right)
-    ):
-        return message
-    return (
-        shape_problem(found, right.shape)
-        or "those are not the patches of the layer before the last"
-    )
 
 
 @exercise(_mlp_projector)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig
 
+from vlm_lite.checkpoints import trainable_parameters
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP
@@ -188,6 +189,27 @@ def load_vlm(folder, vlm_class, connectors, resolve=resolve_model):
             "those found under that name. Train it again, or bring the old weights back."
         )
     return vlm_class(vision, connector, language_model, tokenizer).eval()
+
+
+def save_trained(model, folder, *, dtype=torch.float32):
+    """Write model.safetensors with what is trainable in a model: a VLM's connector and LoRA, say. Returns the folder."""
+    weights = {name: each.detach() for name, each in trainable_parameters(model).items()}
+    write_weights(Path(folder) / "model.safetensors", weights, dtype=dtype)
+    return folder
+
+
+def load_trained(model, folder):
+    """Copy what `save_trained` wrote into a model with the same trainable parameters; UserError where they differ."""
+    path = Path(folder) / "model.safetensors"
+    weights = read_weights(path)
+    state = dict(weights)
+    whose = {each.data_ptr(): name for name, each in trainable_parameters(model).items()}
+    for name, tensor in model.state_dict().items():
+        trained = whose.get(tensor.data_ptr())  # a tied weight has two names, and is kept under one
+        if trained is None or trained in weights:
+            state[name] = weights.get(trained, tensor)
+    load_exactly(model, state, source=path)
+    return model
 
 
 def _hashes(vision, language_model):

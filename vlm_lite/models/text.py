@@ -141,6 +141,18 @@ def conversation(tokenizer, turns, system=None):
     return ids, labels
 
 
+def pack(tokenizer, rows):
+    """B lists of conversations -> ids (B, T), mask (B, T, T), labels (B, T): each conversation reads itself alone."""
+    parts = [[conversation(tokenizer, turns) for turns in row] for row in rows]
+    ids = [torch.tensor([i for part, _ in row for i in part]) for row in parts]
+    labels = [torch.tensor([i for _, part in row for i in part]) for row in parts]
+    whose = [torch.tensor([n for n, (part, _) in enumerate(row) for _ in part]) for row in parts]
+    whose = pad_sequence(whose, True, -1)  # (B, T): the number of the conversation
+    mask = (whose[:, :, None] == whose[:, None, :]).tril()
+    pad = special_ids(tokenizer)[1]
+    return pad_sequence(ids, True, pad), mask, pad_sequence(labels, True, IGNORE)
+
+
 def _render(tokenizer, prompts, answers, system):
     """(what the chat template makes of a conversation, the characters (start, stop) of each answer with its end)."""
     whose = f"the chat template of {tokenizer.name_or_path!r}"

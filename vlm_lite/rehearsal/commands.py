@@ -9,8 +9,8 @@ REHEARSE = """example:
   vlm-lite rehearse --images 64 --steps 10
 
 Makes a mirror of the sites of profile t4 with models of its sizes, random weights and drawn pictures, then runs t4's
-path: choose, fetch, decode, encode, train a Q-Former, answer, then LLaVA's stages (captions, instructions with LoRA,
-VQA) with an evaluation before and after each. No network. The time of each part, its share of the measured
+path: choose, fetch, decode, encode, train a Q-Former, answer, then LLaVA's stages (captions; conversation, VQA and all
+mixed with LoRA) with an evaluation before and after each. No network. The time of each part, its share of the measured
 matrix-product rate, and the peak memory are of this machine."""
 
 
@@ -98,7 +98,6 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
     from torch.utils.flop_counter import FlopCounterMode
 
     from vlm_lite import recipes
-    from vlm_lite.commands import matrix
     from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.language import short_prompt
     from vlm_lite.data.photographs import load_photographs
@@ -203,7 +202,7 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
         shown = features[: len(prompts)]
         _, seconds = timed(lambda: vlm.eval().generate(shown, prompts[: len(shown)], 8))
         note("answer, 8 words each", seconds, len(shown), "answers")
-    matrix_of = rehearse_stages(profile, compute, steps, batch_size, timed, note)
+    scores = rehearse_stages(profile, compute, steps, batch_size, timed, note)
     result = {
         "stages": found,
         "peak_gflops": peak / 1e9,
@@ -218,7 +217,7 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
         "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
     }
     say(
-        f"\n{matrix(matrix_of)}\nThe weights are random, so these scores mean nothing: they show that every stage ran."
+        f"\n{scores.round(2).to_string()}\nThe weights are random, so these scores mean nothing: they show that every stage ran."
     )
     say(
         f"\nQ-Former training runs at {result['of_ceiling']:.0%} of its ceiling, the brain's step alone, and "
@@ -232,57 +231,43 @@ def rehearse(profile, compute, *, steps, batch_size, say=print):
 
 
 def rehearse_stages(profile, compute, steps, batch_size, timed, note):
-    """LLaVA's three stages on the rehearsal's photographs, each timed by `note`; what `run_stages` returns."""
-    from vlm_lite import photo_stages, recipes, stages
+    """LLaVA's stages on the rehearsal's photographs, each timed by `note`; a DataFrame of their scores."""
+    import pandas
+
+    from vlm_lite import photo_stages
+    from vlm_lite.data.language import chat_prompt
+    from vlm_lite.lessons import llava
+    from vlm_lite.lessons.vlm import VLM
+    from vlm_lite.models.clip import CLIP
+    from vlm_lite.models.text import load_language_model
     from vlm_lite.rehearsal.mirror import choice
 
-    vlm = recipes.new_vlm(
-        "mlp", vision_model=profile.vision_model, language_model=profile.language_model
-    )
-    vlm.to(compute.device)
+    vision = CLIP.from_pretrained(profile.vision_model)
+    language_model, tokenizer = load_language_model(profile.language_model)
+    projector = llava.Projector(vision.feature_width, language_model.config.hidden_size)
+    vlm = VLM(vision, projector, language_model, tokenizer).to(compute.device)
     train, held_out = (
         photo_stages.load_photos(
             vlm.vision, split, choice(profile), mirror=profile.mirror, progress=False
         )
         for split in ("train", "val")
     )
-    prompt = photo_stages.user_prompt(vlm.tokenizer)
-
-    words = (
-        32 if compute.device == "cuda" else 4
-    )  # at t4's sizes a CPU needs tenths of a second for each
-
-    def measure(vlm):
-        scores, seconds = timed(
-            lambda: photo_stages.evaluate_photos(
-                vlm, held_out, prompt, pictures=64, questions=64, words=words
-            )
+    prompt = str if tokenizer.chat_template else chat_prompt  # a template is applied by the model
+    plan = photo_stages.photo_plan((steps,) * 3, batch_size)
+    talks = photo_stages.photo_talks(train, prompt)
+    models, histories = llava.run_stages(vlm, train.features, talks, plan)
+    for name, history in histories.items():
+        size = plan[name]["batch_size"]
+        note(f"stage {name}, a step", history.seconds[-1] / steps, size, "pictures")
+    # At t4's sizes a CPU needs tenths of a second for each word.
+    options = {"pictures": 64, "questions": 64, "words": 32 if compute.device == "cuda" else 4}
+    scores = {}
+    for name, model in models.items():
+        scores[name], seconds = timed(
+            lambda model=model: photo_stages.evaluate_photos(model, held_out, prompt, **options)
         )
         note("evaluate", seconds, min(64, len(held_out.ids)), "pictures")
-        return scores
-
-    def trained(name, scores, history):
-        if history is not None:
-            stage = next(stage for stage in plan if stage.name == name)
-            note(
-                f"stage {name}, a step",
-                history.seconds[-1] / stage.steps,
-                stage.batch_size,
-                "pictures",
-            )
-
-    plan = photo_stages.photo_plan((steps,) * 3, batch_size)
-    return stages.run_stages(
-        vlm,
-        train,
-        held_out,
-        plan,
-        texts=photo_stages.photo_texts(train, prompt),
-        measure=measure,
-        on_stage=trained,
-        compute=compute,
-        progress=False,
-    )
+    return pandas.DataFrame({n: {k: v[0] for k, v in each.items()} for n, each in scores.items()}).T
 
 
 def measure_peak(device, dtype, sync, size=None):
