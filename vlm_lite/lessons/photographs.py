@@ -3,6 +3,9 @@
 Generated from notebooks/10_photographs.py by `make notebooks`: edit the notebook.
 """
 
+from collections import Counter
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -71,9 +74,24 @@ def ask(model, data, kinds=None):
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
     right = [answer.rstrip(".").lower() in said.lower() for said, answer in pairs]
     scores = {**found.scores, "oracle": right}
-    intervals, types = {}, rows["question_type"][:]
+    intervals, types, answers = {}, rows["question_type"][:], rows["answer"][:]
     for kind in dict.fromkeys(types):
         of_kind = [k for k, each in enumerate(types) if each == kind]
+        times = Counter(answers[k] for k in of_kind)  # balanced: each right answer weighs the same
+        share = {k: len(of_kind) / (len(times) * times[answers[k]]) for k in of_kind}
         for control, values in scores.items():
             intervals[f"{kind}: {control}"] = bootstrap_interval([values[k] for k in of_kind])
-    return intervals, dict(zip(rows["question_id"], found.answers["vlm"], strict=True))
+            if kind == "kind":
+                balanced = [values[k] * share[k] for k in of_kind]
+                intervals[f"kind, balanced: {control}"] = bootstrap_interval(balanced)
+    return intervals, dict(zip(rows["question_id"][:], found.answers["vlm"], strict=True))
+
+
+ASKED = {"same": None, "another": ("what", "kind", "where"), "new": ("what", "kind")}
+
+
+def ask_all(model, data):
+    """`ask` of each test -> {"test, type: control": Interval}, {test: {question_id: answer}}."""
+    found = {split: ask(model, data[split], kinds) for split, kinds in ASKED.items()}
+    named = {f"{split}, {k}": v for split, (scores, _) in found.items() for k, v in scores.items()}
+    return named, {split: answers for split, (_, answers) in found.items()}
