@@ -161,14 +161,14 @@ print("before training:", question, model.generate(same.features[:1].float(), [q
 # %% [markdown]
 # ## 4. Captions, then questions
 #
-# As in LLaVA, the connector first learns from captions alone, then from captions and questions together. Two turns of an image share its prefix and don't read each other.
-# The conversation is written by SmolLM2's own chat template; the loss counts the answers only.
+# As in LLaVA, the connector first learns from captions alone, then from captions and questions together, one turn of an image at a time. A turn is
+# written by SmolLM2's own chat template, and the loss counts the answer only.
 
 
 # %% tags=["save"]
 STAGES = {
     "captions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
-    "questions": {"steps": 180, "batch_size": 16, "per_row": 2, "lr": 1e-3},
+    "questions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
 }
 
 

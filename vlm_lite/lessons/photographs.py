@@ -42,7 +42,7 @@ def build_vlm(parts, seed=0):
 
 STAGES = {
     "captions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
-    "questions": {"steps": 180, "batch_size": 16, "per_row": 2, "lr": 1e-3},
+    "questions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
 }
 
 
