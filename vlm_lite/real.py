@@ -23,7 +23,7 @@ from vlm_lite.checkpoint import History
 from vlm_lite.data.cutouts import KINDS, make_world, read_backgrounds, read_cutouts
 from vlm_lite.encoded import EncodedDataset
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
+from vlm_lite.files import UserError, atomic_dir, data_path, home, read_json, write_json
 from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
@@ -161,6 +161,14 @@ def debian(name):
             _run(["dpkg-deb", "-x", file, temporary], name, temporary)
             file.unlink()
     return folder / DEBIAN[name][0]
+
+
+def load_record():
+    """What `tools/real.py --record` wrote of the real parts; None where nobody has run it yet."""
+    try:
+        return read_json(data_path("results", "photographs.json"))
+    except UserError:
+        return None
 
 
 def train_once(key, connector, train):
