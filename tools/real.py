@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jupytext
 import numpy as np
+import PIL.Image
 import timm.data
 import torch
 from transformers import AutoTokenizer
@@ -72,7 +73,7 @@ def prove(parts):
     names, right = timm.data.ImageNetInfo(), []
     asked = [name for name in CLASSES if name in shown]
     for name in asked:
-        grey = real.PIL.Image.new("RGB", (224, 224), "grey")
+        grey = PIL.Image.new("RGB", (224, 224), "grey")
         image = cutouts.compose(np.random.default_rng(0), [shown[name]], [0], grey, 448)[:224, :224]
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         mean, std = (torch.tensor(parts.vision.config[k]).view(3, 1, 1) for k in ("mean", "std"))

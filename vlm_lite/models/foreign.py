@@ -16,8 +16,6 @@ from vlm_lite.files import UserError, atomic_dir
 from vlm_lite.models.text import FAMILIES
 from vlm_lite.models.weights import load_exactly
 
-ORDER = "the same tensors in the same order"
-
 
 class TimmVision(nn.Module):
     """A timm model without its classifier, as a frozen encoder of `side` x `side` tokens.
@@ -80,7 +78,8 @@ def load_timm(name, weights=None, side=2):
     names = list(model.state_dict())
     if len(values) != len(names):
         raise UserError(
-            f"{weights} holds {len(values)} tensors, and timm's {name} has {len(names)}. Expected {ORDER}."
+            f"{weights} holds {len(values)} tensors, and timm's {name} has {len(names)}. Expected the same tensors "
+            "in the same order."
         )
     load_exactly(model, dict(zip(names, values, strict=True)), source=weights)
     return TimmVision(model, side).eval()
