@@ -489,14 +489,14 @@ scores = {name: evaluate(each, val, images=60, questions=200) for name, each in 
 first, last, kept = (scores[name] for name in ("captions", "VQA", "mixed"))
 print(f"HEADLINE: mixed stage, VQA {kept['VQA'].value:.2f}, form {kept['form'].value:.2f}")
 if profile.name != "smoke":  # what is said below
-    assert first["form"].high < 0.4 and first["VQA, one word"].high < 0.1
+    assert first["form"].high < 0.4 and kept["VQA"].high > last["VQA"].low
     assert all(kept[lost].low > last[lost].high for lost in ("form", "CIDEr"))
-    assert kept["VQA"].high > last["VQA"].low
 pd.DataFrame(scores).T.map(str)
 
 # %% [markdown]
-# **Captions** bring CIDEr and concreteness, and nothing else: whatever is asked in chat, the model captions. It does answer some questions put as `question: … answer:`, which its language
-# model could answer about scenes in words. **Conversation** brings form, and costs captions. **VQA** answers best so far, and loses captions and form: what a stage does not read, the model forgets.
+# **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which its language model could answer about scenes
+# in words, it answers with some seeds and captions with others. **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
+# does not read, the model forgets.
 #
 # **Mixed** starts from the same checkpoint, reads the same data and takes as many steps. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from that of stage 3.
 #
@@ -539,23 +539,34 @@ for k in (2, 3):
 # learning rate and at a tenth of it (LLaVA-1.5's ratio of the two).
 
 # %%
+low, high = ({n: each[side] for n, each in study["summary"].items()} for side in ("low", "high"))
+assert high["frozen: form"] < 0.3 and low["conversation: form"] > 0.6 and low["full: form"] > 0.8
+assert high["conversation: text loss"] < 0.5 < 0.8 < low["full: text loss"]
 tunings = "captions", "frozen", "conversation", "full", "full, lr / 10", "VQA", "mixed"
 summary_table(study, tunings, ("CIDEr", "form", "following", "text loss"))
 
 # %% [markdown]
-# PROSE9A
+# **Frozen**, the projector alone does not bring the form: it changes what the model reads, not how it writes. **LoRA** (*conversation*) brings it and hardly touches the reading of text. **Full** tuning at the
+# same rate brings it best and forgets most; at a tenth of the rate it is close to LoRA. So the price is set by the learning rate as much as by what is trainable, and it is paid in what you don't measure:
+# `shapes-llava`, in full with Muon, answers best about images, and its text loss is 1.9. It can no longer read a scene in words.
 #
 # Then **four trainings that fail**: conversations without stage 1, VQA without any other stage, and stage 1 with half of the captions, or all, exchanged between images.
 
 # %%
-failures = "instructions alone", "VQA alone", "half exchanged", "all exchanged"
 controls = "blind", "shuffled", "hidden", "concrete"
+failures = "instructions alone", "VQA alone", "half exchanged", "all exchanged"
+assert all(high[f"{name}: {each}"] < 0.2 for name in failures[:2] for each in controls)
+assert low["half exchanged: concrete"] > 0.2 > high["all exchanged: concrete"]
 display(summary_table(study, ("captions", *failures), ("CIDEr", "VQA", "form", *controls)))
 replies = {name: [said for said, _ in study["runs"][0]["replies"][name]] for name in failures}
 pd.DataFrame({"prompt": prompts, "truth": truths, **replies})
 
 # %% [markdown]
-# PROSE9B
+# - **Conversations alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
+# - **VQA alone**, from scratch: short answers of the right kind, no better than blind. Captions are nonsense. All four controls are near 0.
+# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr as well.
+# - **Half exchanged**: *concrete* does not find it: the model does use its image, and what it learnt is half wrong. Only CIDEr, beside that of a clean run, shows it: read the data. The
+# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 also range from below 0 to 0.3.
 #
 # ## What you showed
 #
@@ -578,7 +589,7 @@ pd.DataFrame({"prompt": prompts, "truth": truths, **replies})
 #
 # ## To answer in words
 #
-# 1. Stage 1 reads captions and not one question. Why can the model answer some questions after it?
+# 1. Stage 1 reads captions and not one question. Why can the model answer some questions after it, and why only with some seeds?
 # 2. The writer of LLaVA's data saw no image. Which errors of the trained model would you expect from that?
 #
 # ## Where next
