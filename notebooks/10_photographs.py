@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 # # 10. A VLM from real parts, on photographs, without a GPU
 #
 # So far everything was small enough to train here. Now the parts are real: **EfficientNet-Lite0** with its ImageNet weights as the vision
-# encoder (3.4M parameters), and **SmolLM2-135M-Instruct** as the language model. Both stay frozen. You train the connector between them in a
+# encoder (4.7M parameters with its classifier), and **SmolLM2-135M-Instruct** as the language model. Both stay frozen. You train the connector between them in a
 # quarter of an hour on two CPU cores, and ask it about photographs.
 #
 # **You will build** the connector and its two trainings; everything else is the saved code of [03](03_qformer_gpt2.ipynb), as it is.
@@ -175,8 +175,8 @@ print("before training:", question, model.generate(same.features[:1].float(), [q
 
 # %% tags=["save"]
 STAGES = {
-    "captions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
-    "questions": {"steps": 150, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "captions": {"steps": 110, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
 }
 
 

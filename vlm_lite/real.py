@@ -100,7 +100,7 @@ def real_parts():
         read_cutouts(debian("tuxpaint-stamps-default")),
         read_backgrounds(debian("gcompris-qt-data")),
         image_size=256,
-        images={"train": 1_752, "same": 96, "another": 30, "new": 68},
+        images={"train": 1_314, "same": 54, "another": 20, "new": 34},
     )
 
 

@@ -168,7 +168,7 @@ def make_world(cutouts, backgrounds, split, count, *, size=256, seed=0):
         number = 1
         if split in ("train", "same"):
             number = (1, 2, 1, 3)[k % 4]
-        first = pool[k % len(pool)]
+        first = pool[k * max(1, len(pool) // count) % len(pool)]  # few images: from all kinds
         rest = [each for each in pool if each.name != first.name]
         things = [first, *(rest[i] for i in rng.permutation(len(rest))[: number - 1])]
         quarters = rng.permutation(4)[: len(things)].tolist()
