@@ -252,7 +252,7 @@ named = {
     name: found[f"same, what: {name}"] for name in ("vlm", "blind", "shuffled", "blank", "oracle")
 }
 percent = {name: [100 * x for x in (v.value, v.low, v.high)] for name, v in named.items()}
-plots.gain_bars(**percent, bridge="not computed", title="What is in the image? Word for word")
+plots.gain_bars(**percent, bridge="undefined", title="What is in the image? Word for word")
 
 # %% [markdown]
 # The same for every type of question, beside the record of the real parts (`python tools/real.py --record`). *What at* asks for the thing in a named quarter of an image with
