@@ -54,7 +54,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # **You will build** the connector and its two trainings; everything else is the saved code of [03](03_qformer_gpt2.ipynb), as it is.
 #
-# **You will be able to show** how often it names a thing word for word on a background that it has never seen, what is left of that with another image or
+# **You will be able to measure** how often it names a thing word for word on a background that it has never seen, what is left of that with another image or
 # without one, and what it says about things that no training text named.
 #
 # **Reading time:** 15 minutes.
@@ -327,16 +327,17 @@ which = "recorded" if recorded else "this run" if is_real else "SMALL PARTS"
 scores = {name: found[f"same, what: {name}"].value for name in ("vlm", "blind", "shuffled")}
 if recorded:
     scores = {name: recorded["summary"][f"same, what: {name}"]["mean"] for name in scores}
-if recorded or is_real:  # or the prose below is wrong
+if recorded:  # or the prose below is out of date
     assert scores["vlm"] > 0.3 and max(scores["blind"], scores["shuffled"]) < 0.05
 said = ", ".join(f"{name} {value:.0%}" for name, value in scores.items())
 print(f"HEADLINE: things named word for word, {which}: {said}")
 
 # %% [markdown]
-# ## What you showed, with the real parts
+# ## What has been shown so far, with the real parts
 #
-# - A connector of a million parameters between a frozen ImageNet encoder and a frozen chat model is a vision-language model, after minutes on a CPU.
-# - Without the image, or with another, the names are gone. So they come from the image.
+# - The parts load as their makers meant them: without an image the VLM's greedy answers are those of `transformers`' own `generate`, and the encoder's classifier still knows its classes.
+# - **Naming does not work yet.** One run of these two trainings (one seed, 5 minutes on two CPU cores with bf16) counts: 67% of *how many* with the image, 39% with another,
+#   0% blind. Of the things it names none word for word. So take the settings of `STAGES` as a start to improve on, and the table above as the test of whether you did.
 #
 # ## What this does not show
 #
