@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2]
-#     outputs_of: a35683e00dc0481e2eb168a40a29d6bd016ae404c6f6a88e12f9481b7a5ac708
+#     outputs_of: 222b70fe91541bf9a981493db827a02e761fb0da85c8d92f8e4151f762dbc8f8
 # ---
 
 # %% [markdown]
