@@ -15,7 +15,7 @@
 #     title: Start here
 #     builds: nothing yet; ask a small finished vision-language model, exchange its image, hide it, score it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 396d7f73c4c2634ad151ca0ac1551b2f6f866d7282289fb77442b70d52969e06
+#     outputs_of: 1810607f37fcfc0d3f7d89fd41e237b58a72ee4dc092de96c248add050bbb67d
 # ---
 
 # %% [markdown]
@@ -149,7 +149,7 @@ with torch.no_grad():
     ]  # (B, T)
     p = vlm(features, ids).logits[:, -1].softmax(-1)  # (B, V): after the last token
 
-assert prefix.shape[-1] == vlm.connector.language_width and abs(p.sum() - 1) < 1e-4
+assert prefix.shape[-1] == vlm.embed.embedding_dim and abs(p.sum() - 1) < 1e-4
 shapes = {"pixels": x, "features": features, "prefix": prefix, "token ids": ids, "p": p}
 pd.DataFrame({"shape": {name: str(tuple(value.shape)) for name, value in shapes.items()}})
 

@@ -16,11 +16,11 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: a771633ec12d2fd377021deb4b1660bbf203007c4417312e1c5dbd03934c5ef3
+#     outputs_of: fb6c0984a204e7f553981058bdc6efb8a2bdd763e91184ad8eaef62261980137
 # ---
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/04_llava_projection.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/04_llava_projection.ipynb)
 
 # %% tags=["setup"]
 profile = "tiny"  # @param ["tiny"]
@@ -59,6 +59,7 @@ print(describe(profile, compute, notebook="04_llava_projection"))
 #
 # **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
+# **Run time:** about 2 min (1.5 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb): this notebook imports its `VLM` and `build_batch`. Photographs, and your own images, come in
 # [04t](04t_photographs.ipynb).
@@ -74,14 +75,14 @@ from IPython.display import display
 from vlm_lite import diagrams, plots
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.labs import check
-from vlm_lite.lessons.vlm import load_vlm
+from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
-from vlm_lite.models.text import conversation
+from vlm_lite.models.text import conversation, load_language_model
 from vlm_lite.profiles import resolve_model
 from vlm_lite.studies import load_study, summary_table
 
-trained = load_vlm(resolve_model(profile.vlm_model))  # 03's: here without its Q-Former
-vision, language_model, tokenizer = trained.vision, trained.language_model, trained.tokenizer
+vision = CLIP.from_pretrained(resolve_model(profile.vision_model))
+language_model, tokenizer = load_language_model(resolve_model(profile.language_model))
 train = encode_shapes(vision, "train", profile.stage_images)
 val = encode_shapes(vision, "val", profile.val_images)  # none of them is trained on
 diagrams.llava(vision, language_model, tokenizer, val.images[2], val.turns[2][1])
@@ -495,7 +496,7 @@ pd.DataFrame(scores).T.map(str)
 
 # %% [markdown]
 # **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which its language model could answer about scenes
-# in words, it answers with some seeds and captions with others. **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
+# in words, it answers with some seeds and captions with others (0.10 to 0.60 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
 # does not read, the model forgets.
 #
 # **Mixed** starts from the same checkpoint, reads the same data and takes as many steps. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from that of stage 3.
@@ -504,7 +505,7 @@ pd.DataFrame(scores).T.map(str)
 #
 # Numbers first, then words: six fixed prompts (`data/prompts/comparison.json`) about held-out images. ✓ where the reply states the facts of the truth, no more and no
 # fewer, and has the form asked for. The last column is `shapes-llava`, **the mixed stage trained longer**: 450 steps of 32 images with four conversations each, every weight of the language model tuned, and Muon
-# (`vlm-lite study llava_longer --seeds 3`).
+# (`vlm-lite study llava_longer --seeds 2`: on 300 questions VQA 0.92 and 0.86, CIDEr 5.5 and form 1.00 with both seeds; the first ships).
 
 # %%
 models["longer"] = copy.deepcopy(model)
@@ -519,7 +520,8 @@ assert sum(text[0] == "✓" for text in columns["longer"]) >= 5
 plots.answer_table([val.images[k] for k in rows], columns, widths=(110, 120, *[130] * 5))
 
 # %% [markdown]
-# **A conversation of several turns** with `shapes-llava`, about two images. The whole text so far is the prompt of the next turn.
+# **A conversation of several turns** with `shapes-llava`, about two images. The whole text so far is the prompt of the next turn. It is
+# not perfect: on image 3 it counts right and takes some shapes for others.
 
 # %%
 for k in (2, 3):
@@ -539,6 +541,7 @@ for k in (2, 3):
 # learning rate and at a tenth of it (LLaVA-1.5's ratio of the two).
 
 # %%
+controls = "blind", "shuffled", "hidden", "concrete"
 low, high = ({n: each[side] for n, each in study["summary"].items()} for side in ("low", "high"))
 assert high["frozen: form"] < 0.3 and low["conversation: form"] > 0.6 and low["full: form"] > 0.8
 assert high["conversation: text loss"] < 0.5 < 0.8 < low["full: text loss"]
@@ -553,20 +556,19 @@ summary_table(study, tunings, ("CIDEr", "form", "following", "text loss"))
 # Then **four trainings that fail**: conversations without stage 1, VQA without any other stage, and stage 1 with half of the captions, or all, exchanged between images.
 
 # %%
-controls = "blind", "shuffled", "hidden", "concrete"
 failures = "instructions alone", "VQA alone", "half exchanged", "all exchanged"
 assert all(high[f"{name}: {each}"] < 0.2 for name in failures[:2] for each in controls)
-assert low["half exchanged: concrete"] > 0.2 > high["all exchanged: concrete"]
+assert low["half exchanged: concrete"] > 0.1 > high["all exchanged: concrete"]
 display(summary_table(study, ("captions", *failures), ("CIDEr", "VQA", "form", *controls)))
 replies = {name: [said for said, _ in study["runs"][0]["replies"][name]] for name in failures}
-pd.DataFrame({"prompt": prompts, "truth": truths, **replies})
+plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies})
 
 # %% [markdown]
 # - **Conversations alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
 # - **VQA alone**, from scratch: short answers of the right kind, no better than blind. Captions are nonsense. All four controls are near 0.
-# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr as well.
+# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr that of an untrained projector.
 # - **Half exchanged**: *concrete* does not find it: the model does use its image, and what it learnt is half wrong. Only CIDEr, beside that of a clean run, shows it: read the data. The
-# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 also range from below 0 to 0.3.
+# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 range from below 0 to 0.5.
 #
 # ## What you showed
 #

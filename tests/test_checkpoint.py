@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import get_cosine_schedule_with_warmup
 
+from tests import small
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.files import UserError
 from vlm_lite.source import code_hash
@@ -90,15 +91,18 @@ def assert_same_run(first, second):
         assert getattr(history, field) == getattr(other_history, field)
 
 
-def interrupt_at(at):
-    return lambda done, model: os.kill(os.getpid(), signal.SIGINT) if done == at else None
+def interrupt(at, **options):
+    """Train until Ctrl-C at this step."""
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(
+            on_step=lambda k, _: signal.raise_signal(signal.SIGINT) if k == at else 0, **options
+        )
 
 
 @pytest.mark.parametrize("at", [1, 4, 7, 11])
 def test_ctrl_c_ends_the_step_saves_says_where_and_goes_on_bit_identical(folder, at, capsys):
     whole, before = train_toy(), signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(on_step=interrupt_at(at))
+    interrupt(at)
     said = capsys.readouterr().out
     assert f"stopped after step {at} of 12" in said and str(folder) in said
     assert signal.getsignal(signal.SIGINT) is before and kept(folder) == [f"step-{at:08d}"]
@@ -154,8 +158,7 @@ def test_a_process_killed_with_kill_9_goes_on_where_it_was(folder, last):
 )
 def test_edited_code_or_other_settings_start_afresh_and_say_so(folder, change, says, capsys):
     whole = train_toy(**change)
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(on_step=interrupt_at(9))
+    interrupt(9)
     capsys.readouterr()
     first = []
     again = train_toy(**change, on_step=lambda step, _: first.append(step))
@@ -165,8 +168,7 @@ def test_edited_code_or_other_settings_start_afresh_and_say_so(folder, change, s
 
 
 def test_the_checkpoint_of_other_code_stays_until_the_new_run_saves(folder):
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(on_step=interrupt_at(9))
+    interrupt(9)
     with pytest.raises(RuntimeError):
         train_toy(loss_fn=doubled, on_step=fail_at(3))
     assert kept(folder) == ["step-00000009"]
@@ -210,8 +212,7 @@ def test_a_loss_that_is_not_finite_names_its_step():
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_a_damaged_checkpoint_is_named(folder, name, harm):
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(on_step=interrupt_at(4))
+    interrupt(4)
     path = folder / "step-00000004" / name
     path.write_bytes(path.read_bytes()[:-40]) if harm == "cut" else path.unlink()
     with pytest.raises(UserError, match=name):
@@ -233,8 +234,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(folder, monkeypatch):
 
 
 def test_what_is_kept_is_safetensors_without_frozen_weights(folder):
-    with pytest.raises(KeyboardInterrupt):
-        train_toy(on_step=interrupt_at(4))
+    interrupt(4)
     saved = load_file(folder / "step-00000004" / "model.safetensors")
     assert "frozen.weight" not in saved and "body.1.running_mean" in saved
     state = json.loads((folder / "step-00000004" / "state.json").read_text())
@@ -296,10 +296,7 @@ def in_each_process(out):
 
     state = PartialState(cpu=True)
     assert state.num_processes == 2
-    try:
-        train_toy(on_step=lambda done, _: signal.raise_signal(signal.SIGINT) if done == 6 else None)
-    except KeyboardInterrupt:
-        pass
+    interrupt(6)
     model, history = train_toy()
     if state.is_main_process:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
@@ -309,18 +306,8 @@ def in_each_process(out):
 
 @pytest.mark.slow
 def test_of_two_processes_one_writes_and_both_go_on(folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path / "two.safetensors")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (
-        done.stdout.count("stopped after step 6") == 2 - 1 and "goes on after step 6" in done.stdout
-    )
+    said = small.in_two_processes(__file__, tmp_path / "two.safetensors")
+    assert said.count("stopped after step 6") == 1 and "goes on after step 6" in said
     assert kept(folder) == [] and json.loads((tmp_path / "two.json").read_text()) == [5, 10, 12]
     assert set(load_file(tmp_path / "two.safetensors")) == set(Toy().state_dict())
 

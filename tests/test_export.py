@@ -13,10 +13,10 @@ import torch
 from vlm_lite import cli, export
 from vlm_lite.data.language import short_prompt
 from vlm_lite.data.scenes import Item, Scene, render
+from vlm_lite.embed import pixel_values
 from vlm_lite.files import UserError
 from vlm_lite.models.vlm import VLM
 from vlm_lite.profiles import resolve_model
-from vlm_lite.recipes import pixel_values
 
 QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there a heart?"]
 

@@ -22,10 +22,6 @@ LAYERS = [
 ALLOWED = {
     "evals.vlmevalkit.VLMEvalModel",
     "evals.vlmevalkit.write_pope",
-    "rehearsal.shapes_files.CHOICES",
-    "rehearsal.shapes_files.load_shapes_benchmarks",
-    "rehearsal.shapes_files.write_mmbench",
-    "rehearsal.shapes_files.write_pope",
 }
 
 

@@ -1,9 +1,7 @@
 """Notebook 01's saved cells: equal to transformers' CLIP, resumable, and the same on one process and on two."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
+from tests import small
 from vlm_lite.data import language
 from vlm_lite.lessons import clip
 from vlm_lite.models.clip import CLIP as LayoutCLIP
 from vlm_lite.models.layout import save_clip
 from vlm_lite.profiles import Compute
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = dict(width=32, image_layers=2, text_layers=1, num_heads=2, projection_dim=16)
 
 
@@ -112,15 +110,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(capsys):
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_at_the_same_total_batch(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path / "two.json")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    small.in_two_processes(__file__, tmp_path / "two.json")
     two = torch.tensor(json.loads((tmp_path / "two.json").read_text()))
     torch.testing.assert_close(two, losses_in_fp32(), atol=2e-4, rtol=1e-4)
 

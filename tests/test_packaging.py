@@ -95,16 +95,10 @@ def test_a_package_that_only_some_pythons_need_gets_a_marker_and_a_missing_one_s
     def package(name, *requires):
         return {"name": name, "version": "1.0", "requires_dist": list(requires)}
 
-    resolved = {
-        "a": package("a", 'old ; python_version < "3.12"', 'c ; extra == "more"'),
-        "old": package("old"),
-        "c": package("c"),
-    }
-    assert lock.pins(["a[more]"], resolved) == [
-        "a==1.0",
-        "c==1.0",
-        'old==1.0 ; python_version == "3.11"',
-    ]
+    a = package("a", 'old ; python_version < "3.12"', 'c ; extra == "more"')
+    resolved = {"a": a, "old": package("old"), "c": package("c")}
+    pins = ["a==1.0", "c==1.0", 'old==1.0 ; python_version == "3.11"']
+    assert lock.pins(["a[more]"], resolved) == pins
     resolved["c"] = package("c", 'new ; python_version >= "3.13"')
     with pytest.raises(SystemExit, match="Python 3.13 needs new.*3.11 does not"):
         lock.pins(["a[more]"], resolved)
@@ -147,46 +141,31 @@ def test_ci_runs_the_readme_s_test_command_and_on_a_schedule_the_other_versions(
     assert "versions: [newest, colab]" in workflow
 
 
+def pip(*words):
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy so that nothing is left in the clone."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("vlm_lite", "data"):
-        shutil.copytree(
-            ROOT / name,
-            folder / "source" / name,
-            ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
-        )
+        left_out = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--no-build-isolation",
-            "--wheel-dir",
-            folder,
-            folder / "source",
-        ],
-        check=True,
-    )
+    quiet = ["-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    pip("wheel", *quiet, "--wheel-dir", folder, folder / "source")
     return next(folder.glob("*.whl"))
 
 
 @pytest.mark.slow
 def test_the_wheel_carries_the_zoo_the_results_and_the_prompts_and_stays_light(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
+    data = ROOT / "data"
     for part in ("zoo", "results", "prompts"):
-        files = [path for path in (ROOT / "data" / part).rglob("*") if path.is_file()]
-        missing = {
-            f"vlm_lite/_data/{path.relative_to(ROOT / 'data').as_posix()}" for path in files
-        } - held
-        assert missing == set()
+        files = [path.relative_to(data) for path in (data / part).rglob("*") if path.is_file()]
+        assert {f"vlm_lite/_data/{path.as_posix()}" for path in files} <= held
     assert any(name.startswith("vlm_lite/_data/zoo/shapes-vlm/") for name in held)
     assert not [name for name in held if name.startswith(("tests/", "notebooks/", "tools/"))]
     assert wheel.stat().st_size < 25e6
@@ -195,30 +174,11 @@ def test_the_wheel_carries_the_zoo_the_results_and_the_prompts_and_stays_light(w
 @pytest.mark.slow
 def test_notebook_00_runs_against_the_installed_wheel_from_an_empty_folder(wheel, tmp_path):
     site = tmp_path / "site"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            site,
-            wheel,
-        ],
-        check=True,
-    )
+    pip("install", "-q", "--no-deps", "--no-index", "--target", site, wheel)
     notebook = jupytext.read(ROOT / "notebooks" / "00_start_here.py")
-    notebook.cells.append(
-        nbformat.v4.new_code_cell(
-            f"import vlm_lite, vlm_lite.files\n"
-            f"assert vlm_lite.__file__.startswith({str(site)!r}), vlm_lite.__file__\n"
-            f"assert str(vlm_lite.files.data_path('zoo')).startswith({str(site)!r})"
-        )
-    )
-    run = execute.run_notebook(
-        notebook, environment={"PYTHONPATH": str(site), "VLM_LITE_HOME": str(tmp_path / "home")}
-    )
+    code = "import vlm_lite.files as f\nfor p in (f.__file__, f.data_path('zoo')):\n"
+    code += f"    assert str(p).startswith({str(site)!r}), p"
+    notebook.cells.append(nbformat.v4.new_code_cell(code))
+    environment = {"PYTHONPATH": str(site), "VLM_LITE_HOME": str(tmp_path / "home")}
+    run = execute.run_notebook(notebook, environment=environment)
     assert run.failure is None, f"cell {run.failure.cell}: {run.failure.error}"

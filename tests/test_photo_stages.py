@@ -21,6 +21,7 @@ from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals.captions import caption_scores
+from vlm_lite.lessons import llava
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
 from vlm_lite.models.text import pack
@@ -236,6 +237,7 @@ def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch):
         val_images=4,
         mirror=str(mirror),
     )
+    monkeypatch.setattr(llava, "get_compute", lambda: CPU)
     result = rehearse(profile, CPU, steps=2, batch_size=4, say=(said := []).append)
     printed = "\n".join(said)
     for name in ("evaluate", "stage captions, a step", "stage mixed, a step"):

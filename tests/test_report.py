@@ -59,7 +59,7 @@ class Tags(html.parser.HTMLParser):
 def test_the_page_is_whole_and_loads_nothing(found):
     parsed = Tags(report.page(*found))
     assert not parsed.open
-    known = "html meta title style body h1 h2 h3 p b img table tr th td figure span br"
+    known = "html meta title style body h1 h2 h3 p b img table thead tbody tr th td figure span br"
     assert {tag for tag, _ in parsed.tags} <= set(known.split())
     sources = [attributes["src"] for tag, attributes in parsed.tags if tag == "img"]
     assert len(sources) > 10 and all(source.startswith("data:image/") for source in sources)

@@ -11,8 +11,6 @@ What is compared is timed in turn. Still, let the machine have nothing else to d
 import argparse
 import gc
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -30,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import notebooks  # noqa: E402
-from tools.timing import ROWS, half_precision, in_turn, line, now, seconds  # noqa: E402
+from tools.timing import ROWS, in_turn, line, now, seconds  # noqa: E402
 from vlm_lite.data.formats import image_tensor  # noqa: E402
 from vlm_lite.data.language import make_tokenizer, short_prompt  # noqa: E402
 from vlm_lite.data.records import read_vqa_rows  # noqa: E402
@@ -39,10 +37,10 @@ from vlm_lite.embed import pixel_values, tokenize  # noqa: E402
 from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
-from vlm_lite.files import UserError, data_path, read_json, write_json  # noqa: E402
+from vlm_lite.files import data_path, read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, vit  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
-from vlm_lite.models.layout import save_clip  # noqa: E402
+from vlm_lite.models.layout import from_blip2, save_clip  # noqa: E402
 from vlm_lite.models.vlm import VLM  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402
 
@@ -50,13 +48,14 @@ IMAGES, ROUNDS, RECORD = 1024, 15, "docs/bench.json"
 SMALL = 64  # images of the small form
 
 
-def compare(name, ours, theirs, same, compute, rounds):
+def compare(name, ours, theirs, compute, rounds):
     """A line for each precision: the time of `ours()` as a share of that of `theirs()`, forward and backward.
 
-    Both return a tensor; in fp32 those that `same` picks must agree, or the two do not do the same work.
+    Both return a tensor; in fp32 these must agree, or the two do not do the same work.
     """
-    torch.testing.assert_close(same(ours()), same(theirs()), atol=1e-4, rtol=1e-4)
-    for half in (None, half_precision(compute)) if half_precision(compute) else (None,):
+    torch.testing.assert_close(ours(), theirs(), atol=1e-4, rtol=1e-4)
+    halves = {"bf16": [torch.bfloat16], "fp16": [torch.float16]}.get(compute.mixed_precision, [])
+    for half in (None, *halves):
 
         def step(run, half=half):
             with torch.autocast(compute.device, half, enabled=half is not None):
@@ -81,7 +80,7 @@ def time_models(compute, quick=False):
     ours.load_state_dict(theirs.state_dict())
     pixels = torch.randn(size, 3, 224, 224, device=compute.device)
     label = f"{name}, batch {size}: 02's / timm's"
-    compare(label, lambda: ours(pixels), lambda: theirs(pixels), lambda out: out, compute, rounds)
+    compare(label, lambda: ours(pixels), lambda: theirs(pixels), compute, rounds)
 
     tokenizer, size = make_tokenizer(), 16 if quick else TINY.contrastive_batch_size
     table, _ = load_shapes("train", SMALL, progress=False)
@@ -101,64 +100,42 @@ def time_models(compute, quick=False):
         return torch.cat([F.normalize(each, dim=-1) for each in mine(images, ids)[:2]])
 
     label = f"CLIP of Shapes, batch {size}: 01's / transformers'"
-    compare(label, my_embeds, their_embeds, lambda out: out, compute, rounds)
+    compare(label, my_embeds, their_embeds, compute, rounds)
 
-    for label, batch, patches, settings in QFORMERS[: 1 if quick else 2]:
-        ours = QFormer(**settings, mlp_width=4 * settings["width"]).to(compute.device).eval()
-        config = Blip2QFormerConfig(
-            hidden_size=settings["width"],
-            num_hidden_layers=settings["num_layers"],
-            num_attention_heads=settings["num_heads"],
-            intermediate_size=4 * settings["width"],
-            encoder_hidden_size=settings["vision_width"],
-            cross_attention_frequency=settings["cross_attention_frequency"],
-        )
-        theirs = Blip2QFormerModel(config).to(compute.device).eval()
-        queries = torch.nn.Parameter(torch.randn_like(ours.query_tokens))
-        features = torch.randn(batch, patches, settings["vision_width"], device=compute.device)
-
-        def their_queries(theirs=theirs, queries=queries, features=features):
-            given = queries.expand(len(features), -1, -1)
-            found = theirs(query_embeds=given, encoder_hidden_states=features)
-            return found.last_hidden_state
-
-        compare(
-            f"Q-Former of {label}, batch {batch}: 03's / transformers'",
-            lambda ours=ours, features=features: ours(features),
-            their_queries,
-            lambda out: torch.tensor(out.shape),  # other weights: that they are equal, 03 proves
-            compute,
-            rounds,
-        )
+    for sizes in QFORMERS[: 2 - quick]:
+        time_qformer(compute, rounds, *sizes)
 
 
-QFORMERS = (  # name, batch, patches, settings
-    (
-        "Shapes",
-        64,
-        16,
-        dict(
-            num_query_tokens=8,
-            width=192,
-            num_layers=3,
-            num_heads=6,
-            vision_width=128,
-            cross_attention_frequency=1,
-        ),
-    ),
-    (
-        "BLIP-2",
-        2,
-        196,
-        dict(
-            num_query_tokens=32,
-            width=768,
-            num_layers=12,
-            num_heads=12,
-            vision_width=768,
-            cross_attention_frequency=2,
-        ),
-    ),
+def time_qformer(compute, rounds, label, batch, patches, count, width, depth, heads, seen, every):
+    """Notebook 03's Q-Former beside transformers', with the same weights."""
+    sizes = dict(num_query_tokens=count, width=width, num_layers=depth, num_heads=heads)
+    sizes |= dict(mlp_width=4 * width, vision_width=seen, cross_attention_frequency=every)
+    ours = QFormer(**sizes).to(compute.device).eval()
+    config = Blip2QFormerConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        encoder_hidden_size=seen,
+        cross_attention_frequency=every,
+    )
+    theirs = Blip2QFormerModel(config).to(compute.device).eval()
+    ours.load_state_dict(from_blip2(theirs.state_dict()), strict=False)  # which has no queries
+    queries = ours.query_tokens
+    features = torch.randn(batch, patches, seen, device=compute.device)
+
+    def their_queries():
+        given = queries.expand(len(features), -1, -1)
+        found = theirs(query_embeds=given, encoder_hidden_states=features)
+        return found.last_hidden_state
+
+    label = f"Q-Former of {label}, batch {batch}: 03's / transformers'"
+    compare(label, lambda: ours(features), their_queries, compute, rounds)
+
+
+QFORMERS = (  # name, batch, patches, queries, width, layers, heads, width of the patches, frequency of cross-attention
+    ("Shapes", 64, 16, 8, 192, 3, 6, 128, 1),
+    ("BLIP-2", 2, 196, 32, 768, 12, 12, 768, 2),
 )
 
 
@@ -283,25 +260,20 @@ PARTS = {
 }
 
 
-def keep(name, rows, taken, compute, quick, root):
+def keep(name, compute, root, **taken):
     """Put the rows of a part into the record and into docs/benchmarks.md."""
     path = root / RECORD
-    try:
-        record = read_json(path)
-    except UserError:
-        record = {}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
+    record = read_json(path) if path.exists() else {}
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record[name] = {
         "what": PARTS[name][0],
         "place": list(PARTS).index(name),
-        "rows": rows,
-        "quick": quick,
-        "commit": commit.stdout.strip(),
+        "rows": list(ROWS),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
-        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "hardware": compute.hardware,
         **taken,
     }
     write_json(path, {part: record[part] for part in PARTS if part in record})
@@ -322,24 +294,14 @@ def main(arguments=None, root=None):
     for name in options.parts or PARTS:
         what, time_it = PARTS[name]
         busy = psutil.cpu_percent(2.0)  # what others do: this program rests meanwhile
-        warning = (
-            "   (the machine is busy with something else: no time or ratio is worth keeping)"
-            if busy > 10
-            else ""
-        )
+        warning = "   (the machine is busy: no time or ratio is worth keeping)" * (busy > 10)
         print(f"\n{what}{warning}", flush=True)
         ROWS.clear()
-        spent = seconds(lambda time_it=time_it: time_it(compute, quick=options.quick))
-        print(f"({spent:.0f} s)", flush=True)
+        spent = round(seconds(lambda time_it=time_it: time_it(compute, quick=options.quick)))
+        print(f"({spent} s)", flush=True)
         if root is not None:
-            keep(
-                name,
-                list(ROWS),
-                {"seconds": round(spent), "busy_percent": busy},
-                compute,
-                options.quick,
-                root,
-            )
+            taken = {"seconds": spent, "busy_percent": busy, "quick": options.quick}
+            keep(name, compute, root, **taken)
 
 
 if __name__ == "__main__":

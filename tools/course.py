@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import jupytext
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -30,6 +31,7 @@ from vlm_lite import speed  # noqa: E402
 from vlm_lite.files import write_json  # noqa: E402
 from vlm_lite.profiles import get_compute  # noqa: E402
 
+COLUMNS = ("seconds", "peak memory, MB", "headline")
 OUT = ROOT / "build" / "course"
 TIMES = ROOT / "data" / "times.json"
 BUDGET_MINUTES = {"plain": 16, "bf16": 8}  # for notebooks 00 to 06 on two cores
@@ -37,11 +39,9 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vlm-lite: the course</title>
 <style>body {{font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em}}
 td, th {{text-align: left; padding: .4em 1em .4em 0; border-bottom: 1px solid #ccc; vertical-align: top}}
-td.n {{text-align: right}} .failed {{color: #b00; font-weight: bold}}
 .strip img {{height: 11em; margin: .5em .5em 0 0; border: 1px solid #ccc}}</style></head>
 <body><h1>vlm-lite: the course</h1><p>Run on the profile <code>tiny</code> on {day}.</p>
-<table><tr><th>notebook</th><th>seconds</th><th>peak memory, MB</th><th>headline</th></tr>
-{rows}</table><div class="strip">{pictures}</div></body></html>
+{rows}<div class="strip">{pictures}</div></body></html>
 """
 
 
@@ -75,7 +75,7 @@ def main(arguments=None):
             file=sys.stderr,
         )
         return 130
-    print_table(results)
+    print(f"\n{table(results).to_string()}")
     kind = speed.kind_of_cpu(compute)
     minutes = sum(result["seconds"] for result in results) / 60
     print(
@@ -83,18 +83,12 @@ def main(arguments=None):
     )
     write_index(results)
     print(f"Read it: {OUT.relative_to(ROOT) / 'index.html'}")
-    failed = [result for result in results if result["failure"]]
-    for result in failed:
-        print(
-            f"\n{result['name']}: cell {result['failure'].cell} failed: {result['failure'].error}",
-            file=sys.stderr,
-        )
+    failed = {result["name"]: result["failure"] for result in results if result["failure"]}
+    for name, failure in failed.items():
+        print(f"\n{name}: cell {failure.cell} failed: {failure.error}", file=sys.stderr)
     if options.record and not failed:
-        record(
-            compute,
-            {result["name"]: round(result["seconds"]) for result in results},
-            {result["name"]: round(result["memory"]) for result in results},
-        )
+        kept = ({r["name"]: round(r[kind]) for r in results} for kind in ("seconds", "memory"))
+        record(compute, *kept)
     return int(bool(failed))
 
 
@@ -134,25 +128,13 @@ def cpu_name():
 
 
 def course_run(path, k, of):
-    """Run one notebook with a progress line, write its page, and return its row."""
+    """Run one notebook, write its page, and return its row."""
     label = f"[{k}/{of}] {path.stem}"
-    live, start = sys.stdout.isatty(), time.perf_counter()
-    if not live:
-        print(f"{label} ...", flush=True)
-
-    def show(cell, cells):
-        if live:
-            print(
-                f"\r{label}: cell {cell}/{cells}, {time.perf_counter() - start:.0f} s\033[K",
-                end="",
-                flush=True,
-            )
-
+    print(f"{label} ...", flush=True)
     notebook = jupytext.read(path)
-    run = execute.run_notebook(notebook, on_cell=show)
+    run = execute.run_notebook(notebook)
     status = f"failed in cell {run.failure.cell}" if run.failure else "done"
-    before, after = ("\r", "\033[K") if live else ("", "")
-    print(f"{before}{label}: {status} in {run.seconds:.0f} s{after}", flush=True)
+    print(f"{label}: {status} in {run.seconds:.0f} s", flush=True)
     (OUT / f"{path.stem}.html").write_text(as_html(notebook, path.stem), encoding="utf-8")
     return {
         "name": path.stem,
@@ -198,39 +180,31 @@ def as_markup(markdown):
     return MarkdownWithMath(renderer=Renderer(escape=False)).render(markdown)
 
 
-def print_table(results):
-    width = max(len("notebook"), *(len(result["name"]) for result in results))
-    print(f"\n{'notebook':{width}}  seconds  peak memory, MB  headline")
+def table(results):
+    """A row for each notebook: seconds, memory, and what it found or how it failed."""
+    rows = {}
     for result in results:
-        last = (
-            f"FAILED in cell {result['failure'].cell}" if result["failure"] else result["headline"]
-        )
-        print(
-            f"{result['name']:{width}}  {result['seconds']:7.0f}  {result['memory']:15.0f}  {last}"
-        )
+        failure = result["failure"]
+        said = f"FAILED in cell {failure.cell}: {failure.error}" if failure else result["headline"]
+        numbers = [f"{result['seconds']:.0f}", f"{result['memory']:.0f}"]
+        rows[result["name"]] = dict(zip(COLUMNS, [*numbers, said], strict=True))
+    return pd.DataFrame(rows).T
 
 
 def write_index(results):
-    rows, pictures = [], []
-    for result in results:
-        name, failure = html.escape(result["name"]), result["failure"]
-        last = (
-            f'<span class="failed">failed in cell {failure.cell}: {html.escape(failure.error)}</span>'
-            if failure
-            else html.escape(result["headline"])
-        )
-        rows.append(
-            f'<tr><td><a href="{name}.html">{name}</a></td><td class="n">{result["seconds"]:.0f}</td>'
-            f'<td class="n">{result["memory"]:.0f}</td><td>{last}</td></tr>\n'
-        )
-        pictures += [
-            f'<a href="{name}.html"><img alt="{name}" src="data:image/png;base64,{png}"></a>'
-            for png in result["pictures"]
-        ]
-    (OUT / "index.html").write_text(
-        PAGE.format(day=time.strftime("%Y-%m-%d"), rows="".join(rows), pictures="".join(pictures)),
-        encoding="utf-8",
+    rows = (
+        table(results)
+        .map(html.escape)
+        .rename(index=lambda name: f'<a href="{name}.html">{name}</a>')
     )
+    pictures = [
+        f'<a href="{result["name"]}.html"><img alt="{result["name"]}" src="data:image/png;base64,{png}"></a>'
+        for result in results
+        for png in result["pictures"]
+    ]
+    rows, day = rows.to_html(escape=False, border=0), time.strftime("%Y-%m-%d")
+    page = PAGE.format(day=day, rows=rows, pictures="".join(pictures))
+    (OUT / "index.html").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

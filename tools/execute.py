@@ -1,5 +1,6 @@
 """Run a notebook as a learner would: a fresh kernel, an empty folder, nothing kept but the outputs."""
 
+import contextlib
 import math
 import os
 import re
@@ -39,35 +40,30 @@ class Run:
     failure: Failure | None
 
 
-class PeakMemory:
-    """The largest resident memory, in MB (10^6 bytes), of a process and its children, looked at four times a second."""
+@contextlib.contextmanager
+def peak_memory(process_id, on_look):
+    """A list of the largest resident memory so far, in MB (10^6 bytes), of a process and its children.
 
-    def __init__(self, process_id, on_look):
-        self.on_look = on_look
-        self.process = psutil.Process(process_id)
-        self.megabytes = 0.0
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+    They are looked at four times a second, and `on_look` is called each time.
+    """
+    peak, stopped, process = [0.0], threading.Event(), psutil.Process(process_id)
 
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        self.thread.join()
-
-    def _watch(self):
-        while not self.stopped.is_set():
-            total = 0
+    def watch():
+        while not stopped.wait(0.25):
             try:
-                for process in [self.process, *self.process.children(recursive=True)]:
-                    total += process.memory_info().rss
+                family = [process, *process.children(recursive=True)]
+                peak[0] = max(peak[0], sum(each.memory_info().rss for each in family) / 1e6)
             except psutil.Error:
                 pass  # a child ended between being listed and being looked at
-            self.megabytes = max(self.megabytes, total / 1e6)
-            self.on_look()
-            self.stopped.wait(0.25)
+            on_look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stopped.set()
+        thread.join()
 
 
 class Client(NotebookClient):
@@ -88,10 +84,10 @@ class Client(NotebookClient):
             self.silent, self.last = True, time.monotonic()
 
 
-def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
+def run_notebook(notebook, *, profile="tiny", environment=None):
     """Execute `notebook` (an nbformat node, changed in place) in an empty temporary folder and return its Run.
 
-    `on_cell(k, n)` is called before the k-th of n cells, counted from 1. `environment` is added to the kernel's.
+    `environment` is added to the kernel's.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -114,15 +110,12 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             resources={"metadata": {"path": folder}},
         )
-        client.on_cell_start = lambda cell, cell_index: (
-            on_cell and on_cell(cell_index + 1, len(notebook.cells))
-        )
         start = time.perf_counter()
         try:
             # What the kernel itself says on being interrupted or killed is no news: the failure below has it in words.
             with (
                 client.setup_kernel(env=environment, stderr=subprocess.DEVNULL),
-                PeakMemory(client.km.provisioner.process.pid, client.interrupt_if_silent) as peak,
+                peak_memory(client.km.provisioner.process.pid, client.interrupt_if_silent) as peak,
             ):
                 for index, cell in enumerate(notebook.cells):
                     client.last = time.monotonic()
@@ -139,7 +132,7 @@ def run_notebook(notebook, *, profile="tiny", environment=None, on_cell=None):
                 process.kill()
     for cell in notebook.cells:
         clean_outputs(cell)
-    return Run(seconds, peak.megabytes, failure)
+    return Run(seconds, peak[0], failure)
 
 
 def _last_line(error):

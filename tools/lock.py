@@ -28,10 +28,8 @@ HEADER = """# The exact versions of {what}: Linux, x86_64, Python {first} to {la
 
 
 def main():
-    if platform.python_version_tuple()[:2] != tuple(PYTHONS[0].split(".")) or (
-        sys.platform,
-        platform.machine(),
-    ) != ("linux", "x86_64"):
+    python = ".".join(platform.python_version_tuple()[:2])
+    if (python, sys.platform, platform.machine()) != (PYTHONS[0], "linux", "x86_64"):
         sys.exit(f"The lock is resolved on Linux x86_64 with Python {PYTHONS[0]}.")
     base = requirements(ROOT / "requirements.txt")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -86,11 +84,8 @@ def pins(wanted, resolved):
 
 def closure(wanted, resolved, version):
     """Names that the requirements bring in on Python `version`, each allowed at its resolved version."""
-    environment = {
-        **default_environment(),
-        "python_version": version,
-        "python_full_version": f"{version}.0",
-    }
+    environment = default_environment()
+    environment |= {"python_version": version, "python_full_version": f"{version}.0"}
     seen, queue = set(), [(Requirement(text), "") for text in wanted]
     while queue:
         package, extra = queue.pop()

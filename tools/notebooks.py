@@ -47,7 +47,6 @@ import argparse
 import ast
 import base64
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -69,16 +68,10 @@ from vlm_lite.files import UserError, atomic_write  # noqa: E402
 from vlm_lite.labs import build  # noqa: E402
 
 THUMBNAILS = "docs/thumbnails"
-NOTEBOOK_KEYS = {
-    "kernelspec",
-    "language_info",
-    "jupytext",
-    "accelerator",
-    "colab",
-    "execution",
-    "vlm_lite",
-}
-CELL_KEYS = {"tags", "nbgrader", "nbmake", "cellView", "lines_to_next_cell"}
+NOTEBOOK_KEYS = set(
+    "kernelspec language_info jupytext accelerator colab execution vlm_lite".split()
+)
+CELL_KEYS = set("tags nbgrader nbmake cellView lines_to_next_cell".split())
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 SETUP = """# %% tags=["setup"]
 profile = "tiny"  # @param ["tiny", "t4"]
@@ -135,22 +128,13 @@ def facts(text):
 
 
 def set_fact(text, key, value):
-    """`text` with `key: value` in the header's `vlm_lite` table, replaced or appended."""
+    """`text` with `key: value` in the header's `vlm_lite` table, replaced or put first."""
     head, separator, body = text.partition("\n# ---\n")
     line = f"#     {key}: {value}"
     if re.search(rf"^#     {key}:.*$", head, flags=re.M):
         head = re.sub(rf"^#     {key}:.*$", line, head, flags=re.M)
     else:
-        table, found, rest = head.partition("#   vlm_lite:\n")
-        own = re.match(r"(?:#     .*(?:\n|$))*", rest).group()
-        head = (
-            table
-            + found
-            + own.rstrip("\n")
-            + "\n"
-            + line
-            + ("\n" + rest[len(own) :] if rest[len(own) :] else "")
-        )
+        head = head.replace("#   vlm_lite:", f"#   vlm_lite:\n{line}")
     return head + separator + body
 
 
@@ -173,7 +157,9 @@ def generate(text, name, root=ROOT):
     text = re.sub(
         r'^# %% tags=\["setup"\]\n.*?(?=\n# %%)', lambda _: setup, text, count=1, flags=re.M | re.S
     )
-    run = cost_on_tiny(name, root)
+    run, memory = minutes_on_tiny(name, root), memory_on_tiny(name, root)
+    measured = f"about {run} and {memory} of memory on `tiny` (measured, 2 CPU cores)"
+    run = measured if run else "not measured yet on `tiny`"
     run += f"; about {t4:g} min on a T4 (an estimate until someone has measured it)" if t4 else ""
     return re.sub(
         r"^# <!-- figures -->\n.*?^# <!-- /figures -->$",
@@ -192,9 +178,8 @@ def recorded(root=ROOT):
 def minutes_on_tiny(name, root=ROOT):
     """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16; "" where not measured."""
     plain, bf16 = (recorded(root)[kind]["seconds"].get(name) for kind in ("plain", "bf16"))
-    if not plain:
-        return ""
-    return f"{in_minutes(plain):g} min" + (f" ({in_minutes(bf16):g} with bf16)" if bf16 else "")
+    more = f" ({in_minutes(bf16):g} with bf16)" if bf16 else ""
+    return f"{in_minutes(plain):g} min{more}" if plain else ""
 
 
 def minutes_of(target, root=ROOT):
@@ -203,26 +188,16 @@ def minutes_of(target, root=ROOT):
     minutes = []
     for kind in ("plain", "bf16"):
         seconds = recorded(root)[kind]["seconds"]
-        known = all(name in seconds for name in names)
-        minutes.append(round(sum(seconds[name] for name in names) / 60) if known else None)
+        known = seconds.keys() >= set(names)
+        minutes.append(str(round(sum(map(seconds.get, names)) / 60)) if known else "")
     plain, bf16 = minutes
-    if plain is None:
-        return "not measured yet"
-    return f"about {plain} minutes" + ("" if bf16 is None else f" ({bf16})")
+    return f"about {plain} minutes" + f" ({bf16})" * bool(bf16) if plain else "not measured yet"
 
 
 def memory_on_tiny(name, root=ROOT):
     """Such as "2.1 GB"; "" where not measured."""
     memory = recorded(root)["plain"]["memory_mb"].get(name)
     return f"{memory / 1000:.1f} GB" if memory else ""
-
-
-def cost_on_tiny(name, root=ROOT):
-    """The header's words on time and memory."""
-    minutes, memory = minutes_on_tiny(name, root), memory_on_tiny(name, root)
-    if not minutes:
-        return "not measured yet on `tiny`"
-    return f"about {minutes} and {memory} of memory on `tiny` (measured, 2 CPU cores)"
 
 
 def in_minutes(seconds):
@@ -344,18 +319,19 @@ def as_text(notebook):
 def tidy(notebook):
     """Allow-listed metadata, and cell ids that follow from the cells' text, in place."""
     notebook.nbformat_minor = 5
-    notebook.metadata = nbformat.NotebookNode(
-        {k: v for k, v in notebook.metadata.items() if k in NOTEBOOK_KEYS}
-    )
+    _keep_only(notebook, NOTEBOOK_KEYS)
     seen = {}
     for cell in notebook.cells:
-        cell.metadata = nbformat.NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k in CELL_KEYS}
-        )
+        _keep_only(cell, CELL_KEYS)
         name = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
         seen[name] = seen.get(name, 0) + 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
     return notebook
+
+
+def _keep_only(owner, keys):
+    kept = {key: value for key, value in owner.metadata.items() if key in keys}
+    owner.metadata = nbformat.NotebookNode(kept)
 
 
 def write_if_changed(path, text):
@@ -363,9 +339,7 @@ def write_if_changed(path, text):
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_write(path, "w") as file:
             file.write(text)
-        print(
-            f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True
-        )
+        print(f"  wrote {path}", flush=True)
 
 
 def refresh(source, force=False, root=ROOT):
@@ -376,22 +350,15 @@ def refresh(source, force=False, root=ROOT):
     for path, made in lessons(text, source.stem):
         write_if_changed(root / path, made)  # first: what the notebook runs may import it
     stale = force or not target.exists() or facts(text).get("outputs_of") != now
-    executed = None
     if stale:
         print(f"{source.stem}: running", flush=True)
-        executed, run = _run(text, source.stem)
+        executed = _run(text, source.stem)
         text = set_fact(text, "outputs_of", now)
-        print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
     write_if_changed(source, text)
-    if executed is not None:
-        outputs = [
-            copy.deepcopy((c.get("outputs"), c.get("execution_count"))) for c in executed.cells
-        ]
     notebook = tidy(nbformat.reads(paired(source), as_version=4))
-    if executed is not None:
-        for cell, (output, count) in zip(notebook.cells, outputs, strict=True):
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = output, count
+    for cell, ran in zip(notebook.cells, executed.cells if stale else (), strict=stale):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     write_if_changed(target, as_text(notebook))
     if stale or not thumbnail(source, root).exists():
         _write_thumbnail(notebook, thumbnail(source, root))
@@ -400,17 +367,14 @@ def refresh(source, force=False, root=ROOT):
 
 def _run(text, name):
     notebook = tidy(jupytext.reads(text, fmt="py:percent"))
-    with (
-        tempfile.TemporaryDirectory() as home
-    ):  # a first run, as on a fresh runtime, is what gets measured
-        run = execute.run_notebook(
-            notebook, environment={"VLM_LITE_HOME": home, "HF_HUB_OFFLINE": "1"}
-        )
+    with tempfile.TemporaryDirectory() as home:  # a first run, as on a fresh runtime
+        environment = {"VLM_LITE_HOME": home, "HF_HUB_OFFLINE": "1"}
+        run = execute.run_notebook(notebook, environment=environment)
     if run.failure:
-        raise SystemExit(
-            f"{name}: cell {run.failure.cell} failed: {run.failure.error}. Nothing was saved."
-        )
-    return notebook, run
+        said = f"cell {run.failure.cell} failed: {run.failure.error}"
+        raise SystemExit(f"{name}: {said}. Nothing was saved.")
+    print(f"  {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
+    return notebook
 
 
 # ---- the pages
@@ -432,7 +396,7 @@ def _write_thumbnail(notebook, path):
     canvas.paste(image, ((480 - image.width) // 2, (320 - image.height) // 2))
     with atomic_write(path) as file:
         canvas.quantize(128).save(file, "png", optimize=True)
-    print(f"  wrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+    print(f"  wrote {path}", flush=True)
 
 
 def pages(root=ROOT):
@@ -549,8 +513,8 @@ def lab_table(root=ROOT):
         )
         reading = re.search(r"\*\*Reading time:\*\* (\d+) min", text)
         before = re.search(r"\*\*Before this:\*\*\s+(.*?)(?:\.\s|\.?$|\n\n)", text, flags=re.S)
-        before = (
-            re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split())) if before else ""
+        before = re.sub(
+            r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(before[1].split() if before else [])
         )
         url = f"https://colab.research.google.com/github/{slug}/blob/{ref}/labs/{name}.ipynb"
         rows.append(

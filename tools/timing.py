@@ -42,16 +42,14 @@ def in_turn(calls, rounds, warm=2):
 
 
 def line(name, value, unit, digits=1, at_most=None, at_least=None, note=""):
-    """Print a row and keep it in ROWS. value None: it was not reached. at_most, at_least: what is aimed at, if any.
+    """Print a row and keep it in ROWS. at_most, at_least: what is aimed at, if any.
 
     A name that begins with spaces belongs to the row above it.
     """
     row = {"name": name, "value": value, "unit": unit, "digits": digits, "note": note}
     if at_most is not None or at_least is not None:
         row["aim"] = f"{at_least:g} or more" if at_most is None else f"{at_most:g} or less"
-        row["met"] = value is not None and (
-            value >= at_least if at_most is None else value <= at_most
-        )
+        row["met"] = value >= at_least if at_most is None else value <= at_most
     ROWS.append(row)
     aim = f"   (aim: {row['aim']}{'' if row['met'] else ', MISSED'})" if "aim" in row else ""
     print(f"{name:78} {shown(row):>18}{aim}{'   ' + note if note else ''}", flush=True)
@@ -59,16 +57,7 @@ def line(name, value, unit, digits=1, at_most=None, at_least=None, note=""):
 
 def shown(row):
     """A row's value with its unit, as text."""
-    return (
-        "not reached"
-        if row["value"] is None
-        else f"{row['value']:,.{row['digits']}f} {row['unit']}".rstrip()
-    )
-
-
-def half_precision(compute):
-    """The dtype that autocast takes on this device, or None where fp32 is best."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.mixed_precision)
+    return f"{row['value']:,.{row['digits']}f} {row['unit']}".rstrip()
 
 
 def table(path):
@@ -76,13 +65,11 @@ def table(path):
     if not path.exists():
         return ""
     parts = sorted(read_json(path).values(), key=lambda part: part["place"])
-    where = {f"{part['hardware']}; torch {part['torch']}" for part in parts}
-    rows = [f"Measured on {where.pop()}.", ""] if len(where) == 1 else []
-    rows += ["| what | measured | aim |", "|---|---|---|"]
+    rows = ["| what | measured | aim |", "|---|---|---|"]
     for part in parts:
         small = ", **small form: says nothing of speed**" if part["quick"] else ""
-        machine = f"{part['hardware']}; torch {part['torch']}; " if where else ""
-        run = f"{machine}{part['commit']}, {part['date']}; {part['seconds']} s{small}"
+        machine = f"{part['hardware']}; torch {part['torch']}"
+        run = f"{machine}; {part['commit']}, {part['date']}; {part['seconds']} s{small}"
         rows.append(f"| **{part['what']}** ({run}) | | |")
         for row in part["rows"]:
             depth = (len(row["name"]) - len(row["name"].lstrip())) // 3

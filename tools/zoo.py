@@ -7,11 +7,9 @@
 All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenizer) with a model card beside them.
 """
 
-import hashlib
 import json
 import math
 import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from vlm_lite import recipes
-from vlm_lite.data import instructions, language, scenes, shapes
-from vlm_lite.data import tokenizer as words
+from vlm_lite.data import instructions, language, shapes
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
 from vlm_lite.embed import tokenize
@@ -30,7 +28,6 @@ from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, home, write_json
 from vlm_lite.lessons import clip, llava
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
-from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.studies import LONGER, llava_parts, train_llava, train_vlm
 from vlm_lite.train import train
@@ -48,52 +45,39 @@ GPT2 = dict(
 DOCUMENT_TOKENS = 160
 
 
-def _documents(seed, start, stop):
-    tokenizer = language.make_tokenizer()
-    ids = np.zeros((stop - start, DOCUMENT_TOKENS), np.int16)
-    is_output = np.zeros((stop - start, DOCUMENT_TOKENS), bool)
-    for row, index in enumerate(range(start, stop)):
-        rng = np.random.default_rng([seed, index])
-        description, exchanges = language.document(any_scene, rng, exchanges=6)
-        segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
-        tokens = tokenizer(segments, add_special_tokens=False)["input_ids"]
-        position = 0
-        for part, segment in enumerate(tokens):
-            if position + len(segment) > DOCUMENT_TOKENS:
-                break
-            ids[row, position : position + len(segment)] = segment
-            is_output[row, position : position + len(segment)] = part > 0 and part % 2 == 0
-            position += len(segment)
-    return ids, is_output
+def _document(seed, index):
+    """(ids, whether each is output) of one document, cut between its parts to DOCUMENT_TOKENS."""
+    tokenizer, rng = language.make_tokenizer(), np.random.default_rng([seed, index])
+    description, exchanges = language.document(any_scene, rng, exchanges=6)
+    segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
+    ids, is_output = [], []
+    for part, segment in enumerate(tokenizer(segments, add_special_tokens=False)["input_ids"]):
+        if len(ids) + len(segment) > DOCUMENT_TOKENS:
+            break
+        ids += segment
+        is_output += [part > 0 and part % 2 == 0] * len(segment)
+    return torch.tensor(ids), torch.tensor(is_output)
 
 
 def text_corpus(documents, *, seed=0, workers=None):
-    """The language model's text as arrays: ids (documents, 160) int16 and is_output (documents, 160) bool.
+    """The language model's text: ids (documents, T) and is_output (documents, T), T at most 160, by length.
 
-    Sorted by length. An output is an answer, a caption or an assistant's sentence with its `<eos>`. The arrays are
-    cached under `home()`.
+    An output is an answer, a caption or an assistant's sentence with its `<eos>`.
     """
-    folder = home() / "text" / f"{documents}-{seed}-{_source_hash(language, words, scenes)}"
-    if not folder.exists():
-        edges = np.linspace(0, documents, 2 + documents // 2000).astype(int)
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            parts = list(pool.map(_documents, [seed] * (len(edges) - 1), edges[:-1], edges[1:]))
-        ids, is_output = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort((ids > 0).sum(1), kind="stable")
-        with atomic_dir(folder) as temporary:
-            np.save(temporary / "ids.npy", ids[order])
-            np.save(temporary / "is_output.npy", is_output[order])
-    return (torch.from_numpy(np.load(folder / name)) for name in ("ids.npy", "is_output.npy"))
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        made = list(pool.map(_document, [seed] * documents, range(documents), chunksize=500))
+    made.sort(key=lambda document: len(document[0]))
+    return (pad_sequence(parts, batch_first=True) for parts in zip(*made, strict=True))
 
 
-def _source_hash(*modules):
-    return hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in modules)).hexdigest()[:12]
+def kept(name):
+    """What `train` is told to keep of a checkpoint's run."""
+    folder = home() / "zoo-runs" / name
+    return dict(checkpoint=folder, checkpoint_every=500, log_every=50, description=name)
 
 
-def build_gpt2(
-    folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0, start=None
-):
-    """Train the brain on text only and write it to `folder`. `start`: the folder of a brain to go on from."""
+def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-3, seed=0):
+    """Train the language model on text only and write it to `folder`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     started = time.time()
@@ -110,8 +94,6 @@ def build_gpt2(
             **GPT2,
         )
     )
-    if start is not None:
-        model.load_state_dict(load_language_model(start)[0].state_dict())
     ids, is_output = text_corpus(documents, seed=seed)
     window = (
         16 * batch_size
@@ -120,7 +102,7 @@ def build_gpt2(
     def batches(step, generator):
         start = int(torch.randint(len(ids) - window, (1,), generator=generator))
         rows = start + torch.randperm(window, generator=generator)[:batch_size]
-        tokens, outputs = ids[rows].long(), is_output[rows]
+        tokens, outputs = ids[rows], is_output[rows]
         longest = 16 * -(
             -int((tokens > 0).sum(1).max()) // 16
         )  # few shapes: a CPU plans its matmuls once for each
@@ -139,19 +121,8 @@ def build_gpt2(
         answers = (loss * learn).sum().detach() / learn.sum()
         return (loss * weight).sum() / weight.sum(), {"answers": answers}
 
-    history = train(
-        model,
-        batches,
-        loss_fn,
-        steps=steps,
-        lr=lr,
-        weight_decay=0.01,
-        seed=seed,
-        checkpoint_every=500,
-        checkpoint=home() / "zoo-runs" / "shapes-gpt2",
-        description="shapes-gpt2",
-        log_every=50,
-    )
+    settings = {"steps": steps, "lr": lr, "seed": seed}
+    history = train(model, batches, loss_fn, weight_decay=0.01, **settings, **kept("shapes-gpt2"))
     model.eval()
     scores = reading_scores(model, tokenizer, seed=seed + 1)
     with atomic_dir(folder) as temporary:
@@ -160,15 +131,8 @@ def build_gpt2(
         _card(
             temporary,
             "shapes-gpt2",
-            "the brain: a small GPT-2 trained on text about scenes; it never saw a picture",
-            dict(
-                steps=steps,
-                documents=documents,
-                batch_size=batch_size,
-                lr=lr,
-                seed=seed,
-                start=start,
-            ),
+            "a small GPT-2 trained on text about scenes; it never saw an image",
+            settings | {"documents": documents, "batch_size": batch_size},
             history,
             scores,
             started,
@@ -196,12 +160,8 @@ def reading_scores(model, tokenizer, *, scenes_count=500, seed=1):
         ("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
         ("blind", [language.short_prompt(q) for _, q, _, _ in rows]),
     ):
-        right = np.array(
-            [
-                vqa_accuracy(answer, [row[2]] * 10)
-                for answer, row in zip(_first_words(model, tokenizer, prompts), rows, strict=True)
-            ]
-        )
+        said = zip(_first_words(model, tokenizer, prompts), rows, strict=True)
+        right = np.array([vqa_accuracy(answer, [row[2]] * 10) for answer, row in said])
         kinds = np.array([row[3] for row in rows])
         scores[name] = {
             kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))
@@ -225,7 +185,6 @@ def _first_words(model, tokenizer, prompts, batch_size=250):
 
 def _card(folder, name, what, settings, history, scores, started):
     """Write a model card (README.md) and the same facts for programs (card.json) into `folder`."""
-    compute = get_compute()
     facts = {
         "name": name,
         "command": f"vlm-lite zoo build {name}",
@@ -233,28 +192,26 @@ def _card(folder, name, what, settings, history, scores, started):
         "scores": scores,
         "seconds": round(history.seconds[-1]),
         "seconds_in_all": round(time.time() - started),
-        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "hardware": get_compute().hardware,
         "torch": torch.__version__,
     }
     write_json(folder / "card.json", facts)
-    lines = [
-        f"# {name}",
-        "",
-        f"{what[0].upper()}{what[1:]}.",
-        "",
-        f"Made by `{facts['command']}` with settings "
-        f"`{json.dumps(settings)}` in {facts['seconds']} s of training on {facts['hardware']}; torch "
-        f"{facts['torch']}. Licence: Apache-2.0, like the course.",
-        "",
-        "## Scores",
-        "",
-        "```json",
-        json.dumps(scores, indent=1),
-        "```",
-        "",
-    ]
+    page = f"""# {name}
+
+{what[0].upper()}{what[1:]}.
+
+Made by `{facts["command"]}` with settings `{json.dumps(settings)}`
+in {facts["seconds"]} s of training on {facts["hardware"]}; torch {facts["torch"]}.
+Licence: Apache-2.0, like the course.
+
+## Scores
+
+```json
+{json.dumps(scores, indent=1)}
+```
+"""
     with atomic_write(folder / "README.md", "w") as file:
-        file.write("\n".join(lines))
+        file.write(page)
 
 
 ALMOST_RIGHT = (hard_negative, replaced_word)  # what makes the wrong captions
@@ -323,10 +280,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
         loss_fn,
         steps=steps,
         **settings,
-        checkpoint=home() / "zoo-runs" / "shapes-clip",
-        checkpoint_every=500,
-        log_every=50,
-        description="shapes-clip",
+        **kept("shapes-clip"),
     )
     trained, scores = to_transformers(model), {}
     for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
@@ -358,7 +312,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
 
 
 def build_vlm(folder, *, steps=None, seed=0):
-    """Train the nerve between the shipped eye and brain, as the study `shapes_vlm` does; write it to `folder`."""
+    """Train the connector between the shipped models, as the study `shapes_vlm` does; write it to `folder`."""
     started = time.time()
     vlm, history, result, settings = train_vlm(
         seed, steps=steps, checkpoint=home() / "zoo-runs" / "shapes-vlm", checkpoint_every=200
@@ -376,7 +330,7 @@ def build_vlm(folder, *, steps=None, seed=0):
         _card(
             temporary,
             "shapes-vlm",
-            f"the nerve between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
+            f"the connector between shapes-clip and shapes-gpt2: a Q-Former of {count} queries, "
             "trained on captions, questions and instructions",
             settings,
             history,

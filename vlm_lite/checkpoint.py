@@ -25,12 +25,13 @@ import threading
 import time
 
 import numpy as np
+import safetensors.torch
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vlm_lite.checkpoints import load_step, save_checkpoint, trainable_parameters, writable_folder
-from vlm_lite.files import UserError, home, read_json
+from vlm_lite.files import UserError, atomic_dir, atomic_write, home, read_json, write_json
+from vlm_lite.files import digest as digest  # for notebook 04
 from vlm_lite.source import code_hash
 
 
@@ -58,20 +59,8 @@ class Checkpoint:
     UserError where nothing is trainable or the folder cannot be written to.
     """
 
-    def __init__(
-        self,
-        name,
-        model,
-        optimizer,
-        scheduler=None,
-        *,
-        seed=0,
-        settings=None,
-        code=(),
-        every=100,
-        log_every=10,
-        progress=True,
-    ):
+    def __init__(self, name, model, optimizer, scheduler=None, *, seed=0, settings=None, code=(),
+                 every=100, log_every=10, progress=True):  # fmt: skip
         self.name, self.seed, self.every, self.log_every = name, seed, every, log_every
         self.model = getattr(model, "module", model)  # DistributedDataParallel has it inside
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -80,7 +69,7 @@ class Checkpoint:
         self.key = {"seed": seed, **(settings or {}), "code": code_hash(*code), "shapes": shapes}
         self.key = json.loads(json.dumps(self.key))
         self.is_main, self.progress = PartialState().is_main_process, progress
-        self.folder = writable_folder(home() / "runs" / name)
+        self.folder = home() / "runs" / name
         self.history, self.done, self.seconds, self.window = History(), 0, 0.0, []
 
     def steps(self, total):
@@ -91,14 +80,9 @@ class Checkpoint:
         self._load()
         was_training = self.model.training
         columns = min(100, shutil.get_terminal_size((100, 24)).columns)
-        self.bar = tqdm(
-            total=total,
-            initial=self.done,
-            desc=self.name,
-            ncols=columns,
-            mininterval=1.0,
-            disable=not (self.progress and self.is_main),
-        )
+        look = dict(desc=self.name, ncols=columns, mininterval=1.0)
+        look["disable"] = not (self.progress and self.is_main)
+        self.bar = tqdm(total=total, initial=self.done, **look)
         with self.bar, _DeferredInterrupt(sys._getframe(1)) as interrupt:
             while self.done < total:
                 started = time.perf_counter()
@@ -192,9 +176,77 @@ class Checkpoint:
             tqdm.write(f"{self.name}: {text}.")
 
 
-def digest(data):
-    """16 hexadecimal digits of what Python writes for `data`: lists and tuples of texts and numbers."""
-    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+def trainable_parameters(model):
+    """Name -> parameter of what an optimizer may change. Raises UserError when there is none."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise UserError(
+            f"{type(model).__name__} has no trainable parameters: every one has requires_grad=False. "
+            "Unfreeze the part that should learn, for instance `model.connector.requires_grad_(True)`."
+        )
+    return parameters
+
+
+def _tensors(model, optimizer):
+    """{file: {name: tensor}} of what a step may change: parameters, persistent buffers (running means) and moments."""
+    parameters = trainable_parameters(model)
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state = {k: v for k, v in model.state_dict().items() if k not in known and torch.is_tensor(v)}
+    moments = {f"{n}/{k}": v for n, p in parameters.items() for k, v in optimizer.state[p].items()}
+    return {"model.safetensors": parameters | state, "optimizer.safetensors": moments}
+
+
+def save_checkpoint(folder, model, optimizer, scaler, state):
+    """Write `folder/step-N`, N being `state["step"]`, then remove the checkpoints that it replaces.
+
+    It holds `model.safetensors`, `optimizer.safetensors` (named `parameter/moment`) and `state.json`, and appears by one
+    rename. state: dict of JSON values. scaler: a GradScaler or None. Raises UserError when the disk is full (the
+    checkpoint before stays) or when a parameter is not finite (such a checkpoint would be no use).
+    """
+    bad = [n for n, p in trainable_parameters(model).items() if not torch.isfinite(p).all()]
+    if bad:
+        raise UserError(
+            f"{bad[0]} is not finite after step {state['step']}; no checkpoint was written, and an earlier "
+            f"one in {folder} stays. Try a tenth of the learning rate."
+        )
+    state = state | {"scaler": scaler and scaler.state_dict(), "sha256": {}}
+    path = folder / f"step-{state['step']:08d}"
+    with atomic_dir(path) as new:
+        for name, tensors in _tensors(model, optimizer).items():
+            tensors = {key: v.detach().cpu().contiguous().clone() for key, v in tensors.items()}
+            data = safetensors.torch.save(tensors)
+            state["sha256"][name] = hashlib.sha256(data).hexdigest()
+            with atomic_write(new / name) as file:
+                file.write(data)
+        write_json(new / "state.json", state, indent=None)
+    for other in [*folder.glob("step-*"), *folder.glob(".step-*")]:
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_step(path, state, model, optimizer, scaler):
+    """Bring model, optimizer and scaler to the checkpoint in the folder `path`, whose `state.json` holds `state`.
+
+    Raises UserError naming the file that is damaged; then nothing has been changed.
+    """
+    loaded = {}
+    for name, expected in state["sha256"].items():
+        data = (path / name).read_bytes() if (path / name).exists() else b""
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise UserError(
+                f"{path / name} is damaged: its SHA-256 is not the one in state.json. Delete {path} and "
+                "train again."
+            )
+        loaded[name] = safetensors.torch.load(data)
+    own, parameters = _tensors(model, optimizer)["model.safetensors"], trainable_parameters(model)
+    with torch.no_grad():
+        for name, target in own.items():
+            target.copy_(loaded["model.safetensors"][name])
+    for key, value in loaded["optimizer.safetensors"].items():
+        name, _, moment = key.rpartition("/")
+        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
 
 
 def step_seed(seed, step, what="step"):

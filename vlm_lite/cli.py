@@ -19,7 +19,7 @@ from vlm_lite.labs.commands import add as add_labs
 from vlm_lite.profiles import TINY
 from vlm_lite.rehearsal.commands import add as add_rehearse
 
-ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model)
+ZOO = (TINY.vision_model, TINY.language_model, TINY.vlm_model, "shapes-llava")
 NEEDED_FREE_GB = 2.0
 REPORT_EXAMPLE = """example:
   vlm-lite report shapes-vlm --out shapes-vlm-report.html
@@ -174,7 +174,8 @@ def check_checkpoint(name):
     try:
         folder = data_path("zoo", name)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        read_json(folder / "config.json")
+        # shapes-llava is what notebook 04 trained, without a config of its own
+        read_json(folder / ("card.json" if name == "shapes-llava" else "config.json"))
         weights = data_path("zoo", name, "model.safetensors")
     except UserError as error:
         return 0, str(error)

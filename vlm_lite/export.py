@@ -17,13 +17,11 @@ from torch import nn
 
 from vlm_lite.data.language import short_prompt
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
-from vlm_lite.files import UserError, atomic_dir
+from vlm_lite.files import UserError, atomic_dir, write_json
 from vlm_lite.models.text import special_ids
 
 TOLERANCE = 1e-4
 AXES = {"prefix": {1: "Q"}, "input_ids": {1: "T"}, "past": {4: "P"}, "present": {4: "P_Q_T"}}
-INPUTS = {"vision": ["pixels"], "language": ["prefix", "input_ids", "past"]}
-OUTPUTS = {"vision": ["prefix"], "language": ["logits", "present"]}
 
 
 class Vision(nn.Module):
@@ -82,15 +80,17 @@ def export(vlm, out, images, questions):
     with atomic_dir(out) as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # what tracing finds to say about shapes: both lengths are checked below
+        )  # what tracing says of shapes: the lengths are checked below
         pixels = pixel_values(images)
-        parts = {"vision": Vision(vlm).eval(), "language": Language(vlm).eval()}
-        prefix = parts["vision"](pixels[:1])
-        shape = (config.n_layer, 2, 1, config.n_head, 3, config.n_embd // config.n_head)
-        ids = torch.arange(5)[None]
-        traced = {"vision": (pixels[:1],), "language": (prefix, ids, torch.randn(shape))}
-        others = {"vision": (pixels[-1:],),  # other lengths than those traced: blind, with a longer cache
-                  "language": (prefix[:, :0], ids[:, :2], torch.randn(*shape[:4], 20, shape[5]))}  # fmt: skip
+        vision, language = Vision(vlm).eval(), Language(vlm).eval()
+        prefix, ids = vision(pixels[:1]), torch.arange(5)[None]
+        past = torch.randn(config.n_layer, 2, 1, config.n_head, 3, config.n_embd // config.n_head)
+        longer = past.repeat(1, 1, 1, 1, 7, 1)
+        parts = {  # module, inputs, outputs, what is traced, and other lengths: blind, with a longer cache
+            "vision": (vision, ["pixels"], ["prefix"], (pixels[:1],), (pixels[-1:],)),
+            "language": (language, ["prefix", "input_ids", "past"], ["logits", "present"],
+                         (prefix, ids, past), (prefix[:, :0], ids[:, :2], longer)),
+        }  # fmt: skip
         manifest = {
             "prompt": short_prompt("{question}"),
             "eos": special_ids(tokenizer)[0],
@@ -100,48 +100,38 @@ def export(vlm, out, images, questions):
             "image_size": images.shape[-1],
             "mean": CLIP_MEAN,
             "std": CLIP_STD,
-            "past": [*shape[:2], 1, shape[3], 0, shape[5]],
+            "past": list(past[..., :0, :].shape),
             "files": {},
         }
         error, sessions = 0.0, {}
-        for name, part in parts.items():
-            path, names = folder / f"{name}.onnx", INPUTS[name]
-            axes = AXES if name == "language" else None
-            torch.onnx.export(part, traced[name], str(path), input_names=names, dynamic_axes=axes,
-                              output_names=OUTPUTS[name], opset_version=17, dynamo=False)  # fmt: skip
+        for name, (part, inputs, outputs, traced, other) in parts.items():
+            path, axes = folder / f"{name}.onnx", AXES if name == "language" else None
+            torch.onnx.export(part, traced, str(path), input_names=inputs, output_names=outputs,
+                              dynamic_axes=axes, opset_version=17, dynamo=False)  # fmt: skip
             path.write_bytes(_in_half(onnx.load(path)).SerializeToString())
             sessions[name] = onnxruntime.InferenceSession(path)
-            for example in (traced[name], others[name]):
-                given = {k: x.numpy() for k, x in zip(names, example, strict=True)}
+            for example in (traced, other):
+                given = {k: x.numpy() for k, x in zip(inputs, example, strict=True)}
                 expected = part(*example)
                 expected = expected if isinstance(expected, tuple) else (expected,)
                 for ours, theirs in zip(sessions[name].run(None, given), expected, strict=True):
                     error = max(error, float(np.abs(ours - theirs.numpy()).max()))
-        if error > TOLERANCE:
-            raise UserError(
-                f"ONNX and PyTorch differ by {error:.1e}, more than {TOLERANCE:.0e}: nothing was kept."
-            )
         expected = vlm.generate(vlm.encode(pixels), [short_prompt(text) for text in questions])
-        answers = [
-            answer(sessions, manifest, tokenizer, *pair)
-            for pair in zip(pixels.numpy(), questions, strict=True)
-        ]
-        equal = sum(a == b for a, b in zip(answers, expected, strict=True))
-        if equal < len(questions):
-            raise UserError(f"ONNX and PyTorch answer {len(questions) - equal} of {len(questions)} questions "
-                            "differently: nothing was kept.")  # fmt: skip
+        asked = zip(pixels.numpy(), questions, expected, strict=True)
+        equal = sum(answer(sessions, manifest, tokenizer, x, q) == said for x, q, said in asked)
+        if error > TOLERANCE or equal < len(questions):
+            raise UserError(
+                f"ONNX and PyTorch differ by {error:.1e} (at most {TOLERANCE:.0e} is expected) and answer "
+                f"{len(questions) - equal} of {len(questions)} questions differently: nothing was kept."
+            )
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         (folder / "vocabulary.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
         for path in sorted(folder.iterdir()):
             data = path.read_bytes()
-            manifest["files"][path.name] = {
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
-        )
+            found = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest["files"][path.name] = found
+        write_json(folder / "manifest.json", manifest)
     size = sum(each["bytes"] for each in manifest["files"].values())
     return {"error": error, "equal": equal, "bytes": size}
 
@@ -149,9 +139,8 @@ def export(vlm, out, images, questions):
 def answer(sessions, manifest, tokenizer, pixels, question):
     """The greedy answer of the two ONNX sessions to one question about pixels (3, S, S), as any caller finds it."""
     (prefix,) = sessions["vision"].run(None, {"pixels": pixels[None]})
-    ids = tokenizer(manifest["prompt"].format(question=question), add_special_tokens=False)[
-        "input_ids"
-    ]
+    prompt = manifest["prompt"].format(question=question)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     past, new = np.zeros(manifest["past"], np.float32), []
     for _ in range(manifest["max_new_tokens"]):
         inputs = {"prefix": prefix, "input_ids": np.array([ids], np.int64), "past": past}
@@ -176,6 +165,6 @@ def _in_half(model):
             weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
             casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
+    model.graph.ClearField("node")
     model.graph.node.extend(nodes)
     return model

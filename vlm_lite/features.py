@@ -1,22 +1,20 @@
 """Features of a frozen encoder, computed once and kept on disk.
 
 The name of a cache is the hash of all it depends on: the model's weights, the layer and transform (both in `key`), the
-pictures and the number format. `NAME.bin` grows batch by batch, and `NAME.json` says how many pictures of it count; the
-JSON is replaced by one rename after the data is on the disk, so a cut run is never taken for whole, and goes on.
+pictures and the number format. It is written whole or not at all.
 """
 
 import hashlib
 import json
-import math
-import os
 import shutil
 from pathlib import Path
 
 import filelock
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlm_lite.files import UserError, home, read_json, write_json
+from vlm_lite.files import UserError, atomic_write, home
 
 
 def weights_hash(module):
@@ -24,21 +22,12 @@ def weights_hash(module):
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(_bytes(value))
+        digest.update(_bytes(value).data)
     return digest.hexdigest()
 
 
 def cache_features(
-    encode,
-    images,
-    *,
-    key,
-    batch_size=256,
-    dtype=torch.float16,
-    folder=None,
-    progress=True,
-    description="features",
-    save_every=2048,
+    encode, images, *, key, batch_size=256, dtype=torch.float16, folder=None, progress=True
 ):
     """Features (N, T, D) of `images`, computed at the first call and mapped from disk at every later one.
 
@@ -47,181 +36,63 @@ def cache_features(
     images: uint8 tensor (N, 3, H, W).
     key: dict of JSON values that names all the features depend on but the pictures: `weights_hash(model)`, the layer,
         the transform.
-    folder: where caches lie; None for `features` in `files.home()`. `save_every`: pictures between two safe points.
+    folder: where caches lie; None for `features` in `files.home()`.
 
-    Returns a tensor of `dtype` mapped from the file: pages are read when touched, so it may exceed the memory; writing
-    to it changes this process's copy only. Two processes may ask for the same features at once: one computes.
-    Raises UserError for an empty or wrong `images`, an output of the wrong shape, values that `dtype` cannot hold, a
-    folder that cannot be written, and a full disk. Ctrl-C keeps what is done.
+    Returns a tensor of `dtype` mapped from the file: pages are read when touched; writing to it changes this process's
+    copy only. Two processes may ask for the same features at once: one computes. Raises UserError for an empty or wrong
+    `images`, an output of the wrong shape, values that `dtype` cannot hold, and a full disk.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(
             f"images: found a {images.dtype} tensor of shape {tuple(images.shape)}, expected uint8 "
             "(N, 3, H, W) with at least one picture. Normalise within `encode`."
         )
-    folder = Path(folder) if folder is not None else home() / "features"
-    path = folder / f"{_digest(key, images, dtype)}.bin"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if _map_whole(path, len(images), dtype) is None:
-            with _lock(path):
-                if (
-                    _map_whole(path, len(images), dtype) is None
-                ):  # another process may have finished it meanwhile
-                    _compute(
-                        path,
-                        encode,
-                        images,
-                        key,
-                        batch_size,
-                        dtype,
-                        progress,
-                        description,
-                        save_every,
-                    )
-    except OSError as error:
-        raise UserError(
-            f"cannot write the feature cache {path}: {error.strerror or error}. Free some space, or set "
-            "VLM_LITE_HOME to another folder; what is done so far counts when you run again."
-        ) from error
-    return _map_whole(path, len(images), dtype)
-
-
-def _compute(path, encode, images, key, batch_size, dtype, progress, description, save_every):
-    """Append the features of the pictures that `path` does not hold yet."""
-    shape, done = _resume_point(path, dtype)
-    bar = tqdm(
-        total=len(images),
-        initial=done,
-        desc=description,
-        unit="image",
-        disable=not progress,
-        mininterval=1.0,
-        ncols=min(100, shutil.get_terminal_size((100, 24)).columns),
-    )
-    with open(path, "ab") as file, bar:
-
-        def keep():
-            file.flush()
-            os.fsync(file.fileno())
-            write_json(
-                path.with_suffix(".json"),
-                {"shape": [len(images), *shape], "dtype": str(dtype), "done": done, "key": key},
-            )
-
-        kept = done
+    digest = hashlib.sha256(json.dumps([key, str(dtype), images.shape], sort_keys=True).encode())
+    digest.update(_bytes(images).data)
+    folder = Path(folder or home() / "features")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{digest.hexdigest()[:32]}.npy"
+    with filelock.FileLock(path.with_suffix(".lock")):  # the system frees it when a process ends
         try:
-            while done < len(images):
-                batch = images[done : done + batch_size]
-                with torch.inference_mode():
-                    output = encode(batch)
-                _check_output(output, batch, shape, dtype)
-                if shape is None:
-                    shape = tuple(output.shape[1:])
-                    _check_space(path, len(images), shape, dtype)
-                file.write(_bytes(output.to(dtype)))
-                done += len(batch)
+            return _mapped(path, dtype)
+        except (OSError, ValueError, EOFError):  # absent or damaged
+            pass
+        width = min(100, shutil.get_terminal_size().columns)
+        bar = tqdm(
+            total=len(images), desc="features", unit="image", ncols=width, disable=not progress
+        )
+        parts = []
+        with bar, torch.inference_mode():
+            for batch in images.split(batch_size):
+                parts.append(_checked(encode(batch), batch, parts, dtype).cpu())
                 bar.update(len(batch))
-                if done - kept >= save_every or done == len(images):
-                    keep()
-                    kept = done
-        except KeyboardInterrupt:
-            if shape is not None:
-                keep()
-            tqdm.write(
-                f"Stopped after {done} of {len(images)} images; the same call goes on from there."
-            )
-            raise
+        rows = [_bytes(part).reshape(*part.shape[:-1], -1) for part in parts]
+        with atomic_write(path) as file:
+            np.save(file, np.concatenate(rows))  # NumPy's: autocast on a CPU joins no fp16
+        return _mapped(path, dtype)
 
 
-def _resume_point(path, dtype):
-    """(shape of one picture's features or None, pictures that count); cuts off or removes what does not count."""
-    meta = _read_meta(path)
-    if meta is not None:
-        shape, done = tuple(meta["shape"][1:]), meta["done"]
-        size = done * math.prod(shape) * dtype.itemsize
-        if done < meta["shape"][0] and path.exists() and path.stat().st_size >= size:
-            os.truncate(path, size)
-            return shape, done
-    path.unlink(missing_ok=True)  # a new file: whoever has the old one mapped keeps what they see
-    path.with_suffix(".json").unlink(missing_ok=True)
-    return None, 0
-
-
-def _map_whole(path, count, dtype):
-    """The features mapped from `path`, or None where they are not all there."""
-    meta = _read_meta(path)
-    if meta is None or not path.exists():
-        return None
-    shape = meta["shape"]
-    if (
-        meta["done"] != count
-        or shape[0] != count
-        or path.stat().st_size != math.prod(shape) * dtype.itemsize
-    ):
-        return None
-    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
-
-
-def _read_meta(path):
-    try:
-        meta = read_json(path.with_suffix(".json"))
-        return meta if {"shape", "done"} <= meta.keys() else None
-    except (UserError, AttributeError):  # absent or damaged: it can be made again
-        return None
-
-
-def _lock(path):
-    """A lock for `path` that the system frees when its process ends, however it ends."""
-    lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-        lock.release()
-    except filelock.Timeout:
-        tqdm.write("Another process is computing the same features: waiting for it.")
-    return lock
-
-
-def _digest(key, images, dtype):
-    try:
-        text = json.dumps(key, sort_keys=True)
-    except TypeError as error:
-        raise UserError(f"key: {error}. Use strings, numbers, lists and dicts only.") from error
-    digest = hashlib.sha256(f"{text}\n{dtype}\n{tuple(images.shape)}\n".encode())
-    for start in range(0, len(images), 1024):
-        digest.update(_bytes(images[start : start + 1024]))
-    return digest.hexdigest()[:32]
+def _mapped(path, dtype):
+    return torch.from_numpy(np.load(path, mmap_mode="c")).view(dtype)
 
 
 def _bytes(tensor):
     """The tensor's bytes, in row-major order. (By way of uint8, as NumPy has no bfloat16.)"""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _check_output(output, batch, shape, dtype):
-    expected = f"({len(batch)}, T, D)" if shape is None else str((len(batch), *shape))
-    if (
-        not torch.is_tensor(output)
-        or output.ndim < 2
-        or len(output) != len(batch)
-        or (shape is not None and tuple(output.shape[1:]) != shape)
-    ):
-        found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
+def _checked(output, batch, before, dtype):
+    """The output in `dtype`. UserError unless it fits the batch, those before it, and `dtype`."""
+    found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
+    expected = (len(batch), *(before[0].shape[1:] if before else "TD"))
+    if len(found) < 2 or found[0] != len(batch) or before and found != expected:
         raise UserError(
             f"encode returned {found} for a batch of {len(batch)} pictures, expected a tensor {expected}."
         )
-    if not torch.isfinite(output.to(dtype)).all():
-        largest = output.float().abs().max().item()
+    output, largest = output.to(dtype), output.float().abs().max().item()
+    if not output.isfinite().all():
         raise UserError(
             f"encode's features do not fit {dtype}: the largest magnitude is {largest:.4g}. Pass "
             "dtype=torch.bfloat16 or torch.float32, or look for NaN in the encoder's weights."
         )
-
-
-def _check_space(path, count, shape, dtype):
-    need, free = count * math.prod(shape) * dtype.itemsize, shutil.disk_usage(path.parent).free
-    if need > free:
-        raise UserError(
-            f"the feature cache {path} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "
-            "left. Free some space, set VLM_LITE_HOME to another disk, or use fewer pictures."
-        )
+    return output

@@ -6,26 +6,18 @@ well, so that a figure reads in grey.
 
 import functools
 import io
+import textwrap
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image, ImageFilter, ImageOps
 
 from vlm_lite.data.images import to_rgb
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION = "#0072B2", "#D55E00"
 INK, GREY, PALE = "#1b1f27", "#6b7280", "#e5e7eb"
 NIGHT, NIGHT_FRAME, NIGHT_INK = "#14161e", "#4a5060", "#e8eaf0"
 GUESS = {
@@ -122,23 +114,21 @@ class Figure(MatplotlibFigure):
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
-    def to_bytes(self, max_bytes=MAX_BYTES):
+    def to_bytes(self):
         """(mime type, bytes): PNG; where that is too large PNG of 256 colours; for photographs JPEG, finest that fits."""
         image = self.to_image()
-        for each in (
-            image,
-            image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE),
-        ):
+        few = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        tries = [
+            (image, "png", 0),
+            (few, "png", 0),
+            *((image, "jpeg", q) for q in (90, 70, 45, 30)),
+        ]
+        for each, kind, quality in tries:
             buffer = io.BytesIO()
-            each.save(buffer, "png", optimize=True)
-            if buffer.tell() <= max_bytes:
-                return "image/png", buffer.getvalue()
-        for quality in (90, 80, 70, 60, 45, 30):
-            buffer = io.BytesIO()
-            image.save(buffer, "jpeg", quality=quality, optimize=True)
-            if buffer.tell() <= max_bytes:
+            each.save(buffer, kind, optimize=True, quality=quality)
+            if buffer.tell() <= MAX_BYTES:
                 break
-        return "image/jpeg", buffer.getvalue()
+        return f"image/{kind}", buffer.getvalue()
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -203,32 +193,7 @@ def enlarge(image, side):
 
 
 def wrap(text, width, size=STYLE["font.size"], max_lines=None, weight="normal"):
-    """`text` broken into lines of at most `width` pixels in a font of `size` points; "…" ends what is cut off."""
-    font = get_font(findfont(FontProperties(family=STYLE["font.family"], weight=weight)))
-    font.set_size(size, DPI)
-
-    def fits(line):
-        font.set_text(line, 0.0)
-        return (
-            font.get_width_height()[0] / 64 * 1.02 <= width
-        )  # 2% for the rounding of drawn letters to pixels
-
-    lines = [""]
-    for word in str(text).split():
-        longer = f"{lines[-1]} {word}".strip()
-        if fits(longer):
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        while not fits(word):  # a word wider than the line
-            cut = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
-            lines[-1], word = word[:cut], word[cut:]
-            lines.append("")
-        lines[-1] = word
-    if max_lines and len(lines) > max_lines:
-        lines = lines[:max_lines]
-        while lines[-1] and not fits(lines[-1] + "…"):
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "…"
-    return "\n".join(lines)
+    """`text` broken into lines of about `width` pixels in a font of `size` points; "…" ends what is cut off."""
+    letter = size * DPI / 72 * (0.66 if weight == "bold" else 0.6)  # of DejaVu Sans, on average
+    columns = max(1, int(width / letter))
+    return "\n".join(textwrap.wrap(str(text), columns, max_lines=max_lines, placeholder="…"))

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import hashlib
 import json
 import os
 import reprlib
@@ -242,3 +243,8 @@ def write_json(path, value, indent=1):
     """Write `value` as JSON with sorted keys, whole or not at all; `indent=None`, in one line, is far quicker."""
     with atomic_write(path, "w") as file:
         file.write(json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def digest(data):
+    """16 hexadecimal digits of what Python writes for `data`: lists and tuples of texts and numbers."""
+    return hashlib.sha256(repr(data).encode()).hexdigest()[:16]

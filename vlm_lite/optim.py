@@ -11,7 +11,7 @@ slower than in fp32, so here it is fp32 everywhere; with that one change the two
 
 import torch
 
-from vlm_lite.checkpoints import trainable_parameters
+from vlm_lite.checkpoint import trainable_parameters
 
 ADAMW_SHARE = 0.25  # of the learning rate
 MOMENTUM = 0.95

@@ -3,8 +3,6 @@
 `plots` offers them with all others; they stand apart so that each module is read in one sitting.
 """
 
-from matplotlib.patches import Rectangle
-
 from vlm_lite.figures import (
     BLUE,
     GREEN,
@@ -34,16 +32,6 @@ def _table(images, header, rows, widths, label, side=84):
     for i, (image, cells) in enumerate(zip(images, rows, strict=True)):
         top = head + i * (side + gap)
         figure.picture_at(image, gap, top, side)
-        figure.add_artist(
-            Rectangle(
-                (gap / figure.bbox.width, 1 - (top - gap / 2) / height),
-                1 - 2 * gap / figure.bbox.width,
-                0,
-                edgecolor=PALE,
-                linewidth=1,
-                transform=figure.transFigure,
-            )
-        )
         for left, width, (text, colour, weight) in zip(lefts, widths, cells, strict=True):
             lines = wrap(text, width, 9.5, side // LINE, weight)
             figure.text_at(
@@ -71,22 +59,18 @@ def scoreboard(images, questions, answers, given, *, correct=None):
     without regard to case.
     """
     if correct is None:
+        right = [answer.strip().lower() for answer in answers]
         correct = {
-            name: [
-                g.strip().lower() == a.strip().lower() for g, a in zip(said, answers, strict=True)
-            ]
+            name: [text.strip().lower() == r for text, r in zip(said, right, strict=True)]
             for name, said in given.items()
         }
-    rows = [
-        [(questions[i], INK, "normal"), (answers[i], INK, "bold")]
-        + [
-            (f"✓ {said[i]}", BLUE, "bold")
-            if correct[name][i]
-            else (f"✗ {said[i]}", VERMILLION, "normal")
-            for name, said in given.items()
-        ]
-        for i in range(len(questions))
-    ]
+    looks = {True: ("✓ ", BLUE, "bold"), False: ("✗ ", VERMILLION, "normal")}
+    rows = []
+    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        rows.append([(question, INK, "normal"), (answer, INK, "bold")])
+        for name, said in given.items():
+            mark, *look = looks[bool(correct[name][i])]
+            rows[-1].append((mark + said[i], *look))
     header = ["question", "right answer"] + [
         f"{wrap(name, 124, 9.5, 1, 'bold')}\n{sum(correct[name])} of {len(questions)}"
         for name in given
@@ -163,44 +147,22 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     figure = Figure(width=width, height=height, label=question)
     if image is None:
         axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
-        axes.add_patch(
-            Rectangle((0, 0), 1, 1, hatch="//", facecolor=PALE, edgecolor="#c3c7cf", linewidth=0)
-        )
-        axes.text(
-            0.5,
-            0.5,
-            "no image",
-            ha="center",
-            va="center",
-            fontsize=11,
-            bbox={"facecolor": PALE, "edgecolor": "none", "pad": 5},
-        )
-        axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
-        axes.spines[["top", "right"]].set_visible(True)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=11)
+        axes.set(xticks=[], yticks=[])
     else:
         figure.picture_at(image, 24, 26, side)
     left = 24 + side + 28
-    figure.text_at(
-        left, 24, wrap(question, width - left - 24, 13, 2, "bold"), fontsize=13, fontweight="bold"
-    )
+    lines = wrap(question, width - left - 24, 13, 2, "bold")
+    figure.text_at(left, 24, lines, fontsize=13, fontweight="bold")
     figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
-    answers = list(
-        answers or sorted(probabilities, key=lambda answer: -probabilities[answer])[:top]
-    )
-    best = max(answers, key=lambda answer: probabilities[answer])
+    answers = list(answers or sorted(probabilities, key=probabilities.get, reverse=True)[:top])
+    best = max(answers, key=probabilities.get)
     axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
     for row, answer in enumerate(answers):
         percent = 100 * probabilities[answer]
         axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
-        axes.text(
-            percent + 1.2,
-            row,
-            f"{percent:.0f}%",
-            va="center",
-            fontweight="bold" if answer == best else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-            zorder=4,
-        )
+        look = dict(va="center", fontweight="bold" if answer == best else "normal")
+        axes.text(percent + 1.2, row, f"{percent:.0f}%", **look)
     axes.set(
         yticks=range(len(answers)),
         yticklabels=[wrap(answer, 80, 10, 1) for answer in answers],

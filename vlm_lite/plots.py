@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from vlm_lite.figures import (
     BLUE,
@@ -28,12 +27,12 @@ from vlm_lite.figures import (
     Figure,
     array,
     enlarge,
-    style,
+    style,  # noqa: F401
     styled,
     wrap,
 )
 from vlm_lite.models.positions import position_cosines
-from vlm_lite.panels import (
+from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one name
     answer_table,
     ask_panel,
     controls_bars,
@@ -42,27 +41,7 @@ from vlm_lite.panels import (
     scoreboard,
 )
 
-__all__ = [
-    "answer_table",
-    "ask_panel",
-    "attention_over_image",
-    "by_type_bars",
-    "controls_bars",
-    "gain_bars",
-    "joint_space",
-    "loss_curve",
-    "percent_table",
-    "losses",
-    "museum_wall",
-    "position_similarity",
-    "power_law",
-    "recall_bars",
-    "scoreboard",
-    "seed_ranges",
-    "show_images",
-    "similarity_matrix",
-    "style",
-]
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 ROWS = {  # condition -> (label, colour, hatch)
     "blind": ("blind (question only)", "white", "////"),
@@ -73,6 +52,12 @@ ROWS = {  # condition -> (label, colour, hatch)
 }
 
 
+def _panels(width, height, label, columns=1, **shared):
+    """(figure, its panels side by side), laid out so that nothing is cut off."""
+    figure = Figure(width=width, height=height, label=label, layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False, **shared)[0]
+
+
 @styled
 def show_images(images, titles=None, columns=5, size=144):
     """Pictures in a dark frame, `size` pixels each, with their titles beneath.
@@ -80,12 +65,8 @@ def show_images(images, titles=None, columns=5, size=144):
     images: uint8 (N, 3, H, W), or a list of PIL images. titles: N strings, or None.
     """
     gap, columns = 14, min(columns, len(images))
-    titles = (
-        [wrap(title, size - 2, 9) for title in titles] if titles is not None else [""] * len(images)
-    )
-    rows = [
-        range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)
-    ]
+    titles = [wrap(title, size - 2, 9) for title in titles or [""] * len(images)]
+    rows = [range(k, min(k + columns, len(images))) for k in range(0, len(images), columns)]
     depths = [
         max((titles[i].count("\n") + 1) * LINE + 8 if titles[i] else 0 for i in row) for row in rows
     ]
@@ -95,223 +76,126 @@ def show_images(images, titles=None, columns=5, size=144):
         label=f"{len(images)} images",
         facecolor=NIGHT,
     )
-    top = gap
+    look, top = dict(ha="center", color=NIGHT_INK, fontsize=9), gap
     for row, depth in zip(rows, depths, strict=True):
         for column, i in enumerate(row):
             left = gap + column * (size + gap)
             figure.picture_at(images[i], left, top, size, frame=NIGHT_FRAME)
-            figure.text_at(
-                left + size / 2, top + size + 7, titles[i], ha="center", color=NIGHT_INK, fontsize=9
-            )
+            figure.text_at(left + size / 2, top + size + 7, titles[i], **look)
         top += size + gap + depth
     return figure
 
 
 @styled
-def loss_curve(
-    history, *, band=None, chance=None, guess=None, ylabel="loss", xlabel="training step", title=""
-):
+def loss_curve(history, *, band=None, chance=None, ylabel="loss", title=""):
     """A live loss over the recorded band of several seeds, with how much of it lies inside, and how much usually does.
 
-    history: a train.History, or a pair (steps, losses). band: dict of lists `steps`, `low`, `high`, `mean`, and
-    optionally `seeds`, their number n: of a further run's points, (n - 1) / (n + 1) lie inside on average.
-    chance: the loss of a model that knows nothing. guess: the learner's final loss.
+    history: a checkpoint.History. band: a study's dict of lists `steps`, `low`, `high`, `mean`, and `seeds`, their number
+    n: of a further run's points, (n - 1) / (n + 1) lie inside on average. chance: the loss of a model that knows nothing.
     """
-    steps, losses = (
-        array(x)
-        for x in (history if isinstance(history, tuple) else (history.steps, history.losses))
-    )
-    figure = Figure(width=680, height=350, label=f"{ylabel} against {xlabel}", layout="constrained")
-    axes = figure.subplots()
+    steps, curve = array(history.steps), array(history.losses)
+    figure, (axes,) = _panels(680, 350, f"{ylabel} against training step")
     if band is not None:
         recorded, low, high, mean = (array(band[key]) for key in ("steps", "low", "high", "mean"))
-        several = band.get("seeds", 2) > 1  # one seed has no range
-        name = f"recorded, {band['seeds']} seeds" if "seeds" in band else "recorded seeds"
-        if several:
-            axes.fill_between(
-                recorded, low, high, color=SKY, alpha=0.35, linewidth=0, label=f"{name}: range"
-            )
-        axes.plot(
-            recorded,
-            mean,
-            color=GREY,
-            linestyle="-.",
-            linewidth=1.2,
-            label=f"{name}: mean" if several else "recorded, one seed",
-        )
+        name = f"recorded, {band['seeds']} seeds"
+        look = dict(color=SKY, alpha=0.35, linewidth=0)
+        axes.fill_between(recorded, low, high, label=f"{name}: range", **look)
+        look = dict(color=GREY, linestyle="-.", linewidth=1.2)
+        axes.plot(recorded, mean, label=f"{name}: mean", **look)
         held = (steps >= recorded[0]) & (steps <= recorded[-1])
-        if several and held.any():
+        if held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
-            share = np.mean((floor <= losses[held]) & (losses[held] <= roof))
+            share = np.mean((floor <= curve[held]) & (curve[held] <= roof))
+            # Of n + 1 like runs each is as likely as another to be the highest, or the lowest.
+            usual = (band["seeds"] - 1) / (band["seeds"] + 1)
             title = f"{title}\n" * bool(title)
-            title += (
-                f"inside the range of {band.get('seeds', 'the')} seeds at {share:.0%} of points"
-            )
-            if (
-                "seeds" in band
-            ):  # of n + 1 like runs each is as likely as another to be the highest, or the lowest
-                title += f" (a further seed: about {(band['seeds'] - 1) / (band['seeds'] + 1):.0%})"
-    axes.plot(steps, losses, color=BLUE, label="this run")
-    axes.plot(steps[-1:], losses[-1:], "o", color=BLUE, markersize=5, clip_on=False)
-    axes.annotate(
-        f"{losses[-1]:.2f}",
-        (steps[-1], losses[-1]),
-        (6, 0),
-        textcoords="offset points",
-        va="center",
-        color=BLUE,
-        fontweight="bold",
-        annotation_clip=False,
-    )
+            title += f"inside the range of {band['seeds']} seeds at {share:.0%} of points "
+            title += f"(a further seed: about {usual:.0%})"
+    axes.plot(steps, curve, color=BLUE, label="this run")
+    axes.plot(steps[-1:], curve[-1:], "o", color=BLUE, markersize=5, clip_on=False)
+    look = dict(va="center", color=BLUE, fontweight="bold", annotation_clip=False)
+    last = steps[-1], curve[-1]
+    axes.annotate(f"{last[1]:.2f}", last, (6, 0), textcoords="offset points", **look)
     if chance is not None:
         axes.axhline(chance, label=f"knows nothing: {chance:.2f}", **CHANCE)
-    if guess is not None:
-        axes.axhline(guess, label=f"my guess: {guess:g}", **GUESS)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.set_ylim(bottom=min(0, losses.min()))
+    axes.set(xlabel="training step", ylabel=ylabel, title=title)
+    axes.set_ylim(bottom=min(0, curve.min()))
     axes.margins(x=0.01)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
-def similarity_matrix(
-    before,
-    after,
-    captions=None,
-    images=None,
-    *,
-    names=("before training", "after training"),
-    label="cosine similarity",
-):
-    """Two heat maps (N, N) side by side on one colour scale: row i is image i, column j is caption j.
+def similarity_matrix(before, after, captions, images):
+    """Cosines before and after training, (N, N) each, on one colour scale: row i is image i, column j is caption j.
 
     images: N, drawn at the left of the rows. captions: N strings, listed beneath with their numbers.
     """
-    maps = [array(before), array(after)]
-    count = len(maps[0])
+    maps = {"before training": array(before), "after training": array(after)}
+    count, left = len(images), 92
     side = max(240, min(40 * count, 330))
-    left = 92 if images is not None else 56
-    lines = [
-        wrap(f"{i + 1}  {caption}", 2 * side - 20, 9, max_lines=1)
-        for i, caption in enumerate(captions or [])
-    ]
-    width = left + 2 * side + 120
+    cell, numbers = side / count, range(1, count + 1)
     figure = Figure(
-        width=width,
-        height=40 + side + 46 + len(lines) * LINE + 8,
-        label=f"{label} {names[0]}, {names[1]}",
+        width=left + 2 * side + 120,
+        height=94 + side + count * LINE,
+        label="cosine similarity before training, after training",
     )
-    low, high = min(m.min() for m in maps), max(m.max() for m in maps)
-    for column, (name, values) in enumerate(zip(names, maps, strict=True)):
-        start = left + column * (side + 24)
-        axes = figure.axes_at(start, 34, side, side)
+    low, high = (
+        edge(each) for edge, each in ((np.min, [*maps.values()]), (np.max, [*maps.values()]))
+    )
+    for column, (name, values) in enumerate(maps.items()):
+        axes = figure.axes_at(left + column * (side + 24), 34, side, side)
         shown = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
-        axes.set(title=name, xlabel="caption", xticks=range(count), xticklabels=range(1, count + 1))
-        axes.set(
-            yticks=range(count),
-            yticklabels=range(1, count + 1) if column == 0 and images is None else [],
-        )
+        axes.set(title=name, xlabel="caption", xticks=range(count), xticklabels=numbers, yticks=[])
         axes.grid(False)
-        if count > 12:
-            axes.set(xticks=[], yticks=[])
         if column == 0:
-            axes.set_ylabel("image", labelpad=35 if images is not None else 4)
-        if count <= 8:
-            for (row, col), value in np.ndenumerate(values):
-                bright = value > (low + high) / 2
-                axes.text(
-                    col,
-                    row,
-                    f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color=INK if bright else "white",
-                    fontweight="bold" if row == col else "normal",
-                )
-    if images is not None:
-        cell = side / count
-        thumbnail = int(min(cell - 3, 34))
-        for i, image in enumerate(images):
-            figure.picture_at(
-                image, left - thumbnail - 5, round(34 + (i + 0.5) * cell - thumbnail / 2), thumbnail
-            )
-    bar = figure.colorbar(
-        shown, cax=figure.axes_at(left + 2 * side + 40, 34, 14, side), label=label
-    )
-    bar.outline.set_visible(False)
-    for i, line in enumerate(lines):
-        figure.text_at(left, 34 + side + 44 + i * LINE, line, fontsize=9)
+            axes.set_ylabel("image", labelpad=35)
+        for (row, col), value in np.ndenumerate(values):
+            look = dict(ha="center", va="center", fontsize=7.5)
+            look["color"] = INK if value > (low + high) / 2 else "white"
+            look["fontweight"] = "bold" if row == col else "normal"
+            axes.text(col, row, f"{value:.2f}", **look)
+    thumbnail = int(min(cell - 3, 34))
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        top = round(34 + (i + 0.5) * cell - thumbnail / 2)
+        figure.picture_at(image, left - thumbnail - 5, top, thumbnail)
+        line = wrap(f"{i + 1}  {caption}", 2 * side - 20, 9, max_lines=1)
+        figure.text_at(left, 78 + side + i * LINE, line, fontsize=9)
+    place = figure.axes_at(left + 2 * side + 40, 34, 14, side)
+    figure.colorbar(shown, cax=place, label="cosine similarity").outline.set_visible(False)
     return figure
 
 
 @styled
-def recall_bars(recall, *, guess=None, title="Retrieval"):
+def recall_bars(recall, *, guess=None):
     """Recall@K both ways as bars, over what guessing gives and under what the captions allow.
 
     recall: {row: {"R@1": 0.7, "R@5": 0.9}} with rows "image to text", "text to image", and "chance" and "ceiling" as
-    lines; other rows are not drawn. guess: {"R@5": 0.8} or a number for every K.
+    lines; other rows are not drawn. guess: {"R@5": 0.8}.
     """
-    looks = {
-        "image to text": ("image to caption", BLUE, ""),
-        "text to image": ("caption to image", SKY, "////"),
-    }
-    results = {way: recall[way] for way in looks if way in recall}
-    ks = list(next(iter(results.values())))
-    figure = Figure(width=640, height=330, label=title, layout="constrained")
-    axes = figure.subplots()
-    width = 0.78 / len(results)
-    for i, (direction, recalls) in enumerate(results.items()):
-        name, colour, hatch = looks[direction]
-        places = np.arange(len(ks)) + (i - (len(results) - 1) / 2) * width
-        values = [100 * recalls[k] for k in ks]
-        axes.bar(
-            places, values, width * 0.94, color=colour, hatch=hatch, edgecolor="white", label=name
-        )
-        for x, value in zip(places, values, strict=True):
-            inside = value >= 12
-            axes.text(
-                x,
-                value - 2 if inside else value + 2,
-                f"{value:.1f}",
-                ha="center",
-                fontsize=8.5,
-                va="top" if inside else "bottom",
-                color="white" if inside and not hatch else INK,
-                bbox={"facecolor": colour if inside else "white", "edgecolor": "none", "pad": 1.5},
-            )
-    guess = {k: guess for k in ks} if isinstance(guess, int | float) else guess
+    figure, (axes,) = _panels(640, 330, "Retrieval")
+    ks = list(recall["image to text"])
+    for way, name, colour, hatch, place in (
+        ("image to text", "image to caption", BLUE, "", -0.195),
+        ("text to image", "caption to image", SKY, "////", 0.195),
+    ):
+        places, values = [i + place for i in range(len(ks))], [100 * recall[way][k] for k in ks]
+        look = dict(color=colour, hatch=hatch, edgecolor="white", label=name)
+        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", bbox=WHITE)
+    ceiling = {"color": INK, "linestyle": "-", "linewidth": 1.3}
     for levels, name, look in (
         (recall.get("chance"), "chance", CHANCE),
-        (
-            recall.get("ceiling"),
-            "ceiling of the captions",
-            {"color": INK, "linestyle": "-", "linewidth": 1.3},
-        ),
+        (recall.get("ceiling"), "ceiling of the captions", ceiling),
         (guess, "my guess", GUESS),
     ):
-        for i, k in enumerate(k for k in ks if k in (levels or {})):
+        for k in levels or ():
             x = ks.index(k)
-            axes.plot(
-                [x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name if i == 0 else None, **look
-            )
-    axes.set(
-        xticks=range(len(ks)),
-        xticklabels=ks,
-        ylim=(0, 108),
-        yticks=range(0, 101, 20),
-        ylabel="queries with a right hit\namong the first K (%)",
-        title=title,
-    )
+            axes.plot([x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name, **look)
+            name = None
+    axes.set(xticks=range(len(ks)), xticklabels=ks, ylim=(0, 108), yticks=range(0, 101, 20))
+    axes.set(ylabel="queries with a right hit\namong the first K (%)", title="Retrieval")
     axes.grid(axis="x", visible=False)
-    handles = sorted(
-        zip(*axes.get_legend_handles_labels(), strict=True),
-        key=lambda pair: isinstance(pair[0], Line2D),
-    )
-    figure.legend(
-        *zip(*handles, strict=True), loc="outside lower center", ncols=3 if len(handles) > 4 else 4
-    )
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -320,159 +204,79 @@ def percent_table(rows):
     return pd.DataFrame(rows).T.map("{:.1%}".format)
 
 
-def _interval(score):
-    """(value, distance down, distance up) of a number or of (value, low, high)."""
-    value, low, high = score if isinstance(score, tuple | list) else (score, score, score)
-    return value, max(0, value - low), max(0, high - value)
-
-
-def _accuracy_rows(axes, names):
-    """Rows of bars with their names, from the top down, over a scale of accuracy."""
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
+def _accuracy_rows(count, label, names):
+    """(figure, axes) for rows of bars with their names, from the top down, over a scale of accuracy."""
+    figure, (axes,) = _panels(660, 120 + 34 * count, label)
+    axes.set(yticks=range(count), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
     axes.set_xlabel("VQA accuracy (%)")
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
+    return figure, axes
 
 
 @styled
-def gain_bars(
-    *, vlm, blind, shuffled=None, blank=None, oracle=None, bridge=None, guess=None, title=""
-):
+def gain_bars(*, bridge, guess=None, title="", **scores):
     """Does it look? Scores in percent beside the blind and the oracle line, and the bridge score in the title.
 
-    Each score is a number or (value, low, high), the interval drawn as a whisker. bridge: None to compute
-    (vlm - blind) / (oracle - blind), a number or (value, low, high) to print, or "undefined". guess: the VLM's score.
+    vlm, blind, oracle, and if you like shuffled and blank: (value, low, high), the interval drawn as a whisker. bridge:
+    (value, low, high), or "undefined". guess: the VLM's score.
     """
-    scores = {"blind": blind, "blank": blank, "shuffled": shuffled, "vlm": vlm, "oracle": oracle}
-    scores = {name: _interval(score) for name, score in scores.items() if score is not None}
-    gain = scores["vlm"][0] - scores["blind"][0]
-    head = f"multimodal gain {gain:+.1f} points"
-    if oracle is not None and bridge is None:
-        span = scores["oracle"][0] - scores["blind"][0]
-        bridge = gain / span if span > 0 else "undefined"
-    if bridge is not None:
-        value, down, up = (bridge, 0, 0) if isinstance(bridge, str) else _interval(bridge)
-        head += f",   bridge score {value if isinstance(value, str) else format(value, '.2f')}"
-        head += f" ({value - down:.2f} to {value + up:.2f})" if down or up else ""
-    figure = Figure(
-        width=680,
-        height=150 + 34 * len(scores),
-        label=f"{title} {head}".strip(),
-        layout="constrained",
-    )
-    axes = figure.subplots()
-    for row, (name, (value, down, up)) in enumerate(scores.items()):
-        label, colour, hatch = ROWS[name]
-        axes.barh(
-            row,
-            value,
-            0.66,
-            color=colour,
-            hatch=hatch,
-            edgecolor=INK if name != "vlm" else BLUE,
-            linewidth=0.8,
-        )
-        if down or up:
-            axes.errorbar(value, row, xerr=[[down], [up]], color=INK, capsize=4, linewidth=1.4)
-        axes.text(
-            value + up + 1.2,
-            row,
-            f"{value:.1f}",
-            va="center",
-            fontweight="bold" if name == "vlm" else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
-        )
-    axes.axvline(
-        scores["blind"][0], color=INK, linestyle="--", linewidth=1.1, zorder=0.9, label="blind"
-    )
-    if oracle is not None:
-        axes.axvline(
-            scores["oracle"][0],
-            color=GREEN,
-            linestyle="-.",
-            linewidth=1.3,
-            zorder=0.9,
-            label="oracle",
-        )
+    scores = {name: scores[name] for name in ROWS if name in scores}
+    head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
+    head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
+    figure, axes = _accuracy_rows(len(scores), head, [ROWS[name][0] for name in scores])
+    values, lows, highs = (array(each) for each in zip(*scores.values(), strict=True))
+    look = {"color": [ROWS[n][1] for n in scores], "hatch": [ROWS[n][2] for n in scores]}
+    look |= dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
+    bars = axes.barh(range(len(scores)), values, 0.66, **look)
+    axes.bar_label(bars, fmt="%.1f", padding=4, fontweight="bold", bbox=WHITE)
+    for name, colour, line in (("blind", INK, "--"), ("oracle", GREEN, "-.")):
+        look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
+        axes.axvline(scores[name][0], label=name, **look)
     if guess is not None:
         axes.axvline(guess, label=f"my guess: {guess:g}", **GUESS)
-    _accuracy_rows(axes, [ROWS[name][0] for name in scores])
-    figure.suptitle(
-        f"{title}\n{head}" if title else head, x=0.01, ha="left", fontsize=10.5, fontweight="bold"
-    )
+    head = f"{title}\n" * bool(title) + head
+    figure.suptitle(head, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
-def by_type_bars(table, *, title="By type of question"):
+def by_type_bars(table, *, title):
     """Per question type: the VLM's score as a bar, the blind model's as a bar mark, the oracle's as a diamond.
 
-    table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent; blind and oracle may be absent.
+    table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent.
     """
-    figure = Figure(width=640, height=120 + 30 * len(table), label=title, layout="constrained")
-    axes = figure.subplots()
-    for row, scores in enumerate(table.values()):
-        axes.barh(row, scores["vlm"], 0.6, color=BLUE, alpha=0.85)
-        place = min(scores["vlm"], 99) - 1
-        if place - 8 <= scores.get("oracle", -99) <= place + 2.5:
-            place = scores["oracle"] - 2.5  # left of the diamond, which would cover it
-        axes.text(
-            place,
-            row,
-            f"{scores['vlm']:.0f}" if scores["vlm"] >= 8 else "",
-            ha="right",
-            va="center",
-            color="white",
-            fontsize=8.5,
-            fontweight="bold",
-        )
-        if "blind" in scores:
-            axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color="white", linewidth=4.5)
-            axes.plot([scores["blind"]] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=2.2)
-        if "oracle" in scores:
-            axes.plot(
-                scores["oracle"],
-                row,
-                "D",
-                color=GREEN,
-                markeredgecolor="white",
-                markersize=8,
-                clip_on=False,
-            )
+    figure, axes = _accuracy_rows(len(table), title, list(table))
+    rows = range(len(table))
+    vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
+    bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
+    look = dict(label_type="center", color="white", fontweight="bold", fontsize=8.5)
+    axes.bar_label(bars, fmt=lambda value: f"{value:.0f}" if value >= 8 else "", **look)
+    for width, colour, name in ((4.5, "white", None), (2.2, INK, "blind")):
+        look = dict(marker="|", markersize=24, markeredgewidth=width, linestyle="none")
+        axes.plot(blind, rows, color=colour, label=name, **look)
+    look = dict(color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
+    axes.plot(oracle, rows, "D", label="oracle", **look)
     axes.set_title(title)
-    _accuracy_rows(axes, list(table))
-    looks = {
-        "blind": {"color": INK, "marker": "|", "markersize": 11, "markeredgewidth": 2.2},
-        "oracle": {"color": GREEN, "marker": "D"},
-    }
-    marks = [
-        Line2D([], [], linestyle="none", label=name, **look)
-        for name, look in looks.items()
-        if any(name in scores for scores in table.values())
-    ]
-    figure.legend(
-        handles=[Patch(color=BLUE, alpha=0.85, label="the VLM"), *marks],
-        loc="outside lower center",
-        ncols=3,
-    )
+    figure.legend(loc="outside lower center", ncols=3, markerscale=0.45)
     return figure
 
 
 @styled
-def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
+def attention_over_image(image, maps, *, titles=None, size=128):
     """The image, then one copy per map with the attended patches outlined: the wider the frame, the larger the weight.
 
     image: (3, H, W) uint8 or PIL. maps: (Q, h, w) weights on the patch grid, such as (Q, 4, 4); each map's frames are
     scaled to its own maximum, and weights below a tenth of it have none.
     """
     maps, base = array(maps), enlarge(image, size)
-    titles = list(titles) if titles is not None else [f"query {i + 1}" for i in range(len(maps))]
-    notes = ["the image"] + [
-        f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title
-        for title, weights in zip(titles, maps, strict=True)
-    ]
-    gap, columns, depth = 12, min(columns, len(notes)), 24
+    notes = ["the image"]
+    for title, weights in zip(
+        titles or [f"query {k + 1}" for k in range(len(maps))], maps, strict=True
+    ):
+        notes.append(f"{title}  (max {weights.max():.2f})" if weights.max() < 0.995 else title)
+    gap, columns, depth = 12, min(5, len(notes)), 24
     figure = Figure(
         width=columns * (size + gap) + gap,
         height=math.ceil(len(notes) / columns) * (size + gap + depth) + gap,
@@ -480,7 +284,7 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
         facecolor=NIGHT,
     )
     (rows, cols), inset = maps.shape[1:], 0.01
-    for i, (weights, note) in enumerate(zip([None, *maps], notes, strict=True)):
+    for i, (weights, note) in enumerate(zip([np.zeros((rows, cols)), *maps], notes, strict=True)):
         left, top = gap + i % columns * (size + gap), gap + i // columns * (size + gap + depth)
         axes = figure.axes_at(left, top, size, size)
         axes.imshow(base, interpolation="nearest", aspect="auto", extent=(0, 1, 1, 0))
@@ -490,28 +294,14 @@ def attention_over_image(image, maps, *, titles=None, columns=5, size=128):
         axes.set_axisbelow(False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=NIGHT_FRAME)
-        if weights is not None:
-            share = weights / max(weights.max(), 1e-12)
-            for row, col in zip(*np.nonzero(share >= 0.1), strict=True):
-                axes.add_patch(
-                    Rectangle(
-                        (col / cols + inset, row / rows + inset),
-                        1 / cols - 2 * inset,
-                        1 / rows - 2 * inset,
-                        fill=False,
-                        edgecolor=YELLOW,
-                        linewidth=3.2 * share[row, col],
-                        zorder=3,
-                    )
-                )
-        figure.text_at(
-            left + size / 2,
-            top + size + 6,
-            wrap(note, size + 8, 8.5, 1),
-            ha="center",
-            color=NIGHT_INK,
-            fontsize=8.5,
-        )
+        share = weights / max(weights.max(), 1e-12)
+        for row, col in zip(*np.nonzero(share >= 0.1), strict=True):
+            corner, sides = (col / cols + inset, row / rows + inset), (1 / cols, 1 / rows)
+            look = dict(fill=False, edgecolor=YELLOW, linewidth=3.2 * share[row, col], zorder=3)
+            axes.add_patch(Rectangle(corner, *(side - 2 * inset for side in sides), **look))
+        look = dict(ha="center", color=NIGHT_INK, fontsize=8.5)
+        text = wrap(note, size + 8, 8.5, 1)
+        figure.text_at(left + size / 2, top + size + 6, text, **look)
     return figure
 
 
@@ -522,13 +312,8 @@ def position_similarity(tables):
     A map shows the cosine of that position's vector with every position's, after the mean of the table (which says
     nothing of where) is subtracted. tables: {title: (1, 1 + grid², D)}, as a ViT's `pos_embed`, the class token's first.
     """
-    figure = Figure(
-        width=70 + 250 * len(tables),
-        height=300,
-        label="cosine similarity of position embeddings",
-        layout="constrained",
-    )
-    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    label = "cosine similarity of position embeddings"
+    figure, panels = _panels(70 + 250 * len(tables), 300, label, len(tables))
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
         maps = array(position_cosines(table))  # row, column, row, column
         grid = len(maps)
@@ -551,8 +336,7 @@ def joint_space(clouds):
 
     clouds: {name of the panel: (image_embeds (N, P), text_embeds (M, P))}, of unit length.
     """
-    figure = Figure(width=680, height=330, label="the joint space", layout="constrained")
-    panels = figure.subplots(1, len(clouds), squeeze=False)[0]
+    figure, panels = _panels(680, 330, "the joint space", len(clouds))
     for axes, (name, embeds) in zip(panels, clouds.items(), strict=True):
         points = np.concatenate([array(x) for x in embeds])
         points = points - points.mean(axis=0)
@@ -568,13 +352,12 @@ def joint_space(clouds):
 
 
 @styled
-def seed_ranges(rows, *, live=None, xlabel, title=""):
+def seed_ranges(rows, *, live=None, xlabel):
     """One line a row: the values of every seed, their range, and a dotted line through the first row's mean.
 
     rows: {name: fractions, one a seed}. live: (name of a row, this run's fraction).
     """
-    figure = Figure(width=680, height=90 + 26 * len(rows), label=xlabel, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(680, 90 + 26 * len(rows), xlabel)
     for place, values in enumerate(rows.values()):
         values = 100 * array(values)
         axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
@@ -584,7 +367,7 @@ def seed_ranges(rows, *, live=None, xlabel, title=""):
         look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
         axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
         axes.legend(loc="lower left")
-    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, title=title)
+    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
     axes.set_xlim(left=0)
     axes.invert_yaxis()
     return figure
@@ -597,8 +380,7 @@ def power_law(series, lines, *, ylabel):
     series: {name of the x axis: {x: errors in 0..1, one a seed}}. lines: {name: (slope, intercept) of log y in log x for
     each seed, drawn over the whole range}.
     """
-    figure = Figure(width=680, height=330, label=ylabel, layout="constrained")
-    panels = figure.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(680, 330, ylabel, len(series), sharey=True)
     for axes, (name, points) in zip(panels, series.items(), strict=True):
         x = array(list(points))
         ends = np.array([x.min(), x.max()])

@@ -132,6 +132,12 @@ class Compute:
     reason: str
 
     @property
+    def hardware(self):
+        """What a record says of the machine: device, cores, processor, precision."""
+        machine = f"{os.cpu_count()} cores, {platform.machine()}"
+        return f"{self.device}, {machine}, {self.mixed_precision}"
+
+    @property
     def for_accelerate(self):
         """What `accelerate.Accelerator` takes. Of several processes each takes its share of one step's batch."""
         from accelerate import DataLoaderConfiguration
@@ -171,49 +177,22 @@ def get_profile(name=None, *, default="tiny", offers=("tiny", "t4", "smoke")):
             f'profile "{asked}" has no part here yet. Choose one of: {", ".join(offers)}.'
         )
     profile = replace(PROFILES[asked], reason=source)
-    if asked == "t4" and _missing_models(profile) and not hub_answers():
-        require_complete(profile)
-    return profile
-
-
-def _model_ids(profile):
-    return [
-        name
-        for name in (profile.vision_model, profile.language_model, profile.vlm_model)
-        if "/" in name
-    ]
-
-
-def _missing_models(profile):
-    """The hub ids of the profile whose config or weights are not in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def cached(repo, *files):
-        return any(isinstance(try_to_load_from_cache(repo, file), str) for file in files)
-
-    return [
-        repo
-        for repo in _model_ids(profile)
-        if not (
-            cached(repo, "config.json")
-            and cached(repo, "model.safetensors")
-            or cached_snapshot(repo)
-            or resolve_model(repo) != repo
-        )
-    ]
-
-
-def require_complete(profile):
-    """Raise UserError listing the hub ids of `profile` that the local cache lacks; return None when it lacks none."""
-    missing = _missing_models(profile)
-    if missing:
+    missing = _missing_models(profile) if asked == "t4" else []
+    if missing and not hub_answers():
         from huggingface_hub import constants
 
         raise UserError(
-            f'profile "{profile.name}" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
+            f'profile "t4" needs {", ".join(missing)}: missing from {constants.HF_HUB_CACHE}, '
             f"and the hub cannot be used ({'HF_HUB_OFFLINE is set' if told_offline() else 'no answer'}). "
             'Run once with a network (`hf download ID` for each), or choose profile "tiny".'
         )
+    return profile
+
+
+def _missing_models(profile):
+    """The hub ids of the profile whose config or weights are neither in the local cache nor in a mirror."""
+    ids = profile.vision_model, profile.language_model, profile.vlm_model
+    return [name for name in ids if not (cached_snapshot(name) or mirrored_model(name))]
 
 
 def get_compute():
@@ -240,22 +219,14 @@ def get_compute():
     feature = _cpu_bf16_feature()
     if feature:
         return Compute("cpu", "bf16", f"no CUDA GPU; this CPU has {feature}")
-    return Compute(
-        "cpu",
-        "no",
-        "no CUDA GPU; this CPU has neither AVX-512-BF16 nor AMX, so bf16 would be slower",
-    )
+    lacks = "this CPU has neither AVX-512-BF16 nor AMX, so bf16 would be slower"
+    return Compute("cpu", "no", f"no CUDA GPU; {lacks}")
 
 
 def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
     """ "AMX", "AVX-512-BF16" or None, from Linux's list of CPU flags (other systems: None)."""
-    try:
-        lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    flags = next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set()
-    )
+    path = Path(cpuinfo)
+    flags = path.read_text(encoding="utf-8", errors="replace").split() if path.exists() else ()
     return "AMX" if "amx_bf16" in flags else "AVX-512-BF16" if "avx512_bf16" in flags else None
 
 
@@ -270,7 +241,7 @@ def resolve_model(name):
     if "/" in name:
         return mirrored_model(name) or name
     zoo = sorted(folder.name for folder in data_path("zoo").iterdir() if folder.is_dir())
-    if name not in zoo and name not in (TINY.vision_model, TINY.language_model, TINY.vlm_model):
+    if name not in zoo:
         raise UserError(
             f"{name!r} is neither a folder nor a model of the zoo. The zoo has {', '.join(zoo)}; an id of "
             "the hub has a / in it."
@@ -297,40 +268,33 @@ def describe(profile=None, compute=None, *, notebook=None, t4_minutes=None):
     minutes = {"tiny": max(0.5, round(seconds / 30) / 2) if seconds else None}
     if t4_minutes or notebook is None:
         minutes["t4"] = t4_minutes
-    where = (
-        "the embedded Shapes world" if profile.download_gb == 0 else "real photographs from the hub"
-    )
+    where = "real photographs from the hub" if profile.download_gb else "the embedded Shapes world"
     where = "a made mirror of t4's sites" if profile.mirror else where
     device = f"{os.cpu_count()} CPU cores, {memory_gb():.0f} GB of memory"
     if compute.device == "cuda":
         import torch
 
-        device = (
-            f"GPU with {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB, {device}"
-        )
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        device = f"GPU with {memory:.0f} GB, {device}"
     precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
+    lines = {
+        "profile": f"{profile.name}, {where} ({profile.reason})",
+        "cost": _cost(profile, minutes),
+        "machine": f"{device}; Python {platform.python_version()}",
+        "device": f"{compute.device}, {precision} ({compute.reason})",
+    }
     other = "t4" if profile.name != "t4" else "tiny"
-    lines = [
-        ("profile", f"{profile.name}, {where} ({profile.reason})"),
-        ("cost", _cost(profile, minutes)),
-        ("machine", f"{device}; Python {platform.python_version()}"),
-        ("device", f"{compute.device}, {precision} ({compute.reason})"),
-        (
-            "other",
-            f'profile = "{other}" above, or VLM_LITE_PROFILE={other}: {_cost(PROFILES[other], minutes)}',
-        ),
-    ]
-    if other not in minutes:
-        lines.pop()
-    return "\n".join(f"{name:8} {text}" for name, text in lines)
+    if other in minutes:
+        choice = f'profile = "{other}" above, or VLM_LITE_PROFILE={other}'
+        lines["other"] = f"{choice}: {_cost(PROFILES[other], minutes)}"
+    return "\n".join(f"{name:8} {text}" for name, text in lines.items())
 
 
 def _cost(profile, minutes):
-    download = (
-        f"about {profile.download_gb:g} GB" if profile.download_gb else "no model or data"
-    ) + " to download"
+    size = f"about {profile.download_gb:g} GB" if profile.download_gb else "no model or data"
     expected = minutes.get("tiny" if profile.name == "smoke" else profile.name)
     if expected is None:
-        return download
+        return f"{size} to download"
     measured = "estimated" if profile.name == "t4" else "on two CPU cores"
-    return f"{download}, about {expected:g} minute{'s' * (expected != 1)} ({measured})"
+    unit = "minute" if expected == 1 else "minutes"
+    return f"{size} to download, about {expected:g} {unit} ({measured})"

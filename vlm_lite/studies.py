@@ -9,8 +9,6 @@ docstrings and checks of the input do not count: they change no figure.
 import dataclasses
 import hashlib
 import inspect
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -486,10 +484,7 @@ def run(name, *, seeds=3, profile=None, folder=None):
                 flush=True,
             )
         runs.append({"seed": seed, **part})
-    seconds = round(sum(run.pop("took") for run in runs))
-    losses = np.array([run["losses"] for run in runs])
-    shared = [key for key in runs[0]["figures"] if all(key in run["figures"] for run in runs)]
-    compute = get_compute()
+    figures = [run["figures"] for run in runs]
     record = {
         "name": name,
         "what": inspect.getdoc(function),
@@ -497,30 +492,19 @@ def run(name, *, seeds=3, profile=None, folder=None):
         "settings": {field: getattr(profile, field) for field in FIELDS[name]},
         "seeds": list(range(seeds)),
         "hash": stamp,
+        "seconds": round(sum(run.pop("took") for run in runs)),
         "runs": runs,
-        "seconds": seconds,
-        "hardware": f"{compute.device}, {os.cpu_count()} cores, {platform.machine()}, {compute.mixed_precision}",
+        "hardware": get_compute().hardware,
         "torch": torch.__version__,
-        "band": {
-            "steps": runs[0]["steps"],
-            "mean": _round(losses.mean(0)),
-            "low": _round(losses.min(0)),
-            "high": _round(losses.max(0)),
-        },
+        "band": {"steps": runs[0]["steps"], **_range([run["losses"] for run in runs])},
         "summary": {
-            key: dict(
-                zip(
-                    ("mean", "low", "high"),
-                    _summary([run["figures"][key] for run in runs]),
-                    strict=True,
-                )
-            )
-            for key in shared
+            key: _range([each[key] for each in figures])
+            for key in figures[0]
+            if all(key in each for each in figures)
         },
     }
-    path = (
-        Path(folder or Path(__file__).resolve().parent.parent / "data" / "results") / f"{name}.json"
-    )
+    folder = folder or Path(__file__).resolve().parent.parent / "data" / "results"
+    path = Path(folder) / f"{name}.json"
     write_json(path, record)
     for part in kept:
         part.unlink(missing_ok=True)
@@ -529,18 +513,9 @@ def run(name, *, seeds=3, profile=None, folder=None):
 
 def _kept_at(name, stamp, profile, seed):
     """Where a seed of a study waits for the rest; another study, setting or precision has another place."""
-    compute = get_compute()
-    mark = (
-        stamp,
-        [getattr(profile, field) for field in FIELDS[name]],
-        seed,
-        compute.device,
-        compute.mixed_precision,
-        torch.__version__,
-    )
-    return (
-        home() / "studies" / f"{name}-{hashlib.sha256(repr(mark).encode()).hexdigest()[:24]}.json"
-    )
+    settings = [getattr(profile, field) for field in FIELDS[name]]
+    mark = repr((stamp, settings, seed, get_compute().hardware, torch.__version__))
+    return home() / "studies" / f"{name}-{hashlib.sha256(mark.encode()).hexdigest()[:24]}.json"
 
 
 def load_study(name):
@@ -557,12 +532,15 @@ def _study(name):
     return STUDIES[name]
 
 
-def _summary(values):
-    return [round(float(v), 4) for v in (np.mean(values), min(values), max(values))]
+def _range(values):
+    """{"mean", "low", "high"} over the first axis."""
+    values = np.array(values)
+    found = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
+    return {name: _round(value) for name, value in found.items()}
 
 
 def _round(values):
-    return [round(float(v), 4) for v in values]
+    return np.round(np.asarray(values, dtype=float), 4).tolist()
 
 
 def summary_table(record, names, metrics):

@@ -85,25 +85,13 @@ class Site:
     def add_model(self, name, files, revision="main"):
         """A model repository of the hub: {file name: bytes} at a revision."""
         commit = hashlib.sha1(revision.encode()).hexdigest()
-        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps(
-            {
-                "id": name,
-                "sha": commit,
-                "private": False,
-                "siblings": [{"rfilename": file} for file in files],
-            }
-        ).encode()
-        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps(
-            [
-                {
-                    "type": "file",
-                    "path": file,
-                    "size": len(data),
-                    "oid": hashlib.sha1(data).hexdigest(),
-                }
-                for file, data in files.items()
-            ]
-        ).encode()
+        info = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
+        tree = [
+            {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for file, data in files.items()
+        ]
+        self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps(info).encode()
+        self.files[f"/api/models/{name}/tree/{commit}"] = json.dumps(tree).encode()
         for file, data in files.items():
             for place in (revision, commit):
                 self.files[f"/{name}/resolve/{place}/{file}"] = data

@@ -1,24 +1,26 @@
 """The official readers, and the error for every kind of bad file."""
 
-import io
 import json
-import warnings
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import concatenate_datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.evals.official import png, vqa_note
 from vlm_lite.data.formats import FEATURES, image_tensor, read_coco_captions, read_vqa
 from vlm_lite.files import UserError
 
+PNG, JPG = "COCO_val2014_000000000042.png", "COCO_val2014_000000000007.jpg"
+WORDS = {"7": "seven in words", "42": "forty-two in words"}
 
-def picture(seed, size=(8, 8), mode="RGB"):
-    return PIL.Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    ).convert(mode)
+
+def picture(seed, size=(8, 8)):
+    rng = np.random.default_rng(seed)
+    return PIL.Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
 
 
 class World:
@@ -27,59 +29,35 @@ class World:
     def __init__(self, folder):
         self.folder, self.images = folder, folder / "images"
         self.images.mkdir()
+        names = {42: PNG, 7: JPG}
+        said = ((7, "seven a"), (42, "forty-two é"), (7, "seven b"))
         self.captions = {
             "info": {},
-            "licenses": [],
-            "images": [
-                {"id": 42, "file_name": "COCO_val2014_000000000042.png", "height": 8},
-                {"id": 7, "file_name": "COCO_val2014_000000000007.jpg"},
-            ],
-            "annotations": [
-                {"id": 1, "image_id": 7, "caption": "seven a"},
-                {"id": 2, "image_id": 42, "caption": "forty-two é"},
-                {"id": 3, "image_id": 7, "caption": "seven b"},
-            ],
+            "images": [{"id": i, "file_name": name, "height": 8} for i, name in names.items()],
+            "annotations": [{"image_id": i, "caption": text} for i, text in said],
         }
+        asked = ((70, 7, "how many?"), (420, 42, "what colour?"), (71, 7, "is it?"))
         self.questions = {
             "data_subtype": "val2014",
-            "questions": [
-                {"question_id": 70, "image_id": 7, "question": "how many?"},
-                {"question_id": 420, "image_id": 42, "question": "what colour?"},
-                {"question_id": 71, "image_id": 7, "question": "is it?"},
-            ],
+            "questions": [{"question_id": q, "image_id": i, "question": t} for q, i, t in asked],
         }
         self.annotations = {
             "data_subtype": "val2014",
             "annotations": [
-                {
-                    "question_id": q,
-                    "image_id": i,
-                    "question_type": t,
-                    "answer_type": a,
-                    "multiple_choice_answer": m,
-                    "answers": [
-                        {
-                            "answer": m if k < 9 else "other",
-                            "answer_confidence": "yes",
-                            "answer_id": k + 1,
-                        }
-                        for k in range(10)
-                    ],
-                }
-                for q, i, t, a, m in (
+                vqa_note(q, [answer] * 9 + ["other"], kind, of, image_id=i)
+                for q, i, kind, of, answer in (
                     (71, 7, "is it", "yes/no", "yes"),
                     (70, 7, "how many", "number", "2"),
                     (420, 42, "what", "other", "red"),
                 )
             ],
         }
-        self.descriptions = {"7": "seven in words", "42": "forty-two in words"}
-        picture(42).save(self.images / "COCO_val2014_000000000042.png")
-        picture(7).save(self.images / "COCO_val2014_000000000007.jpg")
+        for i, name in names.items():
+            picture(i).save(self.images / name)
 
-    def write(self, name):
+    def write(self, name, value=None):
         path = self.folder / f"{name}.json"
-        path.write_text(json.dumps(getattr(self, name)))
+        path.write_text(json.dumps(value or getattr(self, name)))
         return path
 
     def read_captions(self, **options):
@@ -94,7 +72,10 @@ def world(tmp_path):
     return World(tmp_path)
 
 
-def test_captions_are_read_one_row_an_image_in_file_order(world):
+def test_captions_are_read_one_row_an_image_in_file_order_and_no_picture_is_opened(world):
+    world.captions["images"].append(
+        {"id": 9, "file_name": "never_downloaded.jpg"}
+    )  # and no caption
     data = world.read_captions()
     assert data.features == FEATURES
     assert data["image_id"][:] == [42, 7]
@@ -103,10 +84,13 @@ def test_captions_are_read_one_row_an_image_in_file_order(world):
     assert np.array_equal(row["image"], picture(42))
     assert row["question"] is row["question_id"] is row["description"] is None
     assert row["answers"] == row["conversation"] == []
+    for path in world.images.iterdir():
+        path.write_bytes(b"")
+    assert len(world.read_captions()) == 2 and len(world.read_vqa()) == 3
 
 
-def test_vqa_is_read_one_row_a_question_in_file_order(world):
-    data = world.read_vqa(descriptions=world.write("descriptions"))
+def test_vqa_is_read_one_row_a_question_in_file_order_and_joins_with_captions(world):
+    data = world.read_vqa(descriptions=world.write("descriptions", WORDS))
     assert data.features == FEATURES
     assert data["question_id"][:] == [70, 420, 71] and data["image_id"][:] == [7, 42, 7]
     assert data["question"][:] == ["how many?", "what colour?", "is it?"]
@@ -114,365 +98,181 @@ def test_vqa_is_read_one_row_a_question_in_file_order(world):
     assert data["answer_type"][:] == ["number", "other", "yes/no"]
     assert data["answer"][:] == ["2", "red", "yes"]
     assert data["answers"][0] == ["2"] * 9 + ["other"]
-    assert data["description"][:] == ["seven in words", "forty-two in words", "seven in words"]
+    assert data["description"][:] == [WORDS["7"], WORDS["42"], WORDS["7"]]
     assert data[0]["image"].format == "JPEG" and data[1]["image"].format == "PNG"
-
-
-def test_captions_and_vqa_rows_can_be_joined_to_one_table(world):
-    from datasets import concatenate_datasets
-
-    assert len(concatenate_datasets([world.read_captions(), world.read_vqa()])) == 5
+    assert len(concatenate_datasets([world.read_captions(), data])) == 5
 
 
 def test_only_the_image_ids_asked_for_are_read(world):
-    (world.images / "COCO_val2014_000000000042.png").unlink()
+    (world.images / PNG).unlink()
     assert world.read_captions(image_ids={7})["image_id"][:] == [7]
     assert world.read_vqa(image_ids=[7])["question_id"][:] == [70, 71]
-    with pytest.raises(UserError, match="holds no captions about the 1 image_ids asked for"):
-        world.read_captions(image_ids={8})
-    with pytest.raises(UserError, match="holds no questions about"):
-        world.read_vqa(image_ids={8})
+    for read, what in ((world.read_captions, "captions"), (world.read_vqa, "questions")):
+        with pytest.raises(UserError, match=f"{what}.json is empty or holds no {what}"):
+            read(image_ids={8})
 
 
-def test_an_image_without_captions_is_no_row_and_need_not_be_there(world):
-    world.captions["images"].append({"id": 9, "file_name": "never_downloaded.jpg"})
-    assert world.read_captions()["image_id"][:] == [42, 7]
-
-
-def test_reading_opens_no_picture(world):
-    for path in world.images.iterdir():
-        path.write_bytes(b"")
-    assert len(world.read_captions()) == 2 and len(world.read_vqa()) == 3
-
-
-# ---------------------------------------------------------------- image_tensor
+def tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def test_image_tensor_decodes_each_picture_once_in_first_seen_order(world):
     data = world.read_vqa()
     pixels, ids = image_tensor(data)
     assert (pixels.shape, pixels.dtype, ids) == ((2, 3, 8, 8), torch.uint8, [7, 42])
-    assert torch.equal(pixels[1], torch.from_numpy(np.array(picture(42))).permute(2, 0, 1))
+    assert torch.equal(pixels[1], tensor(picture(42)))
     swapped, ids = image_tensor(data.select([1, 0]))
     assert ids == [42, 7] and torch.equal(swapped, pixels.flip(0))
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_pictures_of_any_mode_become_rgb(world, mode):
-    picture(1, mode=mode).save(world.images / "COCO_val2014_000000000042.png")
-    pixels, _ = image_tensor(world.read_captions())
-    assert torch.equal(
-        pixels[0], torch.from_numpy(np.array(picture(1, mode=mode).convert("RGB"))).permute(2, 0, 1)
-    )
-
-
-def test_pictures_held_as_bytes_are_decoded_too(world):
-    buffer = io.BytesIO()
-    picture(3).save(buffer, "PNG")
-    data = (
-        world.read_captions()
-        .select([0])
-        .map(lambda row: {"image": {"bytes": buffer.getvalue(), "path": None}})
-    )
-    assert torch.equal(
-        image_tensor(data)[0][0], torch.from_numpy(np.array(picture(3))).permute(2, 0, 1)
-    )
+    held = data.select([0]).map(lambda row: {"image": {"bytes": png("red"), "path": None}})
+    assert torch.equal(image_tensor(held)[0][0], tensor(PIL.Image.new("RGB", (64, 64), "red")))
 
 
 def test_image_size_resizes_the_shorter_side_and_crops_the_centre(world):
     wide = PIL.Image.new("RGB", (40, 10), "red")
     wide.paste("blue", (10, 0, 30, 10))
-    wide.save(world.images / "COCO_val2014_000000000042.png")
-    picture(7, (3, 11)).save(world.images / "COCO_val2014_000000000007.jpg")
-    with pytest.raises(
-        UserError, match=r"000007.jpg is 3x11 pixels, .* are 40x10. Pass image_size="
-    ):
+    wide.save(world.images / PNG)
+    picture(7, (3, 11)).save(world.images / JPG)
+    with pytest.raises(UserError, match=r"000007.jpg is 3x11 .*40x10.*image_size="):
         image_tensor(world.read_captions())
     pixels, _ = image_tensor(world.read_captions(), image_size=6)
     assert pixels.shape == (2, 3, 6, 6)
     assert (pixels[0, 2] == 255).all() and (pixels[0, 0] == 0).all()  # the blue middle only
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-60])
+HARMS = [
+    lambda data: data[:-60],
+    lambda data: data[:60] + bytes([data[60] ^ 0xFF]) + data[61:],
+    lambda data: b"",
+    lambda data: b"<html>404</html>",
+    None,
+]
 
 
-def flipped(path):
-    data = bytearray(path.read_bytes())
-    data[60] ^= 0xFF
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        truncated,
-        flipped,
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_text("<html>404</html>"),
-    ],
-    ids=["truncated", "flipped bit", "empty", "a web page"],
-)
-def test_a_corrupt_picture_is_named(world, spoil):
-    path = world.images / "COCO_val2014_000000000042.png"
-    data = world.read_captions()
-    spoil(path)
-    with pytest.raises(UserError, match=f"{path} cannot be decoded"):
+@pytest.mark.parametrize("name, harm", [(JPG, HARMS[0]), *((PNG, harm) for harm in HARMS)])
+def test_a_corrupt_picture_is_named(world, name, harm):
+    path, data = world.images / name, world.read_captions()
+    if harm is None:
+        path.unlink()
+    else:
+        path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{path} "):
         image_tensor(data)
 
 
-def test_a_truncated_jpeg_is_named(world):
-    path = world.images / "COCO_val2014_000000000007.jpg"
-    truncated(path)
-    with pytest.raises(UserError, match=f"{path} cannot be decoded"):
-        image_tensor(world.read_captions())
-
-
-def test_a_picture_deleted_meanwhile_is_named(world):
-    data = world.read_captions()
-    (world.images / "COCO_val2014_000000000042.png").unlink()
-    with pytest.raises(UserError, match="000042.png does not exist"):
-        image_tensor(data)
-
-
-@pytest.mark.parametrize(
-    "limit", [40, 20]
-)  # Pillow warns above its limit and refuses above twice of it
+@pytest.mark.parametrize("limit", [40, 20])  # Pillow warns above it and refuses above twice of it
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused(world, monkeypatch, limit):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(UserError, match="000042.png is refused: .*decompression bomb"),
-    ):
-        warnings.simplefilter("ignore")
+    with pytest.raises(UserError, match="000042.png .*decompression bomb"):
         image_tensor(world.read_captions())
 
 
 def test_no_rows_and_no_picture_are_reported(world):
-    with pytest.raises(UserError, match="no rows"):
+    with pytest.raises(UserError, match="no pictures"):
         image_tensor(world.read_captions().select([]))
-    empty = world.read_captions().map(lambda row: {"image": None})
     with pytest.raises(UserError, match="image_id 42 is missing"):
-        image_tensor(empty)
+        image_tensor(world.read_captions().map(lambda row: {"image": None}))
 
 
-# ---------------------------------------------------------------- bad files
+OUTSIDE = "../outside.png a/../../outside.png {folder}/outside.png link.png linked/outside.png ."
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../outside.png",
-        "a/../../outside.png",
-        "{folder}/outside.png",
-        "link.png",
-        "linked/outside.png",
-        ".",
-        "",
-        "a\0b.png",
-    ],
-)
-@pytest.mark.parametrize("of", ["captions", "vqa"])
-def test_an_image_path_that_leaves_its_folder_is_refused(world, name, of):
-    picture(0).save(world.folder / "outside.png")
+@pytest.mark.parametrize("name", [*OUTSIDE.split(), "", "a\0b.png", "data_subtype"])
+def test_an_image_path_that_leaves_its_folder_is_refused(world, name):
+    (world.folder / "outside.png").write_bytes(png("red"))
     (world.images / "link.png").symlink_to(world.folder / "outside.png")
     (world.images / "linked").symlink_to(world.folder)
-    if of == "captions":
-        world.captions["images"][0]["file_name"] = name.format(folder=world.folder)
-        with pytest.raises(
-            UserError,
-            match=r"`images\[\].file_name` makes .* \(image 42\), which leaves the folder",
-        ):
-            world.read_captions()
-    else:
-        world.questions["data_subtype"] = world.annotations["data_subtype"] = "x/../../../outside"
-        with pytest.raises(UserError, match="`data_subtype` makes .* which leaves the folder"):
-            world.read_vqa()
+    world.captions["images"][0]["file_name"] = name.format(folder=world.folder)
+    world.questions["data_subtype"] = world.annotations["data_subtype"] = "x/../../../outside"
+    is_vqa = name == "data_subtype"
+    field = "`data_subtype`" if is_vqa else r"`images\[\].file_name` makes .* \(image 42\)"
+    with pytest.raises(UserError, match=f"{field}.* leaves the folder"):
+        world.read_vqa() if is_vqa else world.read_captions()
 
 
 def test_a_link_inside_the_folder_and_a_linked_folder_are_fine(world):
-    (world.images / "again.png").symlink_to(world.images / "COCO_val2014_000000000042.png")
+    (world.images / "again.png").symlink_to(world.images / PNG)
     world.captions["images"][0]["file_name"] = "again.png"
     (world.folder / "other_name").symlink_to(world.images)
     world.images = world.folder / "other_name"
     assert image_tensor(world.read_captions())[0].shape == (2, 3, 8, 8)
 
 
-def spoil(path, value):
-    """A function that sets (or, without a value, deletes) the place `path` of a JSON value."""
-
-    def change(data):
-        *parents, last = path
-        for key in parents:
-            data = data[key]
-        if value is None:
-            del data[last]
-        else:
-            data[last] = value
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "path, value, message",
-    [
-        (
-            ["images"],
-            None,
-            r"captions.json: `images` is missing \(found: 'info', 'licenses', 'annotations'\)",
-        ),
-        (["annotations"], None, "`annotations` is missing"),
-        (["annotations"], {}, r"`annotations` is \{\}; expected a list"),
-        (
-            ["annotations", 1],
-            "x",
-            r"annotations\[1\] is 'x'; expected an object with the field `image_id`",
-        ),
-        (["annotations", 1, "caption"], None, r"`annotations\[1\].caption` is missing"),
-        (["annotations", 1, "caption"], 5, r"`annotations\[1\].caption` is 5; expected text"),
-        (["annotations", 1, "caption"], "\ud800", "expected text"),
-        (
-            ["annotations", 1, "image_id"],
-            "42",
-            r"1 caption\(s\) belong to an image that `images` does not list, .* '42'\.",
-        ),
-        (["annotations", 1, "image_id"], True, "is True; expected a whole number"),
-        (["annotations", 1, "image_id"], 2**63, "expected a whole number"),
-        (
-            ["annotations", 1, "image_id"],
-            8,
-            r"1 caption\(s\) belong to an image that `images` does not list, .* 8\.",
-        ),
-        (["images", 0, "file_name"], None, r"`images\[0\].file_name` is missing"),
-        (
-            ["images", 0, "file_name"],
-            "gone.png",
-            r"1 of 2 images are not in .*images, for example gone.png",
-        ),
-        (["images", 1, "id"], 42, r"images\[1\].id is 42, which an image before it has"),
-        (["annotations"], [], "holds no captions: the data set is empty"),
-    ],
-)
-def test_a_bad_captions_file_is_named_with_its_field(world, path, value, message):
-    spoil(path, value)(world.captions)
-    with pytest.raises(UserError, match=message) as caught:
-        world.read_captions()
-    assert "captions.json" in str(caught.value)
+def spoil(data, path, value):
+    """Set (or, without a value, delete) the place `path`, words with dots between, of a JSON value."""
+    *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
+    for key in parents:
+        data = data[key]
+    if value is None:
+        del data[last]
+    else:
+        data[last] = value
 
 
 @pytest.mark.parametrize(
     "file, path, value, message",
     [
-        ("questions", ["questions"], None, "questions.json: `questions` is missing"),
-        ("questions", ["data_subtype"], None, "questions.json: `data_subtype` is missing"),
-        (
-            "questions",
-            ["data_subtype"],
-            "train2014",
-            "'train2014' in .*questions.json and 'val2014' in .*annotations.json",
-        ),
-        (
-            "questions",
-            ["questions", 1, "question"],
-            3,
-            r"`questions\[1\].question` is 3; expected text",
-        ),
-        (
-            "questions",
-            ["questions", 1, "question_id"],
-            70,
-            r"questions\[1\].question_id is 70",
-        ),
-        (
-            "questions",
-            ["questions", 1, "question_id"],
-            5,
-            r"1 question\(s\) of .* have no annotation, .* question_id 5",
-        ),
-        (
-            "questions",
-            ["questions", 1, "image_id"],
-            43,
-            r"annotations\[2\].image_id is 42, but .* 420 about image 43",
-        ),
-        ("questions", ["questions"], [], "holds no questions: the data set is empty"),
+        ("captions", "images", None, "`images` .*'info', 'annotations'"),
+        ("captions", "annotations", None, "`annotations`"),
+        ("captions", "annotations", {}, r"`annotations` is \{\}"),
+        ("captions", "annotations", [], "no captions"),
+        ("captions", "annotations.1", "x", r"annotations\[1\] is 'x'.*`image_id`"),
+        ("captions", "annotations.1.caption", None, r"`annotations\[1\].caption`"),
+        ("captions", "annotations.1.caption", 5, r"`annotations\[1\].caption` is 5"),
+        ("captions", "annotations.1.caption", "\ud800", r"`annotations\[1\].caption`"),
+        ("captions", "annotations.1.image_id", "42", "`images` .* '42'"),
+        ("captions", "annotations.1.image_id", 8, "`images` .* 8"),
+        ("captions", "annotations.1.image_id", True, r"`annotations\[1\].image_id` is True"),
+        ("captions", "annotations.1.image_id", 2**63, r"`annotations\[1\].image_id`"),
+        ("captions", "images.0.file_name", None, r"`images\[0\].file_name`"),
+        ("captions", "images.0.file_name", "gone.png", "1 of 2 images .*gone.png"),
+        ("captions", "images.1.id", 42, r"images\[1\].id is 42"),
+        ("questions", "questions", None, "`questions`"),
+        ("questions", "questions", [], "no questions"),
+        ("questions", "data_subtype", None, "`data_subtype`"),
+        ("questions", "data_subtype", "train2014", "'train2014' .*'val2014' .*annotations.json"),
+        ("questions", "questions.1.question", 3, r"`questions\[1\].question` is 3"),
+        ("questions", "questions.1.question_id", 70, r"questions\[0\].question_id is 70"),
+        ("questions", "questions.1.question_id", 5, "question_id 5"),
+        ("questions", "questions.1.image_id", 43, r"annotations\[2\].image_id is 42.*image 43"),
+        ("annotations", "annotations.2.question_type", None, r"`annotations\[2\].question_type`"),
+        ("annotations", "annotations.2.answers", ["a"] * 9, r"`annotations\[2\].answers` has 9"),
         (
             "annotations",
-            ["annotations", 2, "question_type"],
-            None,
-            r"`annotations\[2\].question_type` is missing",
+            "annotations.2.answers",
+            ["a"] * 10,
+            r"annotations\[2\].answers\[0\] is 'a'",
         ),
-        (
-            "annotations",
-            ["annotations", 2, "answers"],
-            ["red"] * 9,
-            r"`annotations\[2\].answers` has 9 entries",
-        ),
-        (
-            "annotations",
-            ["annotations", 2, "answers"],
-            ["red"] * 10,
-            r"annotations\[2\].answers\[0\] is 'red'",
-        ),
-        (
-            "annotations",
-            ["annotations", 2, "answers", 4, "answer"],
-            2,
-            r"`annotations\[2\].answers\[4\].answer` is 2",
-        ),
-        (
-            "annotations",
-            ["annotations", 2, "answers", 4, "answer"],
-            None,
-            r"\[2\].answers\[4\].answer` is missing",
-        ),
+        ("annotations", "annotations.2.answers.4.answer", 2, r"answers\[4\].answer` is 2"),
+        ("annotations", "annotations.2.answers.4.answer", None, r"answers\[4\].answer`"),
+        ("annotations", "annotations.2.answers.4.answer", "\udfff", r"answers\[4\].answer`"),
     ],
 )
-def test_a_bad_vqa_file_is_named_with_its_field(world, file, path, value, message):
-    spoil(path, value)(getattr(world, file))
-    with pytest.raises(UserError, match=message):
-        world.read_vqa()
-
-
-def test_a_question_whose_picture_is_not_on_the_disk_is_named(world):
-    (world.images / "COCO_val2014_000000000007.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"1 of 2 images are not in .*_000000000007.jpg or COCO_.*7.png"
-    ):
-        world.read_vqa()
+def test_a_bad_file_is_named_with_its_field(world, file, path, value, message):
+    spoil(getattr(world, file), path, value)
+    with pytest.raises(UserError, match=message) as caught:
+        world.read_captions() if file == "captions" else world.read_vqa()
+    assert f"{file}.json" in str(caught.value)
 
 
 def test_swapped_files_missing_folder_and_malformed_json_are_named(world):
-    captions, questions, annotations = (
-        world.write(n) for n in ("captions", "questions", "annotations")
-    )
-    with pytest.raises(UserError, match="questions.json: `annotations` is missing .*another kind"):
+    captions, questions, annotations = map(world.write, ("captions", "questions", "annotations"))
+    with pytest.raises(UserError, match="questions.json: `annotations`"):
         read_vqa(annotations, questions, world.images)
-    with pytest.raises(UserError, match="questions.json: `annotations` is missing .*data_subtype"):
-        read_coco_captions(questions, world.images)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read_coco_captions(captions, world.folder / "nowhere")
-    for text in ("[]", "3", "null"):
+    for text in ("[]", "3", "null", '{"images": ['):
         captions.write_text(text)
-        with pytest.raises(UserError, match="captions.json: the top level is"):
+        with pytest.raises(UserError, match="captions.json[:,] (the top level|line 1 column 13)"):
             read_coco_captions(captions, world.images)
-    captions.write_text('{"images": [')
-    with pytest.raises(UserError, match="captions.json, line 1 column 13"):
-        read_coco_captions(captions, world.images)
 
 
-def test_a_missing_description_is_named(world):
-    world.descriptions.pop("42")
-    with pytest.raises(
-        UserError, match=r"descriptions.json: 1 image\(s\) have no description, .* image_id 42"
-    ):
-        world.read_captions(descriptions=world.write("descriptions"))
-    world.descriptions = {"7": "x", "42": 5}
-    with pytest.raises(UserError, match="`42` is 5; expected text"):
-        world.read_vqa(descriptions=world.write("descriptions"))
-    world.descriptions = ["x"]
-    with pytest.raises(UserError, match="the top level is"):
-        world.read_vqa(descriptions=world.write("descriptions"))
+@pytest.mark.parametrize(
+    "value, words", [({"7": "x"}, "`42`"), ({"7": "x", "42": 5}, "`42` is 5"), (["x"], "top level")]
+)
+def test_a_missing_description_is_named(world, value, words):
+    with pytest.raises(UserError, match=f"descriptions.json: .*{words}"):
+        world.read_captions(descriptions=world.write("descriptions", value))
 
 
 KEYS = st.sampled_from(["id", "image_id", "file_name", "caption", "answers", "answer"])
@@ -483,23 +283,19 @@ JSON = st.recursive(
 )
 
 
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+def places(node):
+    for key in node if isinstance(node, dict) else range(len(node)):
+        yield node, key
+        if isinstance(node[key], dict | list):
+            yield from places(node[key])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=JSON, data=st.data())
 def test_no_value_anywhere_makes_anything_but_a_user_error(tmp_path_factory, value, data):
     world = World(tmp_path_factory.mktemp("world"))
     name = data.draw(st.sampled_from(["captions", "questions", "annotations"]))
-    node, places = getattr(world, name), []
-
-    def walk(node):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                walk(node[key])
-
-    walk(node)
-    parent, key = data.draw(st.sampled_from(places))
+    parent, key = data.draw(st.sampled_from([*places(getattr(world, name))]))
     parent[key] = value
     try:
         world.read_captions() if name == "captions" else world.read_vqa()
@@ -507,16 +303,18 @@ def test_no_value_anywhere_makes_anything_but_a_user_error(tmp_path_factory, val
         pass
 
 
-def test_two_files_for_one_id_are_refused_and_text_ids_name_their_own_file(world):
-    picture(1).save(world.images / "COCO_val2014_000000000007.png")
-    with pytest.raises(UserError, match=r"7.jpg and COCO_.*7.png .*both"):
+def test_two_files_for_one_id_and_none_are_refused_and_text_ids_name_their_own_file(world):
+    jpg = world.images / JPG
+    jpg.with_suffix(".png").write_bytes(png("red"))
+    with pytest.raises(UserError, match=r"7.jpg and COCO_.*7.png"):
         world.read_vqa()
-    (world.images / "COCO_val2014_000000000007.png").unlink()
-    for rows in (world.questions["questions"], world.annotations["annotations"]):
-        for row in rows:
-            row["image_id"] = {7: "003a8", 42: "0042b"}[row["image_id"]]
-    (world.images / "COCO_val2014_000000000007.jpg").rename(world.images / "003a8.jpg")
-    (world.images / "COCO_val2014_000000000042.png").rename(world.images / "0042b.png")
+    jpg.with_suffix(".png").unlink()
+    jpg.rename(world.images / "003a8.jpg")
+    with pytest.raises(UserError, match=r"1 of 2 images .*7.jpg or COCO_.*7.png"):
+        world.read_vqa()
+    (world.images / PNG).rename(world.images / "0042b.png")
+    for row in world.questions["questions"] + world.annotations["annotations"]:
+        row["image_id"] = {7: "003a8", 42: "0042b"}[row["image_id"]]
     data = world.read_vqa()
     assert data["image_id"][:] == [1, 2, 1]  # numbered by first mention
     assert np.array_equal(data[1]["image"], picture(42))

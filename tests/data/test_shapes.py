@@ -2,7 +2,6 @@
 
 import collections
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -10,6 +9,8 @@ from datasets import Dataset
 
 from vlm_lite.data import formats, language, scenes, shapes
 from vlm_lite.files import UserError
+from vlm_lite.models.vlm import VLM
+from vlm_lite.profiles import resolve_model
 
 
 def some_scenes(split, count=200):
@@ -33,29 +34,12 @@ def test_the_same_seed_draws_the_same_pixels_and_writes_the_same_json(tmp_path):
 PIXELS, NOTES = "39746606edc429cd", "27f8a1fb1d6f2f34"
 
 
-def test_the_files_have_the_official_fields(tmp_path):
-    shapes.write_shapes(tmp_path / "w", "train", 20, progress=False)
-    notes = tmp_path / "w/annotations"
-    captions = json.loads((notes / "captions_shapes_train.json").read_text())
-    assert set(captions) == {"info", "images", "annotations"}
-    counts = collections.Counter(a["image_id"] for a in captions["annotations"])
-    assert counts == {i["id"]: 5 for i in captions["images"]}
-    answers = json.loads((notes / "v2_mscoco_shapes_train_annotations.json").read_text())[
-        "annotations"
-    ]
-    assert all(
-        len(a["answers"]) == 10 and a["answer_type"] in ("yes/no", "number", "other")
-        for a in answers
-    )
-
-
 def test_questions_come_in_complementary_pairs_and_answers_are_balanced():
     _, questions = shapes.load_shapes("val", 64, progress=False)
     asked = collections.defaultdict(list)
-    for row in zip(
-        questions["question"][:], questions["image_id"][:], questions["answer"][:], strict=True
-    ):
-        asked[row[0]].append(row[1:])
+    columns = (questions[name][:] for name in ("question", "image_id", "answer"))
+    for text, *row in zip(*columns, strict=True):
+        asked[text].append(row)
     assert all(len(rows) % 2 == 0 and len({a for _, a in rows}) > 1 for rows in asked.values())
     kinds, answers = questions["question_type"][:], questions["answer"][:]
     assert set(kinds) == set(shapes.ANSWERS)
@@ -82,61 +66,51 @@ def test_handwriting_of_val_is_never_seen_in_train():
     assert len(train) > 100 and len(val) > 100 and not train & val
 
 
-def test_every_answer_is_true_of_its_scene():
-    """Worked out again from the items, not from the code that asked."""
-    for scene, rng in some_scenes("train", 150):
-        for question, answer, kind in language.questions(scene, rng):
-            words = question.rstrip("?").split()
-            if kind == "count":
-                noun = words[2]
-
-                def fits(i, noun=noun):
-                    return noun in ("shapes", i.shape + "s", i.shape + "es", i.colour, i.size)
-
-                assert answer == str(sum(fits(i) for i in scene.shapes)), (question, scene)
-            if kind == "existence" and "digit" not in words:
-                wanted = set(words) & {*scenes.SHAPES, *scenes.COLOURS}
-                found = any(wanted <= {i.shape, i.colour} for i in scene.shapes)
-                assert answer == ("yes" if found else "no"), (question, scene)
-            if kind == "colour":
-                wanted = set(words) & {*scenes.SHAPES, *scenes.SIZES}
-                assert [i.colour for i in scene.shapes if wanted <= {i.shape, i.size}] == [
-                    answer
-                ], (question, scene)
-            if kind == "relation":
-                relation = next(r for r in language.PAIRS if f" {r} " in question)
-                one, other = (thing(part, scene) for part in question[3:-1].split(f" {relation} "))
-                axis = {
-                    "left of": one.col < other.col,
-                    "right of": one.col > other.col,
-                    "above": one.row < other.row,
-                    "below": one.row > other.row,
-                }
-                assert answer == ("yes" if axis[relation] else "no"), (question, scene)
+def words_of(item):
+    return {"digit"} if item.is_digit else {item.shape, item.colour, item.size}
 
 
 def thing(phrase, scene):
     wanted = set(phrase.split()) - {"the", "shape"}
-    found = [
-        i
-        for i in scene.items
-        if wanted <= ({"digit"} if i.is_digit else {i.shape, i.colour, i.size})
-    ]
-    assert len(found) == 1, (phrase, scene)
-    return found[0]
+    (found,) = (i for i in scene.items if wanted <= words_of(i))
+    return found
+
+
+def truth(question, kind, scene):
+    """The answer, worked out again from the items; None for what is not asked for here."""
+    words = question.rstrip("?").split()
+    told = set(words) & {*scenes.SHAPES, *scenes.COLOURS, *scenes.SIZES}
+    if kind == "count":
+        noun = {words[2], words[2].removesuffix("s"), words[2].removesuffix("es")}
+        return str(sum(words[2] == "shapes" or bool(noun & words_of(i)) for i in scene.shapes))
+    if kind == "existence" and "digit" not in words:
+        return "yes" if any(told <= words_of(i) for i in scene.shapes) else "no"
+    if kind == "colour":
+        return " ".join(i.colour for i in scene.shapes if told <= words_of(i))
+    if kind == "relation":
+        relation = next(r for r in language.PAIRS if f" {r} " in question)
+        one, other = (thing(part, scene) for part in question[3:-1].split(f" {relation} "))
+        axis = {
+            "left of": one.col < other.col,
+            "right of": one.col > other.col,
+            "above": one.row < other.row,
+            "below": one.row > other.row,
+        }
+        return "yes" if axis[relation] else "no"
+
+
+def test_every_answer_is_true_of_its_scene():
+    for scene, rng in some_scenes("train", 150):
+        for question, answer, kind in language.questions(scene, rng):
+            assert truth(question, kind, scene) in (answer, None), (question, scene)
 
 
 def test_descriptions_name_everything_in_every_wording():
     for scene, rng in some_scenes("train", 100):
         for text in (language.describe(scene), language.describe(scene, rng)):
             for item in scene.items:
-                wanted = (
-                    [str(item.value)] if item.is_digit else [item.shape, item.colour, item.size]
-                )
-                assert all(word in text for word in [*wanted, language.ROWS[item.row]]), (
-                    text,
-                    item,
-                )
+                wanted = {str(item.value)} if item.is_digit else words_of(item)
+                assert all(word in text for word in (*wanted, language.ROWS[item.row])), text
 
 
 def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_that_leaves_open():
@@ -154,9 +128,7 @@ def test_sentences_read_like_sentences():
     }
     assert {"there is 1 triangle.", "there are no circles.", "there is 1 cross."} <= said
     assert all(s.endswith(".") and "  " not in s for s in said)
-    assert any(s.startswith("no, there is no ") for s in said) and any(
-        s.startswith("yes, there is a") for s in said
-    )
+    assert {s[:15] for s in said} >= {"no, there is no", "yes, there is a"}
 
 
 def test_no_text_of_the_world_has_a_word_the_tokenizer_does_not_know():
@@ -199,88 +171,54 @@ def test_bad_settings_are_refused_with_what_there_is():
         shapes.load_shapes("test")
     shapes.load_shapes("val", 8, progress=False)
     for count in (1, "10", "8", 8.0, None):  # 8 are drawn already
-        with pytest.raises(
-            UserError, match=f"count is {count!r}; expected a whole number, at least 2"
-        ):
+        with pytest.raises(UserError, match=f"count is {count!r}"):
             shapes.load_shapes("val", count)
 
 
 def test_the_scoreboard_has_the_rarest_answer_of_each_type_and_yes_where_two_are_equally_rare():
-    rows = [
-        ("relation", "no"),
-        ("relation", "yes"),
-        ("relation", "yes"),
-        ("relation", "no"),
-        ("digit", "7"),
-        ("digit", "3"),
-        ("digit", "7"),
-        ("colour", "red"),
-        ("shape", "star"),
-        ("count", "2"),
-        ("size", "small"),
-    ]
-    for order in (rows, rows[1:]):  # in the second, "no" is the rarer one
-        kinds, answers = map(list, zip(*order, strict=True))
-        table = Dataset.from_dict(
-            {"question_type": kinds, "answer": answers, "row": list(range(len(order)))}
+    rows = """relation no, relation yes, relation yes, relation no, digit 7, digit 3, digit 7, colour red,
+        shape star, count 2, size small"""
+    rows = [tuple(row.split()) for row in rows.split(",")]
+    for order, word in ((rows, "yes"), (rows[1:], "no")):  # in the second, "no" is the rarer one
+        table = Dataset.from_list(
+            [{"question_type": k, "answer": a, "row": n} for n, (k, a) in enumerate(order)]
         )
         five = shapes.five_questions(table)
         assert [row["question_type"] for row in five] == list(shapes.SCOREBOARD_TYPES)
-        assert [row["answer"] for row in five] == [
-            "red",
-            "star",
-            "2",
-            "yes" if order is rows else "no",
-            "3",
-        ]
-        assert five[3]["row"] == order.index(("relation", five[3]["answer"])), (
-            "the first of its kind"
-        )
+        assert [row["answer"] for row in five] == ["red", "star", "2", word, "3"]
+        assert five[3]["row"] == order.index(("relation", word))  # the first of its kind
 
 
-@pytest.mark.parametrize("count", [32, 64])
-def test_the_shipped_model_asked_blind_answers_no_question_of_the_scoreboard(count):
-    from vlm_lite.models.vlm import VLM
-    from vlm_lite.profiles import resolve_model
-
-    five = shapes.five_questions(shapes.load_shapes("val", count, progress=False)[1])
-    said = VLM.from_pretrained(resolve_model("shapes-vlm")).generate(
-        None, [language.short_prompt(row["question"]) for row in five]
-    )
-    assert [
-        row["question"] for row, text in zip(five, said, strict=True) if text == row["answer"]
-    ] == []
+def test_the_shipped_model_asked_blind_answers_no_question_of_the_scoreboard():
+    five = shapes.five_questions(shapes.load_shapes("val", 64, progress=False)[1])
+    vlm = VLM.from_pretrained(resolve_model("shapes-vlm"))
+    said = vlm.generate(None, [language.short_prompt(row["question"]) for row in five])
+    assert not any(text == row["answer"] for row, text in zip(five, said, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    "wrong, message",
     [
-        ({"shape": "diamond"}, "shape is 'diamond'; choose circle, .*, heart, digit"),
-        ({"colour": "brown"}, "colour is 'brown'; for a star choose red, .*pink"),
-        ({"size": "big"}, "size is 'big'; for a star choose small, large"),
-        ({"row": 4}, "row is 4; for a star choose 0, 1, 2, 3"),
+        ({"shape": "diamond"}, "shape is 'diamond'; .*circle, .*heart, digit"),
+        ({"colour": "brown"}, "colour is 'brown'; .*star .*red, .*pink"),
+        ({"size": "big"}, "size is 'big'; .*small, large"),
+        ({"row": 4}, "row is 4; .*0, 1, 2, 3"),
         ({"col": -1}, "col is -1"),
-        ({"value": 3}, "value is 3; for a star choose -1"),
-        ({"shape": "digit", "value": 3}, "colour is 'red'; for a digit choose white"),
-        ({"shape": "digit", "colour": "white"}, "value is -1; for a digit choose 0, 1"),
+        ({"value": 3}, "value is 3; .*-1"),
+        ({"shape": "digit", "value": 3}, "colour is 'red'; .*digit .*white"),
+        ({"shape": "digit", "colour": "white"}, "value is -1; .*0, 1"),
     ],
 )
 def test_a_thing_that_is_not_in_this_world_is_refused(wrong, message):
+    star = {"shape": "star", "colour": "red", "size": "large", "row": 0, "col": 0}
     with pytest.raises(UserError, match=message):
-        scenes.Item(
-            **{"shape": "star", "colour": "red", "size": "large", "row": 0, "col": 0, **wrong}
-        )
+        scenes.Item(**{**star, **wrong})
 
 
 def test_a_scene_is_one_to_four_things_in_cells_of_their_own():
-    things = [scenes.Item("star", "red", "large", row=k // 4, col=k % 4) for k in range(5)]
-    for wrong, message in (
-        (things[0], r"tuple.*comma: Scene\(\(Item"),
-        ((), "0 items"),
-        (tuple(things), "5 items"),
-        ((things[0], things[0]), "two items in row 0, col 0"),
-    ):
-        with pytest.raises(UserError, match=message):
+    one, *more = (scenes.Item("star", "red", "large", row=k // 4, col=k % 4) for k in range(5))
+    for wrong in (one, (), (one, *more), (one, one)):
+        with pytest.raises(UserError, match="Scene"):
             scenes.Scene(wrong)
 
 

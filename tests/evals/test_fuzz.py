@@ -17,46 +17,25 @@ import time
 import numpy as np
 import pytest
 
-from tests.evals.test_commands import arguments, files, tabs  # noqa: F401 (a fixture)
-from tests.evals.test_mmbench import M
+from tests.evals.official import OWNERS, M, lines, tabs
 from vlm_lite import cli
 
 # `make test` damages the same files each time, so that it says the same of the same code; `make soak` others each time.
 SEED = int(os.environ.get("VLM_LITE_FUZZ_SEED", 0)) or 1
-GIVEN = {  # the files of each command; the last is the one that answers
-    "captions": ("refs.json", "captions.json"),
-    "vqa": ("q.json", "a.json", "vqa.json"),
-    "pope": ("labels.json", "pope.jsonl"),
-    "mmbench": ("t.tsv", "p.tsv"),
-    "retrieval": ("e.npz",),
-    "zeroshot": ("names.txt",),
-}
-ODD = [
-    None,
-    True,
-    -1,
-    1.5,
-    math.nan,
-    math.inf,
-    2**70,
-    "",
-    "\ud800",
-    "x" * 5000,
-    [],
-    {},
-    [[]],
-    {"a": 1},
-]
+# the files of each command; the last is the one that answers
+GIVEN = {b: [name for name in OWNERS if OWNERS[name] == b] for b in dict.fromkeys(OWNERS.values())}
+ODD = [None, True, -1, 1.5, math.nan, math.inf, 2**70, "", "\ud800", "x" * 5000]
+ODD += [[], {}, [[]], {"a": 1}]
 LONGEST = 600
 
 
-def score(files, benchmark, capsys, partial=True):  # noqa: F811
+def score(files, benchmark, capsys, partial=True):
     """(status, what was said, the JSON or None, seconds) of one run in this process."""
     out = files["t.tsv"].parent / "fuzz.json"
     out.unlink(missing_ok=True)
     partial = ["--partial"] * (partial and benchmark not in ("retrieval", "zeroshot"))
     start = time.process_time()
-    status = cli.main([*arguments(files, benchmark), "--json", str(out), *partial])
+    status = cli.main([*files.arguments(benchmark), "--json", str(out), *partial])
     seconds = time.process_time() - start
     found = json.loads(out.read_text("utf-8")) if out.exists() else None
     return status, capsys.readouterr().err, found, seconds
@@ -74,7 +53,7 @@ def without_counts(found):
     return {k: v for k, v in found.items() if k not in ("missing", "unknown", "labels")}
 
 
-def rows_of(files, name, key=None):  # noqa: F811
+def rows_of(files, name, key=None):
     """The records of a file, by a plain reading."""
     data = files[name].read_bytes()
     text = data.decode("utf-16" if data.startswith(b"\xff\xfe") else "utf-8-sig")
@@ -87,26 +66,19 @@ def rows_of(files, name, key=None):  # noqa: F811
         value = json.loads(text)
     except ValueError:
         value = [json.loads(line) for line in text.split("\n") if line.strip()]
-    return (
-        value[key]
-        if key and isinstance(value, dict)
-        else value
-        if isinstance(value, list)
-        else [value]
-    )
+    value = value[key] if key and isinstance(value, dict) else value
+    return value if isinstance(value, list) else [value]
 
 
 def text_of(name, rows):
     if name.endswith(".tsv"):
-        return (
-            tabs([list(rows[0]), *(row.values() for row in rows)]) if rows else "index\tprediction"
-        )
+        return tabs([rows[0], *map(dict.values, rows)]) if rows else "index\tprediction"
     if name in ("labels.json", "pope.jsonl"):
-        return "".join(json.dumps(row) + "\n" for row in rows)
+        return lines(rows)
     return "\n".join(rows) if name.endswith(".txt") else json.dumps(rows)
 
 
-def clean(files, benchmark):  # noqa: F811
+def clean(files, benchmark):
     """Write every file of a command anew: the fields that count of the rows that both sides share."""
 
     def keep(name, key, ids, fields=(), part=None):
@@ -228,7 +200,7 @@ def damage_arrays(path, rng):
     np.savez(path, **arrays)
 
 
-def mutate(files, benchmark, rng):  # noqa: F811
+def mutate(files, benchmark, rng):
     """Damage one file of the command, and return its name."""
     *others, answers = GIVEN[benchmark]
     name, kind = rng.choice([*others, answers, answers]), rng.random()
@@ -249,7 +221,7 @@ def mutate(files, benchmark, rng):  # noqa: F811
     return name
 
 
-def check(files, benchmark, capsys, count):  # noqa: F811
+def check(files, benchmark, capsys, count):
     whole = {name: files[name].read_bytes() for name in GIVEN[benchmark]}
     outcomes = {0: 0, 2: 0}
     for k in range(count):
@@ -280,7 +252,7 @@ def check(files, benchmark, capsys, count):  # noqa: F811
 
 
 @pytest.mark.parametrize("benchmark", GIVEN)
-def test_fifty_damaged_files_end_in_an_error_or_in_the_right_score(files, benchmark, capsys):  # noqa: F811
+def test_fifty_damaged_files_end_in_an_error_or_in_the_right_score(files, benchmark, capsys):
     outcomes = check(files, benchmark, capsys, 50)
     print(f"VLM_LITE_FUZZ_SEED={SEED} {benchmark}: {outcomes}")
     assert outcomes[0] and outcomes[2]
@@ -288,7 +260,7 @@ def test_fifty_damaged_files_end_in_an_error_or_in_the_right_score(files, benchm
 
 @pytest.mark.soak
 @pytest.mark.parametrize("benchmark", GIVEN)
-def test_five_hundred_damaged_files_do_too(files, benchmark, capsys):  # noqa: F811
+def test_five_hundred_damaged_files_do_too(files, benchmark, capsys):
     global SEED
     if "VLM_LITE_FUZZ_SEED" not in os.environ:
         SEED = random.SystemRandom().randrange(1, 2**31)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evals.official import save_embeddings
 from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
 from vlm_lite.evals.zeroshot import zeroshot_scores
 from vlm_lite.files import UserError
@@ -15,24 +16,20 @@ from vlm_lite.files import UserError
 
 def brute_force(images, texts, owners, k, strings):
     """Both recalls at k by sorting; a wrong candidate that ties stands first."""
+    near = torch.nn.functional.cosine_similarity(images[:, None], texts[None], dim=-1).tolist()
+    right = [
+        [any(strings[t] == s and owners[t] == i for t in range(len(texts))) for s in strings]
+        for i in range(len(images))
+    ]
 
-    def norm(v):
-        return v / v.norm()
+    def hits(near, right):
+        ranked = (
+            sorted(zip(n, r, strict=True), key=lambda pair: (-pair[0], pair[1]))
+            for n, r in zip(near, right, strict=True)
+        )
+        return np.mean([any(is_right for _, is_right in row[:k]) for row in ranked])
 
-    def hits(queries, gallery, right):
-        count = 0
-        for q, query in enumerate(queries):
-            order = sorted(
-                range(len(gallery)),
-                key=lambda g: (-float(norm(query) @ norm(gallery[g])), right(q, g)),
-            )
-            count += any(right(q, g) for g in order[:k])
-        return count / len(queries)
-
-    def same(text, image):
-        return any(strings[t] == strings[text] and owners[t] == image for t in range(len(texts)))
-
-    return hits(images, texts, lambda i, t: same(t, i)), hits(texts, images, same)
+    return hits(near, right), hits(list(zip(*near, strict=True)), list(zip(*right, strict=True)))
 
 
 @settings(deadline=None, max_examples=30)
@@ -40,130 +37,106 @@ def brute_force(images, texts, owners, k, strings):
     st.integers(0, 10**6), st.integers(2, 8), st.integers(1, 3), st.booleans(), st.integers(1, 9)
 )
 def test_recall_equals_a_brute_force_ranking(seed, n, captions, with_strings, chunk_size):
-    generator = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
     owners = torch.arange(n).repeat_interleave(captions)
-    owners = owners[torch.randperm(len(owners), generator=generator)]
-    images = torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    texts = torch.randn(len(owners), 4, generator=generator, dtype=torch.float64)
-    strings = [f"s{int(x)}" for x in torch.randint(0, 2 * n, (len(owners),), generator=generator)]
-    got = recall_at_k(
-        images,
-        texts,
-        owners,
-        ks=(1, 2, 5),
-        texts=strings if with_strings else None,
-        chunk_size=chunk_size,
+    owners = owners[torch.randperm(len(owners), generator=draw)]
+    images, texts = (
+        torch.randn(count, 4, generator=draw, dtype=torch.float64) for count in (n, len(owners))
     )
+    strings = torch.randint(0, 2 * n, (len(owners),), generator=draw).tolist()
+    strings = list(map(str, strings)) if with_strings else None
+    got = recall_at_k(images, texts, owners, (1, 2, 5), texts=strings, chunk_size=chunk_size)
     for k in (1, 2, 5):
-        expected = brute_force(
-            images, texts, owners.tolist(), k, strings if with_strings else range(len(owners))
-        )
+        expected = brute_force(images, texts, owners.tolist(), k, strings or range(len(owners)))
         assert (got["image_to_text"][k], got["text_to_image"][k]) == pytest.approx(expected)
 
 
-def test_identical_strings_count_as_hits_only_when_the_strings_are_given():
-    images, texts = (
-        torch.eye(3),
-        torch.eye(3)[[1, 0, 2]],
-    )  # pictures 0 and 1 have each other's caption
-    assert recall_at_k(images, texts, [0, 1, 2], ks=[1])["image_to_text"][1] == pytest.approx(1 / 3)
-    same = recall_at_k(images, texts, [0, 1, 2], ks=[1], texts=["a circle", "a circle", "a square"])
-    assert same == {"image_to_text": {1: 1.0}, "text_to_image": {1: 1.0}}
-
-
-def test_a_constant_encoder_scores_nothing():
-    got = recall_at_k(torch.ones(20, 4), torch.ones(20, 4), torch.arange(20))
-    assert got["image_to_text"] == got["text_to_image"] == {1: 0, 5: 0, 10: 0}
-
-
-def test_five_captions_an_image_hit_where_any_is_near():
-    images = torch.eye(2)
-    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.7, 0.7]])
-    got = recall_at_k(images, texts, [0, 0, 1, 1], ks=(1, 2))
-    assert got["image_to_text"] == {
-        1: 0.5,
-        2: 1.0,
-    }  # picture 1's nearest text is picture 0's second
-    assert got["text_to_image"] == {
-        1: 0.5,
-        2: 1.0,
-    }  # texts 1 and 3 (a tie) prefer the wrong picture
+@pytest.mark.parametrize(
+    "images, texts, owners, strings, to_text, to_image",
+    [
+        # images 0 and 1 have each other's caption: a hit only where the strings are known to be the same
+        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], None, (1 / 3, 1), (1 / 3, 1)),
+        (torch.eye(3), torch.eye(3)[[1, 0, 2]], [0, 1, 2], ["a", "a", "b"], (1, 1), (1, 1)),
+        (
+            torch.ones(20, 4),
+            torch.ones(20, 4),
+            range(20),
+            None,
+            (0, 0),
+            (0, 0),
+        ),  # a constant encoder
+        # image 1's nearest text is image 0's second; texts 1 and 3 (a tie) prefer the wrong image
+        (
+            torch.eye(2),
+            [[1, 0], [0, 1], [0.6, 0.8], [0.7, 0.7]],
+            [0, 0, 1, 1],
+            None,
+            (0.5, 1),
+            (0.5, 1),
+        ),
+    ],
+)
+def test_recall_by_hand(images, texts, owners, strings, to_text, to_image):
+    got = recall_at_k(images, texts, list(owners), ks=(1, 3), texts=strings)
+    assert [*got["image_to_text"].values()] == pytest.approx(to_text)
+    assert [*got["text_to_image"].values()] == pytest.approx(to_image)
 
 
 def test_chance_is_what_a_random_order_gives():
-    assert chance_recall(1000, 5) == pytest.approx(0.005)
-    assert chance_recall(3, 10) == 1
+    assert chance_recall(1000, 5) == pytest.approx(0.005) and chance_recall(3, 10) == 1
     assert chance_recall(4, 2, relevant=2) == pytest.approx(1 - 1 / 6)
     torch.manual_seed(0)
-    got = recall_at_k(torch.randn(1000, 8), torch.randn(1000, 8), torch.arange(1000))[
-        "image_to_text"
-    ][10]
-    assert got == pytest.approx(chance_recall(1000, 10), abs=0.012)
+    got = recall_at_k(torch.randn(1000, 8), torch.randn(1000, 8), torch.arange(1000), ks=[10])
+    assert got["image_to_text"][10] == pytest.approx(chance_recall(1000, 10), abs=0.012)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"image_embeds": torch.ones(3, 5)}, "joint space"),
-        ({"image_embeds": torch.ones(3)}, "shape \\(3,\\)"),
-        ({"text_embeds": torch.full((3, 4), float("nan"))}, "text_embeds holds NaN"),
-        ({"image_of_text": [0, 1]}, "image_of_text has 2 entries for 3 texts"),
-        ({"image_of_text": [0, 1, 1]}, "each of the 3 pictures"),
-        ({"image_of_text": [0, 1, 3]}, "from 0 to 3"),
-        ({"texts": ["a"]}, "texts has 1 entries"),
-        ({"ks": (0,)}, "1 or more"),
+        ({"image_embeds": np.ones((12, 5))}, "image_embeds are 5 wide and text_embeds 12"),
+        ({"image_embeds": np.ones(12)}, r"image_embeds has shape \(12,\)"),
+        ({"text_embeds": np.diag([np.nan, *range(11)])}, r"text_embeds .* rows \[0\]"),
+        ({"text_embeds": np.array([{}])}, "cannot be read as NPZ"),
+        ({"text_embeds": None}, "no array text_embeds"),
+        ({"image_of_text": np.arange(11)}, "image_of_text has 11 entries.*expected 12"),
+        ({"image_of_text": np.zeros(12, int)}, "from 0 to 0.*each of the 12"),
+        ({"image_of_text": np.arange(1, 13)}, "from 1 to 12"),
+        ({"image_of_text": np.zeros((12, 1), int)}, r"image_of_text has shape \(12, 1\)"),
+        *(
+            ({"image_of_text": np.full(12, n)}, "image_of_text holds")
+            for n in (0.5, np.nan, np.inf, 1e30)
+        ),
+        ({"texts": np.array(["a"])}, "texts has 1;"),
+        ({"texts": np.arange(12)}, "texts is of int64"),
     ],
 )
-def test_bad_input_is_named(change, message):
-    good = {
-        "image_embeds": torch.eye(3, 4),
-        "text_embeds": torch.eye(3, 4),
-        "image_of_text": [0, 1, 2],
-    }
+def test_bad_input_is_named(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        recall_at_k(**{**good, **change})
+        recall_at_k(**read_embeddings(save_embeddings(tmp_path / "e.npz", **change)))
 
 
-NUMBERS = [
-    order + code for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] for order in "<>"
-]
-NUMBERS = [code for code in NUMBERS if np.dtype(code).kind in "iuf"]
-OTHERS = [
-    np.array(["a", "b"]),
-    np.array([b"a", b"b"]),
-    np.array([True, False]),
-    np.array([1j, 0]),
-    np.array(["2020", "2021"], "M8[Y]"),
-    np.array([1, 2], "m8[s]"),
-    np.zeros(2, [("a", "f4")]),
-    np.zeros(2, "V2"),
-]
+KINDS = {o + c for c in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] for o in "<>"}
 
 
-@pytest.mark.parametrize("code", NUMBERS)
+@pytest.mark.parametrize("code", sorted(code for code in KINDS if np.dtype(code).kind in "iuf"))
 def test_every_numpy_number_is_converted_from_a_file_and_from_an_argument(code, tmp_path):
-    images, owners = np.eye(3, dtype=code), np.arange(3).astype(code)
-    np.savez(tmp_path / "e.npz", image_embeds=images, text_embeds=images, image_of_text=owners)
+    images, owners = np.eye(12, dtype=code), np.arange(12).astype(code)
+    arrays = {"image_embeds": images, "text_embeds": images, "image_of_text": owners}
     right = {"image_to_text": {1: 1.0}, "text_to_image": {1: 1.0}}
-    assert recall_at_k(**read_embeddings(tmp_path / "e.npz"), ks=[1]) == right
+    file = save_embeddings(tmp_path / "e.npz", **arrays)
+    assert recall_at_k(**read_embeddings(file), ks=[1]) == right
     assert recall_at_k(images, images[::-1], owners[::-1], ks=[1]) == right
     assert zeroshot_scores(images, images, owners, ks=[1]) == {"top1": 1.0}
 
 
-@pytest.mark.parametrize("array", OTHERS, ids=lambda array: str(array.dtype))
+@pytest.mark.parametrize("code", ["U1", "S1", "?", "c8", "M8[Y]", "m8[s]", [("a", "f4")], "V2"])
 @pytest.mark.parametrize("name", ["image_embeds", "text_embeds", "image_of_text"])
-def test_what_is_no_number_is_refused_with_the_name_of_its_type(array, name, tmp_path):
+def test_what_is_no_number_is_refused_with_the_name_of_its_type(code, name, tmp_path):
+    array = np.zeros((2, 2)[: 1 + (name != "image_of_text")], code)
+    message = f"{name} is of {re.escape(str(array.dtype))}"
     arrays = {"image_embeds": np.eye(2), "text_embeds": np.eye(2), "image_of_text": np.arange(2)}
-    arrays[name] = array if name == "image_of_text" else np.stack([array, array])
-    np.savez(tmp_path / "e.npz", **arrays)
-    message = f"{name} is of {re.escape(str(array.dtype))}; expected"
+    file = save_embeddings(tmp_path / "e.npz", **{**arrays, name: array})
     with pytest.raises(UserError, match=f"e.npz: {message}"):
-        read_embeddings(tmp_path / "e.npz")
+        read_embeddings(file)
     with pytest.raises(UserError, match=message):
-        recall_at_k(**arrays)
-
-
-@pytest.mark.parametrize("odd", [0.5, np.nan, np.inf, 1e30])
-def test_a_row_that_is_no_whole_number_is_refused(odd):
-    with pytest.raises(UserError, match="image_of_text holds .*; expected whole numbers"):
-        recall_at_k(np.eye(2), np.eye(2), np.array([0, odd]))
+        recall_at_k(**{**arrays, name: array})

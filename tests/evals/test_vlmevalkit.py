@@ -1,6 +1,5 @@
 """VLMEvalKit's calling convention and its tables: what its inference loop does with a model, done to ours."""
 
-import json
 import re
 import sys
 import types
@@ -10,8 +9,7 @@ import pandas
 import pytest
 from PIL import Image
 
-from tests.evals.test_commands import tabs
-from tests.evals.test_mmbench import HEADER, M, cells, picture
+from tests.evals.official import HEADER, M, cells, lines, picture, tabs
 from vlm_lite.evals.mmbench import (
     match_predictions,
     mmbench_scores,
@@ -48,57 +46,49 @@ def infer(model, messages, dataset):
     return [str(model.generate(message=message, dataset=dataset)) for message in messages]
 
 
+def part(kind, value):
+    return {"type": kind, "value": value}
+
+
 def test_its_inference_loop_gets_an_answer_to_each_message(photo):
     model = VLMEvalModel(Recorder(), max_new_tokens=7)
-    text = "Question: what is it?\nOptions:\nA. cat\nB. dog\nPlease select the correct answer from the options. \n"
-    message = [dict(type="image", value=photo), dict(type="text", value=text)]
-    assert infer(model, [message, message], "MMBench_DEV_EN") == [f"(20, 10) {text}"] * 2
+    message = [part("image", photo), part("text", "Question: what is it?\nA. cat\n")]
+    asked = [dict(each) for each in message]
+    assert (
+        infer(model, [message, message], "MMBench_DEV_EN") == [f"(20, 10) {asked[1]['value']}"] * 2
+    )
     images, _, most = model.model.calls[0]
-    assert images[0].mode == "RGB" and most == 7
-    assert message == [
-        dict(type="image", value=photo),
-        dict(type="text", value=text),
-    ]  # left as it was
+    assert images[0].mode == "RGB" and most == 7 and message == asked  # left as it was
 
 
-def test_the_short_forms_of_a_message_are_brought_to_the_long_one(photo):
-    model = VLMEvalModel(Recorder())
-    assert model.generate([photo, "what is it?"]) == "(20, 10) what is it?"
-    assert model.generate("what is it?") == "None what is it?"
-    assert model.generate({"type": "text", "value": "what is it?"}) == "None what is it?"
+@pytest.mark.parametrize("message", [["photo", "what?"], "what?", part("text", "what?")])
+def test_the_short_forms_of_a_message_are_brought_to_the_long_one(photo, message):
+    is_list = isinstance(message, list)
+    answer = VLMEvalModel(Recorder()).generate([photo, "what?"] if is_list else message)
+    assert answer == f"{(20, 10) if is_list else None} what?"
 
 
-def test_generate_inner_joins_texts_and_shows_the_first_of_several_pictures(photo, tmp_path):
-    Image.new("RGB", (5, 5)).save(tmp_path / "b.png")
+def test_generate_inner_joins_texts_and_shows_the_first_of_several_pictures(photo):
     message = [
-        dict(type="text", value="first"),
-        dict(type="image", value=photo),
-        dict(type="image", value=str(tmp_path / "b.png")),
-        dict(type="text", value="second"),
+        part("text", "first"),
+        part("image", photo),
+        part("image", "b"),
+        part("text", "second"),
     ]
-    with pytest.warns(UserWarning, match="2 pictures in one message"):
-        assert (
-            VLMEvalModel(Recorder()).generate_inner(message, dataset=None)
-            == "(20, 10) first\nsecond"
-        )
+    with pytest.warns(UserWarning, match="2 pictures"):
+        assert VLMEvalModel(Recorder()).generate_inner(message) == "(20, 10) first\nsecond"
 
 
 @pytest.mark.parametrize(
     "message, words",
     [
-        (
-            [dict(type="video", value="a.mp4"), dict(type="text", value="what?")],
-            r"message\[0\] is .*'video'",
-        ),
-        ([dict(type="text", value="")], r"message\[0\]"),
-        ([dict(type="image")], r"message\[0\]"),
-        ([], "has no text"),
-        ([dict(type="image", value=__file__)], "has no text"),
-        ([dict(type="text", value="what?"), dict(type="image", value=__file__)], "not an image"),
-        (
-            [dict(type="text", value="what?"), dict(type="image", value="nowhere.png")],
-            "nowhere.png does not exist",
-        ),
+        ([part("video", "a.mp4"), part("text", "what?")], r"message\[0\] is .*'video'"),
+        ([part("text", "")], r"message\[0\]"),
+        ([{"type": "image"}], r"message\[0\]"),
+        ([], "no text"),
+        ([part("image", __file__)], "no text"),
+        ([part("text", "what?"), part("image", __file__)], "not an image"),
+        ([part("text", "what?"), part("image", "nowhere.png")], "nowhere.png does not exist"),
     ],
 )
 def test_a_message_that_will_not_do_is_named(message, words):
@@ -127,18 +117,10 @@ def test_a_table_that_is_written_is_read_as_it_was(rows, tmp_path):
 def test_predictions_are_a_table_as_pandas_reads_it_without_pictures(rows, tmp_path):
     said = {1: "A", M + 1: 'the "dog",\tor\nso', 2: "B. a dog", 3: "cat"}
     write_mmbench(tmp_path / "ours_MMBench_DEV_EN.tsv", rows, said)
-    table = pandas.read_csv(
-        tmp_path / "ours_MMBench_DEV_EN.tsv", sep="\t"
-    )  # as vlmeval.smp.load does
-    assert "image" not in table and {
-        "index",
-        "question",
-        "A",
-        "B",
-        "answer",
-        "category",
-        "prediction",
-    } <= set(table)
+    # as vlmeval.smp.load does
+    table = pandas.read_csv(tmp_path / "ours_MMBench_DEV_EN.tsv", sep="\t")
+    wanted = {"index", "question", "A", "B", "answer", "category", "prediction"}
+    assert "image" not in table and wanted <= set(table)
     assert dict(zip(table["index"], table["prediction"], strict=True)) == said
     given = read_predictions(tmp_path / "ours_MMBench_DEV_EN.tsv")
     kept, given, _ = match_predictions(rows, given, file="ours", against="t")
@@ -148,12 +130,10 @@ def test_predictions_are_a_table_as_pandas_reads_it_without_pictures(rows, tmp_p
 def test_a_column_that_no_row_fills_is_left_out_since_a_mean_over_it_would_be_nan(rows, tmp_path):
     plain = [{**row, "split": "", "l2-category": ""} for row in rows]
     write_mmbench(tmp_path / "p.tsv", plain, {row["index"]: row["answer"] for row in rows})
-    table = pandas.read_csv(
-        tmp_path / "p.tsv", sep="\t"
-    )  # its report_acc means over the values of these columns
-    assert {"split", "l2-category", "category"} & set(table) == {"category"} and not table[
-        "category"
-    ].isna().any()
+    # its report_acc means over the values of these columns
+    table = pandas.read_csv(tmp_path / "p.tsv", sep="\t")
+    assert {"split", "l2-category", "category"} & set(table) == {"category"}
+    assert not table["category"].isna().any()
     assert read_mmbench(tmp_path / "p.tsv") == [{**row, "image": ""} for row in plain]
 
 
@@ -167,25 +147,16 @@ def test_a_sample_of_whole_questions_may_be_predicted_and_a_missing_row_is_named
 
 
 def test_pope_is_exported_with_its_splits_as_categories(tmp_path):
+    splits = {}
     for name, label in (("random", "no"), ("popular", "yes")):
-        (tmp_path / f"{name}.json").write_text(
-            "\n".join(
-                json.dumps(
-                    {"question_id": k, "image": "a.jpg", "text": f"Is there a {k}?", "label": label}
-                )
-                for k in (1, 2)
-            )
+        labels, answers = tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl"
+        about = {"image": "a.jpg", "label": label}
+        labels.write_text(
+            lines({"question_id": k, "text": f"Is there a {k}?", **about} for k in (1, 2))
         )
-        (tmp_path / f"{name}.jsonl").write_text(
-            "\n".join(json.dumps({"question_id": k, "answer": f"{name} {k}"}) for k in (2, 1))
-        )
-    write_pope(
-        tmp_path / "ours_POPE.tsv",
-        {
-            name: (tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl")
-            for name in ("random", "popular")
-        },
-    )
+        answers.write_text(lines({"question_id": k, "answer": f"{name} {k}"} for k in (2, 1)))
+        splits[name] = labels, answers
+    write_pope(tmp_path / "ours_POPE.tsv", splits)
     table = pandas.read_csv(tmp_path / "ours_POPE.tsv", sep="\t")
     assert table.values.tolist() == [
         [0, "Is there a 1?", "No", "random", "random 1"],
@@ -214,16 +185,7 @@ def test_the_lines_of_the_readme_ask_whole_questions_and_hand_over_their_answers
             evaluate=lambda eval_file, **judge: pandas.read_csv(eval_file, sep="\t"),
         )
 
-    def infer_data_job(
-        model,
-        work_dir,
-        model_name,
-        dataset,
-        verbose=False,
-        api_nproc=4,
-        ignore_failed=False,
-        use_vllm=False,
-    ):
+    def infer_data_job(model, work_dir, model_name, dataset, verbose=False, api_nproc=4):
         messages = [dataset.build_prompt(line) for _, line in dataset.data.iterrows()]
         dataset.data["prediction"] = infer(model, messages, dataset.dataset_name)
         dataset.data.to_csv(f"{work_dir}/{model_name}_{dataset.dataset_name}.tsv", sep="\t")

@@ -25,26 +25,14 @@ def notebook(name):
 @pytest.fixture
 def small(tmp_path):
     """A notebook with one exercise, and its parts to damage."""
-    exercise = nbformat.v4.new_code_cell(
-        f"def recall_at_k(similarity, k):\n    {build.BEGIN}\n    return the_answer_of_this_one(similarity)\n"
-        f"    {build.END}",
-        metadata={"nbgrader": {"grade_id": "recall_at_k", "solution": True, "grade": False}},
-    )
-    checked = nbformat.v4.new_code_cell(
-        "recall_at_k = check.recall_at_k(recall_at_k)",
-        metadata={
-            "nbgrader": {
-                "grade_id": "recall_at_k-check",
-                "solution": False,
-                "grade": True,
-                "points": 2,
-            }
-        },
-    )
+    answer = f"    {build.BEGIN}\n    return the_answer_of_this_one(similarity)\n    {build.END}"
+    new, marks = nbformat.v4.new_code_cell, {"grade_id": "recall_at_k", "solution": True}
+    written = new(f"def recall_at_k(similarity, k):\n{answer}", metadata={"nbgrader": marks})
+    marks = {"grade_id": "recall_at_k-check", "grade": True, "points": 2}
+    checked = new("recall_at_k = check.recall_at_k(recall_at_k)", metadata={"nbgrader": marks})
     title = nbformat.v4.new_markdown_cell("**Exercise 1: recall.** ★★☆ 5 minutes. Do it.")
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[title, exercise, checked]), tmp_path / "99.ipynb"
-    )
+    notebook = nbformat.v4.new_notebook(cells=[title, written, checked])
+    nbformat.write(notebook, tmp_path / "99.ipynb")
     return build.read(tmp_path / "99.ipynb")
 
 
@@ -130,9 +118,8 @@ def test_a_solved_copy_has_the_answers_and_the_outputs_and_no_marks(name, notebo
     made = build.solution(notebook, name)
     nbformat.validate(nbformat.from_dict(made))
     assert "SOLUTION" not in json.dumps(made) and "jupytext" not in made["metadata"]
-    assert sum(len(cell.get("outputs", [])) for cell in made["cells"]) == sum(
-        len(cell.get("outputs", [])) for cell in notebook["cells"]
-    )
+    mine, theirs = ([cell.get("outputs") for cell in each["cells"]] for each in (made, notebook))
+    assert mine == theirs
     for each in LABS[name][1]:
         compile(made["cells"][each.cell]["source"], name, "exec")
         assert "return" in made["cells"][each.cell]["source"]
@@ -159,39 +146,24 @@ def test_an_answer_outside_a_function_becomes_a_name_with_nothing_in_it_yet(smal
 
 def test_a_solution_that_is_also_told_elsewhere_is_refused(small):
     small["cells"][0]["source"] += " Hint: return the_answer_of_this_one(similarity)"
-    with pytest.raises(
-        UserError,
-        match="99: the student's copy would still hold a line of a solution: 'return the_an",
-    ):
+    with pytest.raises(UserError, match="99: .*'return the_an"):
         build.student(small, "99")
 
 
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (
-            lambda cells: cells.pop(2),
-            "99, cell 2: recall_at_k needs a cell after it with the grade_id recall_at_k-check",
-        ),
-        (lambda cells: cells.reverse(), "99, cell 2: recall_at_k needs a cell after it"),
-        (lambda cells: cells.append(cells[1]), "99, cell 4: the grade_id recall_at_k stands twice"),
-        (
-            lambda cells: cells[2]["metadata"]["nbgrader"].pop("points"),
-            "needs a cell after it .* points",
-        ),
-        (
-            lambda cells: cells[1].update(source="def recall_at_k():\n    pass"),
-            "has no ### BEGIN SOLUTION",
-        ),
-        (
-            lambda cells: cells[1]["metadata"].clear(),
-            "cell 2: ### BEGIN SOLUTION in a cell that nbgrader's metadata",
-        ),
-        (lambda cells: cells.clear(), "99 has no exercises, so there is no lab in it"),
-    ],
-)
-def test_a_faulty_notebook_is_refused_by_the_cell(small, damage, message):
-    damage(small["cells"])
+FAULTS = {
+    "99, cell 2: recall_at_k needs .* recall_at_k-check": lambda cells: cells.pop(2),
+    "99, cell 2: recall_at_k needs": lambda cells: cells.reverse(),
+    "99, cell 4: the grade_id recall_at_k": lambda cells: cells.append(cells[1]),
+    "needs .* points": lambda cells: cells[2]["metadata"]["nbgrader"].pop("points"),
+    "no ### BEGIN": lambda cells: cells[1].update(source="def recall_at_k():\n    pass"),
+    "cell 2: ### BEGIN": lambda cells: cells[1]["metadata"].clear(),
+    "99 has no exercises": lambda cells: cells.clear(),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_faulty_notebook_is_refused_by_the_cell(small, message):
+    FAULTS[message](small["cells"])
     with pytest.raises(UserError, match=message):
         build.student(small, "99")
 
@@ -199,33 +171,25 @@ def test_a_faulty_notebook_is_refused_by_the_cell(small, damage, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("hello", "line 1 column 1: not valid JSON"),
-        ("[]", "not a notebook of format 4"),
-        ('{"nbformat": 3, "worksheets": []}', "not a notebook of format 4"),
+        ("hello", "line 1 column 1"),
+        ("[]", "format 4"),
+        ('{"nbformat": 3, "worksheets": []}', "format 4"),
         ("[" * 100_000, "recursion"),
-        (
-            '{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}',
-            "cell 1: not a notebook cell",
-        ),
-        ('{"nbformat": 4, "cells": [7]}', "cell 1: not a notebook cell"),
+        ('{"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}', "cell 1"),
+        ('{"nbformat": 4, "cells": [7]}', "cell 1"),
         (
             '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "", "metadata": []}]}',
-            "cell 1: not a notebook cell",
+            "cell 1",
         ),
+        (None, "does not exist"),
+        (" " * (build.LARGEST + 1), "at most 20 MB"),
     ],
+    ids=range(9),
 )
 def test_a_file_that_is_no_notebook_is_refused_by_name(tmp_path, text, message):
-    (tmp_path / "lab.ipynb").write_text(text)
+    if text is not None:
+        (tmp_path / "lab.ipynb").write_text(text)
     with pytest.raises(UserError, match=f"lab.ipynb.*{message}"):
-        build.read(tmp_path / "lab.ipynb")
-
-
-def test_a_missing_and_a_huge_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        build.read(tmp_path / "lab.ipynb")
-    with open(tmp_path / "lab.ipynb", "wb") as file:
-        file.truncate(build.LARGEST + 1)
-    with pytest.raises(UserError, match="of at most 20 MB is expected"):
         build.read(tmp_path / "lab.ipynb")
 
 
@@ -234,21 +198,22 @@ def test_a_missing_and_a_huge_file_are_refused(tmp_path):
 
 def test_the_commands_write_and_print_what_they_make(tmp_path, capsys):
     name = next(iter(LABS))
-    source = str(notebooks.ROOT / "notebooks" / f"{name}.ipynb")
-    assert cli.main(["lab", "student", source, "-o", str(tmp_path / "lab.ipynb")]) == 0
-    assert (tmp_path / "lab.ipynb").read_text() == (
-        notebooks.ROOT / "labs" / f"{name}.ipynb"
-    ).read_text()
-    assert cli.main(["lab", "solution", source, "-o", str(tmp_path / "solved.ipynb")]) == 0
+    source = f"{notebooks.ROOT}/notebooks/{name}.ipynb"
+
+    def lab(action, *words):
+        assert cli.main(["lab", action, *map(str, words)]) == 0
+
+    lab("student", source, "-o", tmp_path / "lab.ipynb")
+    there = notebooks.ROOT / "labs" / f"{name}.ipynb"
+    assert (tmp_path / "lab.ipynb").read_text() == there.read_text()
+    lab("solution", source, "-o", tmp_path / "solved.ipynb")
     assert "NotImplementedError(" not in (tmp_path / "solved.ipynb").read_text()
     capsys.readouterr()
-    assert cli.main(["lab", "rubric", source]) == 0
+    lab("rubric", source)
     assert capsys.readouterr().out == build.rubric(LABS[name][0], name)
-    assert cli.main(["lab", "all", "-o", str(tmp_path / "all")]) == 0
-    assert {path.name for path in (tmp_path / "all").iterdir()} == {
-        "RUBRIC.md",
-        *(f"{n}.ipynb" for n in LABS),
-    }
+    lab("all", "-o", tmp_path / "all")
+    made = {path.name for path in (tmp_path / "all").iterdir()}
+    assert made == {"RUBRIC.md", *(f"{n}.ipynb" for n in LABS)}
 
 
 @pytest.mark.parametrize("action", EXAMPLES)
@@ -265,14 +230,12 @@ def test_help_has_an_example_that_the_command_understands(action, capsys):
 
 
 def test_the_commands_refuse_what_is_no_lab_with_status_2(tmp_path, capsys):
-    assert cli.main(["lab", "student", str(tmp_path / "none.ipynb")]) == 2
-    assert (
-        cli.main(["lab", "student", str(notebooks.ROOT / "notebooks" / "00_start_here.ipynb")]) == 2
-    )
-    assert (
-        cli.main(["lab", "all", "-o", str(tmp_path), "--notebooks", str(tmp_path / "nowhere")]) == 2
-    )
-    said = capsys.readouterr().err
-    assert "none.ipynb does not exist" in said and "00_start_here has no exercises" in said
-    assert "nowhere does not exist. The notebooks are not part of the installed package" in said
+    folder = notebooks.ROOT / "notebooks"
+    for words, said in (
+        (f"student {tmp_path}/none.ipynb", "none.ipynb does not exist"),
+        (f"student {folder}/00_start_here.ipynb", "00_start_here has no exercises"),
+        (f"all -o {tmp_path} --notebooks {tmp_path}/nowhere", "nowhere does not exist"),
+    ):
+        assert cli.main(["lab", *words.split()]) == 2
+        assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

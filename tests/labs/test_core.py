@@ -25,10 +25,6 @@ def double(learner):
     return "you returned x itself" if close(found, x) else "that is not twice x. Look again."
 
 
-def verdict(learner):
-    return double.verdict(learner)
-
-
 def test_a_right_function_is_given_back_and_one_line_printed(capsys):
     def mine(x):
         return x + x
@@ -39,10 +35,7 @@ def test_a_right_function_is_given_back_and_one_line_printed(capsys):
 
 def test_a_wrong_function_is_diagnosed_and_the_reference_given_back(capsys):
     assert double(lambda x: x) is double_reference
-    assert (
-        capsys.readouterr().out
-        == "✗ double: wrong: you returned x itself. The cells below use vlm_lite's.\n"
-    )
+    assert "✗ double: wrong: you returned x itself. " in capsys.readouterr().out
 
 
 def attempt_nothing(x):
@@ -59,31 +52,30 @@ def test_an_empty_exercise_is_not_attempted_and_no_mistake(learner, capsys):
     assert "– double: not attempted." in capsys.readouterr().out
 
 
-def test_what_torch_does_not_implement_is_a_crash_and_not_a_blank_exercise():
-    def learner(x):
-        return x.long().log_softmax(-1)
-
-    assert verdict(learner).status == "crashed"
-
-
-def test_a_forgotten_return_is_named():
-    def learner(x):
-        x + x
-
-    assert verdict(learner) == (
-        "wrong",
-        "your function returned None; is the `return` line missing?",
-    )
+def endless(x):
+    while True:
+        try:
+            x + x
+        except Exception:  # which must not swallow the end
+            pass
 
 
-def test_a_crash_names_the_error_and_the_learners_own_line():
-    def learner(x):
-        y = torch.zeros(3)
-        return torch.nn.functional.cross_entropy(x, y)  # the line of mine
-
-    found = verdict(learner)
-    assert found.status == "crashed"
-    assert "Error: " in found.message and "the line of mine" in found.message
+@pytest.mark.parametrize(
+    "learner, status, named",
+    [
+        (lambda x: x.long().log_softmax(-1), "crashed", "Error: "),  # torch's NotImplementedError
+        (lambda x: None, "wrong", "returned None"),
+        (lambda x: torch.zeros(x, x), "crashed", "torch.zeros(x, x)"),
+        (torch.ones(2), "wrong", "Tensor, not a function"),
+        (lambda x: sys.exit(), "crashed", "SystemExit"),
+        (endless, "crashed", "after 0.2 seconds"),
+    ],
+)
+def test_what_stops_an_attempt_is_named_with_its_own_line(monkeypatch, learner, status, named):
+    monkeypatch.setenv("VLM_LITE_GRADING", "0.2")
+    found = double.verdict(learner)
+    assert found.status == status and named in found.message
+    assert double.verdict(double_reference).status == "right"
 
 
 def test_a_crash_in_a_notebook_cell_names_its_line():
@@ -92,13 +84,10 @@ def test_a_crash_in_a_notebook_cell_names_its_line():
     shell = InteractiveShell.instance()
     try:
         shell.run_cell("def learner(x):\n    a = 1\n    return undefined_name * x\n")
-        found = verdict(shell.user_ns["learner"])
+        found = double.verdict(shell.user_ns["learner"])
     finally:
         InteractiveShell.clear_instance()
-    assert (
-        found.message
-        == "NameError: name 'undefined_name' is not defined, in line 3: `return undefined_name * x`"
-    )
+    assert "NameError" in found.message and "line 3: `return undefined_name" in found.message
 
 
 def test_a_result_that_cannot_be_compared_is_said_so_and_nothing_escapes():
@@ -107,14 +96,8 @@ def test_a_result_that_cannot_be_compared_is_said_so_and_nothing_escapes():
         """Takes for granted that the result is a tensor."""
         return None if learner(torch.ones(2)).shape == (2,) else "shape"
 
-    assert fragile.verdict(lambda x: 3.0) == (
-        "crashed",
-        "what it returned could not be compared (AttributeError: 'float' object has no attribute 'shape')",
-    )
-
-
-def test_something_that_is_no_function_is_told_apart():
-    assert "it is a Tensor, not a function" in verdict(torch.ones(2)).message
+    found = fragile.verdict(lambda x: 3.0)
+    assert found.status == "crashed" and "AttributeError: 'float'" in found.message
 
 
 def test_inputs_are_fresh_each_time_and_the_notebooks_own_randomness_is_left_alone():
@@ -168,7 +151,7 @@ class Shell:
     """What the checks use of IPython's shell."""
 
     def __init__(self):
-        self.errors = []
+        self.errors, self.shown = [], []
 
     def showtraceback(self, **_):
         self.errors.append(str(sys.exc_info()[1]))
@@ -177,11 +160,9 @@ class Shell:
 @pytest.fixture
 def shell(monkeypatch):
     shell = Shell()
-    shell.shown = []
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-    monkeypatch.setattr(
-        "IPython.display.display", lambda data, raw: shell.shown.append(data[VERDICT])
-    )
+    show = lambda data, raw: shell.shown.append(data[VERDICT])  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", show)
     return shell
 
 
@@ -215,30 +196,6 @@ def test_without_a_notebook_a_grader_gets_the_error_itself(monkeypatch):
     with pytest.raises(NotPassed, match="double: wrong: you returned x itself"):
         double(lambda x: x)
     assert double(double_reference) is double_reference
-
-
-def test_under_a_grader_a_check_does_not_wait_for_ever_even_where_errors_are_swallowed(monkeypatch):
-    def learner(x):
-        while True:
-            try:
-                x + x
-            except Exception:
-                pass
-
-    monkeypatch.setenv("VLM_LITE_GRADING", "0.2")
-    found = verdict(learner)
-    assert found.status == "crashed"
-    assert found.message.startswith(
-        "it had not ended after 0.2 seconds (an endless loop?), in line "
-    )
-    assert verdict(double_reference).status == "right"
-
-
-def test_a_learner_who_ends_python_only_crashes():
-    def learner(x):
-        raise SystemExit
-
-    assert verdict(learner).status == "crashed"
 
 
 def test_the_progress_line_counts_the_last_verdicts_and_the_claims(monkeypatch, capsys):

@@ -19,42 +19,89 @@ TODO = "raise NotImplementedError('later')"
 IMPORTS, FIRST, FIRST_CHECK, SECOND, SECOND_CHECK = range(5)  # the cells of the lab below
 
 
+RIGHT = {FIRST: RECALL.format(RANKS), SECOND: CLASSES.format(MEANS)}
+ENDLESS = "while True:\n        try:\n            k\n        except Exception:\n            k"
+GONE = "Python ended here, and nothing after it was run (cell 4)"
+# What is changed in a right copy (None: deleted), a cell in front; how each exercise's line begins; the copy's problem.
+CLASS = {
+    "loud": (
+        {},
+        "for _ in range(40):\n    print(100_000 * 'x')",
+        "passed",
+        "passed",
+        "printed 4 MB",
+    ),
+    "percent": (
+        {
+            FIRST: RECALL.format(RANKS + " * 100"),
+            SECOND: CLASSES.format(TODO),
+            SECOND_CHECK: "class_embeddings = len\nprint('✓ class_embeddings: right.')",
+        },
+        None,
+        "wrong: that is a percentage",
+        "not attempted",
+        None,
+    ),
+    "deleted": (
+        {FIRST: None, SECOND: CLASSES.format("raise SystemExit")},
+        None,
+        "missing: no cell defines recall_at_k",
+        "crashed: SystemExit: no message, in line 2: `raise SystemExit`",
+        None,
+    ),
+    "renamed": (
+        {FIRST: RIGHT[FIRST].replace("recall_at_k", "my_recall"), SECOND_CHECK: None},
+        None,
+        "missing: cell 2 defines my_recall and not recall_at_k",
+        "passed",
+        None,
+    ),
+    "endless": (
+        {FIRST: RECALL.format(ENDLESS)},
+        None,
+        "crashed: it had not ended after 5 seconds",
+        "passed",
+        None,
+    ),
+    "syntax": (
+        {FIRST: "def recall_at_k(similarity, k)\n    return 1"},
+        None,
+        "crashed: SyntaxError: expected ':', in line 1: `def recall_at_k(similarity, k)` (cell 2)",
+        "passed",
+        None,
+    ),
+    "broken": (
+        {FIRST: "x = not_there\n" + RIGHT[FIRST], SECOND: "import os\nos._exit(3)"},
+        None,
+        "crashed: NameError: name 'not_there' is not defined (cell 2)",
+        f"crashed: {GONE}",
+        None,
+    ),
+}
+
+
+def exercise(name, source, points):
+    """The two cells of an exercise: its solution between the marks, and its check."""
+    head, body = source.split("\n", 1)
+    marks = {"grade_id": name, "solution": True}
+    cells = [(f"{head}\n    {build.BEGIN}\n{body}\n    {build.END}", marks)]
+    marks = {"grade_id": f"{name}-check", "grade": True, "points": points}
+    cells.append((f"{name} = check.{name}({name})\nassert callable({name})", marks))
+    return [nbformat.v4.new_code_cell(text, metadata={"nbgrader": each}) for text, each in cells]
+
+
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """A folder with a lab of two exercises."""
+    """A folder with a lab of two exercises, and one of a third."""
     folder = tmp_path_factory.mktemp("course")
-    cells = [
-        nbformat.v4.new_code_cell(
-            "import torch\nimport torch.nn.functional as F\nfrom vlm_lite.labs import check"
-        )
-    ]
-    for name, source, points in (
-        ("recall_at_k", RECALL.format(RANKS), 2),
-        ("class_embeddings", CLASSES.format(MEANS), 1),
-    ):
-        head, body = source.split("\n", 1)
-        marked = f"{head}\n    {build.BEGIN}\n{body}\n    {build.END}"
-        cells.append(
-            nbformat.v4.new_code_cell(
-                marked, metadata={"nbgrader": {"grade_id": name, "solution": True}}
-            )
-        )
-        cells.append(
-            nbformat.v4.new_code_cell(
-                f"{name} = check.{name}({name})\nassert callable({name})",
-                metadata={
-                    "nbgrader": {"grade_id": f"{name}-check", "grade": True, "points": points}
-                },
-            )
-        )
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "98_small.ipynb")
-    other = nbformat.v4.new_notebook(cells=cells[3:])
-    other.cells[0].source = other.cells[0].source.replace("class_embeddings", "info_nce")
-    other.cells[1].source = "info_nce = check.info_nce(info_nce)"
-    for cell in other.cells:
-        marked = cell.metadata.nbgrader
-        marked.grade_id = marked.grade_id.replace("class_embeddings", "info_nce")
-    nbformat.write(other, folder / "99_other.ipynb")
+    imports = "import torch\nimport torch.nn.functional as F\nfrom vlm_lite.labs import check"
+    cells = [nbformat.v4.new_code_cell(imports)]
+    cells += exercise("recall_at_k", RIGHT[FIRST], 2) + exercise(
+        "class_embeddings", RIGHT[SECOND], 1
+    )
+    other = exercise("info_nce", "def info_nce(x, y, scale):\n    return 1", 1)
+    for name, each in (("98_small", cells), ("99_other", other)):
+        nbformat.write(nbformat.v4.new_notebook(cells=each), folder / f"{name}.ipynb")
     return folder
 
 
@@ -65,16 +112,12 @@ def hand_in(course, tmp_path_factory):
     notebook = build.student(build.read(course / "98_small.ipynb"), "98_small")
 
     def write(name, changes, extra=None):
-        made = copy.deepcopy(notebook)
+        made, front = copy.deepcopy(notebook), copy.deepcopy(notebook["cells"][0])
         for k, source in changes.items():
-            made["cells"][k]["source"] = source or ""
-        made["cells"] = [
-            cell for k, cell in enumerate(made["cells"]) if changes.get(k, "") is not None
-        ]
+            made["cells"][k]["source"] = source
+        made["cells"] = [each for each in made["cells"] if each["source"] is not None]
         if extra:
-            made["cells"].insert(
-                0, {**copy.deepcopy(notebook["cells"][0]), "id": "extra", "source": extra}
-            )
+            made["cells"].insert(0, {**front, "id": "extra", "source": extra})
         path = folder / f"{name}.ipynb"
         path.write_text(build.dumps(made), encoding="utf-8")
         return path
@@ -85,103 +128,26 @@ def hand_in(course, tmp_path_factory):
 @pytest.fixture(scope="module")
 def reports(course, hand_in):
     """The reports on a whole class, by name, and the statuses of the two exercises in each."""
-    right = {FIRST: RECALL.format(RANKS), SECOND: CLASSES.format(MEANS)}
-    hand_in("loud", right, extra="for _ in range(40):\n    print(100_000 * 'x')")
-    hand_in(
-        "percent",
-        {
-            FIRST: RECALL.format(RANKS + " * 100"),
-            SECOND: CLASSES.format(TODO),
-            SECOND_CHECK: "class_embeddings = len\nprint('✓ class_embeddings: right.')",
-        },
-    )
-    hand_in("deleted", {FIRST: None, SECOND: CLASSES.format("raise SystemExit")})
-    hand_in(
-        "renamed",
-        {
-            FIRST: RECALL.format(RANKS).replace("recall_at_k", "my_recall"),
-            SECOND: CLASSES.format(MEANS),
-            SECOND_CHECK: None,
-        },
-    )
-    hand_in(
-        "endless",
-        {
-            **right,
-            FIRST: RECALL.format(
-                "while True:\n        try:\n            k\n        except Exception:\n            k"
-            ),
-        },
-    )
-    hand_in("syntax", {**right, FIRST: "def recall_at_k(similarity, k)\n    return 1"})
-    path = hand_in(
-        "broken",
-        {FIRST: "x = not_there\n" + RECALL.format(RANKS), SECOND: "import os\nos._exit(3)"},
-    )
-    (path.parent / "letter.ipynb").write_text("Dear teacher, my notebook is lost.")
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]),
-        path.parent / "poem.ipynb",
-    )
-    found = grade([path.parent], notebooks=course, jobs=2, seconds=400, check_seconds=5)
+    for name, (changes, extra, *_) in CLASS.items():
+        folder = hand_in(name, RIGHT | changes, extra).parent
+    (folder / "letter.ipynb").write_text("Dear teacher, my notebook is lost.")
+    poem = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    nbformat.write(poem, folder / "poem.ipynb")
+    found = grade([folder], notebooks=course, jobs=2, seconds=400, check_seconds=5)
     return {report["file"].rsplit("/")[-1].removesuffix(".ipynb"): report for report in found}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, first, second, problem",
-    [
-        ("loud", "passed", "passed", "cell 1: it printed 4 MB, which were thrown away"),
-        (
-            "percent",
-            "wrong: that is a percentage; a fraction in 0..1 is wanted",
-            "not attempted",
-            None,
-        ),
-        (
-            "deleted",
-            "missing: no cell defines recall_at_k; was its cell deleted?",
-            "crashed: SystemExit: no message, in line 2: `raise SystemExit`",
-            None,
-        ),
-        (
-            "renamed",
-            "missing: cell 2 defines my_recall and not recall_at_k; was it renamed?",
-            "passed",
-            None,
-        ),
-        (
-            "endless",
-            "crashed: it had not ended after 5 seconds (an endless loop?), in line ",
-            "passed",
-            None,
-        ),
-        (
-            "syntax",
-            "crashed: SyntaxError: expected ':', in line 1: `def recall_at_k(similarity, k)` (cell 2)",
-            "passed",
-            None,
-        ),
-        (
-            "broken",
-            "crashed: NameError: name 'not_there' is not defined (cell 2)",
-            "crashed: Python ended here, and nothing after it was run (cell 4)",
-            None,
-        ),
-    ],
-)
-def test_each_exercise_of_each_copy_has_its_line(reports, name, first, second, problem):
-    report = reports[name]
+@pytest.mark.parametrize("name", CLASS)
+def test_each_exercise_of_each_copy_has_its_line(reports, name):
+    report, (*_, first, second, problem) = reports[name], CLASS[name]
     said = [f"{row['status']}: {row['message']}".removesuffix(": ") for row in report["exercises"]]
     assert said[0].startswith(first) and said[1].startswith(second), said
-    assert report["problems"] == ([problem] if problem else [])
-    passed = [first == "passed", second == "passed"]
-    assert [row["points"] for row in report["exercises"]] == [2 * passed[0], 1 * passed[1]]
-    assert (report["points"], report["max_points"], report["lab"]) == (
-        2 * passed[0] + passed[1],
-        3,
-        "98_small",
-    )
+    assert [problem in each for each in report["problems"]] == [True] * bool(problem)
+    points = [2 * (first == "passed"), 1 * (second == "passed")]
+    assert [row["points"] for row in report["exercises"]] == points
+    assert (report["points"], report["max_points"]) == (sum(points), 3)
+    assert report["lab"] == "98_small"
     for words in said:
         assert words.split(" (cell")[0] in as_text(report)
 
@@ -190,9 +156,7 @@ def test_each_exercise_of_each_copy_has_its_line(reports, name, first, second, p
 def test_what_is_no_copy_of_a_lab_has_a_line_too(reports):
     assert len(reports) == 9
     assert "letter.ipynb, line 1 column 1: not valid JSON" in reports["letter"]["problems"][0]
-    assert reports["poem"]["problems"] == [
-        "it holds no exercise of any lab here (98_small, 99_other): is it another notebook?"
-    ]
+    assert "no exercise of any lab here (98_small, 99_other)" in reports["poem"]["problems"][0]
     for name in ("letter", "poem"):
         assert reports[name]["exercises"] == [] and reports[name]["points"] == 0
         assert reports[name]["problems"][0] in as_text(reports[name])
@@ -202,46 +166,24 @@ def test_what_is_no_copy_of_a_lab_has_a_line_too(reports):
 def test_the_command_prints_the_lines_writes_json_and_a_stuck_copy_is_ended(
     course, hand_in, tmp_path, capsys
 ):
-    stuck = hand_in(
-        "stuck",
-        {},
-        extra="while True:\n    try:\n        while True:\n            pass\n"
-        "    except BaseException:\n        pass",
-    )
-    letter = stuck.parent / "nobody.ipynb"
-    status = cli.main(
-        [
-            "lab",
-            "grade",
-            str(stuck),
-            str(letter),
-            "--notebooks",
-            str(course),
-            "--timeout",
-            "4",
-            "--jobs",
-            "2",
-            "--json",
-            str(tmp_path / "grades.json"),
-        ]
-    )
+    loop = "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass"
+    stuck = hand_in("stuck", {}, extra=loop)
+    letter, out = stuck.parent / "nobody.ipynb", tmp_path / "grades.json"
+    words = f"lab grade {stuck} {letter} --notebooks {course} --timeout 4 --jobs 2 --json {out}"
+    status = cli.main(words.split())
     printed = capsys.readouterr().out
     assert status == 1  # one of them could not be graded at all
     assert "(98_small): 0 of 3 points" in printed and "nobody.ipynb does not exist" in printed
-    reports = json.loads((tmp_path / "grades.json").read_text())
+    reports = json.loads(out.read_text())
     assert [row["status"] for row in reports[0]["exercises"]] == ["not run", "not run"]
-    assert reports[0]["problems"] == [
-        "cell 1: it did not stop after 2 seconds, and nothing after it was run"
-    ]
+    assert "cell 1: it did not stop after 2 seconds" in reports[0]["problems"][0]
 
 
 @pytest.mark.slow
 def test_a_copy_of_another_lab_is_told_when_one_lab_is_asked_for(course, hand_in):
     (report,) = grade([hand_in("small", {})], notebooks=course, lab="99_other")
-    assert report["problems"] == [
-        "it is a copy of 98_small (2 of its exercises are there); a copy of 99_other is expected"
-    ]
-    assert report["exercises"] == []
+    (problem,) = report["problems"]
+    assert "98_small (2 of" in problem and "99_other" in problem and report["exercises"] == []
 
 
 def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where_they_are_gone(
@@ -253,17 +195,13 @@ def test_the_checks_are_put_back_where_they_stood_and_after_their_exercise_where
     made[FIRST_CHECK]["source"] = "recall_at_k = check.recall_at_k(check.recall_at_k.reference)"
     del made[SECOND_CHECK]
     rows, places = to_run(made, master["cells"], found)
-    assert [number for number, _ in rows] == [1, 2, 3, 4, None] and {
-        k: e.name for k, e in places.items()
-    } == {2: "recall_at_k", 4: "class_embeddings"}
-    assert "reference" not in rows[2][1] and rows[2][1].endswith(
-        master["cells"][FIRST_CHECK]["source"]
-    )
+    assert [number for number, _ in rows] == [1, 2, 3, 4, None]
+    names = ["recall_at_k", "class_embeddings"]
+    assert list(places) == [2, 4] and [each.name for each in places.values()] == names
+    assert rows[2][1].endswith(master["cells"][FIRST_CHECK]["source"])
+    assert "reference" not in rows[2][1]
     rows, places = to_run([], master["cells"], found)
-    assert len(rows) == 2 and [each.name for each in places.values()] == [
-        "recall_at_k",
-        "class_embeddings",
-    ]
+    assert len(rows) == 2 and [each.name for each in places.values()] == names
 
 
 def test_the_metadata_may_be_lost_on_the_way(course):
@@ -275,9 +213,7 @@ def test_the_metadata_may_be_lost_on_the_way(course):
 
 
 def test_what_the_teacher_asks_for_wrongly_is_refused(course, tmp_path):
-    with pytest.raises(
-        UserError, match="there is no lab '97' in .*; there are: 98_small, 99_other"
-    ):
+    with pytest.raises(UserError, match="'97' .* 98_small, 99_other"):
         grade([tmp_path / "x.ipynb"], notebooks=course, lab="97")
     with pytest.raises(UserError, match="holds no .ipynb file"):
         grade([tmp_path], notebooks=course)

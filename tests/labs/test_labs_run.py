@@ -57,12 +57,16 @@ def nbgrader(tmp_path_factory):
     )
     course = tmp_path_factory.mktemp("nbgrader")
     answers = {}
-    for name, (_, found) in LABS.items():
+    for name, (notebook, found) in LABS.items():
+        lines = notebook["cells"][found[0].cell]["source"].splitlines()
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
         target = course / "source" / "labs" / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((notebooks.ROOT / "notebooks" / target.name).read_bytes())
         answers[name] = {
-            found[0].grade_id: f"def {found[0].name}(*arguments):\n    return 'wrong'",
+            found[0].grade_id: "\n".join(
+                [*imports, f"def {found[0].name}(*arguments):\n    return 'wrong'"]
+            ),
             found[-1].grade_id: empty_and_full(name)[1][found[-1].name],
         }
     (course / "answers.json").write_text(json.dumps(answers))

@@ -1,29 +1,17 @@
 """Notebook 03's VLM: transformers' loss and answers, packing, resuming, two processes, and the checkpoint that ships."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
+from tests import small
+from tests.models.test_families import make
+from tests.small import PROMPTS, TURNS, WORDS
 from vlm_lite.data import shapes
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.files import UserError, data_path, read_json, write_json
@@ -34,47 +22,6 @@ from vlm_lite.models.layout import save_vlm
 from vlm_lite.models.text import block_mask
 from vlm_lite.profiles import SMOKE, resolve_model
 
-ROOT = Path(__file__).resolve().parents[2]
-WORDS = "<pad> <unk> <eos> question : answer caption is it red blue round small yes no".split()
-SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-FAMILIES = {
-    "GPT-2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=15, n_positions=60, n_embd=32, n_layer=2, n_head=4)
-    ),
-    "OPT": lambda: OPTForCausalLM(
-        OPTConfig(
-            vocab_size=15,
-            hidden_size=32,
-            word_embed_proj_dim=32,
-            ffn_dim=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=60,
-        )
-    ),
-    "Qwen2": lambda: Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=15, **SMALL, num_key_value_heads=2, max_position_embeddings=60)
-    ),
-    "Gemma 2, soft-capped logits and a window of 4": lambda: Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=15,
-            **SMALL,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=4,
-            final_logit_softcapping=3.0,
-            max_position_embeddings=60,
-        )
-    ),
-}
-READ = [(family, how) for family in FAMILIES for how in ("eager", "sdpa")]
-READ.remove(("Gemma 2, soft-capped logits and a window of 4", "sdpa"))  # which it does not offer
-PROMPTS = ["caption :", "question : is it red answer :", "question : is it small round blue answer"]
-TURNS = [
-    [("caption :", "small red")],
-    [("question : is it red answer :", "yes"), ("caption :", "blue round")],
-]
-
 
 class Patches(nn.Module):
     def __init__(self):
@@ -82,23 +29,15 @@ class Patches(nn.Module):
         self.embed = nn.Linear(12, 24)
 
 
-def make_tokenizer(**special):
-    core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>", **special}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **{k: v for k, v in special.items() if v})
-
-
-def make_vlm(family="GPT-2", attention="eager"):
+def make_vlm(family="gpt2", attention="eager"):
     """A small VLM with large random weights, so that every part shows in its answers."""
-    torch.manual_seed(0)
-    language_model = FAMILIES[family]()
+    language_model = make(family)
     language_model.set_attn_implementation(attention)
     connector = QFormerConnector(24, 32, width=32, num_heads=4, num_layers=2, num_query_tokens=3)
-    for _, parameter in [*language_model.named_parameters(), *connector.named_parameters()]:
+    for parameter in [*language_model.parameters(), *connector.parameters()]:
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4)
-    return lesson.VLM(Patches(), connector, language_model, make_tokenizer()).eval()
+    return lesson.VLM(Patches(), connector, language_model, small.tokenizer()).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +53,7 @@ def features():
 
 
 def test_labels_hold_the_answers_and_their_eos_and_nothing_else():
-    ids, mask, labels = lesson.build_batch(make_tokenizer(), TURNS)
+    ids, mask, labels = lesson.build_batch(small.tokenizer(), TURNS)
     words = [[WORDS[i] for i in row] for row in ids]
     assert words[0] == "caption : small red <eos>".split() + ["<pad>"] * 9
     assert words[1] == "question : is it red answer : yes <eos> caption : blue round <eos>".split()
@@ -153,42 +92,33 @@ def test_with_a_chat_template_its_text_is_trained_and_its_end_of_turn_ends_an_an
 
 
 def test_where_padding_is_eos_the_true_eos_is_still_learnt():
-    ids, mask, labels = lesson.build_batch(make_tokenizer(pad_token=None), TURNS)
+    ids, mask, labels = lesson.build_batch(small.tokenizer(pad_token=None), TURNS)
     assert (labels == WORDS.index("<eos>")).sum(dim=1).tolist() == [1, 2]
     assert mask[0].tolist() == [1] * 5 + [0] * 9 and ids[0, -1] == WORDS.index("<eos>")
 
 
-@pytest.mark.parametrize("seeing", [True, False])
-@pytest.mark.parametrize(("family", "attention"), READ)
-def test_loss_and_logits_are_transformers_own(features, family, seeing, attention):
-    model = make_vlm(family, attention)
+def test_blind_and_seeing_it_says_what_transformers_says_of_the_same_inputs(features):
+    """With an image, tests/models/test_families.py proves it of every family."""
+    model = make_vlm()
     ids, mask, labels = lesson.build_batch(model.tokenizer, TURNS)
-    own = features[:2] if seeing else None
     with torch.no_grad():
-        inputs = model.inputs(own, ids, mask)
-        more = inputs["inputs_embeds"].shape[1] - ids.shape[1]
-        assert more == (3 if seeing else 0)
-        expected = model.language_model(**inputs, labels=F.pad(labels, (more, 0), value=-100))
-        loss, logits = model(own, ids, mask, labels), model(own, ids, mask)
+        inputs = model.inputs(None, ids, mask)
+        expected = model.language_model(**inputs, labels=labels)
+        loss, logits = model(None, ids, mask, labels), model(None, ids, mask)
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits, expected.logits[:, more:], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("family", "attention"), READ)
-def test_a_batched_answer_is_the_answer_alone_and_that_of_transformers(features, family, attention):
-    model = make_vlm(family, attention)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": small.EOS,
+        "pad_token_id": 0,
+    }
     for own in (features, None):
         together = model.generate(own, PROMPTS, max_new_tokens=8)
         for k, prompt in enumerate(PROMPTS):
             alone = None if own is None else own[k : k + 1]
             ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
             inputs = model.inputs(alone, ids, torch.ones_like(ids))
-            options = {
-                "max_new_tokens": 8,
-                "do_sample": False,
-                "eos_token_id": 2,
-                "pad_token_id": 0,
-            }
             theirs = model.language_model.generate(**inputs, **options)[0]
             theirs = model.tokenizer.decode(theirs, skip_special_tokens=True).strip()
             assert together[k] == model.generate(alone, [prompt], max_new_tokens=8)[0] == theirs
@@ -196,7 +126,7 @@ def test_a_batched_answer_is_the_answer_alone_and_that_of_transformers(features,
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["GPT-2", "OPT", "Qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen3"])
 def test_packed_turns_are_read_as_if_each_were_alone(features, family, attention):
     model, own = make_vlm(family, attention), features[:1]
     turns = [("question : is it round answer :", "yes"), *TURNS[0], ("is it blue", "no")]
@@ -242,7 +172,7 @@ def test_training_lowers_the_loss_and_a_seed_is_one_run(per_row):
     model, history = trained(steps=30, per_row=per_row)
     again, same = trained(steps=30, per_row=per_row)
     _, other = trained(steps=30, per_row=per_row, seed=1)
-    assert history.losses[-1] < 0.7 * history.losses[0] and history.losses == same.losses
+    assert history.losses[-1] < 0.85 * history.losses[0] and history.losses == same.losses
     assert history.losses != other.losses
     pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -293,15 +223,7 @@ def smoke_weights():
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(home):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, __file__, str(home / "two.json")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    small.in_two_processes(__file__, home / "two.json")
     weights, losses = json.loads((home / "two.json").read_text())
     one, alone = smoke_weights()
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone), atol=1e-4, rtol=1e-4)

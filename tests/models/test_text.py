@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.models.test_vlm import make_tokenizer
+from tests import small
 from vlm_lite.files import UserError
 from vlm_lite.models.text import IGNORE, conversation, prompt_ids, stop_ids
 
@@ -162,7 +162,7 @@ def test_the_prompt_that_is_asked_is_the_start_of_what_was_trained(core, templat
 
 
 def test_a_word_tokenizer_has_a_template_too_and_without_one_an_answer_ends_with_eos():
-    tokenizer = make_tokenizer()
+    tokenizer = small.tokenizer()
     turns = [("is it red", "yes"), ("is it blue", "no")]
     plain = "is it red yes <eos> is it blue no <eos>"
     chat = "<user> is it red <assistant> yes <eos> <user> is it blue <assistant> no <eos>"

@@ -6,57 +6,23 @@ import warnings
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from tests import small
+from tests.small import EOS, PROMPTS, WORDS, tokenizer
+from tests.small import TURNS as EXCHANGES
 from vlm_lite.files import UserError, data_path
 from vlm_lite.models.projectors import make_connector
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.vlm import VLM, build_text_batch
 
-WORDS = (
-    "<pad> <unk> <image> <user> <assistant> <eos> question : answer caption is it "
-    "red blue round small yes no"
-).split()
-EOS, PAD = 5, 0
-PROMPTS = [
-    "caption :",
-    "question : is it red answer :",
-    "question : is it small round blue answer :",
-]
-EXCHANGES = [
-    [("caption :", "small red")],
-    [("question : is it red answer :", "yes"), ("caption :", "blue round")],
-]
-
-
-def make_tokenizer(**special):
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>", **special}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **{k: v for k, v in special.items() if v})
-
 
 def make_language_model(attention="eager"):
-    torch.manual_seed(3)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(WORDS),
-            n_positions=40,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            bos_token_id=EOS,
-            eos_token_id=EOS,
-            initializer_range=0.6,
-            attn_implementation=attention,
-        )
-    )
+    sizes = {"n_positions": 40, "n_layer": 2, "n_head": 4, "initializer_range": 0.6}
+    model = small.gpt2(len(WORDS), bos_token_id=EOS, eos_token_id=EOS, **sizes)
+    model.set_attn_implementation(attention)
+    return model
 
 
 def make_clip():
@@ -66,23 +32,14 @@ def make_clip():
 QFORMER = dict(num_query_tokens=8, width=32, num_layers=2, num_heads=4, mlp_width=64)
 
 
-def make_vlm(name="qformer", attention="eager", **settings):
-    settings = (QFORMER if name == "qformer" else {}) | settings
-    vision, language_model = (
-        make_clip(),
-        make_language_model(attention),
-    )
+def make_vlm(name="qformer", attention="eager"):
+    settings = QFORMER if name == "qformer" else {}
     torch.manual_seed(1)
     connector = make_connector(name, 24, 32, **settings)
     with torch.no_grad():
         for parameter in connector.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return VLM(
-        vision=vision,
-        connector=connector,
-        language_model=language_model,
-        tokenizer=make_tokenizer(),
-    )
+    return VLM(make_clip(), connector, make_language_model(attention), tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -91,46 +48,21 @@ def features():
     return make_vlm().encode(pixels)
 
 
-def test_labels_hold_the_answers_and_their_eos_and_nothing_else():
-    batch = build_text_batch(make_tokenizer(), EXCHANGES)
-    words = [[WORDS[i] for i in row] for row in batch["input_ids"]]
-    assert words[0] == "caption : small red <eos>".split() + ["<pad>"] * 9
-    assert words[1] == "question : is it red answer : yes <eos> caption : blue round <eos>".split()
-    labels = [[WORDS[i] for i in row if i != -100] for row in batch["labels"]]
-    assert labels == [["small", "red", "<eos>"], ["yes", "<eos>", "blue", "round", "<eos>"]]
-    where = batch["labels"] != -100
-    assert torch.equal(batch["labels"][where], batch["input_ids"][where])
-    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 14]
-
-
-def test_where_padding_is_eos_the_true_eos_is_still_learnt():
-    tokenizer = make_tokenizer(pad_token=None)
-    assert tokenizer.pad_token_id is None
-    batch = build_text_batch(tokenizer, EXCHANGES)
-    assert (batch["labels"] == EOS).sum(dim=1).tolist() == [1, 2]
-    assert batch["attention_mask"][0].tolist() == [1] * 5 + [0] * 9
-
-
 def test_a_tokenizer_that_adds_a_bos_changes_nothing(features):
-    plain, adds = make_tokenizer(), make_tokenizer()
+    adds, vlm = tokenizer(), make_vlm().eval()
     adds.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<user> $A", special_tokens=[("<user>", WORDS.index("<user>"))]
     )
     assert adds("caption :")["input_ids"][0] == WORDS.index("<user>")
-    with_bos, without = build_text_batch(adds, EXCHANGES), build_text_batch(plain, EXCHANGES)
-    assert all(torch.equal(with_bos[name], without[name]) for name in without)
-    vlm = make_vlm().eval()
     answers = vlm.generate(features, PROMPTS)
     vlm.tokenizer = adds
     assert vlm.generate(features, PROMPTS) == answers
 
 
 def test_unknown_words_are_unk_and_a_text_of_which_nothing_is_known_is_refused():
-    batch = build_text_batch(make_tokenizer(), [[("caption : 漢字", "red")]])
+    batch = build_text_batch(tokenizer(), [[("caption : 漢字", "red")]])
     assert WORDS[batch["input_ids"][0, 2]] == "<unk>" and (batch["labels"][0] != -100).sum() == 2
-    core = Tokenizer(
-        models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, [])
-    )  # no bytes, no <unk>: it leaves out
+    core = Tokenizer(models.BPE({"<eos>": 0, "r": 1, "e": 2, "d": 3}, []))  # no bytes, no <unk>
     letters = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     with pytest.raises(
         ValueError, match="answer of exchange 1 .*漢字.* has no character that the tokenizer knows"
@@ -147,25 +79,19 @@ def test_generate_names_the_words_it_does_not_know_once_a_call():
     with pytest.warns(UserWarning, match=r": a, b, c, d, e\.$"):
         vlm.generate(None, ["a b c", "d e f g"])
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "error", message=".*read as"
-        )  # ours; what a library says is its own
+        warnings.filterwarnings("error", message=".*read as")  # ours; a library may say its own
         assert len(vlm.generate(None, PROMPTS)) == 3 and vlm.generate(None, []) == []
         for special in (
             {"unk_token": "<eos>"},
             {"unk_token": None},
         ):  # as in GPT-2 and Qwen: a real token, or none
-            vlm.tokenizer = make_tokenizer(**special)
+            vlm.tokenizer = tokenizer(**special)
             vlm.generate(None, ["caption : <eos> red"])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("seeing", [True, False])
-def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(
-    features, seeing, attention
-):
-    vlm = make_vlm(attention=attention)
-    own = features[:1] if seeing else None
+def test_numbered_exchanges_in_one_row_are_answered_as_if_each_were_alone(features, attention):
+    vlm, own = make_vlm(attention=attention), features[:1]
     exchanges = [
         ("question : is it round answer :", "yes"),
         ("caption :", "small red round"),
@@ -190,7 +116,7 @@ def test_a_few_steps_make_the_answer_depend_on_the_picture(features):
     vlm = make_vlm().train()
     batch = build_text_batch(vlm.tokenizer, [[("caption :", "red")], [("caption :", "blue")]])
     optimizer = torch.optim.AdamW(vlm.connector.parameters(), lr=1e-2)
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         loss = vlm(features[:2], **batch).loss
         loss.backward()
@@ -211,16 +137,16 @@ def test_encode_is_the_eyes_patch_features_without_gradient():
 
 @pytest.fixture
 def zoo(tmp_path):
-    make_clip().save_pretrained(tmp_path / "eye")
-    make_language_model().save_pretrained(tmp_path / "brain")
-    make_tokenizer().save_pretrained(tmp_path / "brain")
+    make_clip().save_pretrained(tmp_path / "seer")
+    make_language_model().save_pretrained(tmp_path / "speaker")
+    tokenizer().save_pretrained(tmp_path / "speaker")
     return tmp_path
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "qformer"])
 def test_saved_and_loaded_it_answers_the_same(zoo, features, name):
     vlm = make_vlm(name).eval()
-    vlm.save_pretrained(zoo / "vlm", vision_model="eye", language_model="brain")
+    vlm.save_pretrained(zoo / "vlm", vision_model="seer", language_model="speaker")
     again = VLM.from_pretrained(zoo / "vlm", resolve=lambda name: str(zoo / name))
     assert not again.training
     batch = build_text_batch(vlm.tokenizer, EXCHANGES)
@@ -233,7 +159,7 @@ def test_saved_and_loaded_it_answers_the_same(zoo, features, name):
 def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
     resolve = lambda name: str(zoo / name)  # noqa: E731
     vlm = make_vlm()
-    vlm.save_pretrained(zoo / "vlm", vision_model="eye", language_model="brain")
+    vlm.save_pretrained(zoo / "vlm", vision_model="seer", language_model="speaker")
     config = json.loads((zoo / "vlm/config.json").read_text())
 
     def load(**change):
@@ -244,15 +170,15 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
         load(connector={**config["connector"], "name": "resampler"})
     with pytest.raises(UserError, match="config.json.*connector"):
         load(connector=None)
-    with pytest.raises(UserError, match="missing.*layers.2"):
+    with pytest.raises(UserError, match="layers.2"):
         load(connector={**config["connector"], "num_layers": 3})
-    with pytest.raises(UserError, match="no language model.*nothing-here"):
+    with pytest.raises(UserError, match="no model.*nothing-here"):
         load(language_model="nothing-here")
-    with pytest.raises(UserError, match="other weights of eye"):
+    with pytest.raises(UserError, match="other weights of seer"):
         load(hashes={**config["hashes"], "vision_model": "0" * 64})
-    weights = (zoo / "brain/model.safetensors").read_bytes()
-    (zoo / "brain/model.safetensors").write_bytes(weights[:-1000])
-    with pytest.raises(UserError, match="brain.*model.safetensors"):
+    weights = (zoo / "speaker/model.safetensors").read_bytes()
+    (zoo / "speaker/model.safetensors").write_bytes(weights[:-1000])
+    with pytest.raises(UserError, match="speaker.*model.safetensors"):
         load()
     with pytest.raises(UserError, match="config.json does not exist"):
         VLM.from_pretrained(zoo / "nowhere", resolve=resolve)
@@ -260,22 +186,20 @@ def test_a_wrong_folder_is_refused_by_file_and_field(zoo):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_language_models_cut_file_is_named(tmp_path, name):
-    folder = shutil.copytree(data_path("zoo", "shapes-gpt2"), tmp_path / "brain")
+    folder = shutil.copytree(data_path("zoo", "shapes-gpt2"), tmp_path / "speaker")
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=f"brain/{name}.*may be cut short"):
+    with pytest.raises(UserError, match=f"speaker/{name}.*may be cut short"):
         load_language_model(folder)
     (folder / name).unlink()
     with pytest.raises(
-        UserError, match=r"no language model could be loaded .*the folder holds \w.*Check the name"
+        UserError, match=r"no model could be loaded .*the folder holds \w.*Check the name"
     ):
         load_language_model(folder)
 
 
 def test_widths_that_do_not_meet_are_refused():
-    parts = dict(
-        vision=make_clip(), language_model=make_language_model(), tokenizer=make_tokenizer()
-    )
+    parts = dict(vision=make_clip(), language_model=make_language_model(), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="vision_width 20.*vision_width=24"):
         VLM(connector=make_connector("linear", 20, 32), **parts)
     with pytest.raises(ValueError, match="language_width 20.*language_width=32"):
@@ -293,37 +217,27 @@ def test_what_does_not_fit_the_context_is_refused(features):
         vlm.generate(features[:1], PROMPTS[:1], max_new_tokens=30)
 
 
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (lambda f: f.index_fill(0, torch.tensor([1]), float("nan")), "row 1 holds NaN"),
-        (lambda f: (f * 10).byte(), "uint8"),
-        (lambda f: f[:2], "2 images|one image"),
-    ],
-)
-def test_wrong_features_are_refused(features, bad, message):
+def test_one_image_a_row_is_wanted(features):
     vlm = make_vlm()
-    with pytest.raises(ValueError, match=message):
-        vlm.generate(bad(features), PROMPTS)
-    with pytest.raises((ValueError, AssertionError), match=message):
-        vlm(bad(features), torch.full((3, 4), 9))
+    with pytest.raises(ValueError, match="2 images"):
+        vlm.generate(features[:2], PROMPTS)
+    with pytest.raises(AssertionError, match="one image"):
+        vlm(features[:2], torch.full((3, 4), 9))
 
 
 def test_texts_that_say_nothing_are_refused(features):
-    vlm, tokenizer = make_vlm(), make_tokenizer()
+    vlm, words = make_vlm(), tokenizer()
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         vlm.generate(features[:2], ["caption :", " "])
     with pytest.raises(ValueError, match="list of strings"):
         vlm.generate(features[:1], "caption :")
     with pytest.raises(ValueError, match="answer of exchange 1 is empty"):
-        build_text_batch(tokenizer, [[("caption :", "red")], [("caption :", "")]])
+        build_text_batch(words, [[("caption :", "red")], [("caption :", "")]])
     for rows in ([], [[]], ["caption :"], [[("caption :",)]], [("caption :", "red")]):
         with pytest.raises(ValueError, match="expected|exchanges is empty"):
-            build_text_batch(tokenizer, rows)
+            build_text_batch(words, rows)
     with pytest.raises(ValueError, match="no EOS"):
-        build_text_batch(make_tokenizer(eos_token=None), EXCHANGES)
-    batch = build_text_batch(tokenizer, EXCHANGES)
-    with pytest.raises(ValueError, match=r"labels of shape \(2, 14\)"):
+        build_text_batch(tokenizer(eos_token=None), EXCHANGES)
+    batch = build_text_batch(words, EXCHANGES)
+    with pytest.raises(ValueError, match="no answer token"):
         vlm(features[:2], **{**batch, "labels": torch.full_like(batch["labels"], -100)})
-    with pytest.raises(ValueError, match=r"labels of shape \(2, 13\)"):
-        vlm(features[:2], **{**batch, "labels": batch["labels"][:, 1:]})

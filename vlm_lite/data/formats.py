@@ -18,19 +18,20 @@ from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.records import field, read_caption_lists, read_vqa_rows, refuse_empty
 from vlm_lite.files import UserError, read_json, shorten, show
 
+NUMBER, TEXT = Value("int64"), Value("string")
 FEATURES = Features(
     {
         "image": Image(),
-        "image_id": Value("int64"),
-        "captions": List(Value("string")),
-        "question_id": Value("int64"),
-        "question": Value("string"),
-        "question_type": Value("string"),
-        "answer_type": Value("string"),
-        "answer": Value("string"),
-        "answers": List(Value("string")),
-        "conversation": List({"role": Value("string"), "content": Value("string")}),
-        "description": Value("string"),
+        "image_id": NUMBER,
+        "captions": List(TEXT),
+        "question_id": NUMBER,
+        "question": TEXT,
+        "question_type": TEXT,
+        "answer_type": TEXT,
+        "answer": TEXT,
+        "answers": List(TEXT),
+        "conversation": List({"role": TEXT, "content": TEXT}),
+        "description": TEXT,
     }
 )
 
@@ -63,7 +64,7 @@ def read_coco_captions(annotations, images, descriptions=None, *, image_ids=None
     """
     names, captions = read_caption_lists(annotations)
     kept = [i for i in names if i in captions and (image_ids is None or i in image_ids)]
-    refuse_empty(kept, "captions", annotations, image_ids)
+    refuse_empty(kept, "captions", annotations)
     paths = find_images({i: [names[i]] for i in kept}, images, annotations, "images[].file_name")
     return make_dataset(
         {
@@ -113,34 +114,26 @@ def image_tensor(dataset, image_size=None):
     first = {}
     for index, image_id in enumerate(dataset["image_id"][:]):
         first.setdefault(image_id, index)
-    if not first:
-        raise UserError(
-            "the data set has no rows, so there are no pictures to decode. Read one with captions or "
-            "questions in it."
-        )
+    refuse_empty(first, "pictures", "the data set")
     sources = dataset.select(list(first.values())).cast_column("image", Image(decode=False))[
         "image"
     ][:]
-    pixels = None
-    for index, (image_id, source) in enumerate(zip(first, sources, strict=True)):
+    pixels = []
+    for image_id, source in zip(first, sources, strict=True):
         name = (source or {}).get("path") or f"the image of image_id {image_id}"
         if not source:
             raise UserError(
                 f"{name} is missing: its `image` is empty. Give the row an image, or take it out."
             )
         image = open_image(source["path"] if source["bytes"] is None else source["bytes"], name)
-        image = np.asarray(
-            image if image_size is None else fit_square(image, image_size)
-        )  # (H, W, 3)
-        if pixels is None:
-            pixels = np.empty((len(first), 3, *image.shape[:2]), np.uint8)
-        if image.shape[:2] != pixels.shape[2:]:
+        pixels.append(np.asarray(image if image_size is None else fit_square(image, image_size)))
+        if pixels[-1].shape != pixels[0].shape:
+            (height, width), (first_height, first_width) = pixels[-1].shape[:2], pixels[0].shape[:2]
             raise UserError(
-                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, the images before it are "
-                f"{pixels.shape[3]}x{pixels.shape[2]}. Pass image_size= to bring all to one size."
+                f"{name} is {width}x{height} pixels, the images before it are {first_width}x{first_height}. Pass "
+                "image_size= to bring all to one size."
             )
-        pixels[index] = image.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-    return torch.from_numpy(pixels), list(first)
+    return torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2).copy()), list(first)
 
 
 def find_images(candidates, folder, file, field):
@@ -184,15 +177,5 @@ def find_images(candidates, folder, file, field):
 
 def _descriptions(path, image_ids):
     """The text for each of `image_ids` from the JSON file {image_id: text} at `path`; None for all without a file."""
-    if path is None:
-        return [None] * len(image_ids)
-    texts = read_json(path)
-    absent = [
-        i for i in dict.fromkeys(image_ids) if isinstance(texts, dict) and str(i) not in texts
-    ]
-    if absent:
-        raise UserError(
-            f"{path}: {len(absent)} image(s) have no description, for example image_id {absent[0]}. "
-            "Add them, or pass no descriptions."
-        )
-    return [field(texts, str(i), str, path) for i in image_ids]
+    texts = None if path is None else read_json(path)
+    return [None if path is None else field(texts, str(i), str, path) for i in image_ids]

@@ -13,9 +13,34 @@ from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
 from vlm_lite.data.tokenizer import unknown_words as unknown_words
 from vlm_lite.data.tokenizer import vocabulary as vocabulary
 
+REFERENCES = [
+    keys.split()
+    for keys in (
+        "shape",
+        "colour",
+        "colour shape",
+        "size shape",
+        "size colour",
+        "size colour shape",
+    )
+]
 CAPTION_PROMPT = "caption:"
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
 STEPS = "think step by step."
+REQUESTS = """describe the image.
+what do you see?
+describe this picture in detail.
+what is in the picture?
+please describe the picture in one sentence.""".split("\n")
+ANSWERS = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "count": tuple("01234"),
+    "digit": tuple("0123456789"),
+    "existence": ("yes", "no"),
+    "relation": ("yes", "no"),
+}
 
 
 def short_prompt(question):
@@ -60,23 +85,11 @@ def _references(scene, item, hidden=()):
     if item.is_digit:
         return [] if "value" in hidden else ["the digit"]
     phrases = []
-    shared = [
-        {k for k in ("size", "colour", "shape") if getattr(o, k) == getattr(item, k)}
-        for o in scene.shapes
-        if o is not item
-    ]
-    for keys in (
-        ("shape",),
-        ("colour",),
-        ("colour", "shape"),
-        ("size", "shape"),
-        ("size", "colour"),
-        ("size", "colour", "shape"),
-    ):
-        if any(key in hidden for key in keys) or any(same.issuperset(keys) for same in shared):
-            continue
+    for keys in REFERENCES:
         words = [getattr(item, k) for k in keys]
-        phrases.append("the " + " ".join(words if "shape" in keys else [*words, "shape"]))
+        same = [o for o in scene.shapes if [getattr(o, k) for k in keys] == words]
+        if len(same) == 1 and not set(keys) & set(hidden):
+            phrases.append("the " + " ".join(words if "shape" in keys else [*words, "shape"]))
     return phrases
 
 
@@ -93,10 +106,10 @@ def describe(scene, rng=None):
     Without `rng` the wording is plain and fixed; with it, one of several styles, attributes in any order.
     """
     items = list(scene.items)
-    if rng is None:
-        return " ".join(f"{_a(_name(i))} in the {cell(i)}." for i in items)
-    items = [items[i] for i in rng.permutation(len(items))]
-    style = int(rng.integers(5))
+    style = 0
+    if rng is not None:
+        items = [items[i] for i in rng.permutation(len(items))]
+        style = int(rng.integers(5))
     if style == 0:
         text = " ".join(f"{_a(_name(i))} in the {cell(i)}." for i in items)
     elif style == 1:
@@ -108,14 +121,11 @@ def describe(scene, rng=None):
         for i in items:
             words = ["digit", str(i.value)] if i.is_digit else [i.size, i.colour, i.shape]
             words += [f"{ROWS[i.row]} row", f"{COLUMNS[i.col]} column"]
-            words = (
-                words
-                if style == 3 and rng.random() < 0.3
-                else [words[k] for k in rng.permutation(len(words))]
-            )
+            if style != 3 or rng.random() >= 0.3:
+                words = [words[k] for k in rng.permutation(len(words))]
             notes.append(" ".join(words))
         text = "; ".join(notes) + "."
-    if rng.random() < 0.2 and len(items) > 1:
+    if rng is not None and rng.random() < 0.2 and len(items) > 1:
         text += " " + _comparison(scene, rng)
     return text
 
@@ -123,10 +133,8 @@ def describe(scene, rng=None):
 def _backwards(item, rng):
     if item.is_digit:
         return f"the digit is {item.value}. it is in the {cell(item)}."
-    first, second, third = (("shape", "colour", "size"), ("shape", "size", "colour"))[
-        int(rng.integers(2))
-    ]
-    words = (getattr(item, key) for key in (first, second, third))
+    first, second = ("colour", "size")[:: (1, -1)[int(rng.integers(2))]]
+    words = (getattr(item, key) for key in ("shape", first, second))
     return "the {} is {} and {}. it is in the {}.".format(*words, cell(item))
 
 
@@ -151,14 +159,11 @@ def captions(scene, rng):
     ]
     plain = [_a(_name(i)) for i in items]
     less = [_a(_name(i, without=i.size)) for i in items]
-    one, other = (items[0], items[1]) if len(items) > 1 else (items[0], None)
-    if other is None:
-        last = _pick(
-            rng,
-            [f"there is only {_a(_name(one))}.", f"a single {_name(one)} on a dark background."],
-        )
+    if len(items) == 1:
+        name = _name(items[0])
+        last = _pick(rng, [f"there is only {_a(name)}.", f"a single {name} on a dark background."])
     else:
-        relation = _pick(rng, [r for r in PAIRS if _compare(one, other, r)])
+        relation = _pick(rng, [r for r in PAIRS if _compare(*items[:2], r)])
         rest = f", with {_join(plain[2:])}" if plain[2:] else ""
         last = f"{plain[0]} {relation} {plain[1]}{rest}."
     return [
@@ -179,22 +184,17 @@ def captions(scene, rng):
 
 def questions(scene, rng):
     """Candidate questions about a scene: a list of (question, answer, type), several of each type it allows."""
-    found = []
-    shapes = scene.shapes
+    found, shapes = [], scene.shapes
     for item in shapes:
         for ref in _references(scene, item, hidden=("colour",)):
             found.append((f"what colour is {ref}?", item.colour, "colour"))
-        for ref in _references(scene, item, hidden=("shape",)):
-            found.append(
-                (
-                    f"what is {ref}?" if rng.random() < 0.5 else f"what kind of shape is {ref}?",
-                    item.shape,
-                    "shape",
-                )
-            )
-        for ref in _references(scene, item, hidden=("size",)):
-            form = ("what size is {}?", "is {} small or large?")[int(rng.integers(2))]
-            found.append((form.format(ref), item.size, "size"))
+        for key, forms in (
+            ("shape", ("what is {}?", "what kind of shape is {}?")),
+            ("size", ("what size is {}?", "is {} small or large?")),
+        ):
+            for ref in _references(scene, item, hidden=(key,)):
+                second = rng.random() >= 0.5 if key == "shape" else int(rng.integers(2))
+                found.append((forms[second].format(ref), getattr(item, key), key))
     found.append(("how many shapes are there?", str(len(shapes)), "count"))
     for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):
         here = [getattr(i, key) for i in shapes]
@@ -216,22 +216,15 @@ def _existence(scene, rng):
     for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS))):
         here = sorted({getattr(i, key) for i in scene.shapes})
         away = [w for w in words if w not in here]
+        noun = " shape" if key == "colour" else ""
         for word, answer in ((_pick(rng, here) if here else None, "yes"), (_pick(rng, away), "no")):
             if word:
-                found.append(
-                    (
-                        f"is there {_a(word)}{' shape' if key == 'colour' else ''}?",
-                        answer,
-                        "existence",
-                    )
-                )
+                found.append((f"is there {_a(word)}{noun}?", answer, "existence"))
     for item in scene.shapes:
         found.append((f"is there {_a(_name(item, without=item.size))}?", "yes", "existence"))
-        wrong = (
-            (_pick(rng, tuple(COLOURS)), item.shape)
-            if rng.random() < 0.5
-            else (item.colour, _pick(rng, SHAPES))
-        )
+        other = rng.random() < 0.5
+        colour = _pick(rng, tuple(COLOURS)) if other else item.colour
+        wrong = (colour, item.shape if other else _pick(rng, SHAPES))
         if wrong not in pairs:
             found.append((f"is there {_a(' '.join(wrong))}?", "no", "existence"))
     if rng.random() < 0.5:
@@ -268,16 +261,10 @@ def answer_type(question_type):
 
 def human_answers(answer, rng):
     """Ten answers as ten people might give them: mostly `answer`, sometimes another word for the same thing."""
-    others = {
-        "large": "big",
-        "small": "little",
-        "0": "zero",
-        "1": "one",
-        "2": "two",
-        "3": "three",
-        "4": "four",
-    }
-    other = others.get(answer)
+    words = zip(
+        "large small 0 1 2 3 4".split(), "big little zero one two three four".split(), strict=True
+    )
+    other = dict(words).get(answer)
     few = int(rng.integers(0, 4)) if other else 0
     return [answer] * (10 - few) + [other] * few
 
@@ -290,16 +277,10 @@ def sentence(question, answer, kind):
         return f"{subject} is {_a(answer) if kind == 'shape' else answer}."
     if kind == "count":
         noun = re.sub(r"^how many | are there$", "", text)
-        noun = (
-            noun
-            if answer != "1"
-            else noun.removesuffix("es")
-            if noun == "crosses"
-            else noun.removesuffix("s")
-        )
-        return (
-            f"there {'is' if answer == '1' else 'are'} {answer if answer != '0' else 'no'} {noun}."
-        )
+        if answer == "1":
+            noun = noun.removesuffix("es" if noun == "crosses" else "s")
+        be, many = "is" if answer == "1" else "are", "no" if answer == "0" else answer
+        return f"there {be} {many} {noun}."
     if kind == "digit":
         return f"the digit is {answer}."
     if kind == "existence":
@@ -315,14 +296,7 @@ def sentence(question, answer, kind):
 
 
 def _options(question, answer, kind, rng):
-    pool = {
-        "colour": tuple(COLOURS),
-        "shape": SHAPES,
-        "size": tuple(SIZES),
-        "count": tuple("01234"),
-        "digit": tuple("0123456789"),
-    }.get(kind, ("yes", "no"))
-    others = [p for p in pool if p != answer]
+    others = [p for p in ANSWERS[kind] if p != answer]
     chosen = [answer] + [others[i] for i in rng.permutation(len(others))[:3]]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
     listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, chosen, strict=False))
@@ -406,16 +380,7 @@ def exchange(scene, rng, candidates=None):
     if style < 0.06:
         return CAPTION_PROMPT, _pick(rng, captions(scene, rng))
     if style < 0.10:
-        form = _pick(
-            rng,
-            [
-                "describe the image.",
-                "what do you see?",
-                "describe this picture in detail.",
-                "what is in the picture?",
-                "please describe the picture in one sentence.",
-            ],
-        )
+        form = _pick(rng, REQUESTS)
         return chat_prompt(form), captions(scene, rng)[0]
     if style < 0.15:
         item = _pick(rng, scene.items)

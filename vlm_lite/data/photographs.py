@@ -130,59 +130,48 @@ def choose_images(captions, questions, instructions, *, excluded=(), choice=FULL
 def _write_choice(folder, official, choice, mirror, progress):
     """Download the official files and write what is chosen of them to `folder`, whole or not at all."""
     files = _official_files(official, mirror, progress)
-    captions, asked, answered = (
-        read_json(files[kind]) for kind in ("captions", "questions", "annotations")
-    )
-    talks, notes = collections.defaultdict(list), {}
+    data = {kind: read_json(path) for kind, path in files.items() if kind != "instructions"}
+    talks = collections.defaultdict(list)
     for name, record, _ in llava_records(files["instructions"]):
         talks[coco_number(name)].append(record)
-    for where, note in records(answered, "annotations", files["annotations"]):
-        notes[field(note, "question_id", int, files["annotations"], where)] = note
-    per_image = collections.Counter(
-        field(record, "image_id", int, files["questions"], where)
-        for where, record in records(asked, "questions", files["questions"])
-    )
-    captioned = {
-        field(record, "image_id", int, files["captions"], where)
-        for where, record in records(captions, "annotations", files["captions"])
-    }
-    excluded = {
-        field(record, "id", int, files["test pool"], where)
-        for where, record in records(read_json(files["test pool"]), "images", files["test pool"])
-    }
+
+    def numbers(kind, of="annotations", key="image_id"):
+        """How often each number stands in the field `key` of the entries of `of` in a file."""
+        return collections.Counter(
+            field(record, key, int, files[kind], where)
+            for where, record in records(data[kind], of, files[kind])
+        )
+
+    numbers("annotations", key="question_id")  # what is read below without a check
+    numbers("captions", "images", "id")
     chosen = choose_images(
-        captioned,
-        per_image,
+        numbers("captions"),
+        numbers("questions", "questions"),
         {i: len(found) for i, found in talks.items()},
-        excluded=excluded,
+        excluded=numbers("test pool", "images", "id"),
         choice=choice,
     )
-    counts = ((choice.questions, choice.instructions), (choice.val_questions, None))
     with atomic_dir(folder) as temporary:
-        for split, ids, (questions, conversations) in zip(
-            SPLITS, map(set, chosen), counts, strict=True
+        for split, ids, most, talking in (
+            ("train", set(chosen[0]), choice.questions, choice.instructions),
+            ("val", set(chosen[1]), choice.val_questions, math.inf),
         ):
             rng = random.Random(choice.seed)
-            rows = [row for row in asked["questions"] if row["image_id"] in ids]
-            rows = rng.sample(rows, min(questions, len(rows)))
+            rows = [row for row in data["questions"]["questions"] if row["image_id"] in ids]
+            rows = rng.sample(rows, min(most, len(rows)))
             said = [record for i in sorted(ids) for record in talks[i]]
-            said = rng.sample(
-                said, len(said) if conversations is None else min(conversations, len(said))
-            )
+            said = rng.sample(said, min(talking, len(said)))
+            asked = {row["question_id"] for row in rows}
+
+            def kept(kind, of, key, ids):
+                return {**data[kind], of: [row for row in data[kind][of] if row[key] in ids]}
+
+            captions = kept("captions", "annotations", "image_id", ids)
+            captions["images"] = [row for row in captions["images"] if row["id"] in ids]
             cut = {
-                "captions": {
-                    "images": [row for row in captions["images"] if row["id"] in ids],
-                    "annotations": [
-                        row for row in captions["annotations"] if row["image_id"] in ids
-                    ],
-                },
-                "questions": {"data_subtype": asked.get("data_subtype"), "questions": rows},
-                "annotations": {
-                    "data_subtype": answered.get("data_subtype"),
-                    "annotations": [
-                        notes[k] for k in (row["question_id"] for row in rows) if k in notes
-                    ],
-                },
+                "captions": captions,
+                "questions": {**data["questions"], "questions": rows},
+                "annotations": kept("annotations", "annotations", "question_id", asked),
                 "instructions": said,
             }
             for kind, value in cut.items():
@@ -199,12 +188,12 @@ def _official_files(folder, mirror, progress):
         mirror=mirror,
         progress=progress,
     )
-    wanted = {kind: SOURCES[kind].member for kind in kinds if SOURCES[kind].member} | {
-        "test pool": VAL_MEMBER
-    }
     files = {"instructions": paths["instructions"]}
-    for kind, member in wanted.items():
+    for kind, archive, member in (
+        *((kind, kind, SOURCES[kind].member) for kind in kinds[:3]),
+        ("test pool", "captions", VAL_MEMBER),
+    ):
         files[kind] = folder / Path(member).name
         if not files[kind].exists():
-            extract(paths["captions" if kind == "test pool" else kind], member, files[kind])
+            extract(paths[archive], member, files[kind])
     return files

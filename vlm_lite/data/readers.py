@@ -8,6 +8,7 @@ your own        pictures and metadata.jsonl, a line each: {"file_name", and any 
 """
 
 import base64
+import binascii
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -15,11 +16,18 @@ from pathlib import Path, PurePosixPath
 from datasets import List
 
 from vlm_lite.data.formats import FEATURES, find_images, make_dataset
-from vlm_lite.data.records import ANSWERS_PER_QUESTION, ID, field, read_lines, refuse_empty, show
+from vlm_lite.data.records import (
+    ANSWERS_PER_QUESTION,
+    ID,
+    field,
+    read_lines,
+    read_pope_labels,
+    refuse_empty,
+    show,
+)
 from vlm_lite.data.records import read_mmbench as read_mmbench_rows
-from vlm_lite.files import UserError, read_json
+from vlm_lite.files import UserError
 
-ROLES = {"human": "user", "gpt": "assistant"}
 LISTING = "metadata.jsonl"
 COCO_STEM = re.compile(r"(?:COCO_\w+_)?(\d{12})", re.ASCII)
 TRAIN2017 = re.compile(r"(?:(?:.*/)?train2017/)?(\d{12})\.jpg", re.ASCII)
@@ -34,42 +42,35 @@ def read_llava(file, images, *, image_ids=None):
     and captions, questions and instructions can share one folder; nothing else stands in for a missing file.
     image_ids: keep the images of these COCO numbers only. UserError names the file, the entry and the field.
     """
-    kept = [
-        (name, record, where)
-        for name, record, where in llava_records(file)
-        if image_ids is None or coco_number(name) in image_ids
-    ]
-    refuse_empty(kept, "conversations", file, image_ids)
-    names = [name for name, _, _ in kept]
-    if image_ids is not None:
-        _refuse_shared_numbers(names, file)
-    candidates = {}
-    for name in names:
-        other = TRAIN2017.fullmatch(name)
+    candidates, kept, owner = {}, [], {}
+    for name, record, where in llava_records(file):
+        number, other = coco_number(name), TRAIN2017.fullmatch(name)
+        if image_ids is not None and number not in image_ids:
+            continue
+        if image_ids is not None and owner.setdefault(number, name) != name:
+            raise UserError(
+                f"{file}: {show(owner[number])} and {show(name)} could both be image {number}. Give each its own "
+                "number, or read the file without image_ids."
+            )
         is_there = not other or os.path.isfile(os.path.join(images, name))
         candidates[name] = [name] if is_there else [name, f"COCO_train2014_{other[1]}.jpg"]
+        kept.append((name, _conversation(record, file, where)))
+    refuse_empty(kept, "conversations", file)
     cells = find_images(candidates, images, file, "image")
+    names, conversations = zip(*kept, strict=True)
     return make_dataset(
         {
             "image": [cells[name] for name in names],
             "image_id": identify(names),
-            "conversation": [_conversation(record, file, where) for _, record, where in kept],
+            "conversation": conversations,
         }
     )
 
 
 def llava_records(file):
     """(image name, record, place) of each conversation of a LLaVA-Instruct file."""
-    data = read_json(file)
-    if isinstance(data, dict) and "conversations" in data:
-        data = [data]  # JSON lines of one row
-    if not isinstance(data, list):
-        raise UserError(
-            f"{file}: the top level is {show(data)}; expected a list of objects with `image` and "
-            "`conversations`. Is this a file of another kind?"
-        )
-    for index, record in enumerate(data):
-        yield field(record, "image", str, file, f"[{index}]"), record, f"[{index}]"
+    for where, record in read_lines(file):
+        yield field(record, "image", str, file, where), record, where
 
 
 def coco_number(name):
@@ -85,35 +86,20 @@ def identify(names):
     return [numbers[name] if are_ids else name for name in names]
 
 
-def _refuse_shared_numbers(names, file):
-    first = {}
-    for name in names:
-        other = first.setdefault(coco_number(name), name)
-        if other != name:
-            raise UserError(
-                f"{file}: {show(other)} and {show(name)} could both be image {coco_number(name)}. Give each "
-                "its own number, or read the file without image_ids."
-            )
-
-
 def _conversation(record, file, where):
-    turns = field(record, "conversations", list, file, where)
     said = []
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(field(record, "conversations", list, file, where)):
         place = f"{where}.conversations[{index}]"
         speaker, text = (field(turn, key, str, file, place) for key in ("from", "value"))
-        expected = ("human", "gpt")[index % 2]
+        expected, role = (("human", "user"), ("gpt", "assistant"))[index % 2]
         if speaker != expected:
             raise UserError(
-                f"{file}: `{place}.from` is {show(speaker)}; expected {expected!r}: human and gpt take "
-                "turns, and human begins."
+                f"{file}: `{place}.from` is {show(speaker)}; expected {expected!r}: human and gpt take turns."
             )
         text = text.replace("<image>", "").strip()
         if not text:
-            raise UserError(
-                f"{file}: `{place}.value` is empty. Give it words, or take the conversation out."
-            )
-        said.append({"role": ROLES[speaker], "content": text})
+            raise UserError(f"{file}: `{place}.value` is empty; expected words.")
+        said.append({"role": role, "content": text})
     if not said or len(said) % 2:
         raise UserError(
             f"{file}: `{where}.conversations` has {len(said)} turns; expected pairs of human and gpt."
@@ -123,23 +109,17 @@ def _conversation(record, file, where):
 
 def read_pope(file, images):
     """Read a POPE file: one row a question; `answer` is the label, yes or no, and `answers` has it ten times."""
-    rows = []
-    for where, record in read_lines(file):
-        question_id = field(record, "question_id", ID, file, where)
-        name, text, label = (
-            field(record, key, str, file, where) for key in ("image", "text", "label")
-        )
-        if label not in ("yes", "no"):
-            raise UserError(f"{file}: {where}.label is {show(label)}; expected yes or no.")
-        rows.append((question_id, name, text, label))
-    refuse_empty(rows, "questions", file)
-    question_ids, names, texts, labels = zip(*rows, strict=True)
+    found = read_pope_labels(file)
+    names, texts, labels = (
+        [field(record, key, str, file, where) for where, record in found.values()]
+        for key in ("image", "text", "label")
+    )
     cells = find_images({name: [name] for name in names}, images, file, "image")
     return make_dataset(
         {
             "image": [cells[name] for name in names],
             "image_id": identify(names),
-            "question_id": question_ids,
+            "question_id": list(found),
             "question": texts,
             "question_type": ["existence"] * len(names),
             "answer_type": ["yes/no"] * len(names),
@@ -153,37 +133,35 @@ def read_mmbench(file):
     """Read an MMBench TSV: one row a rotation, its hint and options written into `question`, `answer` the letter.
 
     `question_id` is the index, `image_id` the question it is a rotation of, `question_type` the category. Rows without
-    a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`.
+    a picture have None. Errors: as `vlm_lite.data.records.read_mmbench`, and for an `image` that is not base64.
     """
-    rows = read_mmbench_rows(file)
-    asked = [
-        "\n".join(
-            filter(
-                None,
-                [
-                    row["hint"],
-                    row["question"],
-                    *(f"{letter}. {text}" for letter, text in row["options"].items()),
-                ],
-            )
-        )
-        for row in rows
-    ]
-    return make_dataset(
+    rows = [
         {
-            "image": [
-                {"bytes": base64.b64decode(row["image"]), "path": None} if row["image"] else None
-                for row in rows
-            ],
-            "image_id": [row["index"] % ROTATION for row in rows],
-            "question_id": [row["index"] for row in rows],
-            "question": asked,
-            "question_type": [row["category"] or None for row in rows],
-            "answer_type": ["choice"] * len(rows),
-            "answer": [row["answer"] for row in rows],
-            "answers": [[row["answer"]] * ANSWERS_PER_QUESTION for row in rows],
+            "image": None,
+            "image_id": row["index"] % ROTATION,
+            "question_id": row["index"],
+            "question": "\n".join(
+                filter(
+                    None, [row["hint"], row["question"], *map(". ".join, row["options"].items())]
+                )
+            ),
+            "question_type": row["category"] or None,
+            "answer_type": "choice",
+            "answer": row["answer"],
+            "answers": [row["answer"]] * ANSWERS_PER_QUESTION,
+            "text": row["image"],
         }
-    )
+        for row in read_mmbench_rows(file)
+    ]
+    for row in rows:
+        try:
+            if text := row.pop("text"):
+                row["image"] = {"bytes": base64.b64decode(text, validate=True), "path": None}
+        except binascii.Error as error:
+            raise UserError(
+                f"{file}, index {row['question_id']}: image is not base64 ({error}). Make or download the file again."
+            ) from error
+    return make_dataset({name: [row[name] for row in rows] for name in rows[0]})
 
 
 def read_folder(folder):
@@ -201,20 +179,15 @@ def read_folder(folder):
             '{"file_name": "beach.jpg", "captions": ["two people on a beach"]}. More of it: vlm-lite data '
             "sample --help."
         )
-    names, rows = {}, []
+    names, rows, known = {}, [], [key for key in FEATURES if key != "image"]
     for number, (where, record) in enumerate(read_lines(file), 1):
         name = field(record, "file_name", str, file, where)
-        unknown = sorted(set(record) - set(FEATURES) - {"file_name"} | set(record) & {"image"})
+        unknown = sorted(record.keys() - {"file_name", *known})
         if unknown:
             raise UserError(
-                f"{file}, {where}: unknown field {show(unknown[0])}. Expected file_name and any of "
-                f"{', '.join(key for key in FEATURES if key != 'image')}."
+                f"{file}, {where}: unknown field {show(unknown[0])}. Expected file_name and any of {', '.join(known)}."
             )
-        row = {
-            key: _value(record, key, feature, file, where)
-            for key, feature in FEATURES.items()
-            if key in record
-        }
+        row = {key: _value(record, key, file, where) for key in known if key in record}
         row.setdefault("image_id", list(names).index(name) + 1 if name in names else len(names) + 1)
         if names.setdefault(name, row["image_id"]) != row["image_id"]:
             raise UserError(
@@ -226,41 +199,36 @@ def read_folder(folder):
             if "answer" in row:
                 row.setdefault("answers", [row["answer"]] * ANSWERS_PER_QUESTION)
         rows.append(row)
-    refuse_empty(rows, "lines", file)
     if len(set(names.values())) < len(names):
         raise UserError(
             f"{file}: two pictures have one image_id. Expected an id of its own for each, or none at all."
         )
-    cells = find_images(
-        {image_id: [name] for name, image_id in names.items()}, folder, file, "file_name"
-    )
+    cells = find_images({i: [name] for name, i in names.items()}, folder, file, "file_name")
     columns = {
-        key: [row.get(key, [] if isinstance(feature, List) else None) for row in rows]
-        for key, feature in FEATURES.items()
+        key: [row.get(key, [] if isinstance(FEATURES[key], List) else None) for row in rows]
+        for key in known
     }
-    return make_dataset({**columns, "image": [cells[row["image_id"]] for row in rows]})
+    return make_dataset({**columns, "image": [cells[i] for i in columns["image_id"]]})
 
 
-def _value(record, key, feature, file, where):
+def _value(record, key, file, where):
     """`record[key]`, checked to be what the column `key` holds, and no blank text."""
-    if not isinstance(feature, List):
+    feature = FEATURES[key]
+    if isinstance(feature, List):
+        entries = {
+            f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))
+        }
+        if key == "conversation":
+            return [
+                {part: field(e, part, str, file, f"{where}.{name}") for part in ("role", "content")}
+                for name, e in entries.items()
+            ]
+        texts = value = [field(entries, name, str, file, where) for name in entries]
+    else:
         value = field(record, key, ID if feature.dtype == "int64" else str, file, where)
-        if isinstance(value, str) and not value.strip():
-            raise UserError(
-                f"{file}: `{where}.{key}` is empty ({value!r}). Give it words, or leave the field out."
-            )
-        return value
-    entries = {
-        f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))
-    }
-    if key == "conversation":
-        return [
-            {part: field(entry, part, str, file, f"{where}.{name}") for part in ("role", "content")}
-            for name, entry in entries.items()
-        ]
-    texts = [field(entries, name, str, file, where) for name in entries]
-    if key == "captions" and not all(map(str.strip, texts)):
+        texts = [value]
+    if key != "answers" and not all(str(text).strip() for text in texts):
         raise UserError(
-            f"{file}: `{where}.captions` has an empty one ({show(texts)}). Give it words, or leave it out."
+            f"{file}: `{where}.{key}` is empty, or an entry is ({show(texts)}). Expected words, or no such field."
         )
-    return texts
+    return value

@@ -3,15 +3,9 @@
 An error names the file, the field (`annotations[3].answers[9].answer`), what stands there and what was expected.
 """
 
-import base64
-import binascii
 import contextlib
 import csv
-import io
 import string
-import warnings
-
-import PIL.Image
 
 from vlm_lite.files import UserError, open_text, read_json, read_json_lines, read_text
 from vlm_lite.files import show as show
@@ -25,25 +19,8 @@ _NAMES = {
     list: "a list",
     dict: "an object",
 }
-LETTERS = string.ascii_uppercase
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
-EMPTY = {
-    "",
-    "nan",
-    "NaN",
-    "-nan",
-    "-NaN",
-    "NA",
-    "N/A",
-    "n/a",
-    "<NA>",
-    "#N/A",
-    "#NA",
-    "#N/A N/A",
-    "NULL",
-    "null",
-    "None",
-}
+EMPTY = set(" nan NaN -nan -NaN NA N/A n/a <NA> #N/A #NA NULL null None".split(" ")) | {"#N/A N/A"}
 GROUPINGS = ("split", "l2-category", "category")
 REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the picture
 
@@ -65,12 +42,11 @@ def read_caption_lists(annotations):
                 f"{annotations}: {where}.id is {show(image_id)}, which an image before it has. Ids must differ."
             )
         names[image_id] = field(record, "file_name", str, annotations, where)
-    orphans = sum(len(texts) for image_id, texts in captions.items() if image_id not in names)
-    if orphans:
-        example = next(image_id for image_id in captions if image_id not in names)
+    orphan = next((image_id for image_id in captions if image_id not in names), None)
+    if orphan is not None:
         raise UserError(
-            f"{annotations}: {orphans} caption(s) belong to an image that `images` does not list, for "
-            f"example image_id {show(example)}. Add it to `images`, or take its captions out."
+            f"{annotations}: `images` does not list image_id {show(orphan)}, which has captions. Add it, or take its "
+            "captions out."
         )
     return names, captions
 
@@ -105,7 +81,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
     ids = dict(zip(asked, images, strict=True))
     if image_ids is not None:
         ids = {question_id: image for question_id, image in ids.items() if image in image_ids}
-    refuse_empty(ids, "questions", questions, image_ids)
+    refuse_empty(ids, "questions", questions)
     lonely = [question_id for question_id in ids if question_id not in notes]
     if lonely:
         raise UserError(
@@ -136,13 +112,11 @@ def _by_question(data, key, file):
     found = list(records(data, key, file))
     ids = _column(found, "question_id", ID, file)
     by_id = dict(zip(ids, found, strict=True))
-    if len(by_id) < len(ids):
-        first = {}
-        again = next(k for k, i in enumerate(ids) if first.setdefault(i, k) != k)
-        raise UserError(
-            f"{file}: {found[again][0]}.question_id is {show(ids[again])}, which {found[first[ids[again]]][0]} has "
-            "too. Ids must differ."
-        )
+    for i, record in zip(ids, found, strict=True):
+        if by_id[i] is not record:
+            raise UserError(
+                f"{file}: {record[0]}.question_id is {show(i)}, which {by_id[i][0]} has too. Ids must differ."
+            )
     return by_id
 
 
@@ -174,13 +148,11 @@ def read_lines(path):
     Raises UserError naming the file and the line that is not JSON, or the file when it is empty or not text.
     """
     text = read_text(path, "JSON lines")
-    if text.lstrip().startswith("["):
-        return [(f"[{index}]", record) for index, record in enumerate(read_json(path))]
-    rows = read_json_lines(path, text)
-    if not rows:
-        raise UserError(
-            f"{path} is empty. Expected one JSON object a line: make or download the file again."
-        )
+    is_list = text.lstrip().startswith("[")
+    rows = (
+        list(records({"": read_json(path)}, "", path)) if is_list else read_json_lines(path, text)
+    )
+    refuse_empty(rows, "rows", path)
     return rows
 
 
@@ -222,29 +194,26 @@ def records(data, key, file):
     )
 
 
-def refuse_empty(rows, what, file, image_ids=None):
+def refuse_empty(rows, what, file):
     """UserError when there are no rows."""
     if not rows:
-        about = "" if image_ids is None else f" about the {len(image_ids)} image_ids asked for"
         raise UserError(
-            f"{file} holds no {what}{about}: the data set is empty. Check the path"
-            f"{' and the ids' if about else ''}, or make or download the file again."
+            f"{file} is empty or holds no {what} that were asked for. Check the path and the ids, or make or download the "
+            "file again."
         )
 
 
 def _ten_answers(note, file, where):
-    answers = note.get("answers")
-    if type(answers) is not list:
-        answers = field(note, "answers", list, file, where)
+    with contextlib.suppress(TypeError, KeyError):  # where there is a fault, `field` names it
+        texts = [entry["answer"] for entry in note["answers"]]
+        if len(texts) == ANSWERS_PER_QUESTION and "".join(texts).isascii():
+            return texts
+    answers = field(note, "answers", list, file, where)
     if len(answers) != ANSWERS_PER_QUESTION:
         raise UserError(
-            f"{file}: `{where}.answers` has {len(answers)} entries; the official accuracy needs "
-            f"{ANSWERS_PER_QUESTION}. Give each question {ANSWERS_PER_QUESTION} answers."
+            f"{file}: `{where}.answers` has {len(answers)} entries; expected {ANSWERS_PER_QUESTION}, which the official "
+            "accuracy needs."
         )
-    with contextlib.suppress(TypeError, KeyError):  # where there is a fault, `field` names it
-        texts = [entry["answer"] for entry in answers]
-        if "".join(texts).isascii():
-            return texts
     return [
         field(entry, "answer", str, file, f"{where}.answers[{i}]")
         for i, entry in enumerate(answers)
@@ -255,29 +224,22 @@ def read_mmbench(path):
     """The rows of an MMBench TSV: dicts with index, question, hint, options {letter: text}, answer, split, category,
     l2-category ("" where the file has none) and image (base64 text, or "").
 
-    Each picture is checked to be one. A short `image` is the index of the row that has the picture, as in the official
-    files, and is replaced by it. UserError names the file, the line and the column of what does not fit.
+    A short `image` is the index of the row that has the picture, as in the official files, and is replaced by it.
+    UserError names the file, the line and the column of what does not fit.
     """
-    rows, places = {}, {}
+    rows = {}
     for line, cells in read_tsv(path, ("index", "question", "answer")):
-        index = index_of(path, line, cells)
+        index, where = index_of(path, line, cells), f"{path}, line {line}"
         if index in rows:
             raise UserError(
-                f"{path}, line {line}: index is {index}, which line {places[index]} has. Indices must "
-                "differ."
+                f"{where}: index is {index}, which a line before it has. Indices must differ."
             )
-        options = {
-            letter: cells[letter] for letter in LETTERS if cells.get(letter, "") not in EMPTY
-        }
-        if len(options) < 2:
+        options = {k: cells[k] for k in string.ascii_uppercase if cells.get(k, "") not in EMPTY}
+        if len(options) < 2 or cells["answer"] not in options:
             raise UserError(
-                f"{path}, line {line} (index {index}): it has the options {options}; expected two or more "
-                "in the columns A, B, C, D. Is this a file of another kind?"
-            )
-        if cells["answer"] not in options:
-            raise UserError(
-                f"{path}, line {line} (index {index}): answer is {show(cells['answer'])}; expected one of "
-                f"{', '.join(options)}. (The answers of the test split are not published: use dev.)"
+                f"{where} (index {index}): answer is {show(cells['answer'])} and the options are {options}; expected "
+                "two or more in the columns A, B, C, D, and the letter of one. (The answers of the test split are not "
+                "published: use dev.)"
             )
         rows[index] = {
             "index": index,
@@ -285,85 +247,53 @@ def read_mmbench(path):
             "image": cells.get("image", ""),
             **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)},
         }
-        places[index] = line
     for index, row in rows.items():
-        _find_picture(path, places[index], row, rows)
+        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdigit():
+            there = rows.get(int(row["image"]), row)["image"]
+            if len(there) <= REFERENCE_LENGTH:
+                raise UserError(
+                    f"{path}, index {index}: image is {there}, the index of a row that has no picture. Download the "
+                    "file again."
+                )
+            row["image"] = there
     return list(rows.values())
 
 
 def read_tsv(path, columns):
-    """(line number, {column: cell}) of each row; UserError where the file is cut short or lacks one of `columns`."""
+    """(line number, {column: cell}) of each row; UserError where it is no table, is cut short or lacks one of `columns`.
+
+    The line is that where the row begins. A quote that opens a cell and is not closed in it is an error: it would
+    swallow the rows below.
+    """
     csv.field_size_limit(2**31 - 1)  # a picture is one cell
-    rows, taken = [], []  # taken: the lines of the row in hand
-
-    def lines(file):
-        for line in file:
-            taken.append(line)
-            yield line
-
-    try:
-        with open_text(path, newline="") as file:
-            reader = csv.reader(lines(file), delimiter="\t")
+    rows, line = [], 1
+    with open_text(path, newline="") as file:
+        reader = csv.reader(file, delimiter="\t", strict=True)
+        try:
             header = next(reader, [])
             absent = [name for name in columns if name not in header]
             if absent:
                 raise UserError(
-                    f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs "
-                    f"between columns, {', '.join(columns)} among them. Is this a file of another kind?"
+                    f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs between "
+                    f"columns, {', '.join(columns)} among them. Is this a file of another kind?"
                 )
-            taken.clear()
+            line = reader.line_num + 1
             for cells in reader:
-                opened = _lone_quote(cells, taken, header)
-                if opened is not None:
-                    raise UserError(
-                        f'{path}, line {reader.line_num - len(taken) + 1 + opened}: a quote (") opens a cell '
-                        "and is not closed in it, so that the rows below would be swallowed. Take it out, or "
-                        "put the whole cell in quotes and double those inside."
-                    )
-                if cells and len(cells) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells for {len(header)} columns. "
-                        "The file may be cut short: make or download it again."
-                    )
-                if cells:
-                    rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-                taken.clear()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read as a table of UTF-8 text ({error}). Make or download it again; a "
-            "spreadsheet is to be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv)."
-        ) from error
+                inner = (part for cell in cells for part in cell.split("\n")[1:])
+                swallowed = any(p[:1].isdigit() and p.count("\t") >= len(header) - 1 for p in inner)
+                if cells and (len(cells) != len(header) or swallowed):
+                    raise csv.Error(f"{len(cells)} cells for {len(header)} columns")
+                rows += [(line, dict(zip(header, cells, strict=True)))] if cells else []
+                line = reader.line_num + 1
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(
+                f'{path}, line {line}: not a row of a table in UTF-8 ({error}). It is cut short, or a quote (") opens a '
+                "cell and is not closed in it: put the whole cell in quotes and double those inside. A spreadsheet is to "
+                "be saved as TSV (VLMEvalKit does so with PRED_FORMAT=tsv)."
+            ) from error
     if not rows:
         raise UserError(f"{path} has no rows below its header. Make or download the file again.")
     return rows
-
-
-def _lone_quote(cells, lines, header):
-    """How many lines into the row `lines` the quote opens that swallowed what is not its cell's; None if none did."""
-    is_last = not lines[-1].endswith(("\n", "\r")) or cells[-1:] and cells[-1].endswith("\n")
-    if len(lines) == 1 and len(cells) == len(header) and not (is_last and '"' in lines[0]):
-        return None  # nearly every row
-    try:
-        fault = ""
-        list(csv.reader(lines, delimiter="\t", strict=True))
-    except csv.Error as error:
-        fault = str(error)
-    if "unexpected end of data" in fault:  # the last cell never ends
-        return sum(cell.count("\n") for cell in cells[:-1])
-    place = header.index("index") if "index" in header else 0
-
-    def is_row(line):
-        parts = line.split("\t")
-        return len(parts) == len(header) and parts[place].isascii() and parts[place].isdigit()
-
-    swallowed = [any(map(is_row, cell.split("\n")[1:])) for cell in cells]
-    if len(cells) != len(header) or (fault and len(lines) > 1):
-        swallowed = [kept or "\t" in cell for kept, cell in zip(swallowed, cells, strict=True)]
-    if fault and len(lines) > 1 and not any(swallowed):
-        swallowed = ["\n" in cell for cell in cells]
-    if not any(swallowed):
-        return None
-    return sum(cell.count("\n") for cell in cells[: swallowed.index(True)])
 
 
 def index_of(path, line, cells):
@@ -374,33 +304,18 @@ def index_of(path, line, cells):
     return int(cells["index"])
 
 
-def _find_picture(path, line, row, rows):
-    """Put the base64 text of the row's picture into `row`, after a look at whether it is one."""
-    image, where = row["image"], f"{path}, line {line} (index {row['index']})"
-    if not image:
-        return
-    if len(image) <= REFERENCE_LENGTH and image.isdigit():
-        there = rows.get(int(image), {"image": ""})["image"]
-        if len(there) <= REFERENCE_LENGTH:
+def read_pope_labels(file):
+    """{question_id: (place, record)} of a POPE file; UserError for an id that comes twice and a label but yes or no."""
+    found = {}
+    for where, record in read_lines(file):
+        question_id = field(record, "question_id", ID, file, where)
+        if question_id in found:
             raise UserError(
-                f"{where}: image is {image}, the index of a row that has no picture. Download the file "
-                "again."
+                f"{file}: {where}.question_id is {show(question_id)}, which a line before it has. Pass one split a file; "
+                "the splits share their ids."
             )
-        row["image"] = there
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            PIL.Image.open(io.BytesIO(base64.b64decode(image, validate=True))).close()
-    except (
-        binascii.Error,
-        ValueError,
-        OSError,
-        SyntaxError,
-        Warning,
-        PIL.Image.DecompressionBombError,
-    ) as error:
-        raise UserError(
-            f"{where}: image is not a picture in base64 ({show(str(error))}). The file may be damaged: "
-            "make or download it again."
-        ) from error
+        label = field(record, "label", str, file, where)
+        if label not in ("yes", "no"):
+            raise UserError(f"{file}: {where}.label is {show(label)}; expected yes or no.")
+        found[question_id] = where, record
+    return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_lite.files import UserError
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+SHAPES = tuple("circle square triangle star cross heart".split())
 COLOURS = {
     "red": (226, 52, 52),
     "orange": (244, 142, 36),
@@ -67,8 +67,6 @@ class Item:
                 raise UserError(
                     f"Item: {name} is {getattr(self, name)!r}; for a {self.shape} choose "
                     f"{', '.join(map(str, known))}."
-                    if name != "shape"
-                    else f"Item: shape is {self.shape!r}; choose {', '.join(known)}."
                 )
 
     @property
@@ -83,21 +81,14 @@ class Scene:
     items: tuple[Item, ...]
 
     def __post_init__(self):
-        if not isinstance(self.items, tuple):
+        if not isinstance(self.items, tuple) or not 1 <= len(self.items) <= 4:
             raise UserError(
-                f"Scene: items is {self.items!r}; expected a tuple, such as Scene((Item(...), Item(...))). "
+                f"Scene: items is {self.items!r}; expected a tuple of 1 to 4, such as Scene((Item(...), Item(...))). "
                 "A single one needs a comma: Scene((Item(...),))."
             )
-        if not 1 <= len(self.items) <= 4:
-            raise UserError(
-                f"Scene: {len(self.items)} items; a scene of the Shapes world has 1 to 4."
-            )
         cells = [(item.row, item.col) for item in self.items]
-        twice = next((cell for cell in cells if cells.count(cell) > 1), None)
-        if twice:
-            raise UserError(
-                f"Scene: two items in row {twice[0]}, col {twice[1]}; give each a cell of its own."
-            )
+        if len(set(cells)) < len(cells):
+            raise UserError(f"Scene: items in (row, col) {cells}; give each a cell of its own.")
 
     @cached_property
     def shapes(self):
@@ -185,23 +176,17 @@ def _coverage(shape, pixels, samples=4):
 def _glyph(item):
     """The index of a digit's handwriting: its own, or the first of its value that no training picture shows."""
     _, targets, pools = _digits()
-    return (
-        item.glyph
-        if item.glyph >= 0
-        else next(k for k in pools["test"] if targets[k] == item.value)
-    )
+    unseen = (k for k in pools["test"] if targets[k] == item.value)
+    return item.glyph if item.glyph >= 0 else next(unseen)
 
 
 def _handwriting(glyph):
     """An 8x8 digit of `load_digits`, doubled with linear interpolation: (16, 16) integers in 0..255."""
     small = np.pad(_digits()[0][glyph] * 255 // 16, 1)
     for axis in (0, 1):
-        middle = np.take(small, range(1, 9), axis)
-        before, after = np.take(small, range(0, 8), axis), np.take(small, range(2, 10), axis)
+        before, middle, after = (np.take(small, range(k, k + 8), axis) for k in range(3))
         pair = np.stack([(3 * middle + before) // 4, (3 * middle + after) // 4], axis + 1)
-        shape = list(middle.shape)
-        shape[axis] = 16
-        small = pair.reshape(shape)
+        small = pair.reshape([16 if k == axis else side for k, side in enumerate(middle.shape)])
     return small
 
 

@@ -37,11 +37,8 @@ def load_shapes(split="val", count=1000, *, seed=0, progress=True):
         count, int | np.integer
     ):  # else "10" would pass once 10 are drawn
         write_shapes(folder, split, count, seed=seed, progress=progress)
-    images, notes, name = (
-        folder / "images" / f"shapes_{split}",
-        folder / "annotations",
-        f"shapes_{split}",
-    )
+    name, notes = f"shapes_{split}", folder / "annotations"
+    images = folder / "images" / name
     descriptions = notes / f"descriptions_{name}.json"
     captions = formats.read_coco_captions(notes / f"captions_{name}.json", images, descriptions)
     questions = formats.read_vqa(
@@ -74,27 +71,14 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
     with atomic_dir(folder) as temporary:
         pictures = temporary / "images" / subtype
         pictures.mkdir(parents=True)
-        bar = tqdm(
-            range(count),
-            desc=f"drawing {split}",
-            unit="image",
-            disable=not progress,
-            ncols=90,
-            mininterval=1,
-        )
-        for index in bar:
+        looks = {"desc": f"drawing {split}", "unit": "image", "ncols": 90, "mininterval": 1}
+        for index in tqdm(range(count), disable=not progress, **looks):
             rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
             scene, image_id = scenes.sample_scene(rng, split), FIRST_ID[split] + index
             name = f"COCO_{subtype}_{image_id:012d}.png"
             Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=0)
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": name,
-                    "width": scenes.IMAGE_SIZE,
-                    "height": scenes.IMAGE_SIZE,
-                }
-            )
+            size = {"width": scenes.IMAGE_SIZE, "height": scenes.IMAGE_SIZE}
+            images.append({"id": image_id, "file_name": name, **size})
             captions += [
                 {"id": 5 * image_id + k, "image_id": image_id, "caption": text}
                 for k, text in enumerate(language.captions(scene, rng))
@@ -107,48 +91,25 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         for number, (image_id, question, answer, kind) in enumerate(rows):
             ids = {"question_id": 10 * FIRST_ID[split] + number, "image_id": image_id}
             questions.append({**ids, "question": question})
-            people = language.human_answers(answer, rng)
             answers = [
                 {"answer": a, "answer_confidence": "yes", "answer_id": k}
-                for k, a in enumerate(people, 1)
+                for k, a in enumerate(language.human_answers(answer, rng), 1)
             ]
+            types = {"question_type": kind, "answer_type": language.answer_type(kind)}
             annotations.append(
-                {
-                    **ids,
-                    "question_type": kind,
-                    "answer_type": language.answer_type(kind),
-                    "multiple_choice_answer": answer,
-                    "answers": answers,
-                }
+                {**ids, **types, "multiple_choice_answer": answer, "answers": answers}
             )
         notes = temporary / "annotations"
-        write_json(
-            notes / f"captions_{subtype}.json",
-            {"info": info, "images": images, "annotations": captions},
-            indent=None,
-        )
-        write_json(
-            notes / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
-            {
-                "info": info,
-                "task_type": "Open-Ended",
-                "data_type": "mscoco",
-                "data_subtype": subtype,
-                "questions": questions,
-            },
-            indent=None,
-        )
-        write_json(
-            notes / f"v2_mscoco_{subtype}_annotations.json",
-            {
-                "info": info,
-                "data_type": "mscoco",
-                "data_subtype": subtype,
-                "annotations": annotations,
-            },
-            indent=None,
-        )
-        write_json(notes / f"descriptions_{subtype}.json", descriptions, indent=None)
+        of = {"info": info, "data_type": "mscoco", "data_subtype": subtype}
+        asked = {**of, "task_type": "Open-Ended", "questions": questions}
+        for name, value in (
+            ("captions", {"info": info, "images": images, "annotations": captions}),
+            ("v2_OpenEnded_mscoco", asked),
+            ("v2_mscoco", {**of, "annotations": annotations}),
+            ("descriptions", descriptions),
+        ):
+            end = {"v2_OpenEnded_mscoco": "_questions", "v2_mscoco": "_annotations"}.get(name, "")
+            write_json(notes / f"{name}_{subtype}{end}.json", value, indent=None)
 
 
 def complementary_pairs(asked, wanted, rng):
@@ -172,14 +133,8 @@ def complementary_pairs(asked, wanted, rng):
                 break
             row = rows[index]
             partners = waiting[row[1]]
-            match = next(
-                (
-                    k
-                    for k, other in enumerate(partners)
-                    if other[2] != row[2] and other[0] != row[0]
-                ),
-                None,
-            )
+            fits = (k for k, o in enumerate(partners) if o[0] != row[0] and o[2] != row[2])
+            match = next(fits, None)
             if match is None:
                 partners.append(row)
             else:
@@ -237,15 +192,7 @@ def zero_shot_prompts(kind):
 
 
 SCOREBOARD_TYPES = ("colour", "shape", "count", "relation", "digit")
-ANSWERS = {
-    "colour": tuple(scenes.COLOURS),
-    "shape": scenes.SHAPES,
-    "size": tuple(scenes.SIZES),
-    "count": tuple("01234"),
-    "digit": tuple("0123456789"),
-    "existence": ("yes", "no"),
-    "relation": ("yes", "no"),
-}
+ANSWERS = language.ANSWERS
 
 
 def five_questions(questions):
@@ -256,13 +203,9 @@ def five_questions(questions):
     """
     kinds, answers = (questions[name][:] for name in ("question_type", "answer"))
     count = collections.Counter(zip(kinds, answers, strict=True))
-    rows = range(len(kinds))
-    return [
-        questions[
-            min(
-                (row for row in rows if kinds[row] == kind),
-                key=lambda row: (count[kind, answers[row]], answers[row] != "yes"),
-            )
-        ]
-        for kind in SCOREBOARD_TYPES
-    ]
+
+    def order(row):
+        return count[kinds[row], answers[row]], answers[row] != "yes"
+
+    of_kind = ([row for row, k in enumerate(kinds) if k == kind] for kind in SCOREBOARD_TYPES)
+    return [questions[min(rows, key=order)] for rows in of_kind]

@@ -2,15 +2,11 @@
 
 from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
 
-ROWS = (
-    "top",
-    "upper",
-    "lower",
-    "bottom",
-)  # of the grid, in words of one token that do not depend on the next word
-COLUMNS = ("leftmost", "left", "right", "rightmost")
-LETTERS = ("A.", "B.", "C.", "D.")
-SPECIAL = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>", "<eos>")
+# of the grid, in words of one token that do not depend on the next word
+ROWS = tuple("top upper lower bottom".split())
+COLUMNS = tuple("leftmost left right rightmost".split())
+LETTERS = tuple("A. B. C. D.".split())
+SPECIAL = tuple("<pad> <unk> <image> <user> <assistant> <eos>".split())
 _WORDS = """
 a about above all also an and animal answer any are at background be below big black both bottom by can caption cat
 centre character choose color colored colors colour coloured colours column compare contains corner count curly

@@ -1,26 +1,14 @@
 """A model's answers on disk, and whether they are the answers to these questions: all of them, once each, no others."""
 
-from vlm_lite.data.records import ID, field, show
-from vlm_lite.data.records import read_lines as read_lines
-from vlm_lite.files import UserError, read_json
+from vlm_lite.data.records import ID, field, read_lines, show
+from vlm_lite.files import UserError
 
 
 def read_results(path, id_field, text_field):
     """(id, text) of each entry of an official result file, a JSON list of objects (or JSON lines), as COCO and VQA have."""
-    data = read_json(path)
-    if isinstance(data, dict) and id_field in data:
-        data = [data]  # JSON lines of one row
-    if not isinstance(data, list):
-        raise UserError(
-            f"{path}: the top level is {show(data)}; expected a list of objects with `{id_field}` and "
-            f"`{text_field}`, the official result format. Is this a file of another kind?"
-        )
     return [
-        (
-            field(record, id_field, ID, path, f"[{index}]"),
-            field(record, text_field, str, path, f"[{index}]"),
-        )
-        for index, record in enumerate(data)
+        (field(record, id_field, ID, path, where), field(record, text_field, str, path, where))
+        for where, record in read_lines(path)
     ]
 
 

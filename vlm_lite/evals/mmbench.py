@@ -9,6 +9,7 @@ Reading of answers: the exact matching of VLMEvalKit (`can_infer` of vlmeval/uti
 import math
 import random
 import re
+from statistics import fmean
 
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
 from vlm_lite.data.records import index_of, read_tsv
@@ -74,27 +75,26 @@ def mmbench_scores(rows, predictions):
     """
     if not rows:
         raise UserError("there are no questions to score; expected at least one row.")
-    right, unanswered, groups = {}, 0, {}
+    right, read, groups = {}, [], {}
     for row in sorted(rows, key=lambda row: row["index"]):
-        letter = extract_letter(predictions[row["index"]], row["options"])
-        unanswered += letter is None
-        right[row["index"]] = letter == row["answer"]
+        read.append(extract_letter(predictions[row["index"]], row["options"]))
+        right[row["index"]] = read[-1] == row["answer"]
         groups.setdefault(group_of(row["index"]), []).append(row)
 
     def part(chosen):
         asked = [row for group in chosen for row in group]
         return {
-            "circular": _mean([all(right[row["index"]] for row in group) for group in chosen]),
-            "plain": _mean([right[group[0]["index"]] for group in chosen]),
-            "rows": _mean([right[row["index"]] for row in asked]),
-            "chance_circular": _mean(
+            "circular": fmean([all(right[row["index"]] for row in group) for group in chosen]),
+            "plain": fmean([right[group[0]["index"]] for group in chosen]),
+            "rows": fmean([right[row["index"]] for row in asked]),
+            "chance_circular": fmean(
                 [math.prod(1 / len(row["options"]) for row in group) for group in chosen]
             ),
-            "chance_plain": _mean([1 / len(group[0]["options"]) for group in chosen]),
+            "chance_plain": fmean([1 / len(group[0]["options"]) for group in chosen]),
             "questions": len(chosen),
         }
 
-    result = {**part(list(groups.values())), "row_count": len(rows), "unanswered": unanswered}
+    result = {**part(list(groups.values())), "row_count": len(rows), "unanswered": read.count(None)}
     for grouping in GROUPINGS:
         names = sorted({group[0][grouping] for group in groups.values()} - {""})
         if names:
@@ -109,7 +109,7 @@ def sample_groups(rows, count, seed=0):
     groups = sorted({group_of(row["index"]) for row in rows})
     if not 1 <= count <= len(groups):
         raise UserError(
-            f"{count} groups were asked for; the file has {len(groups)}. Ask for 1 to {len(groups)}."
+            f"{count} groups were asked for; expected 1 to {len(groups)}, as the file has."
         )
     chosen = set(random.Random(seed).sample(groups, count))
     return [row for row in rows if group_of(row["index"]) in chosen]
@@ -139,14 +139,9 @@ def match_predictions(rows, predictions, *, file, against, partial=False, known=
     """
     asked = {row["index"]: row for row in rows}
     others = set(known) - set(asked)
-    given, counts = match(
-        asked,
-        [pair for pair in predictions if pair[0] not in others],
-        file=file,
-        against=against,
-        name="index",
-        partial=partial,
-    )
+    pairs = [pair for pair in predictions if pair[0] not in others]
+    names = {"file": file, "against": against, "name": "index"}
+    given, counts = match(asked, pairs, **names, partial=partial)
     cut = {group_of(index) for index in asked if index not in given}
     kept = [row for row in rows if group_of(row["index"]) not in cut]
     if not kept:
@@ -156,7 +151,3 @@ def match_predictions(rows, predictions, *, file, against, partial=False, known=
             "remainder by 1,000,000."
         )
     return kept, given, {**counts, "scored": len(kept)}
-
-
-def _mean(values):
-    return sum(values) / len(values)

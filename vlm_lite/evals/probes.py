@@ -7,13 +7,13 @@ The bridge score is compared only under the same language model.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas
 import torch
 from scipy.stats import bootstrap
 
+from vlm_lite.data.language import short_prompt
 from vlm_lite.evals.vqa import column, vqa_scores
 from vlm_lite.files import UserError
 
@@ -34,7 +34,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class BridgeScore:
+class BridgeScore(Interval):
     """The bridge score and its interval, or None for all three and the reason why it is undefined."""
 
     value: float | None
@@ -48,11 +48,7 @@ class BridgeScore:
         return "undefined" if self.value is None else (self.value, self.low, self.high)
 
     def __str__(self):
-        return (
-            f"undefined ({self.reason})"
-            if self.value is None
-            else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        )
+        return f"undefined ({self.reason})" if self.value is None else super().__str__()
 
 
 def bootstrap_interval(values, confidence=0.95, seed=0):
@@ -100,71 +96,34 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(Summary):
     """What `run_probes` found: `answers` and per-question `scores` (Q,) by condition, in the order of the rows."""
 
     answers: dict[str, list[str]]
     scores: dict[str, np.ndarray]
-    overall: Summary
     by_type: dict[str, Summary]
     normalize: str
-    confidence: float
 
     @property
-    def accuracy(self):
-        return self.overall.accuracy
-
-    @property
-    def gain(self):
-        return self.overall.gain
-
-    @property
-    def bridge(self):
-        return self.overall.bridge
+    def overall(self):
+        return self
 
     def frame(self):
         """A DataFrame of accuracies in percent: a row a question type, a column a condition, then the bridge score."""
-        rows = {"all questions": self.overall, **self.by_type}
         table = {
             name: {"questions": part.count}
             | {condition: 100 * part.accuracy[condition].value for condition in self.scores}
             | {"bridge score": part.bridge.value}
-            for name, part in rows.items()
+            for name, part in {"all questions": self, **self.by_type}.items()
         }
         return pandas.DataFrame(table).T.astype({"questions": int})
 
     def percent(self):
         """{condition: (accuracy, low, high)} in percent."""
         return {
-            name: tuple(100 * x for x in (score.value, score.low, score.high))
+            name: (100 * score.value, 100 * score.low, 100 * score.high)
             for name, score in self.accuracy.items()
         }
-
-    def table(self):
-        """Printable text: percent by question type and condition, then gain and bridge score with their intervals."""
-        rows = [("all questions", self.overall), *self.by_type.items()]
-        width = max(len(name) for name, _ in rows)
-        lines = [
-            f"{'accuracy in %':<{width}} {'asked':>6}"
-            + "".join(f"{name:>9}" for name in self.scores)
-            + f"{'gain':>7}{'bridge':>8}"
-        ]
-        for name, part in rows:
-            bridge = "-" if part.bridge.value is None else f"{part.bridge.value:.2f}"
-            lines.append(
-                f"{name:<{width}} {part.count:>6}"
-                + "".join(
-                    f"{100 * part.accuracy[condition].value:>9.1f}" for condition in self.scores
-                )
-                + f"{100 * part.gain.value:>7.1f}{bridge:>8}"
-            )
-        lines += [
-            f"multimodal gain (vlm - blind): {self.gain}",
-            f"bridge score: {self.bridge}",
-            f"[{100 * self.confidence:g}% bootstrap intervals over questions; VQA accuracy, normalize="
-            f"{self.normalize!r}]",
-        ]
-        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -174,134 +133,108 @@ def run_probes(
     rows,
     *,
     blank_features,
-    prompt=None,
+    image_ids,
+    prompt=short_prompt,
     batch_size=256,
     seed=0,
     normalize="official",
     max_new_tokens=4,
     confidence=0.95,
-    image_ids=None,
 ):
     """Ask every question of `rows` under five conditions and score the answers; returns a ProbeResult.
 
     vlm: has generate(features or None, prompts, max_new_tokens=...) -> list of texts, greedy (a prompt that comes again
     without a picture, or with the blank one, is asked once).
-    features (N, T, D): the frozen vision features. rows: dicts or a Dataset with question, answers, question_type,
-    image_id, description (for the oracle) and image_index, the picture's row in `features`. Instead of image_index one
-    may pass image_ids, the image_id of each row of `features`, as `image_tensor` returns them.
-    blank_features (T, D): those of an empty picture. prompt: question -> prompt, by default the short-answer prompt.
+    features (N, T, D): the frozen vision features, of the images with the N image_ids, as `image_tensor` returns them.
+    rows: dicts or a Dataset with question, answers, question_type, image_id and description (for the oracle).
+    blank_features (T, D): those of an empty picture. prompt: question -> prompt.
     Conditions: vlm (its own picture), blind (no picture), shuffled (another picture: no picture keeps its own), blank,
     oracle (no picture, the description before the prompt; left out where no row has one).
     """
-    if prompt is None:
-        from vlm_lite.data.language import short_prompt as prompt
-    if not len(rows):
-        raise UserError("there are no questions to ask; expected at least one row.")
     prompts = [prompt(question) for question in column(rows, "question")]
-    own, other = _pictures(rows, image_ids, len(features), seed)
-    ask = partial(_ask, vlm, batch_size, max_new_tokens)
+    if not prompts:
+        raise UserError("there are no questions to ask; expected at least one row.")
+    own, other = _pictures(column(rows, "image_id"), image_ids, seed)
     blank = torch.as_tensor(blank_features).reshape(features.shape[1:])
+
+    def ask(texts, pick):
+        """Answers, a batch at a time; `pick(indices)` gives the features (B, T, D) of a batch, or None."""
+        said = []
+        for at in torch.arange(len(texts)).split(batch_size):
+            seen, part = pick(at), [texts[i] for i in at.tolist()]
+            seen = None if seen is None else seen.float()
+            said += vlm.generate(seen, part, max_new_tokens=max_new_tokens)
+        return said
+
+    def once(texts, pick=lambda at: None):
+        unique = list(dict.fromkeys(texts))
+        answer = dict(zip(unique, ask(unique, pick), strict=True))
+        return [answer[text] for text in texts]
+
     answers = {
         "vlm": ask(prompts, lambda at: features[own[at]]),
-        "blind": _once(ask, prompts, lambda at: None),
+        "blind": once(prompts),
         "shuffled": ask(prompts, lambda at: features[other[at]]),
-        "blank": _once(ask, prompts, lambda at: blank.expand(len(at), *blank.shape)),
+        "blank": once(prompts, lambda at: blank.expand(len(at), *blank.shape)),
     }
     descriptions = column(rows, "description")
-    if all(descriptions):
-        told = [
-            f"{description} {text}" for description, text in zip(descriptions, prompts, strict=True)
-        ]
-        answers["oracle"] = _once(ask, told, lambda at: None)
-    elif any(descriptions):
-        index = next(i for i, description in enumerate(descriptions) if not description)
-        raise UserError(
-            f"rows[{index}].description is empty, others are not. Describe every picture, or none."
-        )
+    if any(descriptions):
+        if not all(descriptions):
+            raise UserError(
+                f"rows[{list(map(bool, descriptions)).index(False)}].description is empty, others are not. Describe every "
+                "picture, or none."
+            )
+        answers["oracle"] = once([f"{d} {p}" for d, p in zip(descriptions, prompts, strict=True)])
     scores = {name: vqa_scores(given, rows, normalize) for name, given in answers.items()}
-    types = np.array([str(value) for value in column(rows, "question_type")])
-    by_type = {
-        name: _summary(scores, types == name, confidence, seed)
-        for name in sorted(set(types.tolist()))
-    }
-    overall = _summary(scores, np.ones(len(types), bool), confidence, seed)
-    return ProbeResult(answers, scores, overall, by_type, normalize, confidence)
+    types = np.array(list(map(str, column(rows, "question_type"))))
+
+    def summary(chosen):
+        part = {name: values[chosen] for name, values in scores.items()}
+        options = {"confidence": confidence, "seed": seed}
+        bridge = BridgeScore(None, reason="no descriptions, so no oracle")
+        if "oracle" in part:
+            bridge = bridge_score(part["vlm"], part["blind"], part["oracle"], **options)
+        return {
+            "count": int(chosen.sum()),
+            "accuracy": {name: bootstrap_interval(v, **options) for name, v in part.items()},
+            "gain": multimodal_gain(part["vlm"], part["blind"], **options),
+            "bridge": bridge,
+        }
+
+    by_type = {name: Summary(**summary(types == name)) for name in sorted(set(types.tolist()))}
+    return ProbeResult(
+        **summary(types == types),
+        answers=answers,
+        scores=scores,
+        by_type=by_type,
+        normalize=normalize,
+    )
 
 
-def _pictures(rows, feature_ids, count, seed):
+def _pictures(asked, image_ids, seed):
     """Index tensors (Q,) into the features: each row's own picture, and another one, never with the same image_id."""
-    image_ids = column(rows, "image_id")
-    if feature_ids is None:
-        own = torch.tensor(column(rows, "image_index"))
-    else:
-        index = {image_id: row for row, image_id in enumerate(feature_ids)}
-        own = torch.tensor([index.get(image_id, -1) for image_id in image_ids])
-    if own.min() < 0 or own.max() >= count:
+    number = {image_id: k for k, image_id in enumerate(image_ids)}
+    ids = list(dict.fromkeys(asked))
+    lacking = [image_id for image_id in ids if image_id not in number]
+    if lacking or len(ids) < 2:
         raise UserError(
-            f"image_index runs from {own.min()} to {own.max()}; expected 0 to {count - 1}, rows of "
-            "`features` (-1: an image_id that image_ids lacks)."
+            f"the questions are about {len(ids)} images, of which image_ids lacks {lacking[:3]}; expected two or more (the "
+            "shuffled condition needs another), each with its features."
         )
-    row_of = dict(zip(image_ids, own.tolist(), strict=True))  # image_id -> its row of features
-    ids = list(row_of)
-    if len(ids) < 2:
-        raise UserError(
-            f"all questions are about one picture (image_id {ids[0]}); the shuffled condition needs two."
-        )
-    order = [
-        ids[i] for i in torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    ]
-    next_one = dict(
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = [ids[i] for i in order]
+    following = dict(
         zip(order, order[1:] + order[:1], strict=True)
-    )  # one cycle, so that none keeps its own
-    return own, torch.tensor([row_of[next_one[image_id]] for image_id in image_ids])
-
-
-def _ask(vlm, batch_size, max_new_tokens, prompts, pick):
-    """The model's answers, a batch at a time; `pick(indices)` gives the features (B, T, D) of a batch, or None."""
-    answers = []
-    for at in torch.arange(len(prompts)).split(batch_size):
-        features = pick(at)
-        answers += vlm.generate(
-            None if features is None else features.float(),
-            [prompts[i] for i in at.tolist()],
-            max_new_tokens=max_new_tokens,
-        )
-    return answers
-
-
-def _once(ask, prompts, pick):
-    """As `ask`, but each different prompt is asked once."""
-    unique = list(dict.fromkeys(prompts))
-    answer = dict(zip(unique, ask(unique, pick), strict=True))
-    return [answer[text] for text in prompts]
-
-
-def _summary(scores, chosen, confidence, seed):
-    part = {name: values[chosen] for name, values in scores.items()}
-    bridge = (
-        bridge_score(part["vlm"], part["blind"], part["oracle"], confidence, seed)
-        if "oracle" in part
-        else BridgeScore(None, reason="no descriptions, so no oracle")
-    )
-    return Summary(
-        int(chosen.sum()),
-        {name: bootstrap_interval(v, confidence, seed) for name, v in part.items()},
-        multimodal_gain(part["vlm"], part["blind"], confidence, seed),
-        bridge,
-    )
+    )  # one cycle: none keeps its own
+    return torch.tensor([[number[i] for i in asked], [number[following[i]] for i in asked]])
 
 
 def _scores(**arrays):
     """Each as a float array (Q,), all of one length and finite."""
     arrays = {name: np.asarray(values, dtype=float) for name, values in arrays.items()}
-    first, *_ = arrays.values()
+    shape = (len(next(iter(arrays.values()))),)
     for name, values in arrays.items():
-        if (
-            values.ndim != 1
-            or not len(values)
-            or values.shape != first.shape
-            or not np.isfinite(values).all()
-        ):
+        if values.shape != shape or not values.size or not np.isfinite(values).all():
             raise UserError(
                 f"{name} has shape {values.shape}; expected one finite score a question, at least one, and "
                 f"as many for each condition ({', '.join(arrays)})."

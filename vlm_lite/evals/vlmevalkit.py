@@ -6,12 +6,14 @@ Its convention (vlmeval/vlm/base.py, vlmeval/inference.py and docs/en/Model.md o
 {model}_{benchmark}.tsv: the benchmark's own columns without `image`, and `prediction`.
 """
 
-import csv
 import os
 import warnings
 
+import pandas
+
 from vlm_lite.data.images import open_image
-from vlm_lite.evals.answers import match, read_lines
+from vlm_lite.data.records import read_pope_labels
+from vlm_lite.evals.answers import match
 from vlm_lite.evals.mmbench import GROUPINGS
 from vlm_lite.evals.pope import read_pope
 from vlm_lite.files import UserError, atomic_write
@@ -41,11 +43,12 @@ class VLMEvalModel:
     def generate(self, message, dataset=None):
         """The answer to a message: a text, a path, one {"type", "value"}, or a list of them."""
         parts = message if isinstance(message, list) else [message]
+        kinds = ("text", "image")
         return self.generate_inner(
             [
-                part
-                if isinstance(part, dict)
-                else {"type": "image" if os.path.isfile(part) else "text", "value": part}
+                {"type": kinds[os.path.isfile(part)], "value": part}
+                if isinstance(part, str)
+                else part
                 for part in parts
             ],
             dataset,
@@ -53,18 +56,15 @@ class VLMEvalModel:
 
     def generate_inner(self, message, dataset=None):
         """The answer to [{"type": "image" or "text", "value": ...}, ...]; UserError names the part that will not do."""
+        found = {"text": [], "image": []}
         for k, part in enumerate(message):
-            if (
-                not isinstance(part, dict)
-                or part.get("type") not in self.allowed_types
-                or not part.get("value")
-            ):
+            if part.get("type") not in found or not part.get("value"):
                 raise UserError(
                     f"message[{k}] is {part!r}; expected {{'type': 'image' or 'text', 'value': a path or a "
                     "text}. Videos are not understood."
                 )
-        texts = [part["value"] for part in message if part["type"] == "text"]
-        images = [part["value"] for part in message if part["type"] == "image"]
+            found[part["type"]].append(part["value"])
+        texts, images = found["text"], found["image"]
         if not texts:
             raise UserError(
                 f"the message of {len(message)} parts has no text; expected a question."
@@ -84,28 +84,18 @@ def write_mmbench(path, rows, predictions=None):
     With `predictions` {index: text} it is what VLMEvalKit scores: a column `prediction`, and no `image`. All rows must
     have one. A sample of whole groups is a subset, which it accepts.
     """
-    letters = sorted({letter for row in rows for letter in row["options"]})
-    grouped = [
-        name for name in GROUPINGS if any(row.get(name) for row in rows)
-    ]  # its mean over an empty split is NaN
-    columns = ["index", "question", "hint", *letters, "answer", *grouped]
-    name, last = "image", {row["index"]: row["image"] for row in rows}
-    if predictions is not None:
-        name = "prediction"
-        last, _ = match(
-            list(last), predictions.items(), file="the predictions", against=str(path), name="index"
-        )
-    _write_tsv(
-        path,
-        [*columns, name],
-        (
-            [
-                *(({**row, **row["options"]}).get(column, "") for column in columns),
-                last[row["index"]],
-            ]
-            for row in rows
-        ),
-    )
+    table = pandas.DataFrame(rows).drop(columns=["options", "image", "image_id"], errors="ignore")
+    for place, letter in enumerate(sorted({letter for row in rows for letter in row["options"]})):
+        table.insert(2 + place, letter, [row["options"].get(letter, "") for row in rows])
+    # a column that no row fills is left out: VLMEvalKit's mean over an empty split is NaN
+    table = table[[name for name in table if name not in GROUPINGS or table[name].any()]]
+    if predictions is None:
+        table["image"] = [row["image"] for row in rows]
+    else:
+        wanted = [row["index"] for row in rows]
+        named = {"file": "the predictions", "against": str(path), "name": "index"}
+        table["prediction"] = match(wanted, predictions.items(), **named)[0].values()
+    _write_tsv(path, table)
 
 
 def write_pope(path, splits):
@@ -115,19 +105,17 @@ def write_pope(path, splits):
     It reads an answer by its words yes and no; with neither, or both, the answer is wrong and counts as no in F1, where
     the authors' script takes for yes what is not plainly no. Its figures differ by such answers.
     """
-    rows = []
+    tables = []
     for name, (labels, answers) in splits.items():
         said, truth, _ = read_pope(labels, answers)
-        asked = [record.get("text", "") for _, record in read_lines(labels)]
-        rows += [
-            [len(rows) + k, text, label.title(), name, answer]
-            for k, (text, label, answer) in enumerate(zip(asked, truth, said, strict=True))
-        ]
-    _write_tsv(path, ["index", "question", "answer", "category", "prediction"], rows)
+        asked = [record.get("text", "") for _, record in read_pope_labels(labels).values()]
+        right = [label.title() for label in truth]
+        columns = {"question": asked, "answer": right, "category": name, "prediction": said}
+        tables.append(pandas.DataFrame(columns))
+    table = pandas.concat(tables, ignore_index=True)
+    _write_tsv(path, table.reset_index(names="index"))
 
 
-def _write_tsv(path, header, rows):
+def _write_tsv(path, table):
     with atomic_write(path, "w") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        table.to_csv(file, sep="\t", index=False)

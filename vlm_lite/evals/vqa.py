@@ -8,8 +8,11 @@ import re
 from functools import lru_cache
 
 import numpy as np
+import pandas
 
 from vlm_lite.files import UserError
+
+NORMALIZE = ("official", "always")
 
 # The evaluator restores the apostrophe of these words where exactly one is missing: "dont", "couldnt've", "couldn'tve".
 _APOSTROPHES = """
@@ -25,24 +28,16 @@ CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
-NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+NUMBERS = dict(
+    zip(
+        "none zero one two three four five six seven eight nine ten".split(),
+        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
+        strict=True,
+    )
+)
 REPLACED = CONTRACTIONS | NUMBERS
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
-NORMALIZE = ("official", "always")
 ANSWERS_PER_QUESTION = 10
 
 
@@ -80,13 +75,11 @@ def vqa_accuracy(prediction, answers, normalize="official"):
     """
     if normalize not in NORMALIZE:
         raise UserError(f"normalize is {normalize!r}; expected one of {', '.join(NORMALIZE)}.")
-    if not isinstance(prediction, str):
-        raise UserError(f"the prediction is {prediction!r}; expected text.")
-    if len(answers) != ANSWERS_PER_QUESTION or not all(
-        isinstance(answer, str) for answer in set(answers)
-    ):
+    are_texts = all(isinstance(text, str) for text in (prediction, *set(answers)))
+    if len(answers) != ANSWERS_PER_QUESTION or not are_texts:
         raise UserError(
-            f"the answers are {list(answers)!r}; expected {ANSWERS_PER_QUESTION} texts, one a person."
+            f"the prediction is {prediction!r} and the answers are {list(answers)!r}; expected a text, and "
+            f"{ANSWERS_PER_QUESTION} of them, one a person."
         )
     differ = len(set(answers)) > 1 and len(set(map(_trim, answers))) > 1
     prepare = normalize_answer if normalize == "always" or differ else _trim
@@ -109,19 +102,12 @@ def column(rows, name):
 def vqa_scores(predictions, rows, normalize="official"):
     """The accuracy of each prediction against its row's `answers`: float array (Q,) in [0, 1]."""
     answers = column(rows, "answers")
-    if len(predictions) != len(answers):
+    if len(predictions) != len(answers) or not answers:
         raise UserError(
-            f"{len(predictions)} predictions for {len(answers)} questions; expected one each, in order."
+            f"{len(predictions)} predictions for {len(answers)} questions; expected one each, in order, and at least one."
         )
-    if not answers:
-        raise UserError("there are no questions to score; expected at least one row.")
-    scores = np.empty(len(answers))
-    for index, (prediction, given) in enumerate(zip(predictions, answers, strict=True)):
-        try:
-            scores[index] = vqa_accuracy(prediction, given, normalize)
-        except UserError as error:
-            raise UserError(f"question {index}: {error}") from None
-    return scores
+    pairs = zip(predictions, answers, strict=True)
+    return np.array([vqa_accuracy(said, given, normalize) for said, given in pairs])
 
 
 def score_vqa(predictions, dataset, normalize="official"):
@@ -135,12 +121,7 @@ def score_vqa(predictions, dataset, normalize="official"):
     result = {"overall": 100 * float(scores.mean())}
     for kind in ("question_type", "answer_type"):
         values = column(dataset, kind)
-        if all(value is None for value in values):
-            continue
-        rows_of = {}
-        for row, value in enumerate(values):
-            rows_of.setdefault(str(value), []).append(row)
-        result[f"per_{kind}"] = {
-            name: 100 * float(scores[rows].mean()) for name, rows in sorted(rows_of.items())
-        }
+        if any(value is not None for value in values):
+            means = pandas.Series(100 * scores).groupby(list(map(str, values))).mean()
+            result[f"per_{kind}"] = means.to_dict()
     return {**result, "count": len(scores), "normalize": normalize}

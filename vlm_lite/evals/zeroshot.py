@@ -6,16 +6,17 @@ length, averaged, and brought to unit length again.
 
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from vlm_lite.data.formats import image_tensor, make_dataset
+from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.embed import embed_images, embed_strings
-from vlm_lite.evals.retrieval import as_numbers
+from vlm_lite.evals.retrieval import as_numbers, unit_rows
 from vlm_lite.files import UserError, is_stray, read_text, say
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import get_compute, resolve_model
@@ -45,27 +46,16 @@ def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
     image_embeds (N, P), class_embeds (C, P), labels (N,) whole numbers below C. A wrong class that ties with the right
     one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.
     """
-    image_embeds, class_embeds = (
-        as_numbers(name, embeds)
-        for name, embeds in (("image_embeds", image_embeds), ("class_embeds", class_embeds))
+    images, classes = (
+        unit_rows("image_embeds", image_embeds),
+        unit_rows("class_embeds", class_embeds),
     )
-    for name, embeds in (("image_embeds", image_embeds), ("class_embeds", class_embeds)):
-        if embeds.ndim != 2 or not len(embeds) or not embeds.isfinite().all():
-            raise UserError(
-                f"{name} of shape {tuple(embeds.shape)} is empty, not (count, width), or holds NaN or "
-                "infinite values. Look at the model that made them."
-            )
     labels = as_numbers("labels", labels, whole=True)
-    if (
-        labels.shape != (len(image_embeds),)
-        or labels.min() < 0
-        or labels.max() >= len(class_embeds)
-    ):
+    if labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < len(classes):
         raise UserError(
-            f"labels have the shape {tuple(labels.shape)}; expected {len(image_embeds)} class numbers, "
-            f"each below {len(class_embeds)}."
+            f"labels have the shape {tuple(labels.shape)}; expected {len(images)} class numbers, each below {len(classes)}."
         )
-    similarity = F.normalize(image_embeds, dim=-1) @ F.normalize(class_embeds, dim=-1).T  # (N, C)
+    similarity = images @ classes.T  # (N, P) x (P, C) -> (N, C)
     own = similarity.gather(1, labels[:, None])  # (N, 1)
     rank = (similarity >= own).sum(dim=1) - 1  # (N,), how many other classes are at least as near
     return {f"top{k}": (rank < k).double().mean().item() for k in ks}
@@ -78,48 +68,33 @@ def classify_folder(folder, model, templates=TEMPLATES, classes=None, batch_size
     of guessing; "images"; "classes"; "templates". UserError for a template without one {}, a word that the model's
     tokenizer does not know, and a picture that cannot be decoded.
     """
-    odd = next((template for template in templates if template.count("{}") != 1), None)
-    if odd is not None or not templates:
+    if not templates or any(template.count("{}") != 1 for template in templates):
         raise UserError(
-            f"the template {odd!r} has no {{}}, or several; expected one, where the class name goes."
+            f"the templates are {list(templates)}; expected one {{}} in each, where the class name goes."
         )
     paths, labels, names = class_folders(folder, classes)
-    device, source = get_compute().device, resolve_model(model)
-    clip = CLIP.from_pretrained(source).to(device)
+    source = resolve_model(model)
+    clip = CLIP.from_pretrained(source).to(get_compute().device)
+    prompts = [template.replace("{}", name) for name in names for template in templates]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            unknown = [word for prompt in prompts for word in unknown_words(tokenizer, prompt)]
+            if unknown:
+                raise UserError(
+                    f"words that it does not know, for example {unknown[0]!r}: give prompts (--template) and class names "
+                    f"({classes or folder}) in its own words"
+                )
+        texts = embed_strings(clip, prompts, tokenizer).unflatten(0, (len(names), -1))  # (C, T, P)
+    except (UserError, OSError, ValueError) as error:
         raise UserError(
-            f"{model} has no tokenizer that loads ({str(error).splitlines()[0]}). Name a CLIP with its "
-            "tokenizer files."
+            f"the prompts do not fit {model}, or it has no tokenizer: {str(error).splitlines()[0]}."
         ) from error
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
-        unknown = {word: None for prompt in prompts for word in unknown_words(tokenizer, prompt)}
-        if unknown:
-            raise UserError(
-                f"{model} does not know {len(unknown)} word(s) of the prompts, for example "
-                f"{next(iter(unknown))!r}. Give prompts (--template) and class names"
-                f"{f' ({classes})' if classes else ''} in its own words."
-            )
-    try:
-        texts = embed_strings(clip, prompts, tokenizer).unflatten(
-            0, (len(names), len(templates))
-        )  # (C, T, P)
-    except (UserError, ValueError) as error:
-        raise UserError(f"a prompt does not fit {model}: {error}") from error
-    embeds = []
-    for start in tqdm(
-        range(0, len(paths), batch_size), desc="pictures", unit="batch", disable=None, ncols=90
-    ):
+    embeds, bar = [], {"desc": "pictures", "unit": "batch", "disable": None, "ncols": 90}
+    for start in tqdm(range(0, len(paths), batch_size), **bar):
         part = paths[start : start + batch_size]
-        cells = make_dataset(
-            {
-                "image": [{"bytes": None, "path": path} for path in part],
-                "image_id": list(range(len(part))),
-            }
-        )
-        embeds.append(embed_images(clip, image_tensor(cells, clip.image_size)[0]))
+        part = np.stack([fit_square(open_image(path, path), clip.image_size) for path in part])
+        embeds.append(embed_images(clip, torch.from_numpy(part).permute(0, 3, 1, 2)))
     embeds = torch.cat(embeds)  # (N, P)
     return {
         "ensemble": zeroshot_scores(embeds, ensemble(texts), labels),
@@ -139,68 +114,36 @@ def class_folders(folder, classes=None):
     with spaces for underscores. UserError for an empty sub-folder or one that no line names.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder; expected one with a sub-folder of pictures for each class."
-        )
-    suffixes = PIL.Image.registered_extensions()
-    inside = [
-        (path, path.relative_to(folder))
-        for sub in folder.iterdir()
-        for path in (sub, *sub.rglob("*"))
-    ]
-    strays = sorted(str(name) for path, name in inside if is_stray(name) and path.is_file())
+    subs = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = {sub.name: [] for sub in subs if sub.is_dir() and not is_stray(sub.name)}
+    suffixes, strays = PIL.Image.registered_extensions(), []
+    for path in (path for sub in subs for path in (sub, *sorted(sub.rglob("*")))):
+        name = path.relative_to(folder)
+        if path.is_file() and is_stray(name):
+            strays.append(name)
+        elif path.is_file() and path.suffix.lower() in suffixes and name.parts[0] in found:
+            found[name.parts[0]].append(str(path))
     if strays:
         say(
             f"{folder}: {len(strays)} file(s) that no person put there are skipped, for example {strays[0]}."
         )
-    found = {
-        path.name: []
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not is_stray(path.name)
-    }
-    for path, name in sorted(inside):
-        if (
-            name.parts[0] in found
-            and not is_stray(name)
-            and path.suffix.lower() in suffixes
-            and path.is_file()
-        ):
-            found[name.parts[0]].append(path)
-    if not found:
-        raise UserError(f"{folder} has no sub-folders; expected one of pictures for each class.")
     empty = [name for name, paths in found.items() if not paths]
-    if empty:
+    if empty or not found:
         raise UserError(
-            f"{len(empty)} sub-folder(s) of {folder} have no pictures, for example {empty[0]!r}. Put some "
-            "there, or take the folder away."
+            f"{folder} has {len(found)} sub-folders, without pictures {empty[:5]}; expected one with pictures for each "
+            "class."
         )
-    names = (
-        {name: name.replace("_", " ") for name in found}
-        if classes is None
-        else _read_classes(classes)
-    )
-    absent = [name for name in found if name not in names]
-    if absent:
-        raise UserError(
-            f"{classes} does not name {len(absent)} of {len(found)} sub-folder(s) of {folder}, for example "
-            f"{absent[0]!r}. Expected one class a line: the sub-folder's name, or sub-folder<TAB>name."
-        )
+    names = {name: name.replace("_", " ") for name in found}
+    if classes is not None:
+        lines = [line.strip() for line in read_text(classes, "class names").splitlines()]
+        pairs = [line.partition("\t")[::2] for line in lines if line]
+        names = {key: name.strip() or key.replace("_", " ") for key, name in pairs}
+        absent = [name for name in found if name not in names]
+        if absent or len(names) < max(2, len(pairs)):
+            raise UserError(
+                f"{classes} has {len(pairs)} lines with {len(names)} different classes, and does not name the sub-folders "
+                f"{absent[:5]} of {folder}. Expected two or more, each once: the sub-folder's name, or sub-folder<TAB>name."
+            )
     number = {name: index for index, name in enumerate(names)}
-    pairs = [(path, number[name]) for name, paths in found.items() for path in paths]
-    return [str(path) for path, _ in pairs], [label for _, label in pairs], list(names.values())
-
-
-def _read_classes(path):
-    """{sub-folder: class name} of a text file."""
-    text = read_text(path, "one class name a line")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    names = {}
-    for line in lines:
-        key, _, name = line.partition("\t")
-        if key in names:
-            raise UserError(f"{path} names {key!r} twice. Expected each class once.")
-        names[key] = name.strip() or key.replace("_", " ")
-    if len(names) < 2:
-        raise UserError(f"{path} has {len(names)} class names; expected two or more, one a line.")
-    return names
+    labels = [number[name] for name, paths in found.items() for _ in paths]
+    return [path for paths in found.values() for path in paths], labels, list(names.values())

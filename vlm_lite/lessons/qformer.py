@@ -15,6 +15,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, width, num_heads, source_width):
         super().__init__()
+        assert width % num_heads == 0, f"width {width} does not divide into {num_heads} heads"
         self.num_heads, self.weights = num_heads, None
         self.query, self.output = nn.Linear(width, width), nn.Linear(width, width)
         self.key, self.value = nn.Linear(source_width, width), nn.Linear(source_width, width)

@@ -3,7 +3,6 @@
 Shapes: B images or texts, N patches, T text tokens, D width of the vision encoder, P width of the joint space.
 """
 
-import torch
 from transformers import CLIPModel
 
 from vlm_lite.files import UserError, read_json
@@ -63,4 +62,4 @@ class CLIP(CLIPModel):
         kind = read_json(folder / "config.json").get("model_type")
         if kind != "clip":
             raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}, expected 'clip'.")
-        return load_pretrained(super().from_pretrained, folder, dtype=torch.float32, **options)
+        return load_pretrained(super().from_pretrained, folder, **options)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig
 
-from vlm_lite.checkpoints import trainable_parameters
+from vlm_lite.checkpoint import trainable_parameters
 from vlm_lite.features import weights_hash
 from vlm_lite.files import UserError, read_json, write_json
 from vlm_lite.models.clip import CLIP

@@ -6,15 +6,14 @@ model without one reads the prompt, then " " and the answer, then EOS.
 
 import re
 from inspect import signature
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 
-from vlm_lite.files import UserError, read_json, show
-from vlm_lite.models.weights import read_weights
+from vlm_lite.files import UserError, show
+from vlm_lite.models.weights import faults_named, load_pretrained
 
 IGNORE = -100  # a label that the loss leaves out
 MARK = "\ue000"  # an answer that no one gives: shows where a template puts answers
@@ -37,45 +36,20 @@ def load_language_model(folder_or_id):
     Without a GPU its attention is "eager": PyTorch's fused bf16 kernel has a gradient several times slower on a CPU.
     UserError when the files are missing or cut short, or lack weights that the model needs.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    attention = None if torch.cuda.is_available() else "eager"
-    logging.disable_progress_bar()  # its bar of weights loaded; downloads keep theirs
-    try:
+    with faults_named(folder_or_id):
         family = AutoConfig.from_pretrained(folder_or_id).model_type
         if family not in FAMILIES:
             raise UserError(
                 f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
                 f"the VLM: {', '.join(sorted(FAMILIES))}."
             )
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder_or_id,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            output_loading_info=True,
-            use_safetensors=True,
-        )  # pickles can run code
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        here = sorted(Path(folder_or_id).glob("*.*"))
-        for path in here:  # the file at fault, by its name
-            if path.suffix in (".json", ".safetensors"):
-                (read_json if path.suffix == ".json" else read_weights)(path)
-        holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
-        raise UserError(
-            f"no language model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}{holds}). Check the name, the network and the folder's files "
-            "(config.json, model.safetensors, tokenizer.json)."
-        ) from error
-    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
-    if wrong:
-        raise UserError(
-            f"{folder_or_id}: the weights lack or misshape {len(wrong)} parameters, for example "
-            f"{wrong[0]}; they would stay random. Make or download the model again."
-        )
-    return model.eval(), tokenizer
+    attention = None if torch.cuda.is_available() else "eager"
+    load = AutoModelForCausalLM.from_pretrained
+    model = load_pretrained(load, folder_or_id, exact=False, attn_implementation=attention)
+    return model, tokenizer
 
 
 def context_length(config):

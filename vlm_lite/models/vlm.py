@@ -38,9 +38,8 @@ class VLM(lesson.VLM):
         super().__init__(vision, connector, language_model, tokenizer)
         widths = {"vision_width": getattr(vision, "feature_width", None)}
         widths["language_width"] = self.embed.embedding_dim
-        for side, expected in widths.items():
-            given = getattr(connector, "settings", {}).get(side)
-            if None not in (given, expected) and given != expected:
+        for side, given in getattr(connector, "settings", {}).items():
+            if given != (expected := widths.get(side) or given):
                 raise ValueError(
                     f"the connector has {side} {given}, but the model it meets there has width "
                     f"{expected}. Build it with {side}={expected}."
@@ -64,24 +63,11 @@ class VLM(lesson.VLM):
 
     def prefix(self, features):
         """features (B, N, Dv) -> what the language model reads in front of the text, (B, Q, D)."""
-        features = self.check_features(features)
-        return self.connector(features.float()).to(self.embed.weight.dtype)
-
-    def check_features(self, features):
-        """The features where the model is. ValueError unless they are floats and finite."""
-        if not features.is_floating_point():
-            raise ValueError(
-                f"features are {features.dtype}; expected the floats of vlm.encode(x)."
-            )
-        finite = features.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0])
-            raise ValueError(f"features row {row} holds NaN or infinity. Encode that image again.")
-        return features.to(self.device)
+        return self.connector(features.to(self.device).float()).to(self.embed.weight.dtype)
 
     def inputs(self, features, input_ids, attention_mask):
-        """As notebook 03's, of features that are checked."""
-        features = None if features is None else self.check_features(features)
+        """As notebook 03's, with features that may be on another device."""
+        features = None if features is None else features.to(self.device)
         return super().inputs(features, input_ids, attention_mask)
 
     def forward(self, features, input_ids, attention_mask=None, labels=None):
@@ -99,11 +85,8 @@ class VLM(lesson.VLM):
             mask = (mask[:, :, None] == mask[:, None, :]).tril()  # (B, T, T)
         if labels is None:
             return VLMOutput(None, super().forward(features, input_ids, mask))
-        if labels.shape != input_ids.shape or not (labels[:, features is None :] != IGNORE).any():
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)} for input_ids of {tuple(input_ids.shape)}; expected the same "
-                "shape and at least one answer token, as build_text_batch makes them."
-            )
+        if not (labels[:, features is None :] != IGNORE).any():
+            raise ValueError("labels hold no answer token; build_text_batch makes them.")
         return VLMOutput(super().forward(features, input_ids, mask, labels.to(self.device)), None)
 
     @torch.no_grad()

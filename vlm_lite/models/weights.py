@@ -4,16 +4,15 @@ A `load_state_dict(strict=False)` that matches nothing leaves a random model and
 VLMs. Here every load is exact.
 """
 
+import contextlib
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from vlm_lite.files import UserError, atomic_write
+from vlm_lite.files import UserError, atomic_write, read_json
 from vlm_lite.hub import cached_snapshot
-
-OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 
 
 def read_weights(path):
@@ -21,20 +20,14 @@ def read_weights(path):
 
     Raises UserError naming the file when it is missing, cut short or not what its name says.
     """
-    path = Path(path)
-    if not path.is_file():
-        others = [p.name for p in sorted(path.parent.glob("*")) if p.suffix in OTHER_FORMATS]
-        raise UserError(
-            f"{path} does not exist."
-            + (
-                f" The folder holds {', '.join(others[:5])}: pickled weights can run code, and other formats "
-                "and names are not read. Load it in transformers and save it with save_pretrained."
-                if others
-                else " Check the folder, or make or download the model again."
-            )
-        )
     try:
         return load_file(path)
+    except FileNotFoundError as error:
+        held = ", ".join(each.name for each in sorted(Path(path).parent.glob("*.*")))
+        raise UserError(
+            f"{path} does not exist{f'; the folder holds {held}' if held else ''}. Pickled weights can run code "
+            "and are not read: load them in transformers and save them with save_pretrained."
+        ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as weights ({error}). The file may be cut short: "
@@ -45,23 +38,18 @@ def read_weights(path):
 def load_exactly(model, state, *, source):
     """Copy `state` into `model`, each parameter in the model's own dtype.
 
-    UserError, which leaves the model as it was, unless every name and shape fits and every number is finite. `source`
-    names the file in the message.
+    UserError unless every name and shape fits and every number is finite. `source` names the file in the message.
     """
-    own = model.state_dict()
-    wrong = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": [k for k in own if k in state and own[k].shape != state[k].shape],
-        "not finite": [name for name, value in state.items() if not value.isfinite().all()],
-    }
-    if any(wrong.values()):
-        found = [f"{len(names)} {kind} ({names[0]})" for kind, names in wrong.items() if names]
+    wrong = [f"{name} is not finite" for name, value in state.items() if not value.isfinite().all()]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # it lists the names
+        wrong.append(" ".join(str(error).split()))
+    if wrong:
         raise UserError(
-            f"{source} does not fit this {type(model).__name__}: {', '.join(found)}. Use the config.json that belongs "
-            "to these weights, or make the weights again."
+            f"{source} does not fit this {type(model).__name__}: {wrong[-1]} Use the config.json that belongs to these "
+            "weights, or make the weights again."
         )
-    model.load_state_dict(state)
 
 
 def write_weights(path, state, *, dtype=torch.float32):
@@ -73,38 +61,49 @@ def write_weights(path, state, *, dtype=torch.float32):
         file.write(save(tensors, metadata={"format": "pt"}))
 
 
-def load_pretrained(from_pretrained, folder, **options):
-    """The model that transformers' `from_pretrained` makes of a folder's safetensors, whole, finite and in eval mode.
-
-    UserError naming the file that is missing, cut short or damaged, and the parameters that do not fit or are not finite.
-    """
+@contextlib.contextmanager
+def faults_named(folder_or_id):
+    """Turn what transformers raises while it loads a model into a UserError, naming the folder's file at fault."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of weights loaded; downloads keep theirs
     try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        here = sorted(Path(folder_or_id).glob("*.*"))
+        for path in here:
+            if path.suffix in (".json", ".safetensors"):
+                (read_json if path.suffix == ".json" else read_weights)(path)
+        holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
+        raise UserError(
+            f"no model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}{holds}). Check the name, the network and the folder's files "
+            "(config.json, model.safetensors, tokenizer.json)."
+        ) from error
+
+
+def load_pretrained(from_pretrained, folder_or_id, *, exact=True, **options):
+    """The model that transformers' `from_pretrained` makes of a folder's safetensors: fp32, whole, finite, in eval mode.
+
+    UserError naming the file that is missing, cut short or damaged, and the parameters that are missing, of another
+    shape or not finite; where `exact`, unknown ones as well.
+    """
+    with faults_named(folder_or_id):
         model, report = from_pretrained(
-            folder,
-            use_safetensors=True,
+            folder_or_id,
+            dtype=torch.float32,
+            use_safetensors=True,  # pickles can run code
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
             **options,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if not (folder / "model.safetensors.index.json").exists():
-            read_weights(folder / "model.safetensors")
-        raise UserError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})."
-        ) from error
-    wrong = [
-        name
-        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
-        for name in sorted(map(str, report[kind]))
-    ]
+    kinds = ["missing_keys", "mismatched_keys", *["unexpected_keys"] * exact]
+    wrong = [name for kind in kinds for name in sorted(map(str, report[kind]))]
     wrong += [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
         raise UserError(
-            f"{folder}: {len(wrong)} parameters are missing, unknown, of another shape or not finite, for example "
-            f"{wrong[0]}. Use the config.json that belongs to these weights, or make or download them again."
+            f"{folder_or_id}: {len(wrong)} parameters are missing, unknown, of another shape or not finite, for "
+            f"example {wrong[0]}. Use the config.json that belongs to these weights, or make or download them again."
         )
     return model.eval()
 
@@ -124,33 +123,22 @@ def download(model_id):
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    files = [
-        "config.json",
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "model-*.safetensors",
-    ]
+    files = ["config.json", "model.safetensors", "model.safetensors.index.json"]
+    files.append("model-*.safetensors")
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=files))
         if not any((folder / name).exists() for name in files[1:3]):
             folder = cached_snapshot(model_id)
         if folder is None:
+            author = "SFconvertbot"
             offers = HfApi().get_repo_discussions(
-                model_id, author="SFconvertbot", discussion_type="pull_request"
+                model_id, author=author, discussion_type="pull_request"
             )
-            number = next(
-                (
-                    offer.num
-                    for offer in offers
-                    if offer.author == "SFconvertbot" and "safetensors" in offer.title
-                ),
-                None,
-            )
-            if number is None:
+            numbers = [o.num for o in offers if o.author == author and "safetensors" in o.title]
+            if not numbers:
                 raise OSError("it has no model.safetensors, and the hub offers no conversion")
-            folder = Path(
-                snapshot_download(model_id, revision=f"refs/pr/{number}", allow_patterns=files)
-            )
+            revision = f"refs/pr/{numbers[0]}"
+            folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=files))
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(

@@ -26,7 +26,6 @@ from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import write_weights
 from vlm_lite.photo_stages import QFORMER
 from vlm_lite.profiles import REHEARSAL
-from vlm_lite.rehearsal import shapes_files
 
 PICTURE_SIZE = (640, 480)
 VERSION = 1  # of what is made here: part of the folder's name
@@ -85,11 +84,8 @@ def _write_eye(folder, texts):
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
     model.config.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
-    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = (
-        "<|startoftext|>",
-        "<|endoftext|>",
-        "<|endoftext|>",
-    )
+    tokenizer.bos_token = "<|startoftext|>"
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
     tokenizer.model_max_length = 77
     tokenizer.save_pretrained(folder)
 
@@ -113,15 +109,9 @@ def _write_brain(folder, brain, texts):
         size, special = 151_646, ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    write_weights(
-        folder / "model.safetensors",
-        {
-            name.removeprefix("transformer."): value
-            for name, value in random_weights(model).items()
-            if name != "lm_head.weight"
-        },
-        dtype=torch.float16,
-    )  # tied to the input
+    weights = {k.removeprefix("transformer."): v for k, v in random_weights(model).items()}
+    weights.pop("lm_head.weight")  # tied to the input
+    write_weights(folder / "model.safetensors", weights, dtype=torch.float16)
     config.save_pretrained(folder)
     tokenizer = train_tokenizer(texts, size, special)
     tokenizer.eos_token = special[-1]
@@ -163,16 +153,12 @@ def train_tokenizer(texts, size, special):
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer, core.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.pre_tokenizer, core.decoder = byte_level, decoders.ByteLevel()
     core.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=2000,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=2000, show_progress=False, initial_alphabet=byte_level.alphabet()
         ),
     )
     state = json.loads(core.to_str())
@@ -196,12 +182,23 @@ def _write_sites(folder, count):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    said = []
     for row in captions:
         place("picture", row["image_id"]).write_bytes(_photograph(row["image"], rng))
+        turns = [
+            {"from": speaker, "value": value}
+            for text in row["captions"]
+            for speaker, value in (("human", "<image>\ndescribe the picture."), ("gpt", text))
+        ]
+        number = f"{row['image_id']:012d}"  # train2017's names
+        said.append({"id": number, "image": f"{number}.jpg", "conversations": turns})
     official = {
-        "captions": read_json(made / "captions_shapes_train.json"),
-        "questions": read_json(made / "v2_OpenEnded_mscoco_shapes_train_questions.json"),
-        "annotations": read_json(made / "v2_mscoco_shapes_train_annotations.json"),
+        kind: read_json(made / f"{name}.json")
+        for kind, name in (
+            ("captions", "captions_shapes_train"),
+            ("questions", "v2_OpenEnded_mscoco_shapes_train_questions"),
+            ("annotations", "v2_mscoco_shapes_train_annotations"),
+        )
     }
     for image in official["captions"]["images"]:
         image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
@@ -211,11 +208,7 @@ def _write_sites(folder, count):
             archive.writestr(SOURCES[kind].member, json.dumps(data))
             if kind == "captions":
                 archive.writestr(VAL_MEMBER, json.dumps({"images": [], "annotations": []}))
-    shapes_files.write_instructions(place("instructions"), captions, questions, "train")
-    talks = read_json(place("instructions"))
-    for record in talks:
-        record["image"] = f"{record['id']}.jpg"  # train2017's names
-    write_json(place("instructions"), talks, indent=None)
+    write_json(place("instructions"), said, indent=None)
     return [text for texts in captions["captions"][:] for text in texts] + questions["question"][:]
 
 
