@@ -66,7 +66,7 @@ demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and
 	ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm $(CURDIR)/docs/demo/ort/
 
 real: $(READY)  ## real pretrained parts and photographs, proved, and notebook 10 on them (RECORD=1 SEEDS=3: its record)
-	@$(PY) tools/real.py $(if $(RECORD),--record --seeds $(or $(SEEDS),1))
+	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
 
 export-test: demo  ## the exported model from JavaScript, and the page in a headless Chromium (CHROMIUM= names one)
 	@$(PY) -m pytest -q callers

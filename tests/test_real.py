@@ -7,10 +7,8 @@ import zipfile
 import pytest
 import torch
 
-from tools import real as tool
-from vlm_lite import real
-from vlm_lite.checkpoint import History
-from vlm_lite.files import UserError, read_json
+from vlm_lite import real, studies
+from vlm_lite.files import UserError
 from vlm_lite.lessons import photographs
 
 
@@ -60,22 +58,6 @@ def test_without_apt_get_or_when_it_fails_one_line_says_what_to_do(own_home, tmp
     assert not (own_home / "gcompris-qt-data").exists() and not os.listdir(own_home)
 
 
-def test_a_training_that_ended_is_read_back_and_another_key_trains(own_home):
-    calls, connector = [], torch.nn.Linear(2, 2)
-
-    def train():
-        calls.append(1)
-        torch.nn.init.constant_(connector.weight, len(calls))
-        return History(steps=[1], losses=[0.5], seconds=[1.0], learning_rates=[0.1])
-
-    first = real.train_once({"seed": 0}, connector, train)
-    torch.nn.init.zeros_(connector.weight)
-    assert real.train_once({"seed": 0}, connector, train) == first and len(calls) == 1
-    assert (connector.weight == 1).all()
-    real.train_once({"seed": 1}, connector, train)
-    assert len(calls) == 2
-
-
 @pytest.fixture(scope="module")
 def parts():
     return real.small_parts()
@@ -90,27 +72,22 @@ def test_the_prefix_has_the_scale_of_word_embeddings_whatever_the_features(parts
         assert prefix.std().item() == pytest.approx(words.std().item(), rel=0.05)
 
 
-def test_the_record_goes_on_with_the_seeds_that_it_has(own_home, tmp_path, parts, monkeypatch):
-    for name in photographs.STAGES:
-        monkeypatch.setitem(photographs.STAGES, name, {**photographs.STAGES[name], "steps": 2})
-    path = tool.record(1, parts, tmp_path / "record.json")
-    first, seeds = read_json(path), []
-    measure = tool.measure
-    monkeypatch.setattr(
-        tool, "measure", lambda parts, seed: seeds.append(seed) or measure(parts, seed)
-    )
-    both = read_json(tool.record(2, parts, path))
-    assert seeds == [1] and both["runs"][0] == first["runs"][0]
-    assert set(both["summary"]) == set(both["runs"][1]["scores"])
-    assert {"same, what: vlm", "new, kind, balanced: blind"} <= set(both["summary"])
-    assert {each[0] for each in first["runs"][0]["answers"]} == {"same", "another", "new"}
+def test_captions_come_of_images_of_one_thing_and_then_everything_that_is_said(
+    parts, own_home, monkeypatch
+):
+    given = []
+    monkeypatch.setattr(photographs, "train_vlm", lambda *data, **settings: given.append(data[2]))
+    data, one = parts.encoded("train"), ("How many things are there?", "One.")
+    photographs.train_photographs(photographs.build_vlm(parts), data, photographs.STAGES)
+    captions, everything = given
+    assert everything == data.turns
+    for said, turns in zip(captions, data.turns, strict=True):
+        assert said == (turns[:1] if one in turns else [])
+    assert 0.4 < sum(map(bool, captions)) / len(captions) < 0.6
 
 
-def test_a_committed_record_is_of_this_code_and_its_model_looks():
-    record = real.load_record()
-    if record is None:
-        return  # nobody has recorded it yet: notebook 10 says so
-    assert record["hash"] == tool.stamp(), "stale: make real RECORD=1"
-    summary = {name: each["mean"] for name, each in record["summary"].items()}
-    blind, shuffled = (summary[f"same, what: {name}"] for name in ("blind", "shuffled"))
-    assert max(blind, shuffled) < 0.05 and summary["same, what: vlm"] > 0.3
+def test_the_recorded_model_looks():
+    """Real parts: that the record is of this code, `tests/test_recipes.py` asks."""
+    summary = studies.load_study("photographs_real")["summary"]
+    named = {k: summary[f"same, what: {k}, value"]["low"] for k in ("vlm", "blind", "shuffled")}
+    assert max(named["blind"], named["shuffled"]) < 0.05 and named["vlm"] > 0.5

@@ -6,8 +6,6 @@ once, checked (a wheel by the hash below, a Debian package by apt against its si
 """
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -19,14 +17,12 @@ import PIL.ImageDraw
 import timm
 import torch
 
-from vlm_lite.checkpoint import History
 from vlm_lite.data.cutouts import KINDS, make_world, read_backgrounds, read_cutouts
 from vlm_lite.encoded import EncodedDataset
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import UserError, atomic_dir, data_path, home, read_json, write_json
+from vlm_lite.files import UserError, atomic_dir, home
 from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
-from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 from vlm_lite.profiles import resolve_model
 
 VISION = "tf_efficientnet_lite0"
@@ -74,19 +70,13 @@ class Parts:
     images: dict
 
     def encoded(self, split, seed=0):
-        """The images of a split, "train", "same", "another" or "new", with their features -> EncodedDataset."""
+        """The images of a split, "train", "same", "another" or "new", with their features, kept on disk -> EncodedDataset."""
         world = self.cutouts, self.backgrounds, split, self.images[split]
         images, captions, turns, questions = make_world(*world, size=self.image_size, seed=seed)
-        features = encode(self.vision, images)
-        return EncodedDataset(
-            list(range(len(images))), images, features, captions, turns, questions
-        )
-
-
-def encode(vision, images):
-    """Frozen features (N, T, D) of uint8 images (N, 3, S, S) by a TimmVision, kept on disk."""
-    key = {"weights": weights_hash(vision), "config": repr(vision.config), "side": vision.side}
-    return cache_features(vision.patch_features, images, key=key, batch_size=64)
+        key = {"weights": weights_hash(self.vision), "config": repr(self.vision.config)}
+        features = cache_features(self.vision.patch_features, images, key=key, batch_size=64)
+        ids = list(range(len(images)))
+        return EncodedDataset(ids, images, features, captions, turns, questions)
 
 
 def real_parts():
@@ -163,30 +153,6 @@ def debian(name):
     return folder / DEBIAN[name][0]
 
 
-def load_record():
-    """What `tools/real.py --record` wrote of the real parts; None where nobody has run it yet."""
-    try:
-        return read_json(data_path("results", "photographs.json"))
-    except UserError:
-        return None
-
-
-def train_once(key, connector, train):
-    """`train()`, a call that trains `connector` and returns its History; where it has run to its end, what it left.
-
-    key: dict of JSON values that names all the training depends on. So a run of several trainings that was cut goes on.
-    """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = home() / "photographs" / f"{name}.safetensors"
-    if path.with_suffix(".json").exists():
-        load_exactly(connector, read_weights(path), source=path)
-        return History(**read_json(path.with_suffix(".json")))
-    history = train()
-    write_weights(path, connector.state_dict())
-    write_json(path.with_suffix(".json"), dataclasses.asdict(history))
-    return history
-
-
 def _run(command, name, folder):
     """Run a command in `folder`. UserError with the last line that it said where it fails."""
     done = subprocess.run(
@@ -201,14 +167,13 @@ def _run(command, name, folder):
 
 
 def _draw_cutouts(folder):
-    """Two drawn photographs' worth of every kind: coloured shapes on a transparent ground, named beside them."""
+    """Seven drawn photographs of every kind: coloured polygons on a transparent ground, named beside them."""
     for k, place in enumerate(KINDS):
         for n, colour in enumerate(("red", "green", "blue", "yellow", "orange", "purple", "red")):
-            image = PIL.Image.new("RGBA", (60, 60))
+            image, path = PIL.Image.new("RGBA", (60, 60)), folder / place / f"{n}.png"
             draw = PIL.ImageDraw.Draw(image)
             draw.regular_polygon((30, 30, 20 + n), 3 + k, fill=colour)
-            path = folder / place / f"{colour}-{n}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
             shape = ("triangle", "square", "star", "circle", "cross", "heart", "ring", "oval")[k]
-            path.with_suffix(".txt").write_text(f"A {colour} {shape}.\n", encoding="utf-8")
+            path.with_suffix(".txt").write_text(f"A {colour} {shape}.", encoding="utf-8")

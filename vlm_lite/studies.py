@@ -16,18 +16,19 @@ import numpy as np
 import pandas
 import torch
 
-from vlm_lite import embed, encoded, optim, recipes
+from vlm_lite import embed, encoded, optim, real, recipes
 from vlm_lite.checkpoint import step_seed
-from vlm_lite.data import instructions, language, shapes
+from vlm_lite.data import cutouts, instructions, language, shapes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.negatives import replaced_word
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
 from vlm_lite.lessons import clip as clip_lesson
 from vlm_lite.lessons import clip_variants as variants
-from vlm_lite.lessons import llava, vit
+from vlm_lite.lessons import llava, photographs, vit
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.models import clip
+from vlm_lite.models.foreign import TimmVision
 from vlm_lite.models.positions import axis_cosines
 from vlm_lite.models.text import load_language_model, pack
 from vlm_lite.profiles import PROFILES, get_compute, resolve_model
@@ -315,6 +316,20 @@ def _measured(models, val, **sizes):
     return figures, {name: [row[-2:] for row in rows] for name, rows in replies.items()}
 
 
+def photographs_real(seed, profile):
+    """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
+    parts, stages = real.real_parts(), photographs.STAGES
+    if profile.name == "smoke":
+        parts, stages = real.small_parts(), {k: {**v, "steps": 2} for k, v in stages.items()}
+    data = {split: parts.encoded(split) for split in cutouts.SPLITS}
+    model = photographs.build_vlm(parts, seed)
+    histories = photographs.train_photographs(model, data["train"], stages, seed)
+    found, answers = photographs.ask_all(model, data)
+    figures = {f"{name}, {k}": v for name, each in found.items() for k, v in vars(each).items()}
+    figures |= {f"seconds, {name}": each.seconds[-1] for name, each in histories.items()}
+    return histories["captions"], figures, photographs.twenty(data, answers)
+
+
 CONNECTOR_RECIPE = (
     recipes.train_connector,
     recipes.exchange_batches,
@@ -369,6 +384,15 @@ LESSON_CODE = {
         replaced_word,
         step_seed,
     ),
+    "photographs_real": (
+        photographs.train_photographs,
+        photographs.ask_all,
+        cutouts.make_world,
+        cutouts.read_cutouts,
+        real.real_parts,
+        TimmVision,
+        step_seed,
+    ),
     "vit_positions": (
         vit.leftmost_task,
         vit.ViT,
@@ -385,6 +409,7 @@ FOLLOWED = (
     "vlm_lite.models.text",
     "vlm_lite.models.parts",
     "vlm_lite.distributed",
+    "vlm_lite.data.cutouts",
 )
 # name: the study, the recipe that it depends on, the zoo models that it reads
 STUDIES = {
@@ -403,6 +428,7 @@ STUDIES = {
         (train_llava, llava_parts, _measured, LONGER),
         ("shapes-clip", "shapes-gpt2"),
     ),
+    "photographs_real": (photographs_real, (photographs.STAGES,), ()),
     "vit_positions": (vit_positions, (), ()),
 }
 CONNECTOR_FIELDS = (
@@ -430,6 +456,7 @@ FIELDS = {
     "shapes_vlm": CONNECTOR_FIELDS,
     "llava_stages": LLAVA_FIELDS,
     "llava_longer": LLAVA_FIELDS,
+    "photographs_real": (),
     "vit_positions": ("train_images", "val_images", "vit_batch_size", "vit_steps", "vit_lr"),
 }
 

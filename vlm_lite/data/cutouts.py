@@ -18,7 +18,7 @@ from vlm_lite.data.formats import make_dataset
 from vlm_lite.data.images import open_image
 from vlm_lite.files import UserError
 
-CAPTION_REQUEST = "Describe the image."
+CAPTION_REQUEST = "What is in the image?"
 KINDS = {  # folder of the cut-outs -> the answer to "What kind of thing is it?"
     "animals": "An animal.",
     "food": "Food.",
@@ -105,22 +105,25 @@ def read_backgrounds(folder, least=300):
 
 
 def compose(rng, things, quarters, background, size):
-    """An image (size, size, 3): each of the `things` in its quarter of a blurred crop of the background."""
+    """An image (size, size, 3): each of the `things` in its quarter of a blurred crop of the background.
+
+    One thing alone is large, and lies anywhere.
+    """
     side = int(min(background.size) * rng.uniform(0.5, 1))
     left, top = (int(rng.integers(whole - side + 1)) for whole in background.size)
     image = background.crop((left, top, left + side, top + side)).resize((size, size))
     image = image.filter(PIL.ImageFilter.GaussianBlur(size / 100))
+    cell = size if len(things) == 1 else size // 2
     for thing, quarter in zip(things, quarters, strict=True):
         with PIL.Image.open(thing.path) as opened:
             cut = opened.convert("RGBA")
         cut = cut.crop(cut.getchannel("A").getbbox())
-        scale = rng.uniform(0.42, 0.5) * size / max(cut.size)
+        scale = rng.uniform(0.75, 1) * cell / max(cut.size)
         cut = cut.resize([max(1, int(scale * s)) for s in cut.size])
         if rng.random() < 0.5:
             cut = cut.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-        corner = (quarter % 2 * size // 2, quarter // 2 * size // 2)
-        room = [size // 2 - s for s in cut.size]
-        place = [c + int(rng.integers(r + 1)) for c, r in zip(corner, room, strict=True)]
+        corner = (quarter % 2 * cell, quarter // 2 * cell) if cell < size else (0, 0)
+        place = [c + int(rng.integers(cell - s + 1)) for c, s in zip(corner, cut.size, strict=True)]
         image.paste(cut, place, cut)
     return np.asarray(image)
 
@@ -128,55 +131,49 @@ def compose(rng, things, quarters, background, size):
 def texts(rng, things, quarters, known):
     """(caption, what the oracle reads, questions as (type, question, answer)) of a composition."""
     names = [each.name for each in things]
-    places = [f"at the {QUARTERS[quarter]}" for quarter in quarters]
-    said = _sentence(names)
-    told = _sentence([f"{name} {place}" for name, place in zip(names, places, strict=True)])
-    asked = rng.integers(len(things))
-    the = names[asked].split(" ", 1)[1]
+    said = told = _sentence(names)
     there = bool(rng.integers(2))
     others = [name for name in known if name not in names]
-    one = names[asked] if there else others[rng.integers(len(others))]
+    one = names[rng.integers(len(names))] if there else others[rng.integers(len(others))]
     questions = [
-        ("where", f"Where is the {the}?", f"{_capital(places[asked])}."),
         ("how many", "How many things are there?", NUMBERS[len(things)]),
         ("is there", f"Is there {one} in the image?", "Yes." if there else "No."),
     ]
     if len(things) == 1:
-        questions += [
-            ("what", "What is in the image?", said),
-            ("kind", "What kind of thing is it?", things[0].kind),
-        ]
+        questions.append(("kind", "What kind of thing is it?", things[0].kind))
+        questions.append(("what", CAPTION_REQUEST, said))
     else:
-        questions.append(("what at", f"What is {places[asked]}?", f"{_capital(names[asked])}."))
+        places = [f"at the {QUARTERS[quarter]}" for quarter in quarters]
+        told = _sentence([" ".join(each) for each in zip(names, places, strict=True)])
+        asked = rng.integers(len(things))
+        the = names[asked].split(" ", 1)[1]
+        questions.append(("where", f"Where is the {the}?", _sentence(places[asked : asked + 1])))
+        questions.append(("what at", f"What is {places[asked]}?", _sentence([names[asked]])))
     return said, told, questions
 
 
 def make_world(cutouts, backgrounds, split, count, *, size=256, seed=0):
     """`count` images of a split: (uint8 (N, 3, S, S), captions, turns, table of questions). Deterministic by seed.
 
-    "train" and "same" show one thing in half of the images and else two or three; "another" and "new" one, in turn. One
-    background in five is kept for the tests. Every second test image of "same" has two or three things as well.
+    "train" and "same" show one thing in half of the images and else two or three; "another" and "new" one. One
+    background in five is kept for the tests.
     """
     parts = split_cutouts(cutouts)
     pool, known = parts[split], sorted({each.name for each in parts["train"]})
-    tests = backgrounds[::5]
-    behind = [b for b in backgrounds if all(b is not t for t in tests)]
-    behind = behind if split == "train" else tests
+    behind = [b for k, b in enumerate(backgrounds) if (k % 5 == 0) == (split != "train")]
     images, captions, turns, rows = [], [], [], []
     for k in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), k])
-        number = 1
-        if split in ("train", "same"):
-            number = (1, 2, 1, 3)[k % 4]
-        first = pool[k * max(1, len(pool) // count) % len(pool)]  # few images: from all kinds
-        rest = [each for each in pool if each.name != first.name]
-        things = [first, *(rest[i] for i in rng.permutation(len(rest))[: number - 1])]
-        quarters = rng.permutation(4)[: len(things)].tolist()
-        background = behind[rng.integers(len(behind))]
-        images.append(compose(rng, things, quarters, background, size))
+        whole, at = divmod(k * max(1, len(pool) // count), len(pool))  # few images: from all kinds
+        number = (1, 2, 1, 3)[(k + whole) % 4] if split in ("train", "same") else 1
+        rest = [each for each in pool if each.name != pool[at].name]
+        things = [pool[at], *(rest[i] for i in rng.permutation(len(rest))[: number - 1])]
+        quarters = rng.permutation(4)[:number].tolist()
+        images.append(compose(rng, things, quarters, behind[rng.integers(len(behind))], size))
         said, told, questions = texts(rng, things, quarters, known)
         captions.append([said])
-        turns.append([(CAPTION_REQUEST, said), *((q, a) for _, q, a in questions)])
+        asked = [(q, a) for kind, q, a in questions if kind != "what"]
+        turns.append([(CAPTION_REQUEST, said), *asked])
         rows += [(k, kind, q, a, told) for kind, q, a in questions]
     names = ("image_id", "question_type", "question", "answer", "description")
     table = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
@@ -186,10 +183,6 @@ def make_world(cutouts, backgrounds, split, count, *, size=256, seed=0):
     return pixels, captions, turns, make_dataset(table)
 
 
-def _capital(text):
-    return text[0].upper() + text[1:]
-
-
 def _sentence(parts):
     joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{_capital(joined)}."
+    return f"{joined[0].upper()}{joined[1:]}."
