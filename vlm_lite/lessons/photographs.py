@@ -38,7 +38,7 @@ def build_vlm(parts, seed=0):
 
 
 STAGES = {
-    "captions": {"steps": 200, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
     "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
 }
 
