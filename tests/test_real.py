@@ -63,13 +63,16 @@ def parts():
     return real.small_parts()
 
 
-def test_the_prefix_has_the_scale_of_word_embeddings_whatever_the_features(parts):
+def test_the_prefix_begins_as_texts_do_and_starts_at_the_scale_of_words_whatever_the_features(
+    parts,
+):
     connector = photographs.build_vlm(parts).connector
     words = parts.language_model.get_input_embeddings().weight
     for size in (0.01, 1, 100):
         prefix = connector(size * torch.randn(3, 4, parts.vision.feature_width))
-        assert prefix.shape == (3, 4, words.shape[1])
-        assert prefix.std().item() == pytest.approx(words.std().item(), rel=0.05)
+        assert prefix.shape == (3, 5, words.shape[1])
+        assert prefix[:, 1:].std().item() == pytest.approx(words.std().item(), rel=0.05)
+        assert (prefix[:, 0] == words[parts.tokenizer.eos_token_id]).all()
 
 
 def test_captions_come_of_images_of_one_thing_and_then_everything_that_is_said(

@@ -80,7 +80,7 @@ class Parts:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 return self.vision.patch_features(batch)
 
-        options = {"key": {**key, "bf16": half}, "batch_size": 64, "save_every": 256}
+        options = {"key": {**key, "bf16": half}, "batch_size": 64}
         features = cache_features(encode, images, **options)
         ids = list(range(len(images)))
         return EncodedDataset(ids, images, features, captions, turns, questions)

@@ -12,34 +12,37 @@ from torch import nn
 from vlm_lite.evals.probes import bootstrap_interval, run_probes
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.vlm import VLM, train_vlm
-from vlm_lite.optim import adamw
 
 
 class PhotoConnector(nn.Module):
-    """features (B, N, Dv) -> prefix (B, N, D_lm), of the scale of word_embeddings (V, D_lm)."""
+    """features (B, N, Dv) -> prefix (B, 1 + N, D_lm): the embedding `first` (D_lm,), then vectors of about its scale."""
 
-    def __init__(self, vision_width, word_embeddings, num_tokens=4):
+    def __init__(self, vision_width, first, scale, num_tokens=4):
         super().__init__()
-        self.scale, width = word_embeddings.std().item(), word_embeddings.shape[1]
-        self.norm, self.projector = nn.LayerNorm(vision_width), Projector(vision_width, width)
+        self.norm, self.projector = nn.LayerNorm(vision_width), Projector(vision_width, len(first))
         self.position = nn.Parameter(torch.zeros(num_tokens, vision_width))
+        self.scale = nn.Parameter(torch.full((1,), scale))
+        self.register_buffer("first", first)
 
     def forward(self, features):
         prefix = self.projector(self.norm(features) + self.position)  # (B, N, D_lm)
-        return self.scale * F.layer_norm(prefix, prefix.shape[-1:])
+        prefix = self.scale * F.layer_norm(prefix, prefix.shape[-1:])
+        return torch.cat([self.first.expand(len(prefix), 1, -1).to(prefix), prefix], dim=1)
 
 
 def build_vlm(parts, seed=0):
     """03's VLM between the frozen models of `parts`, with a new connector."""
     torch.manual_seed(seed)
-    words = parts.language_model.get_input_embeddings().weight.detach()
-    connector = PhotoConnector(parts.vision.feature_width, words, parts.vision.side**2)
-    return VLM(parts.vision, connector, parts.language_model, parts.tokenizer).eval()
+    words, tokenizer = parts.language_model.get_input_embeddings().weight.detach(), parts.tokenizer
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    sizes = words[begin].float().clone(), words.float().std().item(), parts.vision.side**2
+    connector = PhotoConnector(parts.vision.feature_width, *sizes)
+    return VLM(parts.vision, connector, parts.language_model, tokenizer).eval()
 
 
 STAGES = {
-    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
-    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 1.5e-3},
+    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 2e-2},
+    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 5e-3},
 }
 
 
@@ -51,8 +54,7 @@ def train_photographs(model, data, stages, seed=0):
         if name == "captions":  # of images of one thing; train_vlm leaves out the rest
             one = ("How many things are there?", "One.")
             turns = [each[:1] if one in each else [] for each in turns]
-        chosen = {**settings, "seed": seed, "make_optimizer": adamw}
-        histories[name] = train_vlm(model, data.features, turns, **chosen)
+        histories[name] = train_vlm(model, data.features, turns, **settings, seed=seed)
     model.eval()
     return histories
 
