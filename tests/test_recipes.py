@@ -173,8 +173,12 @@ STALE = {
 }
 
 
+UNRECORDED = {"photographs_real"}  # real parts: `make real RECORD=1`, with a network
+
+
 def test_every_record_is_of_the_code_and_zoo_that_are_here_but_for_a_named_list():
-    records = {name: studies.load_study(name) for name in studies.STUDIES}
+    records = {name: studies.load_study(name) for name in set(studies.STUDIES) - UNRECORDED}
+    assert not [name for name in UNRECORDED if data_path("results", f"{name}.json").exists()]
     fewest = {"llava_longer": 2}  # half an hour a seed on a busy machine
     assert all(len(each["seeds"]) >= fewest.get(name, 3) for name, each in records.items())
     stale = {name for name in records if records[name]["hash"] != studies.study_hash(name)}
@@ -189,6 +193,8 @@ def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_pa
     record = read_json(
         studies.run(name, seeds=1 if "llava" in name else 2, profile=profile, folder=tmp_path)
     )
+    if name in UNRECORDED:
+        return
     shipped = studies.load_study(name)
     assert set(record) == set(shipped)
     # Two short runs may leave out the bridge score: an untrained nerve is not told from a blind one.
