@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2]
-#     outputs_of: 222b70fe91541bf9a981493db827a02e761fb0da85c8d92f8e4151f762dbc8f8
+#     outputs_of: fba4a42956b6dfe4d2bf3f1cb6651731027dde34965d2d066de2afbdc0096eac
 # ---
 
 # %% [markdown]

@@ -178,7 +178,7 @@ UNRECORDED = {"photographs_real"}  # real parts: `make real RECORD=1`, with a ne
 
 def test_every_record_is_of_the_code_and_zoo_that_are_here_but_for_a_named_list():
     records = {name: studies.load_study(name) for name in set(studies.STUDIES) - UNRECORDED}
-    assert not [name for name in UNRECORDED if data_path("results", f"{name}.json").exists()]
+    assert not [name for name in UNRECORDED if (data_path("results") / f"{name}.json").exists()]
     fewest = {"llava_longer": 2}  # half an hour a seed on a busy machine
     assert all(len(each["seeds"]) >= fewest.get(name, 3) for name, each in records.items())
     stale = {name for name in records if records[name]["hash"] != studies.study_hash(name)}
