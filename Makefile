@@ -33,7 +33,7 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench newest colab gif setup demo export-test
+.PHONY: help course test check notebooks soak bench newest colab gif setup demo real export-test
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and
 	@$(PY) -m vlm_lite export shapes-vlm docs/demo/model
 	@mkdir -p docs/demo/ort && cd callers/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
 	ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm $(CURDIR)/docs/demo/ort/
+
+real: $(READY)  ## real pretrained parts and photographs, proved, and notebook 10 on them (RECORD=1 SEEDS=3: its record)
+	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
 
 export-test: demo  ## the exported model from JavaScript, and the page in a headless Chromium (CHROMIUM= names one)
 	@$(PY) -m pytest -q callers

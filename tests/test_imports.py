@@ -14,7 +14,7 @@ LAYERS = [
     r"models(\..*)?",
     r"evals(\..*)?",
     r"(figures|panels|plots|diagrams)",
-    r"(lessons(\..*)?|models\.vlm|encoded|studies|rehearsal(\..*)?)",
+    r"(lessons(\..*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
 ]

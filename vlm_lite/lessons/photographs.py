@@ -1,0 +1,105 @@
+"""A connector between real pretrained models, its training on photographs, and its controls.
+
+Generated from notebooks/10_photographs.py by `make notebooks`: edit the notebook.
+"""
+
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm_lite.evals.probes import bootstrap_interval, run_probes
+from vlm_lite.lessons.llava import Projector
+from vlm_lite.lessons.vlm import VLM, train_vlm
+
+
+class PhotoConnector(nn.Module):
+    """features (B, N, Dv) -> prefix (B, 1 + N, D_lm): the embedding `first` (D_lm,), then vectors of about its scale."""
+
+    def __init__(self, vision_width, first, scale, num_tokens=4):
+        super().__init__()
+        self.norm, self.projector = nn.LayerNorm(vision_width), Projector(vision_width, len(first))
+        self.position = nn.Parameter(torch.zeros(num_tokens, vision_width))
+        self.scale = nn.Parameter(torch.full((1,), scale))
+        self.register_buffer("first", first)
+
+    def forward(self, features):
+        prefix = self.projector(self.norm(features) + self.position)  # (B, N, D_lm)
+        prefix = self.scale * F.layer_norm(prefix, prefix.shape[-1:])
+        return torch.cat([self.first.expand(len(prefix), 1, -1).to(prefix), prefix], dim=1)
+
+
+def build_vlm(parts, seed=0):
+    """03's VLM between the frozen models of `parts`, with a new connector."""
+    torch.manual_seed(seed)
+    words, tokenizer = parts.language_model.get_input_embeddings().weight.detach(), parts.tokenizer
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    sizes = words[begin].float().clone(), words.float().std().item(), parts.vision.side**2
+    connector = PhotoConnector(parts.vision.feature_width, *sizes)
+    return VLM(parts.vision, connector, parts.language_model, tokenizer).eval()
+
+
+STAGES = {
+    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 2e-2},
+    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 5e-3},
+}
+
+
+def train_photographs(model, data, stages, seed=0):
+    """Train the connector on an EncodedDataset, stage after stage -> {stage: History}."""
+    histories = {}
+    for name, settings in stages.items():
+        turns = data.turns
+        if name == "captions":  # of images of one thing; train_vlm leaves out the rest
+            one = ("How many things are there?", "One.")
+            turns = [each[:1] if one in each else [] for each in turns]
+        histories[name] = train_vlm(model, data.features, turns, **settings, seed=seed)
+    model.eval()
+    return histories
+
+
+def ask(model, data, kinds=None):
+    """Ask an EncodedDataset's questions in every control -> {"type: control": Interval}, and the model's answers."""
+    rows = data.questions
+    if kinds:
+        rows = rows.filter(lambda row: row["question_type"] in kinds)
+    empty = torch.full((1, *data.images.shape[1:]), 127, dtype=torch.uint8)
+    blank = model.vision.patch_features(empty)[0]
+    options = {"prompt": str, "batch_size": 64, "max_new_tokens": 16, "image_ids": data.ids}
+    found = run_probes(model, data.features, rows, blank_features=blank, **options)
+    pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
+    right = [answer.rstrip(".").lower() in said.lower() for said, answer in pairs]
+    scores = {**found.scores, "oracle": right}
+    intervals, types, answers = {}, rows["question_type"][:], rows["answer"][:]
+    for kind in dict.fromkeys(types):
+        of_kind = [k for k, each in enumerate(types) if each == kind]
+        times = Counter(answers[k] for k in of_kind)  # balanced: each right answer weighs the same
+        share = {k: len(of_kind) / (len(times) * times[answers[k]]) for k in of_kind}
+        for control, values in scores.items():
+            intervals[f"{kind}: {control}"] = bootstrap_interval([values[k] for k in of_kind])
+            if kind == "kind":
+                balanced = [values[k] * share[k] for k in of_kind]
+                intervals[f"kind, balanced: {control}"] = bootstrap_interval(balanced)
+    return intervals, dict(zip(rows["question_id"][:], found.answers["vlm"], strict=True))
+
+
+ASKED = {"same": None, "another": ("what", "kind"), "new": ("what", "kind")}
+
+
+def ask_all(model, data):
+    """`ask` of each test -> {"test, type: control": Interval}, {test: {question_id: answer}}."""
+    found = {split: ask(model, data[split], kinds) for split, kinds in ASKED.items()}
+    named = {f"{split}, {k}": v for split, (scores, _) in found.items() for k, v in scores.items()}
+    return named, {split: answers for split, (_, answers) in found.items()}
+
+
+def twenty(data, answers):
+    """Twenty questions, spread over the tests -> [[test, image's number, question, right answer, the model's], ...]."""
+    shown = []
+    for split, count in (("same", 8), ("another", 5), ("new", 7)):
+        rows = [row for row in data[split].questions if row["question_type"] in ("what", "what at")]
+        for row in rows[:: max(1, len(rows) // count)][:count]:
+            said = answers[split][row["question_id"]]
+            shown.append([split, row["image_id"], row["question"], row["answer"], said])
+    return shown
