@@ -92,7 +92,9 @@ def test_every_record_is_of_the_code_and_zoo_that_are_here():
 def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_path):
     profile = dataclasses.replace(PROFILES["smoke"], val_images=64)
     record = read_json(
-        studies.run(name, seeds=2 if name == "clip_infonce" else 1, profile=profile, folder=tmp_path)
+        studies.run(
+            name, seeds=2 if name == "clip_infonce" else 1, profile=profile, folder=tmp_path
+        )
     )
     shipped = studies.load_study(name)
     assert set(record) == set(shipped)
