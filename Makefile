@@ -33,7 +33,7 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench newest colab gif setup demo real export-test
+.PHONY: help course test check notebooks soak bench newest colab lock gif setup demo real export-test
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,19 @@ newest:  ## `make test` on the newest versions that requirements.txt allows, in 
 colab: $(COLAB_READY) $(COLAB_GRADE_READY)  ## the unit tests on Colab's published versions, in a venv of their own
 	$(COLAB_VENV)/bin/python tools/colab_check.py $(COLAB_VERSIONS)
 	VLM_LITE_PROFILE=tiny OMP_NUM_THREADS=1 $(COLAB_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) tests
+
+# uv resolves for all Pythons of the course, one version for all where it can, and the platform that pyproject.toml names; what all lines say alike goes.
+RESOLVE = uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --only-binary :all:
+HEADER = echo "\# The exact versions of what $(1) needs: Linux, x86_64, Python 3.11 to 3.13. Made by \`make lock\`: do not edit."
+
+lock:  ## resolve requirements.lock and requirements-grade.lock anew (needs uv: pip install uv)
+	@rm -rf build/lock && mkdir -p build/lock
+	@$(RESOLVE) -o build/lock/base requirements.txt
+	@$(RESOLVE) -o build/lock/all -c build/lock/base --extra grade requirements.txt pyproject.toml
+	@sed -i "s/ and implementation_name.*//; s/ ; python_full_version < '3.14'$$//; s/ and python_full_version < '3.14'$$//" build/lock/*
+	@($(call HEADER,the course); cat build/lock/base) > build/lock/requirements.lock
+	@($(call HEADER,nbgrader on top of requirements.lock); grep -vxFf build/lock/base build/lock/all) > build/lock/requirements-grade.lock
+	@mv build/lock/*.lock .
 
 setup: $(READY)  ## the environment alone, .venv
 

@@ -156,7 +156,7 @@ def pip(python, arguments, environment=None):
             sys.exit(
                 f"The package index has no {gone[1]} for this Python and system any more; {LOCK} asks for it. Install "
                 "the newest versions instead: `make course LOCK=` (`make newest` tests them). Maintainers: "
-                "`python3.11 tools/lock.py` makes the lock anew."
+                "`make lock` makes it anew."
             )
         sys.exit(
             "pip could not install what the course needs (see above). A network that reaches the package index, "
