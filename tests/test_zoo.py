@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from tests import small
 from tools import zoo
 from vlm_lite import embed, encoded, studies
 from vlm_lite.data import language, shapes
-from vlm_lite.embed import tokenize
 from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.lessons.clip import info_nce
 from vlm_lite.models.clip import CLIP
@@ -131,38 +129,6 @@ def test_the_shipped_vlm_sees_as_its_card_says():
     assert result.gain.low > 0.1
 
 
-@pytest.mark.parametrize("hears_order, expected", [(True, 1.0), (False, 0.5)])
-def test_only_an_encoder_that_minds_the_order_of_words_tells_captions_apart(
-    world, tokenizer, hears_order, expected
-):
-    """Two made-up encoders that know each picture's caption by heart: word by word, and as a bag of words."""
-    images, texts, _ = world
-    first = [t[0] for t in texts]
-
-    class Encoder:
-        logit_scale = torch.zeros(())
-        config = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=80))
-        words = torch.randn(len(tokenizer), 64, generator=torch.Generator().manual_seed(0))
-        places = (
-            torch.randn(80, 64, generator=torch.Generator().manual_seed(1))
-            if hears_order
-            else torch.ones(80, 64)
-        )
-
-        def eval(self):
-            return self
-
-        def encode_text(self, ids):
-            read = self.words[ids] * self.places[: ids.shape[1]]
-            return (read * (ids != tokenizer.pad_token_id)[..., None]).sum(1)
-
-        def encode_image(self, pixels):
-            return self.encode_text(tokenize(first, tokenizer))
-
-    found = zoo.tells_apart(Encoder(), images, first, tokenizer)
-    assert found == expected if hears_order else found <= expected
-
-
 def test_hard_negatives_count_for_the_images_only():
     u, v = torch.randn(4, 8), torch.randn(8, 8)
     scale = torch.tensor(1.0)
@@ -178,7 +144,7 @@ def test_the_zoos_clip_is_made_and_carded(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     zoo.build_clip(tmp_path / "clip", steps=2, batch_size=8)
     card = read_json(tmp_path / "clip" / "card.json")
-    assert card["settings"]["steps"] == 2 and 0 <= card["scores"]["val"]["tells apart"] <= 1
+    assert card["settings"]["steps"] == 2 and card["scores"]["val"]["image_to_text"]["R@5"] >= 0
     assert CLIP.from_pretrained(tmp_path / "clip").feature_width == 128
 
 

@@ -28,7 +28,6 @@ from vlm_lite.data.scenes import any_scene
 from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
 from vlm_lite.encoded import probe
 from vlm_lite.evals.retrieval import recall_at_k
-from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
@@ -144,7 +143,6 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
     settings = {"steps": steps, "lr": lr, "seed": seed}
     history = fit("gpt2", model, batches, loss_fn, make_optimizer=adamw, **settings)
     model.eval()
-    scores = reading_scores(model, tokenizer, seed=seed + 1)
     with atomic_dir(folder) as temporary:
         model.half().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -154,53 +152,9 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
             "a small GPT-2 trained on text about scenes; it never saw an image",
             settings | {"documents": documents, "batch_size": batch_size},
             history,
-            scores,
+            {"training loss": history.losses[-1]},
             started,
         )
-
-
-@torch.no_grad()
-def reading_scores(model, tokenizer, *, scenes_count=500, seed=1):
-    """How well a language model answers about scenes written in words (oracle) and with the question alone (blind).
-
-    Fresh scenes, two questions of each type where the scene allows it. Returns {"oracle": {type: percent, "all": ...},
-    "blind": {...}}.
-    """
-    rows = []
-    for index in range(scenes_count):
-        rng = np.random.default_rng([seed, 77, index])
-        scene = any_scene(rng)
-        candidates = language.questions(scene, rng)
-        for kind in sorted({k for _, _, k in candidates}):
-            same = [c for c in candidates if c[2] == kind]
-            for i in rng.permutation(len(same))[:2]:
-                rows.append((language.describe(scene, rng if index % 2 else None), *same[i]))
-    scores = {}
-    for name, prompts in (
-        ("oracle", [f"{d} {language.short_prompt(q)}" for d, q, _, _ in rows]),
-        ("blind", [language.short_prompt(q) for _, q, _, _ in rows]),
-    ):
-        said = zip(_first_words(model, tokenizer, prompts), rows, strict=True)
-        right = np.array([vqa_accuracy(answer, [row[2]] * 10) for answer, row in said])
-        kinds = np.array([row[3] for row in rows])
-        scores[name] = {
-            kind: round(100 * float(right[kinds == kind].mean()), 1) for kind in sorted(set(kinds))
-        }
-        scores[name]["all"] = round(100 * float(np.mean(right)), 1)
-    return scores
-
-
-def _first_words(model, tokenizer, prompts, batch_size=250):
-    """The most likely next word of each prompt: enough for short answers, which are one word."""
-    words = []
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt")
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        last = batch["attention_mask"].sum(1) - 1
-        words += tokenizer.convert_ids_to_tokens(
-            logits[torch.arange(len(last)), last].argmax(-1).tolist()
-        )
-    return words
 
 
 def _card(folder, name, what, settings, history, scores, started):
@@ -269,15 +223,6 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
     return (F.cross_entropy(logits, target) + of_texts) / 2
 
 
-def tells_apart(model, images, texts, tokenizer):
-    """How often N images are nearer to their own N captions than to almost right ones, in 0..1; chance is 0.5."""
-    rng = np.random.default_rng(0)
-    u = embed_images(model, images)
-    wrong = [hard_negative(text, rng) for text in texts]
-    right, wrong = ((u * embed_strings(model, v, tokenizer)).sum(1) for v in (texts, wrong))
-    return (right > wrong).float().mean().item()
-
-
 def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
     """Train notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
@@ -305,7 +250,6 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
         scores[split] = {
             way: {f"R@{k}": round(v, 4) for k, v in recall.items()} for way, recall in found.items()
         }
-        scores[split]["tells apart"] = round(tells_apart(trained, images, first, tokenizer), 4)
     with atomic_dir(folder) as temporary:
         save_clip(model, temporary, dtype=torch.float16)
         tokenizer.save_pretrained(temporary)
