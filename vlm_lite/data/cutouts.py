@@ -19,21 +19,21 @@ from vlm_lite.data.formats import make_dataset
 from vlm_lite.data.images import open_image
 from vlm_lite.files import UserError
 
-CAPTION_REQUEST = "What is in the image?"
+CAPTION_REQUEST, HOW_MANY = "What is in the image?", "How many things are there?"
 KINDS = {  # folder of the cut-outs -> the answer to "What kind of thing is it?"
-    "animals": "An animal.",
-    "food": "Food.",
-    "plants": "A plant.",
-    "clothes": "Clothing.",
-    "household": "A household thing.",
-    "hobbies/music": "A musical instrument.",
-    "vehicles": "A vehicle.",
-    "sports": "Sports equipment.",
+    "animals": "It is an animal.",
+    "food": "It is food.",
+    "plants": "It is a plant.",
+    "clothes": "It is clothing.",
+    "household": "It is a household thing.",
+    "hobbies/music": "It is a musical instrument.",
+    "vehicles": "It is a vehicle.",
+    "sports": "It is sports equipment.",
 }
 NOT_PHOTOGRAPHS = {"cartoon", "toys", "plastic"}
 SCENES = ("details", "explore_monuments")  # buildings and landscapes, none of them drawn
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-NUMBERS = ("Zero.", "One.", "Two.", "Three.")
+NUMBERS = ("", "There is one.", "There are two.", "There are three.")
 SPLITS = ("train", "same", "another", "new")
 
 
@@ -138,15 +138,19 @@ def _opened(path, size):
 
 
 def texts(rng, things, quarters, known):
-    """(caption, what the oracle reads, questions as (type, question, answer)) of a composition."""
+    """(caption, what the oracle reads, questions as (type, question, answer)) of a composition.
+
+    An answer begins as a language model would begin it: a frozen one keeps its habits.
+    """
     names = [each.name for each in things]
     said = told = _sentence(names)
     there = bool(rng.integers(2))
     others = [name for name in known if name not in names]
     one = names[rng.integers(len(names))] if there else others[rng.integers(len(others))]
+    answer = f"Yes, there is {one}." if there else f"No, there is no {one.split(' ', 1)[1]}."
     questions = [
-        ("how many", "How many things are there?", NUMBERS[len(things)]),
-        ("is there", f"Is there {one} in the image?", "Yes." if there else "No."),
+        ("how many", HOW_MANY, NUMBERS[len(things)]),
+        ("is there", f"Is there {one} in the image?", answer),
     ]
     if len(things) == 1:
         questions.append(("kind", "What kind of thing is it?", things[0].kind))
@@ -156,7 +160,7 @@ def texts(rng, things, quarters, known):
         told = _sentence([" ".join(each) for each in zip(names, places, strict=True)])
         asked = rng.integers(len(things))
         the = names[asked].split(" ", 1)[1]
-        questions.append(("where", f"Where is the {the}?", _sentence(places[asked : asked + 1])))
+        questions.append(("where", f"Where is the {the}?", f"The {the} is {places[asked]}."))
         questions.append(("what at", f"What is {places[asked]}?", _sentence([names[asked]])))
     return said, told, questions
 

@@ -3,12 +3,14 @@
 Generated from notebooks/10_photographs.py by `make notebooks`: edit the notebook.
 """
 
+import re
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlm_lite.data.cutouts import HOW_MANY, NUMBERS
 from vlm_lite.evals.probes import bootstrap_interval, run_probes
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.vlm import VLM, train_vlm
@@ -40,23 +42,8 @@ def build_vlm(parts, seed=0):
     return VLM(parts.vision, connector, parts.language_model, tokenizer).eval()
 
 
-STAGES = {
-    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 2e-2},
-    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 5e-3},
-}
-
-
-def train_photographs(model, data, stages, seed=0):
-    """Train the connector on an EncodedDataset, stage after stage -> {stage: History}."""
-    histories = {}
-    for name, settings in stages.items():
-        turns = data.turns
-        if name == "captions":  # of images of one thing; train_vlm leaves out the rest
-            one = ("How many things are there?", "One.")
-            turns = [each[:1] if one in each else [] for each in turns]
-        histories[name] = train_vlm(model, data.features, turns, **settings, seed=seed)
-    model.eval()
-    return histories
+# What only frames an answer.
+FRAME = re.compile(r"^(It is|There is|There are|The .* is(?= at the)) |\.$")
 
 
 def ask(model, data, kinds=None):
@@ -69,7 +56,7 @@ def ask(model, data, kinds=None):
     options = {"prompt": str, "batch_size": 64, "max_new_tokens": 16, "image_ids": data.ids}
     found = run_probes(model, data.features, rows, blank_features=blank, **options)
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
-    right = [answer.rstrip(".").lower() in said.lower() for said, answer in pairs]
+    right = [FRAME.sub("", answer).lower() in said.lower() for said, answer in pairs]
     scores = {**found.scores, "oracle": right}
     intervals, types, answers = {}, rows["question_type"][:], rows["answer"][:]
     for kind in dict.fromkeys(types):
@@ -103,3 +90,23 @@ def twenty(data, answers):
             said = answers[split][row["question_id"]]
             shown.append([split, row["image_id"], row["question"], row["answer"], said])
     return shown
+
+
+STAGES = {
+    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 2e-2},
+    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 5e-3},
+}
+
+
+def train_photographs(model, data, stages, seed=0, after=lambda stage: None):
+    """Train the connector on an EncodedDataset, stage after stage -> {stage: History}; `after` each, call that."""
+    histories, one = {}, (HOW_MANY, NUMBERS[1])
+    for name, settings in stages.items():
+        if name == "captions":  # of images of one thing; train_vlm leaves out the rest
+            turns = [each[:1] if one in each else [] for each in data.turns]
+        else:  # the first turn is the caption
+            turns = [each + each[:1] * (len(each) - 2) for each in data.turns]
+        histories[name] = train_vlm(model, data.features, turns, **settings, seed=seed)
+        model.eval()
+        after(name)
+    return histories
