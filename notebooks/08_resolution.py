@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="08_resolution"))
 # # 8. Beyond one small square
 #
 # Every model of this course so far reads one square of 64 x 64 pixels; CLIP reads 224 x 224. Documents, charts and streets don't fit: what is small in
-# a large image is lost before the encoder can use it. Here is what current models do about it.
+# a large image shrinks to a few pixels of one patch. Here is what current models do about it.
 #
 # **You will build** patches of images of any size in one sequence, attention that stays inside each image, rotary positions in two dimensions,
 # interpolated positions, tiles with a thumbnail, and pixel shuffle.
@@ -538,7 +538,7 @@ figure.legend(loc="outside lower center", ncols=5)
 figure
 
 # %% [markdown]
-# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. What is missing seems to be **tokens**: on the largest page 16 patches hold 144 cells, and a resized digit lies anywhere in its patch, beside other things. Longer training might help; it can't add tokens.
+# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. What is missing seems to be **tokens**: on the largest page each of the 16 patches holds nine of its squares of 16 pixels, and a resized digit lies anywhere in its patch, beside other things. Longer training might help; it can't add tokens.
 # - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
 # - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
 # - **RoPE** reads all sizes with one set of weights and no table.
@@ -581,7 +581,7 @@ check.progress()
 #
 # - **Anything about photographs**, or a large encoder.
 # - **That RoPE reads better than a table.** The two encoders were trained on different views. Reading one digit needs hardly any positions; 02's *leftmost* does.
-# - **Digits across patches.** On a page in full, a digit fills one patch, cell by cell. Resized or in tiles it lies as it falls. Part of the gap at 96 pixels may be this.
+# - **Digits across patches.** On a page in full, a digit fills exactly one patch. Resized or in tiles it may lie across several. Part of the gap at 96 pixels may be this.
 # - **The cost for a language model.** Its attention reads these tokens in every layer; the readers here are small.
 #
 # ## Check yourself
