@@ -572,7 +572,7 @@ plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies}
 #
 # ## What you showed
 #
-# - A projector is a map for each patch; inserting its vectors at the image token gives the logits of the whole VLM.
+# - A projector is one map for all patches; inserting its vectors at the image token gives the logits of the whole VLM.
 # - Your template, labels and LoRA equal 03's rows and `peft`'s layer.
 # - One loop trained every stage, and one evaluation with four controls followed them.
 #
