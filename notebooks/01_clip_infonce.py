@@ -51,11 +51,11 @@ print(describe(profile, compute, notebook="01_clip_infonce"))
 # **You will build** CLIP (Radford et al. 2021): an image encoder, a text encoder, and the contrastive loss that makes a
 # matching image and caption similar. You train both from random weights on pairs of images and captions.
 #
-# **You will be able to show** that your model and loss equal `transformers.CLIPModel`; that an image finds its caption
-# among a thousand, and that this ends when the images are shuffled or blank; that sentences make a classifier without any
-# class having been trained; and what a model with a high retrieval score has *not* learnt.
+# **You will be able to show** that your model and loss equal `transformers.CLIPModel`; that your model finds an
+# image's caption among a thousand, and no longer does when the images are shuffled or blank; that sentences make a classifier of
+# classes it was never trained on; and what a model with a high retrieval score has *not* learnt.
 #
-# **Reading time:** 25 minutes. Six exercises, 55 minutes if you write them all; none is needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 58 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # **Run time:** about 1 min (1 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -167,8 +167,8 @@ class Block(nn.Module):
 # a learnt **class token** in front, adds a learnt position to each, and normalises (a step that CLIP adds to the ViT).
 # After the blocks, the class token is the summary of the image.
 #
-# One choice of ours: positions start from N(0, 1). From CLIP's 0.02, a training as short as this one hardly learns where
-# things are. So never read them as *learnt* positions.
+# One choice of ours: positions start from N(0, 1). From a small start such as N(0, 0.02), a training this short hardly
+# learns where things are. So never read them as *learnt* positions.
 #
 # **Exercise 1: the image encoder.** ★★☆ 12 minutes. Write `forward`.
 #
@@ -221,7 +221,7 @@ ImageEncoder = check.ImageEncoder(ImageEncoder)
 # <details><summary>Hint</summary>
 #
 # `block(x, is_causal=True)`. The position of the first EOS in each row is
-# `(input_ids == self.eos_token_id).int().argmax(dim=1)`. What follows the last EOS of the batch may be cut off first.
+# `(input_ids == self.eos_token_id).int().argmax(dim=1)`. Columns after the batch's last EOS are padding: cut them off.
 # </details>
 
 
@@ -320,8 +320,8 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # $$\frac{\partial L_i}{\partial z_j} = p(j \mid i) - [j = i], \qquad
 # \frac{\partial L_i}{\partial s_{ij}} = \frac{p(j \mid i) - [j = i]}{\tau}$$
 #
-# Each wrong caption is pushed away with the probability that the model gives it; the right one is pulled with what it lacks
-# to 1. A small $\tau$ puts nearly all of the push on the nearest wrong caption; a large one spreads it evenly.
+# Each wrong caption is pushed away in proportion to its probability $p$; the right one is pulled in proportion to $1 - p$.
+# A small $\tau$ puts nearly all of the push on the nearest wrong caption; a large one spreads it evenly.
 # </details>
 #
 # <details><summary>Derivation: the log N bound</summary>
@@ -362,10 +362,10 @@ print(f"untrained, 8 pairs: loss {loss:.3f}, log 8 = {math.log(8):.3f}")
 # %% [markdown]
 # ## 4. The training loop
 #
-# A batch is $N$ images at random, each with one of its captions at random. `Accelerator` (Hugging Face) chooses device and
-# precision: inside the model bf16 or fp16 where the hardware is fast at it, and fp32 embeddings out of it, since cosines
-# times 100 are too coarse in bf16. On several processes `gather` brings all embeddings together, so that the negatives
-# come from all of them.
+# (Untrained, the loss lies above $\log N$: random weights guess unevenly.) A batch is $N$ random images, each with one of
+# its captions. `Accelerator` (Hugging Face) chooses device and precision: inside the model bf16 or fp16 where the hardware
+# is fast at it, and fp32 embeddings out of it, since cosines times 100 are too coarse in bf16. On several processes
+# `gather` brings all embeddings together, so that the negatives come from all of them.
 #
 # **Exercise 4: the training step.** ★★☆ 10 minutes. Forward, loss, backward, clip the gradient's norm to 1, optimizer step,
 # scheduler step, gradients back to zero. Return the loss without its graph.
@@ -397,7 +397,7 @@ training_step = check.training_step(training_step)
 # %% [markdown]
 # The loop: AdamW, a short warm-up, a cosine to zero. Two lines make it **resumable**. `Checkpoint` keeps model, optimizer
 # and schedule on disk, and `run.steps` seeds each step by its number. Interrupt the cell and run it again: it goes on
-# exactly where it was, unless you edited the code, and then it starts afresh and says so. `evaluate` gives numbers to log.
+# where it was; if you edited the code, it starts afresh and says so. `evaluate` gives numbers to log.
 
 
 # %% tags=["save"]
@@ -456,8 +456,8 @@ def recall_at_k(similarity, k):
 recall_at_k = check.recall_at_k(recall_at_k)
 
 # %% [markdown]
-# **Predict first.** In a minute both encoders learn from random weights. Then each of 1,000 test images looks for its
-# caption. For what share will it be among the first five? Write it down.
+# **Predict first.** After a minute of training, each of 1,000 test images looks for its caption. For what share will it be
+# among the first five?
 
 # %%
 my_guess = 0.50  # image-to-text R@5, from 0 to 1
@@ -486,7 +486,8 @@ after = similarity_of(model.cpu())
 # ## 5. Before and after
 #
 # Below the curve, eight test images: rows are images, columns captions, true pairs on the diagonal. Before training all
-# rows look alike; afterwards the diagonal stands out. The bright *wrong* cells share objects with the right caption.
+# rows look alike; afterwards the diagonal stands out. Captions in bright *wrong* cells share colours or positions with the
+# right one.
 
 # %% tags=["thumbnail"]
 from vlm_lite.studies import load_study
@@ -520,8 +521,7 @@ plots.recall_bars(recall, guess={"R@5": my_guess})
 #
 # ## 7. Zero-shot: a classifier made of sentences
 #
-# Nobody trained a classifier of colours. But a sentence for each class is a point in the joint space, and an image belongs
-# to the nearest. One sentence a class works; the mean of several, a **prompt ensemble**, averages out what the wording adds.
+# No classifier was trained. A sentence for each class is a point in the joint space; an image belongs to the nearest. One sentence a class works; the mean of several, a **prompt ensemble**, averages out what the wording adds.
 #
 # **Exercise 6: classes from sentences.** ★★☆ 6 minutes. From the prompts of each class make one unit vector: embed,
 # normalise each prompt, average, normalise again. `encode_text` takes a list of strings and returns (n, P).
@@ -575,10 +575,10 @@ assert profile.name == "smoke" or accuracy["shape, ensemble"]["shapes-clip"] > 0
 plots.percent_table(accuracy)
 
 # %% [markdown]
-# The colour is learnt. At shape this live model fails, near chance, although its retrieval is nearly perfect. Colours,
-# sizes and positions were enough to tell the training captions apart, so nothing in the loss pressed for shapes. **A high
-# recall is no proof that everything in the caption was learnt.** The longer training with hard negatives, in which shapes
-# decide, reads nine in ten; later notebooks build on that checkpoint.
+# The colour is learnt. At shape this live model is little better than chance, although its R@5 is above 90%. Colours, sizes
+# and positions nearly suffice to find one caption among 64, so the loss hardly presses for shapes. **A high recall is no
+# proof that everything in the caption was learnt.** The longer training with hard negatives, in which shapes decide, reads
+# nine in ten; later notebooks build on that checkpoint.
 #
 # ## 8. Temperature and the modality gap
 #
@@ -587,7 +587,7 @@ plots.percent_table(accuracy)
 # At random weights images and captions form two separate clouds, and in
 # CLIPs trained on the web the **modality gap** stays open (Liang et al. 2022): InfoNCE compares images only with captions,
 # so a shift common to all images costs little. The gap is $\lVert \bar u - \bar v \rVert$, the distance of the two mean
-# unit vectors: 0 for clouds that coincide, 2 for opposite ones.
+# unit vectors: 0 for equal means, at most 2.
 
 # %%
 clouds = {}
@@ -597,8 +597,8 @@ for name, each in {"before training": make_clip(tokenizer, seed), "after trainin
 plots.joint_space(clouds)
 
 # %% [markdown]
-# The temperature has fallen a little. The gap has closed almost wholly, unlike in CLIPs of the web: these captions describe
-# nearly everything in the image, so a pair *can* coincide.
+# The temperature has fallen a little. The gap has almost closed, unlike in CLIPs trained on the web. A likely reason: these
+# captions describe nearly everything in the image, so a pair *can* coincide.
 #
 # ## 9. The same model in `transformers`
 #
@@ -623,8 +623,8 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 # ## What you showed
 #
 # - An image encoder, a text encoder and a loss written by you equal `transformers.CLIPModel` at the same weights.
-# - From captions alone an image learns to find its own caption among a thousand, and shuffled or blank images do not.
-# - Sentences make classes that were never trained: colours are read well, shapes hardly.
+# - Trained on captions alone, the model finds an image's caption among a thousand, but not from shuffled or blank images.
+# - Sentences make a classifier without training one: colours are read well, shapes hardly.
 #
 # ## What this does not show
 #

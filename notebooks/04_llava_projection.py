@@ -115,12 +115,12 @@ from vlm_lite.profiles import get_compute
 # A ViT has a *hidden state* after each of its blocks. LLaVA takes the one **before the last** and drops the class token. CLIP's loss reads the class
 # token alone, so nothing asks the last block to keep what the other tokens hold.
 #
-# **The projector.** LLaVA's is one linear map, `nn.Linear(128, 256)`, the same for every patch. LLaVA-1.5 adds a GELU and a second map (`mlp2x_gelu`):
+# **The projector.** LLaVA's is one linear map, here `nn.Linear(128, 256)`, the same for every patch. LLaVA-1.5 adds a GELU and a second map (`mlp2x_gelu`):
 #
 # $$\text{LLaVA: } P = V W^\top + b \qquad\qquad \text{LLaVA-1.5: } P = \mathrm{GELU}(V W_1^\top + b_1)\, W_2^\top + b_2$$
 #
-# $V \in \mathbb{R}^{N \times D_v}$ are the patches, $P \in \mathbb{R}^{N \times D}$ the prefix. Sixteen patches give sixteen vectors: nothing is
-# compressed, and no patch reads another. Which patch matters is left to the language model's attention.
+# $V \in \mathbb{R}^{N \times D_v}$ are the patches, $P \in \mathbb{R}^{N \times D}$ the prefix. Sixteen patches give sixteen vectors: none is
+# merged, and no patch reads another. Which patch matters is left to the language model's attention.
 #
 # **Exercise 1: the two-layer projector.** ★☆☆ 4 minutes. Weights are as `nn.Linear` keeps them, (out, in).
 # <details><summary>Hint</summary>
@@ -357,16 +357,16 @@ with torch.no_grad():
 # %% [markdown]
 # ## 6. The stages
 #
-# **As it was.** LLaVA trains in **two** stages: the projector alone on captions, then projector and language model on instructions. LLaVA-1.5 mixes VQA
+# **In the papers.** LLaVA trains in **two** stages: the projector alone on captions, then projector and language model on instructions. LLaVA-1.5 mixes VQA
 # into the second, with a *response-format prompt* ("Answer the question using a single word or phrase."), and puts several questions about an image into one row.
 #
-# The lecture that this course implements makes VQA a stage of its own. So there are our stages, 0 nothing, 1 captions, 2 conversation, 3 VQA, and beside them **mixed**: from the
+# The lecture that this course implements makes VQA a stage of its own. So our stages are 0 nothing, 1 captions, 2 conversation, 3 VQA, and beside them **mixed**: from the
 # checkpoint of stage 1, conversations, captions and VQA together, for as many steps as stages 2 and 3. Both read the same questions, every second one with the response-format
 # prompt and the others as `question: … answer:`.
 #
 # A row holds `per_row` conversations about one image, put together by `pack`. Its mask keeps them from reading each other, so that no answer can be copied from a neighbour.
 #
-# **One loop for every stage.** It trains whatever the stage leaves trainable. `Checkpoint` makes a run that was cut go on; the stage's name, its settings, a hash of its data and its code
+# **One loop for every stage.** It trains whatever the stage leaves trainable. `Checkpoint` lets an interrupted run go on; the stage's name, its settings, a hash of its data and its code
 # keep one stage's checkpoint from being taken for another's.
 
 
@@ -440,23 +440,23 @@ display(pd.DataFrame(stages).T.assign(seconds=seconds))
 plots.loss_curve(histories["captions"], band=study["band"], ylabel="loss on answer tokens (nats)")
 
 # %% [markdown]
-# **Is my loss normal?** Stage 1 stands over the band of three seeds (`vlm-lite study llava_stages --seeds 3`). *Flat near the start* for more than sixty steps: the connector gets no
-# gradient, or the learning rate is AdamW's.
+# **Is my loss normal?** Stage 1's curve is drawn over the range of three seeds (`vlm-lite study llava_stages --seeds 3`). *Flat near the start* for more than sixty steps: the connector gets no
+# gradient, or Muon (03's optimizer) runs at a learning rate meant for AdamW.
 #
 # ## 7. One evaluation for every stage
 #
-# On the same held-out images, with the same prompts after every stage: **CIDEr** of captions; **VQA** accuracy, asked as `question: … answer:` and as a chat turn with the response-format prompt
+# On the same held-out images, with the same prompts after every stage: **CIDEr** of captions (weighted n-gram overlap with the references, 0 to 10); **VQA** accuracy, asked as `question: … answer:` and as a chat turn with the response-format prompt
 # (*one word*); **instruction following**: *form* is the share of replies in the form asked for (a word, a sentence, a list, a
 # description, a count with its reason), *following* also asks for the right facts. Four controls are near **0 for a model that does not use the image**:
 #
-# | control | is |
+# | control | what it is |
 # |---|---|
-# | blind | VQA less that of the same model without an image |
-# | shuffled | VQA less that with another image |
-# | hidden | VQA less that with an empty image |
-# | concrete | share of an image's objects that its caption names, less what another image's caption names |
+# | blind | VQA minus that of the same model without an image |
+# | shuffled | VQA minus that with another image |
+# | hidden | VQA minus that with an empty image |
+# | concrete | share of an image's objects that its caption names, minus the share that another image's caption names |
 #
-# The language model could read scenes in words before it met an image. The **text loss**, in nats a token on the answers to such text, without an image, says whether it still can
+# The language model could read scenes in words before it met an image. The **text loss**, in nats per token on the answers to such text, without an image, says whether it still can
 # ($\exp$ of it is the perplexity).
 #
 # **Predict first.** Which of CIDEr, form and VQA will be highest after which stage? What will stage 3 lose, and will mixed keep it?
@@ -495,11 +495,11 @@ if profile.name != "smoke":  # what is said below
 pd.DataFrame(scores).T.map(str)
 
 # %% [markdown]
-# **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which its language model could answer about scenes
-# in words, it answers with some seeds and captions with others (0.10 to 0.60 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
-# does not read, the model forgets.
+# **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which the language model learnt on scenes
+# in words, it answers with some seeds; with others it captions (0.10 to 0.60 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
+# does not train, the model partly forgets.
 #
-# **Mixed** starts from the same checkpoint, reads the same data and takes as many steps. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from that of stage 3.
+# **Mixed** starts from the captions checkpoint, reads the data of all three stages and takes as many steps as 2 and 3. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from stage 3's.
 #
 # ## 8. Read the answers
 #
@@ -551,7 +551,7 @@ summary_table(study, tunings, ("CIDEr", "form", "following", "text loss"))
 # %% [markdown]
 # **Frozen**, the projector alone does not bring the form: it changes what the model reads, not how it writes. **LoRA** (*conversation*) brings it and hardly touches the reading of text. **Full** tuning at the
 # same rate brings it best and forgets most; at a tenth of the rate it is close to LoRA. So the price is set by the learning rate as much as by what is trainable, and it is paid in what you don't measure:
-# `shapes-llava`, in full with Muon, answers best about images, and its text loss is 1.9. It can no longer read a scene in words.
+# `shapes-llava`, in full with Muon, answers best about images, and its text loss is 1.9: it has largely forgotten how to read a scene in words.
 #
 # Then **four trainings that fail**: conversations without stage 1, VQA without any other stage, and stage 1 with half of the captions, or all, exchanged between images.
 
@@ -564,15 +564,15 @@ replies = {name: [said for said, _ in study["runs"][0]["replies"][name]] for nam
 plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies})
 
 # %% [markdown]
-# - **Conversations alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
-# - **VQA alone**, from scratch: short answers of the right kind, no better than blind. Captions are nonsense. All four controls are near 0.
-# - **All captions exchanged**: as if nothing was trained. *Concrete* is 0, and CIDEr that of an untrained projector.
-# - **Half exchanged**: *concrete* does not find it: the model does use its image, and what it learnt is half wrong. Only CIDEr, beside that of a clean run, shows it: read the data. The
-# three VQA controls say nothing about a model that has read captions alone: those of the clean stage 1 range from below 0 to 0.5.
+# - **Instructions alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
+# - **VQA alone**, from scratch: short answers of the right kind, hardly better than blind. Captions are nonsense. All four controls are near 0.
+# - **All captions exchanged**: *concrete* is 0, and CIDEr hardly above that of an untrained projector.
+# - **Half exchanged**: no control finds it, since the model does use its image. CIDEr and *concrete* are low only beside a clean run, which you may not have: read the data. The
+# three VQA controls say little about a model that has read captions alone: those of the clean stage 1 range from -0.21 to 0.55.
 #
 # ## What you showed
 #
-# - A projector is a map for each patch; inserting its vectors at the image token gives the logits of the whole VLM.
+# - A projector is one map for all patches; inserting its vectors at the image token gives the logits of the whole VLM.
 # - Your template, labels and LoRA equal 03's rows and `peft`'s layer.
 # - One loop trained every stage, and one evaluation with four controls followed them.
 #
@@ -580,14 +580,14 @@ plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies}
 #
 # - **Anything about photographs**, or about a language model that can reason.
 # - **Whether the order of the stages matters.** One order was run, and one mixture.
-# - **That *following* is understanding.** It is a regular expression and a count of facts.
+# - **That *following* is understanding.** It is measured by a regular expression and a count of facts.
 #
 # ## Check yourself
 #
 # - [ ] I can say which hidden state LLaVA takes, and why the class token is left out.
 # - [ ] I can write the row that the model reads for two turns, and mark what counts.
 # - [ ] I know LLaVA's two stages, and which stage of ours the lecture adds.
-# - [ ] I would not train on one form of answer alone.
+# - [ ] I can say what a model loses when it trains on one form of answer alone.
 #
 # ## To answer in words
 #

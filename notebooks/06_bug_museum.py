@@ -48,10 +48,10 @@ print(describe(profile, compute, notebook="06_bug_museum"))
 # # 6. The bug museum: silent bugs and what they cost
 #
 # A bug that raises an error says where it is. The bugs here don't: the program runs, the loss falls, sentences come out; and
-# the model is blind, or worse than it could be, or its score is not its own.
+# the model ignores its image, or is worse than it could be, or its score measures something else.
 #
 # **You will build** nothing new. You break what the other notebooks built, in twelve ways that are easy to write and hard to
-# see. Each exhibit trains or generates twice, with the bug and without, so its **cost** is a score; and each has one **named
+# see. Each exhibit runs twice, with the bug and without, so its **cost** is a score; and each has one **named
 # test** that fails with the bug and passes without.
 #
 # **You will be able to show** what each bug costs, and that one assertion would have caught it. In three exercises you get a
@@ -62,7 +62,7 @@ print(describe(profile, compute, notebook="06_bug_museum"))
 # **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP](01_clip_infonce.ipynb) and [03, the Q-Former](03_qformer_gpt2.ipynb), for the parts that break here.
-# The sections don't depend on one another: begin with the one that hurts you today.
+# Run all cells once; then read the sections in any order, beginning with the bug that you suspect today.
 
 # %%
 import copy
@@ -181,14 +181,14 @@ said = {name: " ".join(map(str, count_down(name))).replace("10", "■") for name
 pd.DataFrame({"after a 9 it says": said, "loss": {name: losses[name][-1] for name in "ABCD"}})
 
 # %% [markdown]
-# C is healthy. The loss can't tell, because each model learnt its labels perfectly; the labels said something else.
+# C is healthy. The loss can't tell: each model learnt its labels almost perfectly, and three times the labels said something else.
 #
-# - **A: EOS erased as padding.** With `pad = eos`, `ids == pad` finds the true EOS too. Nobody ever asks the model to stop. *Fix:*
+# - **A: EOS erased as padding.** With `pad = eos`, `ids == pad` finds the true EOS too. No label ever asks the model to stop. *Fix:*
 #   mask by length, that is by the attention mask.
 # - **B: labels shifted twice.** `transformers` compares the prediction at $t$ with the label at $t + 1$ by itself. Shift beforehand,
-#   and the model learns to predict the token after next. *Fix:* labels are the ids, in place.
-# - **D: `ignore_index=0`.** Token 0 is a token like any other. Whoever marks "nothing here" with 0 never teaches it, as
-#   ClipCap's training script did. *Fix:* -100, which no token has.
+#   and the model learns to skip: after 9 it says 7. *Fix:* labels are the ids, in place.
+# - **D: `ignore_index=0`.** Token 0 is a token like any other. Marking "nothing here" with 0, as ClipCap's training
+#   script does, means that token 0 is never learnt. *Fix:* -100, which no token has.
 
 
 # %%
@@ -217,8 +217,8 @@ exhibit("ignore_index=0", *score, test_every_token_occurs_among_the_labels, "D",
 # ## 2. Prompts and answers
 #
 # **A shared prompt counted in the loss.** Chat models begin every row with the same system prompt. Counted in the mean, its twelve
-# tokens are learnt at once and hide the answer's. Training here stops when the loss falls below 0.7, a value that looks well
-# trained. *Fix:* -100 for all that isn't answer. *Test:* as many labels as answer tokens.
+# tokens are learnt at once, and their low loss hides the answer's. Training here stops when the loss falls below 0.7: with
+# the bug, that happens while half of the answers are still wrong. *Fix:* -100 for all that isn't answer. *Test:* as many labels as answer tokens.
 #
 # **A space that the chat template doesn't have.** To a tokenizer, "A" and " A" are two tokens. The template ends in
 # `assistant\n`, but training put `" " + answer` behind it. Then a multiple-choice benchmark compares the logits of "A", "B", "C" and
@@ -274,7 +274,7 @@ exhibit("a space too many", "letters right", right_letters, test_row_trained_is_
 # the same column.
 #
 # **Left padding.** `generate()` derives the positions from the mask; `forward()` doesn't, and counts padding. A short prompt
-# then starts at a position where training never put a first token: one model generates well and is scored badly.
+# then starts at a position where training never put a first token: the same model generates well and is scored too low.
 #
 # **Exercise 1: positions.** ★★☆ 6 minutes. Fix `broken_position_ids` for padding *anywhere*: on the left, on the right, or
 # between prefix and text, where a VLM has it.
@@ -387,12 +387,12 @@ print("my guess for ImageNet's constants:", my_guess)
 pd.DataFrame({"R@1": recall, "test fails": {way: fails(test, way) for way in ways}})
 
 # %% [markdown]
-# ImageNet's constants cost nothing here, which is why the mistake lives so long. A score can't be relied on to find it; the
-# comparison with the reference processor finds all five.
+# ImageNet's constants cost nothing here, which may be why the mistake is so common. A score can't be relied on to find it;
+# the comparison with the reference processor finds all five.
 #
 # **Initialisation taken for knowledge.** A figure of position embeddings looks structured, and the caption says "learnt". We train
 # two ViTs for sixty steps on [02](02_vit.ipynb)'s task and compare each table with **its own start**. From $\mathcal{N}(0, 1)$ it hardly
-# moves: the figure would show the random numbers that it began with. (The shipped encoder began so, too; notebook 00 says so.)
+# moves: the figure would show the random numbers that it began with. (The shipped encoder began like this, too: notebook 00.)
 # *Fix:* start small, at 0.02, before you show a table as learnt. *Test:* the table has left its start.
 
 # %%
@@ -421,7 +421,7 @@ exhibit("initialisation taken for learnt", *score, test_positions_moved, 1.0, 0.
 # ## 5. Loading and training
 #
 # **The checkpoint that was not loaded.** A model trained on several GPUs was saved from its wrapper, which puts `module.` before
-# every name. Loading complained, somebody wrote `strict=False`, and the complaint was gone: it means "load what fits", and nothing
+# every name. Loading raised an error, somebody wrote `strict=False`, and the error was gone: it means "load what fits", and nothing
 # fitted. In the issue tracker of a small public VLM (MiniMind-V, number 75) such a "pretrained" model's loss stood at 7.5.
 #
 # **Exercise 2: load, or raise an error.** ★★☆ 10 minutes. A checkpoint must load with and without `module.` in front of its names;
@@ -470,9 +470,9 @@ exhibit("strict=False", *score, test_every_weight_arrives, broken_load_weights, 
 
 # %% [markdown]
 # **An optimizer in half precision where the hardware has none.** Muon multiplies matrices to orthogonalise each gradient, and
-# `torch.optim.Muon` does so in bfloat16 on every device. A CPU without that arithmetic emulates it. No error, nearly the same
-# result, and steps that take many times as long. *Fix:* fp32 there. *Test:* half precision isn't much slower than fp32. (The cell
-# takes the slower of float16 and bfloat16. Where a CPU computes in both, this exhibit is closed.)
+# `torch.optim.Muon` does so in bfloat16 on every device. A CPU without that arithmetic emulates it: no error, and steps that take
+# many times as long. *Fix:* fp32 there. *Test:* half precision isn't much slower than fp32. (The cell
+# takes the slower of float16 and bfloat16. Where a CPU is fast in both, it shows nothing.)
 
 # %%
 gradient = torch.randn(192, 768)
@@ -596,6 +596,6 @@ museum[["test"]]
 # (2) ImageNet's constants cost nothing here. Would you fix them, and how would you defend the time? (3) Your model scores ten
 # points better than the paper. Which exhibits do you visit first?
 #
-# **Where next.** This is the last notebook. Take a script of your own through it, or go back to [01](01_clip_infonce.ipynb),
-# [02](02_vit.ipynb), [03](03_qformer_gpt2.ipynb), [04](04_llava_projection.ipynb) or [05](05_evaluation.ipynb) and find where each bug
-# could have stood. Terms: the [glossary](../docs/glossary.md).
+# **Where next.** Apply these tests to a script of your own, or go back to [01](01_clip_infonce.ipynb), [02](02_vit.ipynb),
+# [03](03_qformer_gpt2.ipynb), [04](04_llava_projection.ipynb) or [05](05_evaluation.ipynb) and find where each bug could have
+# been. New material follows in [08, resolution](08_resolution.ipynb) and [09, a modern VLM](09_modern_vlm.ipynb). Terms: the [glossary](../docs/glossary.md).

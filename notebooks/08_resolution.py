@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="08_resolution"))
 # # 8. Beyond one small square
 #
 # Every model of this course so far reads one square of 64 x 64 pixels; CLIP reads 224 x 224. Documents, charts and streets don't fit: what is small in
-# a large image is gone before the encoder sees it. Here are the four ways out that current models use.
+# a large image shrinks to a few pixels of one patch. Here is what current models do about it.
 #
 # **You will build** patches of images of any size in one sequence, attention that stays inside each image, rotary positions in two dimensions,
 # interpolated positions, tiles with a thumbnail, and pixel shuffle.
@@ -152,7 +152,7 @@ plots.show_images(shown + small, [f"{s} pixels" for s in SIDES] + ["resized to 6
 # **Exercise 1: pack.** ★★☆ 9 minutes. Patches have channel, row, column inside, as in 02. Return each patch's (row, column) as well, and `cu_seqlens`.
 # <details><summary>Hint</summary>
 #
-# `rearrange(image, "d (r p) (c q) -> r c (d p q)", p=16, q=16)` is a grid of patches; `torch.stack(torch.meshgrid(..., indexing="ij"), dim=-1)` is the grid of their places. `by_block` orders both.
+# `rearrange(image, "d (r p) (c q) -> r c (d p q)", p=16, q=16)` is a grid of patches; `torch.stack(torch.meshgrid(..., indexing="ij"), dim=-1)` is the grid of their positions. `by_block` orders both.
 # </details>
 
 
@@ -217,14 +217,14 @@ print(f"{mask.float().mean():.0%} of {len(mask)} x {len(mask)} pairs are allowed
 # ## 3. Rotary positions in two dimensions
 #
 # A table of positions, one vector a patch, ends where its grid ends. **RoPE** (Su et al. 2021) has no table: it turns queries and keys by an angle that grows with the position. Two
-# numbers $(x_j, x_{j+h/2})$ of a head are a point in a plane, turned by $\theta = p\,\omega_j$:
+# numbers $(x_j, x_{j+h/2})$ of a head are a point in a plane, turned by $\alpha = p\,\omega_j$, where $p$ is the position:
 #
-# $$x_j' = x_j\cos\theta - x_{j+h/2}\sin\theta \qquad x_{j+h/2}' = x_{j+h/2}\cos\theta + x_j\sin\theta$$
+# $$x_j' = x_j\cos\alpha - x_{j+h/2}\sin\alpha \qquad x_{j+h/2}' = x_{j+h/2}\cos\alpha + x_j\sin\alpha$$
 #
-# Turned by $p$ and by $p'$, a query and a key have a product that depends on $p - p'$ alone. In **2D** half of the pairs turn with the row and the other half with the column:
+# The dot product of a query at $p$ and a key at $p'$ depends on positions only through $p - p'$. In **2D** half of the pairs turn with the row and the other half with the column:
 # with $n$ pairs an axis, $\omega_i = 10000^{-i/n}$ for $i = 0 \dots n-1$.
 #
-# **Exercise 3: RoPE.** ★★★ 10 minutes. The axes are the columns of `positions`: two here; a clip has three, with time.
+# **Exercise 3: RoPE.** ★★★ 10 minutes. The axes are the columns of `positions`: two here; a video clip has three, with time.
 # <details><summary>Hint</summary>
 #
 # `(positions[..., None] * frequencies).flatten(1)` has shape (T, h / 2): first the angles of the rows, then those of the columns. All heads turn alike: `[:, None]`. `x.chunk(2, dim=-1)` gives the partners.
@@ -263,7 +263,7 @@ assert abs(np.diff(moved["RoPE"])) < 1e-3 < 0.1 < abs(np.diff(moved["multiplied"
 pd.DataFrame(moved, index=["(1, 2) and (3, 5)", "(7, 4) and (9, 7)"])
 
 # %% [markdown]
-# Rotation keeps lengths, and the score depends on the offset alone. Multiplying each number by $\cos$ and $\sin$ *of itself*, without its partner, as RoPE is often written down, does neither: it is a
+# Rotation keeps lengths, and positions enter the score only as an offset. Multiplying each number by $\cos$ and $\sin$ without its partner does neither: it is a
 # scaling, and the same offset gives another score elsewhere.
 #
 # ## 4. Positions that exist: interpolate
@@ -538,17 +538,17 @@ figure.legend(loc="outside lower center", ncols=5)
 figure
 
 # %% [markdown]
-# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. Missing are **tokens**. On the largest page 16 patches hold 144 cells, and a resized digit lies anywhere in its patch, beside other things. Longer training would help some; it can't add tokens.
+# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. What is missing seems to be **tokens**: on the largest page each of the 16 patches holds nine of its squares of 16 pixels, and a resized digit lies anywhere in its patch, beside other things. Longer training might help; it can't add tokens.
 # - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
-# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen. The thumbnail adds nothing to *this* question: no digit has to be seen as part of a whole.
+# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
 # - **RoPE** reads all sizes with one set of weights and no table.
-# - **Merged.** A quarter of the tokens for the reader; the encoder's own time stays. Its reader learnt from few blocks an image, and meets more of them on large pages.
+# - **Merged.** A quarter of the tokens for the reader, at the same cost in the encoder. It costs tiles most: 0.61 at 192, where interpolated pages, with nearly as many tokens, keep 0.93.
 #
 # The **Pareto front** holds the ways for which no other reads more with fewer tokens, averaged over the four sizes.
 #
 # ## 7. At the border
 #
-# Input that can't be read must stop where it comes in, with a sentence that helps. Which of these would pass without a check, and what would the model then say?
+# Input that can't be read must raise an error where it comes in, with a sentence that helps. Which of these would pass without a check, and what would the model then say?
 
 # %%
 for what, attempt in {
@@ -573,15 +573,15 @@ check.progress()
 # ## What you showed
 #
 # - Packing, attention by image, 2D RoPE, interpolated positions, the choice of a grid and pixel shuffle are those of `transformers`.
-# - RoPE is a rotation: scores depend on the offset alone. A product with cos and sin is none.
+# - RoPE is a rotation: positions enter the scores only as offsets. Multiplying by cos and sin without the partner is not one.
 # - Qwen2-VL's 2 x 2 merge and SmolVLM's pixel shuffle are one function.
-# - What a fixed square lacked here were tokens rather than pixels. Its own weights read large pages once they got the page in full.
+# - A fixed square failed though its pixels suffice for a nearest neighbour. The same weights read large pages once they got them in full.
 #
 # ## What this does not show
 #
 # - **Anything about photographs**, or a large encoder.
 # - **That RoPE reads better than a table.** The two encoders were trained on different views. Reading one digit needs hardly any positions; 02's *leftmost* does.
-# - **Digits across patches.** On a page in full, a digit fills one patch, cell by cell. Resized or in tiles it lies as it falls. Part of the gap at 96 pixels is this.
+# - **Digits across patches.** On a page in full, a digit fills exactly one patch. Resized or in tiles it may lie across several. Part of the gap at 96 pixels may be this.
 # - **The cost for a language model.** Its attention reads these tokens in every layer; the readers here are small.
 #
 # ## Check yourself
@@ -594,7 +594,7 @@ check.progress()
 # ## To answer in words
 #
 # 1. Pixel shuffle loses nothing. Why then is there a limit to how often one can apply it?
-# 2. A tile doesn't see its neighbours. Which questions about an image suffer, and what of the four ways would you take for a street map?
+# 2. A tile doesn't see its neighbours. Which questions about an image suffer, and which of the four ways would you take for a street map?
 #
 # ## Where next
 #

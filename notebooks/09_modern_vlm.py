@@ -53,10 +53,10 @@ print(describe(profile, compute, notebook="09_modern_vlm"))
 #
 # **You will build** RMSNorm, SwiGLU, rotary positions, grouped-query attention, pixel shuffle, the insertion of images, and generation with a KV cache.
 #
-# **You will be able to show** that the whole model has the logits and the answers of `transformers`' SmolVLM, given the same weights; that, trained on Shapes, it answers from
+# **You will be able to show** that the whole model has the logits and the answers of `transformers`' SmolVLM, given the same weights; that, trained on Shapes, it uses
 # the image; and where the parameters, the arithmetic and the memory of SmolVLM2-256M are.
 #
-# **Reading time:** 25 minutes. Six exercises, 44 minutes if you write them all; none is needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 45 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # **Run time:** about 1.5 min (1.5 with bf16) and 1.6 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -176,7 +176,7 @@ check.same_outputs(SwiGLU(128, 384), llama.LlamaMLP(config.text_config), torch.r
 # $$\begin{pmatrix} x_i \\ x_{i+h/2} \end{pmatrix} \to \begin{pmatrix} x_i \cos\alpha - x_{i+h/2} \sin\alpha \\ x_{i+h/2} \cos\alpha + x_i \sin\alpha \end{pmatrix},
 # \qquad \alpha = p\,\theta^{-2i/h}$$
 #
-# A dot product of two turned vectors depends on the *difference* of their angles alone. So attention sees how far apart two positions are, in every layer.
+# The dot product of two turned vectors depends on their positions only through the *difference*. So attention sees how far apart two tokens are, in every layer.
 #
 # **Exercise 3: turn the pairs.** ★★☆ 6 minutes. `rope_tables` is given.
 # <details><summary>Hint</summary>
@@ -215,7 +215,7 @@ check.same_values("scores from 0 and from 100 on, ", *scores)  # distances alone
 # %% [markdown]
 # ## 3. Grouped-query attention
 #
-# Generation keeps the keys and values of everything read: the **KV cache**. With $H$ heads it holds $2 H h$ numbers a layer and position, and soon outweighs all else. **Grouped-query
+# Generation keeps the keys and values of everything read: the **KV cache**. With $H$ heads it holds $2 H h$ numbers per layer and position; with long texts and large batches it can outweigh the weights. **Grouped-query
 # attention** (Ainslie et al. 2023) has $H$ heads of queries and only $G$ of keys and values; each serves $H / G$ neighbouring query heads:
 #
 # $$\text{head}_j = \mathrm{softmax}\!\Big(\frac{q_j\,k_g^\top}{\sqrt h} + \text{mask}\Big)\, v_g, \qquad g = \lfloor j\,G / H \rfloor$$
@@ -267,7 +267,7 @@ GroupedQueryAttention = check.GroupedQueryAttention(GroupedQueryAttention)
 # ## 4. The Llama
 #
 # A layer is $x + \mathrm{attention}(\mathrm{norm}(x))$, then $x + \mathrm{SwiGLU}(\mathrm{norm}(x))$. The output head may be the table of embeddings itself (*tied*, as in SmolLM2-135M). A position
-# reads what is no padding and not after it; padding reads itself, since a softmax over nothing is undefined.
+# reads itself and what precedes it, except padding; padding reads itself, since a softmax over nothing is undefined.
 #
 # One `Block` serves the Llama and, with LayerNorm, the vision encoder below. The weights of any `LlamaForCausalLM` fit once they are `renamed`. Below the class: one of three layers, six
 # heads and three groups, with random weights. SmolLM2-135M, the language model of SmolVLM2-256M, is such a model too, with 30 layers.
@@ -377,12 +377,12 @@ class VisionEncoder(nn.Module):
 # ## 6. Images among the words
 #
 # 04 put the vectors where *one* `<image>` stood, and the row grew. SmolVLM's text has the image token **as often as the image has vectors**; each is replaced, and no length changes. Any number of images may
-# stand anywhere. Should the counts disagree, every later vector would be wrong without a word: so it must be an error.
+# stand anywhere. If the counts disagree, every later vector would stand at a wrong position, silently: so raise an error.
 #
 # **Exercise 5: insert the images.** ★★☆ 7 minutes. The vectors of all images, in order, at the image tokens of all rows. Where the counts differ, a `ValueError` that says both.
 # <details><summary>Hint</summary>
 #
-# `tensor.masked_scatter(mask, source)` fills the places of a mask, in order, from another tensor. The mask needs a last axis: `mask[..., None]`.
+# `tensor.masked_scatter(mask, source)` fills the positions of a mask, in order, from another tensor. The mask needs a last axis: `mask[..., None]`.
 # </details>
 
 
@@ -452,14 +452,14 @@ with torch.no_grad():
 # %% [markdown]
 # ## 7. Generation with a KV cache
 #
-# First the model reads the whole prompt and keeps the keys and values of each layer. From then on it reads **one** vector a round: the embedding of the token that it has just said. Nothing before it can change,
+# First the model reads the whole prompt and keeps the keys and values of each layer. From then on it reads **one** vector a step: the embedding of the token just generated. What was kept cannot change,
 # because no position reads what comes after it.
 #
 # **Predict first.** 32 new tokens after a prompt of 300: how many times more vectors would the model read without a cache, with the whole text again for each token?
 #
 # Rows differ in length, and the next token must follow the last word of each: the padding is on the left. Positions are counted from the mask.
 #
-# **Exercise 6: one round.** ★★★ 10 minutes. Call the Llama; take the most probable token at the last position; keep it; note which rows are finished; make the next `embeds` and `attention_mask`.
+# **Exercise 6: one step.** ★★★ 10 minutes. Call the Llama; take the most probable token at the last position; keep it; note which rows are finished; make the next `embeds` and `attention_mask`.
 # <details><summary>Hint</summary>
 #
 # `model.text_model(embeds, attention_mask, cache)` returns logits and the new cache. `model.text_model.embed_tokens(token[:, None])` has shape (B, 1, D). The mask grows by a column of ones.
@@ -544,8 +544,8 @@ history = train_vlm(model, train.images, turns, steps=2 * profile.connector_step
 plots.loss_curve(history, ylabel="loss (nats)", title=f"trained for {history.seconds[-1]:.0f} s")
 
 # %% [markdown]
-# **Do the answers come from the image?** The same held-out questions with the image, with another image (**shuffled**), with an empty one (**blank**), and without any (**blind**). There is no oracle: this Llama has
-# never read a scene in words.
+# **Do the answers come from the image?** The same held-out questions with the image, with another image (**shuffled**), with an empty one (**blank**), and without any (**blind**). 03's *oracle*, the scene in words in place of the image, is missing: this Llama has
+# never read one.
 
 # %% tags=["thumbnail"]
 with torch.no_grad():
@@ -560,9 +560,9 @@ display(result.frame()[["questions", *names]].round(1))
 plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out images")
 
 # %% [markdown]
-# With its own image the model is above *blind*, and with another image it falls back: the answers come from the image. Read the rows: it has begun with colours and sizes; for the other types its answers are little better than
-# guesses. What is missing is not in the form but in the training: this language model began with
-# random weights and has read a few thousand rows. 03's had learnt to read scenes in words before it met an image; SmolLM2 has read two trillion tokens (Ben Allal et al. 2025).
+# With its own image the model is above *blind*, and with another image it falls back: what it gains comes from the image. Read the rows: it has begun with colours and sizes; for the other types its answers are little better than
+# guesses. What is missing is probably training: this language model began with
+# random weights and has read 7,680 rows. 03's had learnt to read scenes in words before it met an image; SmolLM2 has read two trillion tokens (Ben Allal et al. 2025).
 #
 # **Is my loss normal?** It falls fast at first (the words of captions, then which answers are possible), and slowly after. *Flat from the start*: do the image tokens of each row agree with the images, and is every label
 # -100 but the answers? *Far below*: do turns read each other? The mask must be `text.block_mask`.
@@ -572,7 +572,7 @@ plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out i
 #
 # Now the real model, counted. On PyTorch's *meta device* a tensor has a shape and no numbers, so a model of any size is built in a second, and `FlopCounterMode` counts what it would compute. The
 # sizes are those of the release: SigLIP of base size, for tiles of 512 pixels in patches of 16, and SmolLM2-135M. The release stores the output head apart from the embeddings, which SmolLM2
-# itself ties: only so does the count reach the 256M of the name. (The *93M* often given for its vision encoder are SigLIP's with the pooling head, which is not used here.)
+# itself ties: only then does the count reach the 256M of the name. (The *93M* often given for its vision encoder are SigLIP's with the pooling head, which is not used here.)
 #
 # **Predict first.** Of the arithmetic that one tile needs, what share is the vision encoder's?
 
@@ -602,7 +602,7 @@ plots.share_bars(spent, title="Where SmolVLM2-256M spends")
 # %% [markdown]
 # **Most parameters are the language model's; nearly all the arithmetic of an image is the vision encoder's**: it has 1,024 positions where the language model reads 64. One tile costs as much as some 850 new words.
 #
-# What pixel shuffle saves is on the language model's side. Say an image comes as 17 tiles (a grid of 4 x 4, and the whole made small). The cache holds, for each position, keys and values of 30 layers, 3 groups of 64
+# What pixel shuffle saves is on the language model's side. Say an image comes as 17 tiles (a grid of 4 x 4, and a small copy of the whole). For each position, the cache holds keys and values in 30 layers, for 3 groups of 64
 # numbers, 2 bytes each:
 
 # %%
@@ -615,26 +615,26 @@ print(f"vision encoder: {17 * tile[0]:,.0f} GFLOP, whatever s is; cache: {cached
 saved.round(1)
 
 # %% [markdown]
-# Without it, the language model would spend more than the encoder, and the image alone would exceed the 8,192 positions that the release reads. With $s = 4$ it takes an eighth of them. The price is paid in the
-# encoder's features: a vector has to hold what 16 patches say, which SmolVLM's authors found bearable for small models and large tiles.
+# Without it, the language model would spend more than the encoder, and the image alone would exceed the 8,192 positions that the release reads. With $s = 4$ it takes about an eighth of them. The price is paid in the
+# features: one vector has to hold what 16 patches say, which SmolVLM's authors found acceptable for small models.
 #
 # ## What you showed
 #
 # - Each part, the logits and the greedy text equal those of `transformers`, with the same weights.
 # - Queries and keys turned by RoPE see distances alone, and a cache changes nothing but the time.
-# - Trained from a CLIP's ViT and an empty Llama, the model answers from the image: with another image it falls back.
+# - Trained from a CLIP's ViT and a Llama of random weights, the model uses the image: with another image it falls back.
 # - 256,484,928 parameters: two in five are the language layers', and 94% of a tile's arithmetic is the encoder's.
 #
 # ## What this does not show
 #
-# - **What SmolVLM can do.** Its quality is in its weights and data; here are its form and its sizes.
-# - **That this form is better than GPT-2's.** Nothing was compared; that takes the same data and budget for both.
+# - **What SmolVLM can do.** Its quality is in its weights and data; here are its architecture and its sizes.
+# - **That this architecture is better than GPT-2's.** Nothing was compared; that takes the same data and budget for both.
 # - **Speed.** GFLOP are not seconds: reading a prompt is bound by arithmetic, generation by memory.
 #
 # ## Check yourself
 #
 # - [ ] I can say what RMSNorm leaves out of LayerNorm, and what the gate in SwiGLU does.
-# - [ ] I can say why the answer of RoPE's dot product does not depend on where a text starts.
+# - [ ] I can say why attention scores under RoPE do not depend on where a text starts.
 # - [ ] I know what is in a KV cache, and which of $H$, $G$ and $h$ make it large.
 # - [ ] I know what pixel shuffle saves, and what it does not.
 #
