@@ -107,7 +107,7 @@ diagrams.vision_language_model(vlm, image_of[1000066], language.short_prompt(que
 #
 # What ships, exactly:
 # - The **vision encoder** is our own CLIP, trained on Shapes. Its position embeddings *started* from N(0, 1), fifty times
-#   CLIP's 0.02, so that a short training learns where things are. They stayed close to that start: never read
+#   transformers' 0.02, so that a short training learns where things are. They stayed close to that start: never read
 #   them as learnt positions.
 # - The **language model** isn't OpenAI's GPT-2. It has GPT-2's architecture, 3.3M parameters and 320 tokens, and was trained
 #   on Shapes text: scenes in words with questions, answers, captions and conversations.

@@ -55,7 +55,7 @@ print(describe(profile, compute, notebook="02_vit"))
 # a ceiling that you compute beforehand; on which patch an answer depends, by hiding it; and that your ViT can replace
 # the image encoder of a trained CLIP without changing one retrieved caption.
 #
-# **Reading time:** 25 minutes. Six exercises, 50 minutes if you write them all; none is needed to go on.
+# **Reading time:** 25 minutes. Six exercises, 51 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
 # **Run time:** about 1 min (1 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->

@@ -497,7 +497,7 @@ def test_half_precision_is_not_much_slower(dtype):
 half = max(torch.float16, torch.bfloat16, key=seconds_a_step)
 score, test = ("seconds a step", seconds_a_step), test_half_precision_is_not_much_slower
 if fails(test, half):
-    exhibit("optimizer in half precision", *score, test, half, torch.float32, lower=True)
+    exhibit(f"optimizer in {str(half)[6:]}", *score, test, half, torch.float32, lower=True)
 
 # %% [markdown]
 # **Test images in the training set.** Each image has five captions. The rows (image, caption) are shuffled and a tenth is held out.
