@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlm_lite.data.cutouts import HOW_MANY, NUMBERS
+from vlm_lite import real
+from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
 from vlm_lite.evals.probes import bootstrap_interval, run_probes
-from vlm_lite.lessons.llava import Projector
-from vlm_lite.lessons.vlm import VLM, train_vlm
+from vlm_lite.lessons.llava import Projector, run_stages
+from vlm_lite.lessons.vlm import VLM
 
 
 class PhotoConnector(nn.Module):
@@ -74,11 +75,13 @@ def ask(model, data, kinds=None):
 ASKED = {"same": None, "another": ("what", "kind"), "new": ("what", "kind")}
 
 
-def ask_all(model, data):
+def ask_all(models, data):
     """`ask` of each test -> {"test, type: control": Interval}, {test: {question_id: answer}}."""
+    model = models["questions"]
     found = {split: ask(model, data[split], kinds) for split, kinds in ASKED.items()}
-    named = {f"{split}, {k}": v for split, (scores, _) in found.items() for k, v in scores.items()}
-    return named, {split: answers for split, (_, answers) in found.items()}
+    found["same, captions alone"] = ask(models["captions"], data["same"], ("what",))
+    named = {f"{test}, {k}": v for test, (scores, _) in found.items() for k, v in scores.items()}
+    return named, {test: answers for test, (_, answers) in found.items()}
 
 
 def twenty(data, answers):
@@ -92,21 +95,30 @@ def twenty(data, answers):
     return shown
 
 
+FIRST = {"start": "nothing", "data": "captions", "trainable": "connector", "optimizer": "Muon"}
+SECOND = {"start": "captions", "data": "questions", "trainable": "LoRA", "optimizer": "AdamW"}
 STAGES = {
-    "captions": {"steps": 180, "batch_size": 16, "per_row": 1, "lr": 2e-2},
-    "questions": {"steps": 100, "batch_size": 16, "per_row": 1, "lr": 5e-3},
+    "captions": FIRST | {"lr": 2e-2, "steps": 180, "batch_size": 16, "per_row": 1},
+    "questions": SECOND | {"lr": 1e-3, "steps": 100, "batch_size": 16, "per_row": 3},
 }
 
 
-def train_photographs(model, data, stages, seed=0, after=lambda stage: None):
-    """Train the connector on an EncodedDataset, stage after stage -> {stage: History}; `after` each, call that."""
-    histories, one = {}, (HOW_MANY, NUMBERS[1])
-    for name, settings in stages.items():
-        if name == "captions":  # of images of one thing; train_vlm leaves out the rest
-            turns = [each[:1] if one in each else [] for each in data.turns]
-        else:  # the first turn is the caption
-            turns = [each + each[:1] * (len(each) - 2) for each in data.turns]
-        histories[name] = train_vlm(model, data.features, turns, **settings, seed=seed)
-        model.eval()
-        after(name)
-    return histories
+def stage_talks(data):
+    """What is said of each image in each stage, as conversations of one turn: captions of images of one thing; all."""
+    one = (HOW_MANY, NUMBERS[1])
+    captions = [[each[:1]] if one in each else [] for each in data.turns]
+    return {"captions": captions, "questions": [[[turn] for turn in each] for each in data.turns]}
+
+
+def study(seed, profile):
+    """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
+    parts, stages = real.real_parts(), STAGES
+    if profile.name == "smoke":
+        parts, stages = real.small_parts(), {k: {**v, "steps": 2} for k, v in stages.items()}
+    data = {split: parts.encoded(split) for split in SPLITS}
+    features, talks = data["train"].features, stage_talks(data["train"])
+    models, histories = run_stages(build_vlm(parts, seed), features, talks, stages, seed)
+    found, answers = ask_all(models, data)
+    figures = {f"{name}, {k}": v for name, each in found.items() for k, v in vars(each).items()}
+    figures |= {f"seconds, {name}": each.seconds[-1] for name, each in histories.items()}
+    return histories["captions"], figures, twenty(data, answers)
