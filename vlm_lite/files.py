@@ -1,7 +1,7 @@
 """Where files live, and how they are written so that nothing half-written is ever taken for whole."""
 
-import codecs
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -11,15 +11,10 @@ import shutil
 import sys
 import tempfile
 import uuid
+import zlib
 from pathlib import Path
 
 MESSAGE_LENGTH = 580  # with the command's name in front, under 600
-MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 STRAY = re.compile(
     r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db"
     r"|desktop\.ini|__pycache__)$"
@@ -135,21 +130,21 @@ def atomic_dir(path):
 
 
 def read_text(path, expected="text"):
-    """The text of a file in UTF-8, or in what its byte-order mark says; line ends are left as they are.
+    """The text of a file, also of a .gz; in UTF-8, 16 or 32, with or without a byte-order mark. Line ends stay.
 
     UserError where it is missing, closed to us, or not `expected`, which is text.
     """
     try:
         data = Path(path).read_bytes()
-        encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8-sig")
-        return data.decode(encoding)
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        return data.decode(json.detect_encoding(data))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
         ) from error
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
+            f"{path} cannot be read ({getattr(error, 'strerror', '') or error}). Check what it is and who may read it."
         ) from error
     except UnicodeError as error:
         raise UserError(
