@@ -30,6 +30,14 @@ def test_missing_duplicate_and_unknown_ids_are_counted_with_an_example_each():
         match([1, 2, 3, 4, 5], pairs, **NAMED)
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_ids_that_are_text_in_one_file_and_numbers_in_the_other_are_told_so(partial):
+    """Also where some are alike: the rest would be left out."""
+    for pairs in ([("1", "a"), ("2", "b")], [(1, "a"), ("2", "b")]):
+        with refused("example 2; .* example .*text in one file and numbers in the other"):
+            match([1, 2] if pairs[0][0] == 1 else [2, 1], pairs, **NAMED, partial=partial)
+
+
 def test_a_part_is_scored_only_when_told_and_is_counted():
     pairs = [(9, "e"), (2, "b")]
     with refused("--partial"):
