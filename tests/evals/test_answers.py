@@ -113,6 +113,22 @@ def test_ids_are_what_the_file_says_and_only_those_that_are_used_are_required(tm
     assert read_results(results, "question_id", "answer") == [(i, "a") for i in ids]
 
 
+@pytest.mark.parametrize("image", [-1, 1.5, "", [1, 2], {"a": 1}, True, 2**70, float("nan")])
+def test_an_image_id_of_any_type_is_no_obstacle_where_images_are_not_read(tmp_path, image):
+    asked = [{"question_id": 1.0, "question": "?", "image_id": image}]
+    notes = [{"question_id": 1, "answers": TEN, "image_id": image}]
+    rows = read(tmp_path, {"questions": asked}, {"annotations": notes})
+    assert [*map(repr, rows["question_id"])] == ["1"]  # pandas writes 1.0
+    with refused("image_id is .x., but .*about image"):
+        read(tmp_path, asked, [{**notes[0], "image_id": "x"}])
+
+
+@pytest.mark.parametrize("number", [0.5, -1.0, 1e30, float("inf"), float("nan")])
+def test_a_fraction_is_no_id(tmp_path, number):
+    with refused(r"\[0\].question_id. is "):
+        read(tmp_path, [{"question_id": number, "question": "?"}], [])
+
+
 def test_another_image_than_the_question_s_is_refused_and_none_is_not(tmp_path):
     asked = {"questions": [{"question_id": 1, "image_id": "003a8ae2", "question": "?"}]}
     note = {"question_id": 1, "answers": TEN}

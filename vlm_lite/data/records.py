@@ -78,7 +78,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
         _by_question(answered, "annotations", annotations),
         _by_question(asked, "questions", questions),
     )
-    images = _column(asked.values(), "image_id", ID, questions, complete)
+    images = _images(asked.values(), questions, complete)
     ids = dict(zip(asked, images, strict=True))
     if image_ids is not None:
         ids = {question_id: image for question_id, image in ids.items() if image in image_ids}
@@ -90,7 +90,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
             f"question_id {show(lonely[0])}. Add their answers, or take the questions out."
         )
     theirs = [notes[question_id] for question_id in ids]
-    others = _column(theirs, "image_id", ID, annotations, complete)
+    others = _images(theirs, annotations, complete)
     for (question_id, image), other, (place, _) in zip(ids.items(), others, theirs, strict=True):
         if other != image and str(other) != str(image) and None not in (other, image):
             raise UserError(
@@ -106,6 +106,13 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
         "answer": _column(theirs, "multiple_choice_answer", str, annotations, complete),
         "answers": [_ten_answers(note, annotations, place) for place, note in theirs],
     }, subtype
+
+
+def _images(found, file, complete):
+    """The image_id of every (place, record); without `complete`, where it is only compared, of any type."""
+    if complete:
+        return _column(found, "image_id", ID, file)
+    return [record.get("image_id") for _, record in found]
 
 
 def _by_question(data, key, file):
@@ -171,6 +178,8 @@ def field(record, key, kind, file, where=""):
             f"Expected {_NAMES[kind]}. Is this a file of another kind?"
         )
     value = record[key]
+    if kind is ID and isinstance(value, float) and value.is_integer():  # as pandas writes them
+        value = int(value)
     good = isinstance(value, kind) and not isinstance(value, bool)
     if good and isinstance(value, int):
         good = 0 <= value < 2**63
