@@ -6,6 +6,7 @@ An error names the file, the field (`annotations[3].answers[9].answer`), what st
 import contextlib
 import csv
 import io
+import re
 import string
 
 from vlm_lite.files import UserError, read_json, read_json_lines, read_text
@@ -258,7 +259,7 @@ def read_mmbench(path):
             **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)},
         }
     for index, row in rows.items():
-        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdigit():
+        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdecimal():
             there = rows.get(int(row["image"]), row)["image"]
             if len(there) <= REFERENCE_LENGTH:
                 raise UserError(
@@ -280,11 +281,11 @@ def read_tsv(path, columns):
     reader, rows, line = csv.reader(text, delimiter="\t", strict=True), [], 1
     try:
         header = next(reader, [])
-        absent = [name for name in columns if name not in header]
+        absent = [name for name in columns if header.count(name) != 1]
         if absent:
             raise UserError(
-                f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs between "
-                f"columns, {', '.join(columns)} among them. Is this a file of another kind?"
+                f"{path}, line 1: no column {', '.join(absent)}, or two of that name (found: {show(header)}). Expected "
+                f"tabs between columns, {', '.join(columns)} among them. Is this a file of another kind?"
             )
         line = reader.line_num + 1
         for cells in reader:
@@ -306,7 +307,7 @@ def read_tsv(path, columns):
 
 
 def index_of(path, line, cells):
-    if not (cells["index"].isascii() and cells["index"].isdigit()):
+    if not re.fullmatch("[0-9]{1,18}", cells["index"]):
         raise UserError(
             f"{path}, line {line}: index is {show(cells['index'])}; expected a whole number of 0 or more."
         )
