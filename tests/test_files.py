@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,18 @@ def test_a_cut_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
             file.write("half")
             raise error
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    files.write_json(tmp_path / "link", 1)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "1\n"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write_json(tmp_path / "pipe", 2)
+        assert read.result() == "2\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
 def test_a_cut_folder_leaves_the_old_one_and_nothing_else(tmp_path):

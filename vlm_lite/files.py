@@ -98,8 +98,8 @@ def _beside(path):
         yield new
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or set VLM_LITE_HOME to "
-            "another folder; nothing half-written was kept."
+            f"cannot write {path}: {error.strerror or error}. Name another path, free some space, or set "
+            "VLM_LITE_HOME to another folder; nothing half-written was kept."
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -109,13 +109,23 @@ def _beside(path):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """Yield a file under a temporary name beside `path`; it takes the name `path` only when the block succeeds."""
-    with _beside(Path(path)) as new:
-        with open(new, mode, encoding=None if "b" in mode else "utf-8") as file:
+    """Yield a file under a temporary name beside `path`; it takes the name `path` only when the block succeeds.
+
+    A link stays one, and what is no file (/dev/stdout, a pipe) is written to itself.
+    """
+    path = Path(path)
+    is_device = path.exists() and not path.is_file() and not path.is_dir()
+    path = path if is_device else Path(os.path.realpath(path))
+    with _beside(path) as new:
+        with open(
+            path if is_device else new, mode, encoding=None if "b" in mode else "utf-8"
+        ) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+            if not is_device:
+                os.fsync(file.fileno())
+        if not is_device:
+            os.replace(new, path)
 
 
 @contextlib.contextmanager
@@ -127,6 +137,15 @@ def atomic_dir(path):
         if os.path.exists(path):
             os.replace(path, old)
         os.replace(new, path)
+
+
+def refuse_input(path, options):
+    """UserError where writing to `path` would replace a file that a value of `options`, or of a list in it, names."""
+    paths = [
+        v for value in options.values() for v in (value if isinstance(value, list) else [value])
+    ]
+    if path and os.path.realpath(path) in [os.path.realpath(str(v)) for v in paths]:
+        raise UserError(f"{path} is one of the files that are read. Name another to write to.")
 
 
 def read_text(path, expected="text"):
