@@ -1,9 +1,11 @@
 """Files are found or missed by name, and written whole or not at all."""
 
 import errno
+import gzip
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -49,6 +51,18 @@ def test_a_cut_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["kept.txt"]
 
 
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    files.write_json(tmp_path / "link", 1)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "1\n"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write_json(tmp_path / "pipe", 2)
+        assert read.result() == "2\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
 def test_a_cut_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     with files.atomic_dir(tmp_path / "kept") as folder:
         (folder / "a").write_text("old")
@@ -78,13 +92,23 @@ JSON = st.recursive(
 
 @given(
     st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=2, max_size=4),
-    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    st.sampled_from(
+        "utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be".split()
+    ),
     st.sampled_from(["\n", "\r\n", "\n\n"]),
+    st.sampled_from([bytes, gzip.compress]),
 )
-def test_any_list_is_the_same_as_a_list_and_as_lines(tmp_path, rows, encoding, newline):
+def test_any_list_is_the_same_as_a_list_and_as_lines(tmp_path, rows, encoding, newline, pack):
     for text in (json.dumps(rows), newline.join(map(json.dumps, rows))):
-        (tmp_path / "a.json").write_bytes(text.encode(encoding))
+        (tmp_path / "a.json").write_bytes(pack(text.encode(encoding)))
         assert files.read_json(tmp_path / "a.json") == rows
+
+
+@pytest.mark.parametrize("end", [5, 15, 25, -9])
+def test_a_compressed_file_that_is_cut_short_is_named(tmp_path, end):
+    (tmp_path / "a.json").write_bytes(gzip.compress(b'{"id": 1}' * 9)[:end])
+    with refused("a.json cannot be read"):
+        files.read_json(tmp_path / "a.json")
 
 
 @given(st.text(max_size=100), st.integers(0, 100_000), st.text(max_size=100))

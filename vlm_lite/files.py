@@ -1,7 +1,7 @@
 """Where files live, and how they are written so that nothing half-written is ever taken for whole."""
 
-import codecs
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -11,15 +11,10 @@ import shutil
 import sys
 import tempfile
 import uuid
+import zlib
 from pathlib import Path
 
 MESSAGE_LENGTH = 580  # with the command's name in front, under 600
-MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 STRAY = re.compile(
     r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db"
     r"|desktop\.ini|__pycache__)$"
@@ -103,8 +98,8 @@ def _beside(path):
         yield new
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or set VLM_LITE_HOME to "
-            "another folder; nothing half-written was kept."
+            f"cannot write {path}: {error.strerror or error}. Name another path, free some space, or set "
+            "VLM_LITE_HOME to another folder; nothing half-written was kept."
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -114,13 +109,23 @@ def _beside(path):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """Yield a file under a temporary name beside `path`; it takes the name `path` only when the block succeeds."""
-    with _beside(Path(path)) as new:
-        with open(new, mode, encoding=None if "b" in mode else "utf-8") as file:
+    """Yield a file under a temporary name beside `path`; it takes the name `path` only when the block succeeds.
+
+    A link stays one, and what is no file (/dev/stdout, a pipe) is written to itself.
+    """
+    path = Path(path)
+    is_device = path.exists() and not path.is_file() and not path.is_dir()
+    path = path if is_device else Path(os.path.realpath(path))
+    with _beside(path) as new:
+        with open(
+            path if is_device else new, mode, encoding=None if "b" in mode else "utf-8"
+        ) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+            if not is_device:
+                os.fsync(file.fileno())
+        if not is_device:
+            os.replace(new, path)
 
 
 @contextlib.contextmanager
@@ -134,22 +139,31 @@ def atomic_dir(path):
         os.replace(new, path)
 
 
+def refuse_input(path, options):
+    """UserError where writing to `path` would replace a file that a value of `options`, or of a list in it, names."""
+    paths = [
+        v for value in options.values() for v in (value if isinstance(value, list) else [value])
+    ]
+    if path and os.path.realpath(path) in [os.path.realpath(str(v)) for v in paths]:
+        raise UserError(f"{path} is one of the files that are read. Name another to write to.")
+
+
 def read_text(path, expected="text"):
-    """The text of a file in UTF-8, or in what its byte-order mark says; line ends are left as they are.
+    """The text of a file, also of a .gz; in UTF-8, 16 or 32, with or without a byte-order mark. Line ends stay.
 
     UserError where it is missing, closed to us, or not `expected`, which is text.
     """
     try:
         data = Path(path).read_bytes()
-        encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8-sig")
-        return data.decode(encoding)
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        return data.decode(json.detect_encoding(data))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
         ) from error
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
+            f"{path} cannot be read ({getattr(error, 'strerror', '') or error}). Check what it is and who may read it."
         ) from error
     except UnicodeError as error:
         raise UserError(

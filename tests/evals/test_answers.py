@@ -30,6 +30,14 @@ def test_missing_duplicate_and_unknown_ids_are_counted_with_an_example_each():
         match([1, 2, 3, 4, 5], pairs, **NAMED)
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_ids_that_are_text_in_one_file_and_numbers_in_the_other_are_told_so(partial):
+    """Also where some are alike: the rest would be left out."""
+    for pairs in ([("1", "a"), ("2", "b")], [(1, "a"), ("2", "b")]):
+        with refused("example 2; .* example .*text in one file and numbers in the other"):
+            match([1, 2] if pairs[0][0] == 1 else [2, 1], pairs, **NAMED, partial=partial)
+
+
 def test_a_part_is_scored_only_when_told_and_is_counted():
     pairs = [(9, "e"), (2, "b")]
     with refused("--partial"):
@@ -103,6 +111,22 @@ def test_ids_are_what_the_file_says_and_only_those_that_are_used_are_required(tm
     assert rows["question_type"] == rows["answer_type"] == rows["answer"] == [None] * len(ids)
     results = write(tmp_path, "r.json", [{"question_id": i, "answer": "a"} for i in ids])
     assert read_results(results, "question_id", "answer") == [(i, "a") for i in ids]
+
+
+@pytest.mark.parametrize("image", [-1, 1.5, "", [1, 2], {"a": 1}, True, 2**70, float("nan")])
+def test_an_image_id_of_any_type_is_no_obstacle_where_images_are_not_read(tmp_path, image):
+    asked = [{"question_id": 1.0, "question": "?", "image_id": image}]
+    notes = [{"question_id": 1, "answers": TEN, "image_id": image}]
+    rows = read(tmp_path, {"questions": asked}, {"annotations": notes})
+    assert [*map(repr, rows["question_id"])] == ["1"]  # pandas writes 1.0
+    with refused("image_id is .x., but .*about image"):
+        read(tmp_path, asked, [{**notes[0], "image_id": "x"}])
+
+
+@pytest.mark.parametrize("number", [0.5, -1.0, 1e30, float("inf"), float("nan")])
+def test_a_fraction_is_no_id(tmp_path, number):
+    with refused(r"\[0\].question_id. is "):
+        read(tmp_path, [{"question_id": number, "question": "?"}], [])
 
 
 def test_another_image_than_the_question_s_is_refused_and_none_is_not(tmp_path):

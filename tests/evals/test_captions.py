@@ -192,6 +192,12 @@ def test_spice_runs_where_its_parts_are_there(monkeypatch, tmp_path):
         ({1: "a"}, {1: "a"}, {}, r"references\[1\] is 'a'"),
         ({1: ["a"]}, {1: "a"}, {"metrics": ["BLUE"]}, "BLUE"),
         ({1: ["a"]}, {1: "a"}, {"tokenizer": "bpe"}, "'bpe'"),
+        (
+            {1: ["", " ."]},
+            {1: "a"},
+            {"tokenizer": "whitespace", "metrics": ["CIDEr"]},
+            "no reference",
+        ),
     ],
 )
 def test_bad_input_is_named(references, results, options, message):

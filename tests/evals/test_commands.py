@@ -167,12 +167,22 @@ def test_a_damaged_file_is_named_with_status_2(files, file, damage, capsys):
         ("zeroshot", "--template dog", "dog"),
         ("zeroshot", "--model shapes-clap", "shapes-clap"),
         ("vqa", "--json /dev/null/out.json", "cannot write /dev/null/out.json"),
+        ("vqa", "--json /dev", "cannot write /dev: Is a directory. Name another path"),
     ],
 )
 def test_bad_options_end_with_status_2_without_a_table(files, benchmark, more, words, capsys):
     assert cli.main([*files.arguments(benchmark), *more.split()]) == 2
     shown = capsys.readouterr()
     assert words in shown.err and shown.out == ""
+
+
+@pytest.mark.parametrize("name", ["pope.jsonl", "../{}/labels.json"])
+def test_the_json_does_not_take_the_place_of_what_is_read(files, name, capsys):
+    folder = files["pope.jsonl"].parent
+    file = folder / name.format(folder.name)
+    before = file.read_bytes()
+    refused(capsys, [*files.arguments("pope"), "--json", file], "one of the files that are read")
+    assert file.read_bytes() == before
 
 
 def test_the_json_is_written_although_nobody_reads_what_is_printed(files, tmp_path):
@@ -184,3 +194,7 @@ def test_the_json_is_written_although_nobody_reads_what_is_printed(files, tmp_pa
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")  # 128 + SIGPIPE, as `head`'s left neighbours
     assert json.loads(out.read_text(encoding="utf-8"))["accuracy"] == 0.75
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and re.fullmatch("vlm-lite: .*No space.*\n", done.stderr)

@@ -164,6 +164,9 @@ def test_predictions_need_two_columns_and_may_stand_in_the_benchmark_s_own_table
         ([cells(), cells()], "line 4: index is 7"),  # a question has two lines
         ([cells(index="seven")], "line 2: index is 'seven'"),
         ([cells(index="7.0")], "line 2: index is '7.0'"),
+        ([cells(index="7" * 5000)], "line 2: index is '777"),
+        ([cells(index="\u0667")], "line 2: index is"),
+        ([cells(image="\u00b2")], "index 7: image is not base64"),
         ([cells(answer="C")], "line 2 .*answer is 'C'.*{'A': 'cat', 'B': 'dog'}"),
         ([cells(answer="")], "line 2 .*answer is ''"),
         ([cells(A="", B="")], "line 2 .*options are {}"),
@@ -196,6 +199,20 @@ def test_no_row_of_predictions_is_swallowed(tmp_path, lines, line):
     (tmp_path / "p.tsv").write_text("\n".join(["index\tprediction", *lines]))
     with refused(f"p.tsv, line {line}: .*quote"):
         read_predictions(tmp_path / "p.tsv")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "p.tsv").write_text("index\tprediction\tprediction\n1\tA\tB\n")
+    with refused("no column prediction, or two"):
+        read_predictions(tmp_path / "p.tsv")
+
+
+def test_a_failed_call_is_no_refusal():
+    """VLMEvalKit looks for the failure first, and then at the options' texts alone."""
+    said = "Failed to obtain answer via API: B. Cannot determine the answer: dog"
+    options = {"A": "c" * 99, "B": "x" * 99, "C": "dog"}
+    assert extract_letter(said, options) == "C"
+    assert extract_letter(said.removeprefix("Failed to obtain answer via API: "), options) is None
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20).filter(

@@ -91,7 +91,10 @@ def test_chance_is_what_a_random_order_gives():
     "change, message",
     [
         ({"image_embeds": np.ones((12, 5))}, "image_embeds are 5 wide and text_embeds 12"),
-        ({"image_embeds": np.ones(12)}, r"image_embeds has shape \(12,\)"),
+        *(
+            ({"image_embeds": np.ones(shape)}, r"image_embeds has shape \(.*\); expected")
+            for shape in ((), 12, (0, 12), (12, 0), (1, 12, 12))
+        ),
         ({"text_embeds": np.diag([np.nan, *range(11)])}, r"text_embeds .* rows \[0\]"),
         ({"text_embeds": None}, "no array text_embeds"),
         ({"image_of_text": np.arange(11)}, r"image_of_text has shape \(11,\).*expected \(12,\)"),

@@ -110,6 +110,7 @@ def test_classes_may_be_named_renamed_and_more_than_the_folders(pictures, tmp_pa
     [
         ("red\nblue", "names.txt .*'black'"),
         ("\n".join([*COLOURS, "red"]), "8 lines with 7 different"),
+        ("\n".join(COLOURS).replace("red", "red\tblue square"), "7 lines with 6 different"),
         (None, "does not exist"),
     ],
 )
@@ -149,6 +150,7 @@ def test_what_no_person_put_there_is_skipped_and_named_in_one_line(tmp_path, str
     for name in filter(None, [*kept, stray]):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"not looked at")
+    (tmp_path / "cat" / "folder.jpg").mkdir()
     paths, labels, names = class_folders(tmp_path)
     assert [str(tmp_path / name) for name in kept] == paths
     assert (labels, names) == ([0, 0, 1], ["cat", "dog"])

@@ -95,6 +95,23 @@ def test_files_missing_cut_short_or_of_another_kind_are_named(saved):
         CLIP.from_pretrained("no/such-model")
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [("hidden_size", "x"), ("num_attention_heads", 0), ("hidden_act", "nope"), ("", [])],
+)
+def test_a_config_that_no_model_can_have_is_named(saved, field, value):
+    """transformers raises a KeyError, ZeroDivisionError or TypeError."""
+    config = json.loads((saved / "config.json").read_text())
+    config["vision_config"][field] = value
+    (saved / "config.json").write_text(json.dumps(config if field else value))
+    with refused("no model could be loaded|model_type is"):
+        CLIP.from_pretrained(saved)
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with refused("no model could be loaded|model_type is"):
+        CLIP.from_pretrained(saved)
+
+
 def test_a_sharded_checkpoint_is_read_by_its_index(saved):
     whole = CLIP.from_pretrained(saved)
     whole.save_pretrained(saved / "parts", max_shard_size="20KB")

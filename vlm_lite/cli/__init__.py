@@ -35,10 +35,13 @@ def main(arguments=None):
         status = _main(arguments)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
+    except OSError as error:
         with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError, ValueError):
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left in the buffer goes there
-        return 141
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"vlm-lite: {UserError(error)}", file=sys.stderr)
+        return 2
 
 
 def _main(arguments):
@@ -55,8 +58,6 @@ def _main(arguments):
     except KeyboardInterrupt:
         print("vlm-lite: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        raise
     except Exception as error:
         hint = machine.memory_hint(error)
         if not hint:

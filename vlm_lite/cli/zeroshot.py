@@ -86,8 +86,8 @@ def class_folders(folder, classes=None):
     with spaces for underscores. UserError for an empty sub-folder or one that no line names.
     """
     folder, suffixes = Path(folder), PIL.Image.registered_extensions()
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
-    strays = [path for path in files if is_stray(path) and (folder / path).is_file()]
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    strays = [path for path in files if is_stray(path)]
     found = {sub.name: [] for sub in sorted(folder.glob("*/")) if not is_stray(sub.name)}
     for path in files:
         if path.suffix.lower() in suffixes and path.parts[0] in found and not is_stray(path):
@@ -108,9 +108,10 @@ def class_folders(folder, classes=None):
         pairs = [line.partition("\t")[::2] for line in lines if line]
         names = {key: name.strip() or key.replace("_", " ") for key, name in pairs}
         absent = [name for name in found if name not in names]
-        if absent or len(names) < max(2, len(pairs)):
+        different = len({*names.values()})
+        if absent or different < max(2, len(pairs)):
             raise UserError(
-                f"{classes} has {len(pairs)} lines with {len(names)} different classes, and does not name the sub-folders "
+                f"{classes} has {len(pairs)} lines with {different} different classes, and does not name the sub-folders "
                 f"{absent[:5]} of {folder}. Expected two or more, each once: the sub-folder's name, or sub-folder<TAB>name."
             )
     number = {name: index for index, name in enumerate(names)}

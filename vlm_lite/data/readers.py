@@ -8,7 +8,6 @@ your own        images and metadata.jsonl, a line each: {"file_name", and any co
 """
 
 import base64
-import binascii
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -133,7 +132,7 @@ def read_mmbench(file):
     for row in read_mmbench_rows(file):
         try:
             image = base64.b64decode(row["image"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise UserError(
                 f"{file}, index {row['index']}: image is not base64 ({error}). Make or download the file again."
             ) from error

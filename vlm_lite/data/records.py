@@ -6,6 +6,7 @@ An error names the file, the field (`annotations[3].answers[9].answer`), what st
 import contextlib
 import csv
 import io
+import re
 import string
 
 from vlm_lite.files import UserError, read_json, read_json_lines, read_text
@@ -78,7 +79,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
         _by_question(answered, "annotations", annotations),
         _by_question(asked, "questions", questions),
     )
-    images = _column(asked.values(), "image_id", ID, questions, complete)
+    images = _images(asked.values(), questions, complete)
     ids = dict(zip(asked, images, strict=True))
     if image_ids is not None:
         ids = {question_id: image for question_id, image in ids.items() if image in image_ids}
@@ -90,7 +91,7 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
             f"question_id {show(lonely[0])}. Add their answers, or take the questions out."
         )
     theirs = [notes[question_id] for question_id in ids]
-    others = _column(theirs, "image_id", ID, annotations, complete)
+    others = _images(theirs, annotations, complete)
     for (question_id, image), other, (place, _) in zip(ids.items(), others, theirs, strict=True):
         if other != image and str(other) != str(image) and None not in (other, image):
             raise UserError(
@@ -106,6 +107,13 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
         "answer": _column(theirs, "multiple_choice_answer", str, annotations, complete),
         "answers": [_ten_answers(note, annotations, place) for place, note in theirs],
     }, subtype
+
+
+def _images(found, file, complete):
+    """The image_id of every (place, record); without `complete`, where it is only compared, of any type."""
+    if complete:
+        return _column(found, "image_id", ID, file)
+    return [record.get("image_id") for _, record in found]
 
 
 def _by_question(data, key, file):
@@ -171,6 +179,8 @@ def field(record, key, kind, file, where=""):
             f"Expected {_NAMES[kind]}. Is this a file of another kind?"
         )
     value = record[key]
+    if kind is ID and isinstance(value, float) and value.is_integer():  # as pandas writes them
+        value = int(value)
     good = isinstance(value, kind) and not isinstance(value, bool)
     if good and isinstance(value, int):
         good = 0 <= value < 2**63
@@ -249,7 +259,7 @@ def read_mmbench(path):
             **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)},
         }
     for index, row in rows.items():
-        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdigit():
+        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdecimal():
             there = rows.get(int(row["image"]), row)["image"]
             if len(there) <= REFERENCE_LENGTH:
                 raise UserError(
@@ -271,11 +281,11 @@ def read_tsv(path, columns):
     reader, rows, line = csv.reader(text, delimiter="\t", strict=True), [], 1
     try:
         header = next(reader, [])
-        absent = [name for name in columns if name not in header]
+        absent = [name for name in columns if header.count(name) != 1]
         if absent:
             raise UserError(
-                f"{path}, line 1: no column {', '.join(absent)} (found: {show(header)}). Expected tabs between "
-                f"columns, {', '.join(columns)} among them. Is this a file of another kind?"
+                f"{path}, line 1: no column {', '.join(absent)}, or two of that name (found: {show(header)}). Expected "
+                f"tabs between columns, {', '.join(columns)} among them. Is this a file of another kind?"
             )
         line = reader.line_num + 1
         for cells in reader:
@@ -297,7 +307,7 @@ def read_tsv(path, columns):
 
 
 def index_of(path, line, cells):
-    if not (cells["index"].isascii() and cells["index"].isdigit()):
+    if not re.fullmatch("[0-9]{1,18}", cells["index"]):
         raise UserError(
             f"{path}, line {line}: index is {show(cells['index'])}; expected a whole number of 0 or more."
         )

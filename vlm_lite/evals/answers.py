@@ -45,10 +45,13 @@ def match(expected, given, *, file, against, name="id", partial=False, offer=PAR
         )
         if keys
     ]
-    if twice or not scored or (faults and not partial):
+    alike = {*map(str, missing)} & {*map(str, unknown)}
+    if alike or twice or not scored or (faults and not partial):
         advice = (
             "Keep one answer each."
             if twice
+            else "They are text in one file and numbers in the other: write them alike."
+            if alike
             else "None is shared: is it of another split, or of another benchmark?"
             if not scored
             else offer

@@ -81,6 +81,8 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
     tokens = iter(cut)
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
+    if not any(map("".join, gts.values())):
+        raise UserError("no reference has a word. Check the captions of the annotations.")
     scores = {}
     with _meteor(gts, res, java) if "METEOR" in metrics else contextlib.nullcontext() as meteor:
         if "BLEU" in metrics:

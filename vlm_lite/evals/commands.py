@@ -10,7 +10,7 @@ import gc
 import io
 from pathlib import Path
 
-from vlm_lite.files import UserError, write_json
+from vlm_lite.files import UserError, refuse_input, write_json
 
 EXAMPLES = {  # shown by --help
     "captions": """vlm-lite eval captions --refs captions_val2014.json --results results.json --partial
@@ -159,6 +159,7 @@ def add_eval(commands):
 
 
 def _run(call, options):
+    refuse_input(options.json, {**vars(options), "json": None})
     gc.disable()  # a file of a million records holds no cycles, and the collector would walk them again and again
     try:
         with contextlib.redirect_stdout(io.StringIO()) as shown:

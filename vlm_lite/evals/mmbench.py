@@ -39,9 +39,9 @@ def extract_letter(prediction, options):
        the prediction is at most twice as long as all the options together: that option's letter.
     Four stock refusals are no answer at all.
     """
-    if any(phrase in prediction for phrase in REFUSALS):
-        return None
     if "Failed to obtain answer via API" not in prediction:
+        if any(phrase in prediction for phrase in REFUSALS):
+            return None
         words = prediction.translate(str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))).split()
         found = [letter for letter in options if letter in words]
         if len(found) == 1 and words.index(found[0]) > len(words) - 5:

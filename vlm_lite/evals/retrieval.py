@@ -114,12 +114,15 @@ def read_embeddings(path):
 def unit_rows(name, embeds):
     """Embeddings (count, width), each brought to unit length. UserError, with `name`, for other shapes, NaN, infinity."""
     embeds = as_numbers(name, embeds)
-    finite = embeds.isfinite().flatten(1).all(dim=1) if embeds.ndim == 2 else torch.ones(0)
-    if not len(finite) or not finite.all():
+    if embeds.ndim != 2 or not embeds.numel():
         raise UserError(
-            f"{name} has shape {tuple(embeds.shape)}, with NaN or infinite values in rows "
-            f"{(~finite.bool()).nonzero().flatten().tolist()[:5]}; expected numbers, (count, width), at least one row. Look "
-            "at the training loss, or lower the learning rate."
+            f"{name} has shape {tuple(embeds.shape)}; expected (count, width), one or more of each."
+        )
+    finite = embeds.isfinite().all(dim=1)
+    if not finite.all():
+        raise UserError(
+            f"{name} has NaN, or values beyond float32, in rows {(~finite).nonzero().flatten().tolist()[:5]}. Look at the "
+            "training loss, or lower the learning rate."
         )
     return F.normalize(embeds, dim=-1)
 

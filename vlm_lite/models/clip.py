@@ -59,7 +59,8 @@ class CLIP(CLIPModel):
         weights does not fit.
         """
         folder = model_folder(folder_or_id)
-        kind = read_json(folder / "config.json").get("model_type")
+        config = read_json(folder / "config.json")
+        kind = config.get("model_type") if isinstance(config, dict) else config
         if kind != "clip":
             raise UserError(f"{folder / 'config.json'}: model_type is {kind!r}, expected 'clip'.")
         return load_pretrained(super().from_pretrained, folder, **options)

@@ -5,6 +5,7 @@ VLMs. Here every load is exact.
 """
 
 import contextlib
+import os
 from pathlib import Path
 
 import torch
@@ -69,15 +70,17 @@ def faults_named(folder_or_id):
     logging.disable_progress_bar()  # of weights loaded; downloads keep theirs
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        here = sorted(Path(folder_or_id).glob("*.*"))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a faulty config.json or index raises any kind
+        here = sorted(Path(folder_or_id).glob("*.*")) if os.path.isdir(folder_or_id) else []
         for path in here:
             if path.suffix in (".json", ".safetensors"):
                 (read_json if path.suffix == ".json" else read_weights)(path)
         holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
         raise UserError(
             f"no model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}{holds}). Check the name, the network and the folder's files "
+            f"{str(error).partition(chr(10))[0]}{holds}). Check the name, the network and the folder's files "
             "(config.json, model.safetensors, tokenizer.json)."
         ) from error
 
@@ -111,7 +114,7 @@ def load_pretrained(from_pretrained, folder_or_id, *, exact=True, **options):
 def model_folder(folder_or_id):
     """The folder of a model in Hugging Face layout, that of a hub id downloaded once. UserError where it gives none."""
     folder = Path(folder_or_id)
-    return folder if folder.is_dir() else download(str(folder_or_id))
+    return folder if os.path.isdir(folder) else download(str(folder_or_id))
 
 
 def download(model_id):
