@@ -75,15 +75,20 @@ def test_the_prefix_begins_as_texts_do_and_starts_at_the_scale_of_words_whatever
         assert (prefix[:, 0] == words[parts.tokenizer.eos_token_id]).all()
 
 
-def test_captions_come_of_images_of_one_thing_and_then_everything_that_is_said(
-    parts, own_home, monkeypatch
-):
-    given = []
-    monkeypatch.setattr(photographs, "train_vlm", lambda *data, **settings: given.append(data[2]))
-    data, one = parts.encoded("train"), ("How many things are there?", "One.")
-    photographs.train_photographs(photographs.build_vlm(parts), data, photographs.STAGES)
-    captions, everything = given
-    assert everything == data.turns
-    for said, turns in zip(captions, data.turns, strict=True):
-        assert said == (turns[:1] if one in turns else [])
-    assert 0.4 < sum(map(bool, captions)) / len(captions) < 0.6
+def test_captions_come_of_images_of_one_thing_and_then_everything_that_is_said(parts, own_home):
+    data, one = parts.encoded("train"), ("How many things are there?", "There is one.")
+    talks = photographs.stage_talks(data)
+    assert talks["questions"] == [[[turn] for turn in turns] for turns in data.turns]
+    for said, turns in zip(talks["captions"], data.turns, strict=True):
+        assert said == ([[turns[0]]] if one in turns else [])
+    assert 0.4 < sum(map(bool, talks["captions"])) / len(data.turns) < 0.6
+
+
+def test_what_only_frames_an_answer_is_not_asked_of_the_oracle():
+    for answer, key in {
+        "It is an animal.": "an animal",
+        "There are two.": "two",
+        "The red apple is at the top left.": "at the top left",
+        "No, there is no frog.": "No, there is no frog",
+    }.items():
+        assert photographs.FRAME.sub("", answer) == key
