@@ -12,7 +12,6 @@ from vlm_lite.figures import (
     BLUE,
     GREEN,
     GREY,
-    GUESS,
     INK,
     LINE,
     NIGHT,
@@ -21,6 +20,7 @@ from vlm_lite.figures import (
     ORANGE,
     PALE,
     SKY,
+    VERMILLION,
     YELLOW,
     Figure,
     array,
@@ -29,15 +29,8 @@ from vlm_lite.figures import (
     wrap,
 )
 from vlm_lite.models.positions import position_cosines
-from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one name
-    answer_table,
-    ask_panel,
-    losses,
-    museum_wall,
-    scoreboard,
-    share_bars,
-)
 
+GUESS = {"color": VERMILLION, "linestyle": (0, (5, 3)), "linewidth": 1.6}  # also the blind line
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 CONTROLS = {  # condition -> (label, colour, hatch); others are white
@@ -54,6 +47,15 @@ def _panels(width, height, label, columns=1, **shared):
     """(figure, its panels side by side), laid out so that nothing is cut off."""
     figure = Figure(width=width, height=height, label=label, layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False, **shared)[0]
+
+
+def _rows(names, xlabel, label="", height=34):
+    """(figure, axes) for rows of bars, so many pixels each, with their names from the top down."""
+    figure, (axes,) = _panels(680, 120 + height * len(names), label or xlabel)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    return figure, axes
 
 
 @styled
@@ -189,57 +191,34 @@ def percent_table(rows):
     return pd.DataFrame(rows).T.map("{:.1%}".format)
 
 
-def _accuracy_rows(names, label):
-    """(figure, axes) for rows of bars with their names, from the top down, over a scale of accuracy."""
-    figure, (axes,) = _panels(680, 120 + 34 * len(names), label)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
-    axes.set_xlabel("VQA accuracy (%)")
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    return figure, axes
-
-
 @styled
-def score_bars(board, *, guess=None, title=""):
+def controls_bars(board, *, bridge=None, guess=None, title=""):
     """A score and its controls, a bar each, with whiskers; blind and oracle go on as lines.
 
-    board: {name: (value, low, high) in percent}, from the top down. guess: (label, percent).
+    board: {name: Interval, in 0..1}, from the top down. bridge: a BridgeScore, to say it and the multimodal gain in the
+    title. guess: (name, percent).
     """
-    figure, axes = _accuracy_rows([CONTROLS.get(n, (n,))[0] for n in board], title or "scores")
+    if bridge is not None:
+        gain = 100 * (board["vlm"].value - board["blind"].value)
+        board = {name: board[name] for name in CONTROLS if name in board}
+        title += f"\nmultimodal gain {gain:+.1f} points,   bridge score {bridge}"
     looks = [CONTROLS.get(name, (name, "white", "")) for name in board]
-    values, lows, highs = (array(each) for each in zip(*board.values(), strict=True))
-    look = {"color": [colour for _, colour, _ in looks], "hatch": [hatch for *_, hatch in looks]}
-    look |= dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
-    bars = axes.barh(range(len(board)), values, 0.66, **look)
+    names, colours, hatches = zip(*looks, strict=True)
+    figure, axes = _rows(names, "VQA accuracy (%)", title or "scores")
+    values, lows, highs = 100 * array([(i.value, i.low, i.high) for i in board.values()]).T
+    look = dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
+    bars = axes.barh(range(len(board)), values, 0.66, color=colours, hatch=hatches, **look)
     axes.bar_label(bars, fmt="%.1f", padding=4, fontweight="bold", bbox=WHITE)
     for name, colour, line in (("blind", INK, "--"), ("oracle", GREEN, "-.")):
         if name in board:
             look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
-            axes.axvline(board[name][0], label=name, **look)
+            axes.axvline(100 * board[name].value, label=name, **look)
     if guess is not None:
-        axes.axvline(guess[1], label=f"{guess[0]}: {guess[1]:g}", **GUESS)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        axes.axvline(guess[1], label=f"my guess for {guess[0]}: {guess[1]:g}", **GUESS)
+    axes.set_xlim(0, 106)
+    figure.suptitle(title.strip(), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
-
-
-def controls_bars(board, *, guess=None, title=""):
-    """`score_bars` of {name: Interval, in 0..1}. guess: (name, percent)."""
-    board = {name: (100 * i.value, 100 * i.low, 100 * i.high) for name, i in board.items()}
-    return score_bars(board, guess=guess and (f"my guess for {guess[0]}", guess[1]), title=title)
-
-
-def gain_bars(*, bridge, guess=None, title="", **scores):
-    """Does it look? `score_bars` with the multimodal gain and the bridge score in the title.
-
-    scores: vlm, blind, oracle and others, (value, low, high) in percent. bridge: (value, low, high), or "undefined".
-    guess: the VLM's score.
-    """
-    head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
-    head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
-    scores = {name: scores[name] for name in CONTROLS if name in scores}
-    guess = None if guess is None else ("my guess", guess)
-    return score_bars(scores, guess=guess, title=f"{title}\n{head}" if title else head)
 
 
 @styled
@@ -248,7 +227,7 @@ def by_type_bars(table, *, title):
 
     table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent.
     """
-    figure, axes = _accuracy_rows(list(table), title)
+    figure, axes = _rows(list(table), "VQA accuracy (%)", title)
     rows = range(len(table))
     vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
     bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
@@ -259,7 +238,7 @@ def by_type_bars(table, *, title):
         axes.plot(blind, rows, color=colour, label=name, **look)
     look = dict(color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
     axes.plot(oracle, rows, "D", label="oracle", **look)
-    axes.set_title(title)
+    axes.set(title=title, xlim=(0, 106))
     figure.legend(loc="outside lower center", ncols=3, markerscale=0.45)
     return figure
 
@@ -344,7 +323,7 @@ def seed_ranges(rows, *, live=None, xlabel):
 
     rows: {name: fractions, one a seed}. live: (name of a row, this run's fraction).
     """
-    figure, (axes,) = _panels(680, 90 + 26 * len(rows), xlabel)
+    figure, axes = _rows(list(rows), xlabel, height=26)
     for place, values in enumerate(rows.values()):
         values = 100 * array(values)
         axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
@@ -354,9 +333,7 @@ def seed_ranges(rows, *, live=None, xlabel):
         look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
         axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
         axes.legend(loc="lower left")
-    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
     axes.set_xlim(left=0)
-    axes.invert_yaxis()
     return figure
 
 
@@ -381,4 +358,149 @@ def power_law(series, lines, *, ylabel):
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
         axes.set_yticks(ticks, ticks)
     panels[0].set_ylabel(ylabel)
+    return figure
+
+
+@styled
+def answer_table(images, columns, *, widths=None, label="answers", side=84):
+    """Images at the left and one column of texts for each of `columns` {name: N texts}, the last in bold.
+
+    A text that begins with ✓ is blue and bold, one with ✗ red. side: of the images, in pixels.
+    """
+    gap, widths = 12, widths or (180,) * len(columns)
+    lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    head = 40 + LINE * max(name.count("\n") for name in columns)
+    height = head + len(images) * (side + gap) + 4
+    figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
+    for i, image in enumerate(images):
+        figure.picture_at(image, gap, head + i * (side + gap), side)
+    for k, (left, width, name) in enumerate(zip(lefts, widths, columns, strict=True)):
+        figure.text_at(left, 14, name, fontweight="bold")
+        for i, text in enumerate(columns[name]):
+            is_bold = text.startswith("✓") or k == len(widths) - 1 and not text.startswith("✗")
+            weight = "bold" if is_bold else "normal"
+            colour = {"✓": BLUE, "✗": VERMILLION}.get(text[:1], INK)
+            look = dict(va="center", color=colour, fontweight=weight)
+            lines = wrap(text, width, 9.5, side // LINE, weight)
+            figure.text_at(left, head + i * (side + gap) + side / 2, lines, **look)
+    return figure
+
+
+def scoreboard(images, questions, answers, given):
+    """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
+
+    answers: N right answers. given: {model name: N answers}, compared without regard to case.
+    """
+    columns = {"question": questions, "right answer": answers}
+    for name, said in given.items():
+        pairs = zip(said, answers, strict=True)
+        marked = [f"{'✓' if a.strip().lower() == b.strip().lower() else '✗'} {a}" for a, b in pairs]
+        right = sum(text.startswith("✓") for text in marked)
+        columns[f"{wrap(name, 124, 9.5, 1, 'bold')}\n{right} of {len(questions)}"] = marked
+    widths = (200, 96) + (124,) * len(given)
+    return answer_table(images, columns, widths=widths, label="Can it see yet?", side=72)
+
+
+@styled
+def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
+    """One question about one image: the image, the question, and the probabilities of the likeliest answers.
+
+    image: None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no image, a
+    dashed line. The size of the figure never varies (frames of an animation).
+    """
+    side, width, height = 236, 720, 286
+    figure = Figure(width=width, height=height, label=question)
+    if image is None:
+        axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=11)
+        axes.set(xticks=[], yticks=[])
+    else:
+        figure.picture_at(image, 24, 26, side)
+    left = 24 + side + 28
+    lines = wrap(question, width - left - 24, 13, 2, "bold")
+    figure.text_at(left, 24, lines, fontsize=13, fontweight="bold")
+    figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
+    answers = list(answers or sorted(probabilities, key=probabilities.get, reverse=True)[:top])
+    best = max(answers, key=probabilities.get)
+    axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
+    for row, answer in enumerate(answers):
+        percent = 100 * probabilities[answer]
+        axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
+        look = dict(va="center", fontweight="bold" if answer == best else "normal")
+        axes.text(percent + 1.2, row, f"{percent:.0f}%", **look)
+    axes.set(
+        yticks=range(len(answers)),
+        yticklabels=[wrap(answer, 80, 10, 1) for answer in answers],
+        xlim=(0, 100),
+        xticks=range(0, 101, 25),
+        ylim=(max(top, len(answers)) - 0.4, -0.6),
+    )
+    axes.set_xlabel("probability of the answer (%)")
+    axes.tick_params(axis="y", labelsize=10)
+    axes.grid(axis="y", visible=False)
+    if blind is not None:
+        axes.axvline(100 * blind, **GUESS, zorder=3)
+        note = f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}"
+        axes.set_title(note, color=VERMILLION, fontsize=8.5, fontweight="normal", pad=3)
+    return figure
+
+
+@styled
+def losses(curves, title="", *, ylabel="loss (nats)", every=1):
+    """Training curves {name: losses} on a log axis, a point every so many steps, the last value in the legend."""
+    figure, (axes,) = _panels(640, 290, title or "losses")
+    looks = zip((BLUE, ORANGE, GREEN, VERMILLION), ("-", "--", "-.", ":"), strict=True)
+    for (name, values), (colour, line) in zip(curves.items(), looks, strict=False):
+        label = f"{name}: {values[-1]:.3f} at the end"
+        steps = [every * (k + 1) for k in range(len(values))]
+        axes.plot(steps, values, line, color=colour, label=label)
+    axes.set(yscale="log", xlabel="training step", ylabel=ylabel, title=title)
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each(lambda value, _: f"{value:.1g}")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def museum_wall(exhibits, columns=3):
+    """Cards of a DataFrame's rows: name, measure, and broken and fixed as bars; "lower is better" marked with an arrow."""
+    width, tall = 292, 118
+    rows = -(-len(exhibits) // columns)
+    figure = Figure(width=16 + width * columns, height=38 + tall * rows, label="silent bugs")
+    figure.text_at(16, 10, "hatched: broken   solid: fixed   ↓ lower is better", color=GREY)
+    for k, (name, each) in enumerate(exhibits.iterrows()):
+        left, top = 16 + width * (k % columns), 38 + tall * (k // columns)
+        figure.text_at(left, top, f"{k + 1}. {name}", fontweight="bold", fontsize=10.5)
+        measure = each["measure"] + " ↓" * each["lower is better"]
+        figure.text_at(left, top + 20, measure, fontsize=9.5, color=GREY)
+        axes = figure.axes_at(left, top + 42, 196, 58)
+        bars = ((each["broken"], VERMILLION, "///"), (each["fixed"], BLUE, ""))
+        longest = max(value for value, _, _ in bars) or 1
+        for row, (value, colour, hatch) in enumerate(bars):
+            part = value / longest
+            axes.barh(row, part, 0.74, color=colour, hatch=hatch, edgecolor="white")
+            look = dict(va="center", fontweight="bold", color=colour)
+            axes.text(part + 0.03, row, f"{value:.2g}", **look)
+        axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[["bottom"]].set_visible(False)
+    return figure
+
+
+@styled
+def share_bars(frame, *, title=""):
+    """Each column of a DataFrame as one bar of 100%, divided among the rows."""
+    figure, axes = _rows(list(frame), "share (%)", title, height=42)
+    shares = 100 * frame / frame.sum()
+    looks = zip(
+        (BLUE, ORANGE, GREEN, VERMILLION, "white"), ("", "//", "xx", "--", ".."), strict=True
+    )
+    left = 0
+    for (name, row), (colour, hatch) in zip(shares.iterrows(), looks, strict=False):
+        look = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.8}
+        axes.barh(range(len(row)), row, 0.6, left, label=name, **look)
+        left = left + row
+    axes.set(xlim=(0, 100), title=title)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
