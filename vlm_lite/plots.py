@@ -332,7 +332,7 @@ def seed_ranges(rows, *, live=None, xlabel):
     if live is not None:
         look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
         axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
-        axes.legend(loc="lower left")
+        figure.legend(loc="outside lower center")
     axes.set_xlim(left=0)
     return figure
 
