@@ -161,26 +161,27 @@ def recall_bars(recall, *, guess=None):
     lines; other rows are not drawn. guess: {"R@5": 0.8}.
     """
     figure, (axes,) = _panels(640, 330, "Retrieval")
-    ks = list(recall["image to text"])
+    shown = pd.DataFrame(recall).mul(100)
     for way, name, colour, hatch, place in (
         ("image to text", "image to caption", BLUE, "", -0.195),
         ("text to image", "caption to image", SKY, "////", 0.195),
     ):
-        places, values = [i + place for i in range(len(ks))], [100 * recall[way][k] for k in ks]
         look = dict(color=colour, hatch=hatch, edgecolor="white", label=name)
-        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", bbox=WHITE)
+        bars = axes.bar(np.arange(len(shown)) + place, shown[way], 0.37, **look)
+        axes.bar_label(bars, fmt="%.1f", bbox=WHITE)
     ceiling = {"color": INK, "linestyle": "-", "linewidth": 1.3}
     for levels, name, look in (
         (recall.get("chance"), "chance", CHANCE),
         (recall.get("ceiling"), "ceiling of the captions", ceiling),
         (guess, "my guess", GUESS),
     ):
-        for k in levels or ():
-            x = ks.index(k)
-            axes.plot([x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name, **look)
+        for k, level in (levels or {}).items():
+            x = shown.index.get_loc(k) + np.array([-0.47, 0.47])
+            axes.plot(x, [100 * level] * 2, label=name, **look)
             name = None
-    axes.set(xticks=range(len(ks)), xticklabels=ks, ylim=(0, 108), yticks=range(0, 101, 20))
-    axes.set(ylabel="queries with a right hit\namong the first K (%)", title="Retrieval")
+    axes.set_xticks(range(len(shown)), shown.index)
+    axes.set(ylim=(0, 108), yticks=range(0, 101, 20), title="Retrieval")
+    axes.set_ylabel("queries with a right hit\namong the first K (%)")
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -422,20 +423,14 @@ def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5
     figure.text_at(left, 24, lines, fontsize=13, fontweight="bold")
     figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
     answers = list(answers or sorted(probabilities, key=probabilities.get, reverse=True)[:top])
-    best = max(answers, key=probabilities.get)
+    values = [100 * probabilities[answer] for answer in answers]
     axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
-    for row, answer in enumerate(answers):
-        percent = 100 * probabilities[answer]
-        axes.barh(row, percent, 0.68, color=BLUE if answer == best else SKY)
-        look = dict(va="center", fontweight="bold" if answer == best else "normal")
-        axes.text(percent + 1.2, row, f"{percent:.0f}%", **look)
-    axes.set(
-        yticks=range(len(answers)),
-        yticklabels=[wrap(answer, 80, 10, 1) for answer in answers],
-        xlim=(0, 100),
-        xticks=range(0, 101, 25),
-        ylim=(max(top, len(answers)) - 0.4, -0.6),
-    )
+    colours = [BLUE if value == max(values) else SKY for value in values]
+    bars = axes.barh(range(len(answers)), values, 0.68, color=colours)
+    axes.bar_label(bars, fmt="%.0f%%", padding=4)
+    axes.set_yticks(range(len(answers)), [wrap(answer, 80, 10, 1) for answer in answers])
+    axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
+    axes.set_ylim(max(top, len(answers)) - 0.4, -0.6)
     axes.set_xlabel("probability of the answer (%)")
     axes.tick_params(axis="y", labelsize=10)
     axes.grid(axis="y", visible=False)
@@ -464,27 +459,19 @@ def losses(curves, title="", *, ylabel="loss (nats)", every=1):
 
 @styled
 def museum_wall(exhibits, columns=3):
-    """Cards of a DataFrame's rows: name, measure, and broken and fixed as bars; "lower is better" marked with an arrow."""
-    width, tall = 292, 118
+    """A panel for each row of a DataFrame: name, broken and fixed as bars, and the measure, "lower is better" an arrow."""
     rows = -(-len(exhibits) // columns)
-    figure = Figure(width=16 + width * columns, height=38 + tall * rows, label="silent bugs")
-    figure.text_at(16, 10, "hatched: broken   solid: fixed   ↓ lower is better", color=GREY)
-    for k, (name, each) in enumerate(exhibits.iterrows()):
-        left, top = 16 + width * (k % columns), 38 + tall * (k // columns)
-        figure.text_at(left, top, f"{k + 1}. {name}", fontweight="bold", fontsize=10.5)
-        measure = each["measure"] + " ↓" * each["lower is better"]
-        figure.text_at(left, top + 20, measure, fontsize=9.5, color=GREY)
-        axes = figure.axes_at(left, top + 42, 196, 58)
-        bars = ((each["broken"], VERMILLION, "///"), (each["fixed"], BLUE, ""))
-        longest = max(value for value, _, _ in bars) or 1
-        for row, (value, colour, hatch) in enumerate(bars):
-            part = value / longest
-            axes.barh(row, part, 0.74, color=colour, hatch=hatch, edgecolor="white")
-            look = dict(va="center", fontweight="bold", color=colour)
-            axes.text(part + 0.03, row, f"{value:.2g}", **look)
-        axes.set(xlim=(0, 1), ylim=(1.5, -0.5), xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[["bottom"]].set_visible(False)
+    figure = Figure(width=880, height=30 + 112 * rows, label="silent bugs", layout="constrained")
+    figure.suptitle("hatched: broken   solid: fixed   ↓ lower is better", color=GREY, fontsize=9.5)
+    for number, (name, each) in enumerate(exhibits.iterrows(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        values, look = array(each[["broken", "fixed"]]), {"edgecolor": "white"}
+        look |= {"color": [VERMILLION, BLUE], "hatch": ["///", ""]}
+        bars = axes.barh(range(2), values, 0.74, **look)
+        axes.bar_label(bars, fmt="%.2g", padding=4, fontweight="bold")
+        axes.set(title=f"{number}. {name}", xlabel=each["measure"] + " ↓" * each["lower is better"])
+        axes.set(xlim=(0, 1.25 * max(*values, 1e-9)), ylim=(1.5, -0.5), xticks=[], yticks=[])
+        axes.spines["bottom"].set_visible(False)
     return figure
 
 
