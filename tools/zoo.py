@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
+from vlm_lite.lessons.shipped import LONGER, llava_parts, train_llava, train_long
 
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import instructions, language, shapes
@@ -35,7 +36,6 @@ from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
 from vlm_lite.optim import MuonAdamW, adamw
 from vlm_lite.profiles import PROFILES, get_compute
-from vlm_lite.studies import LONGER, llava_parts, train_llava, train_long
 
 GPT2 = dict(
     n_embd=256,
