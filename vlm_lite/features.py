@@ -65,8 +65,10 @@ def cache_features(encode, images, *, key, batch_size=256, folder=None, progress
                         "Look for NaN in the encoder's weights, or scale its output."
                     )
                 bar.update(len(batch))
+        features = np.concatenate(parts)  # NumPy's: autocast on a CPU joins no fp16
+        assert len(features) == len(images), f"{len(features)} features of {len(images)} images"
         with atomic_write(path) as file:
-            np.save(file, np.concatenate(parts))  # NumPy's: autocast on a CPU joins no fp16
+            np.save(file, features)
         return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
