@@ -138,8 +138,8 @@ def test_a_figure_is_small_labelled_and_not_cut_off(name):
 
 def test_the_title_says_gain_and_bridge_score():
     found = "\n".join(texts(FIGURES["controls_bars"]()))
-    assert "+38.2 points" in found and "0.580 [0.550, 0.610]" in found
-    assert "score undefined (no room)" in "\n".join(
+    assert "+38.2 points" in found and "0.58 (0.55 to 0.61)" in found
+    assert "score undefined" in "\n".join(
         texts(plots.controls_bars(SCORES, bridge=BridgeScore(None, reason="no room")))
     )
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
-from vlm_lite.lessons.shipped import LONGER, llava_parts, train_llava, train_long
 
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import instructions, language, shapes
@@ -32,6 +31,7 @@ from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.evals.vqa import vqa_accuracy
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava
+from vlm_lite.lessons.shipped import LONGER, llava_parts, train_llava, train_long
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
 from vlm_lite.optim import MuonAdamW, adamw

@@ -202,7 +202,9 @@ def controls_bars(board, *, bridge=None, guess=None, title=""):
     if bridge is not None:
         gain = 100 * (board["vlm"].value - board["blind"].value)
         board = {name: board[name] for name in CONTROLS if name in board}
-        title += f"\nmultimodal gain {gain:+.1f} points,   bridge score {bridge}"
+        said = bridge.interval
+        said = said if bridge.value is None else "{:.2f} ({:.2f} to {:.2f})".format(*said)
+        title += f"\nmultimodal gain {gain:+.1f} points,   bridge score {said}"
     looks = [CONTROLS.get(name, (name, "white", "")) for name in board]
     names, colours, hatches = zip(*looks, strict=True)
     figure, axes = _rows(names, "VQA accuracy (%)", title or "scores")
