@@ -261,16 +261,9 @@ asked = questions.select(rows)  # the two rows of a pair stand together
 blank = torch.tensor(scenes.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 64, 64)
 features, empty = vlm.encode(pixel_values(images)), vlm.encode(pixel_values(blank))[0]
 result = run_probes(vlm, features, asked, blank_features=empty, image_ids=image_ids)
-
-
-def percent(interval):
-    return tuple(100 * value for value in (interval.value, interval.low, interval.high))
-
-
-bars = {name: percent(each) for name, each in result.accuracy.items()}
-bridge = (result.bridge.value, result.bridge.low, result.bridge.high)
 title = f"{len(asked)} questions about Shapes"
-plots.gain_bars(**bars, bridge=bridge, guess=my_guess, title=title)
+guess = ("the VLM", my_guess)
+plots.controls_bars(result.accuracy, bridge=result.bridge, guess=guess, title=title)
 
 # %% [markdown]
 # The VLM is far above blind. Another image or an empty one leaves it at about the blind level: the answer needs *this*

@@ -75,7 +75,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vlm_lite.data import shapes
+from vlm_lite.data import language, shapes
 from vlm_lite.data.negatives import replaced_word
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.lessons.clip import CLIP, info_nce, make_clip, recall_at_k, train_clip, zero_shot
@@ -208,22 +208,37 @@ def shape_accuracy(model, images, table, tokenizer):
     return (chosen == torch.tensor(tasks["shape"][1])).float().mean().item()
 
 
+def small_recipe(profile, seed=0):
+    """What all rows share, as keywords of `train_variant`."""
+    steps, batch_size = 2 * profile.contrastive_steps // 3, profile.contrastive_batch_size
+    return {"steps": steps, "batch_size": batch_size, "lr": 3e-3, "seed": seed}
+
+
+def train_row(train, val, **recipe):
+    """Train on (images, captions), measure on (images, captions, table) -> (model, History, {metric: value})."""
+    tokenizer, (images, captions, table) = language.make_tokenizer(), val
+    model, history = train_variant(*train, tokenizer, **recipe)
+    found = recall(model, images, captions, tokenizer)
+    found["shape"] = shape_accuracy(model, images, table, tokenizer)
+    found["temperature"] = float((-model.logit_scale.detach()).exp())
+    return model, history, found
+
+
 # %% [markdown]
 # **Predict first.** Which of these rows end far below *nothing changed*? Does any end above? Choose a row to train live, or
-# leave the one that is there.
+# leave the one that is there. The recorded rows are made by the same `train_row`: `study`, in section 4, is what the command
+# above runs, and `study_of_01` beside it makes the record of notebook 01 (`vlm-lite study clip_infonce --seeds 3`).
 
 # %%
 from vlm_lite import plots
-from vlm_lite.data import language
 from vlm_lite.studies import load_study
 
 my_row = "SigLIP, bias -log(N - 1)"
 images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
-val_images, val_captions, _ = shapes.load_pairs("val", profile.val_images)
-recipe = {"steps": 2 * profile.contrastive_steps // 3, "batch_size": 64, "lr": 3e-3, "seed": 0}
-tokenizer, rows = language.make_tokenizer(), variants(recipe["steps"], recipe["batch_size"])
-model, history = train_variant(images, captions, tokenizer, **{**recipe, **rows[my_row]})
-live = recall(model, val_images, val_captions, tokenizer)
+val = shapes.load_pairs("val", profile.val_images)
+val_images, recipe = val[0], small_recipe(profile)
+rows = variants(recipe["steps"], recipe["batch_size"])
+model, history, live = train_row((images, captions), val, **{**recipe, **rows[my_row]})
 
 # %% tags=["thumbnail"]
 runs = [run["figures"] for run in load_study("contrastive_variants")["runs"]]
@@ -360,6 +375,68 @@ plots.percent_table(scores)
 # **What do copies do to a score?** Recorded: the small CLIP trained on those 1,000 images and 250 copies (with the test
 # captions), and on what the search leaves of them. R@1 is measured among the 250 test images that were copied, and among
 # 250 others. **Predict first:** how far apart are the two?
+
+
+# %% tags=["save"]
+def with_copies(images, captions, test_images, test_captions):
+    """{name: (images, captions)}: an eighth of a training set and copies of a quarter of the test set; what a search leaves."""
+    few, quarter = len(images) // 8, len(test_images) // 4
+    mixed = torch.cat([images[:few], near_copies(test_images[:quarter])])
+    said = captions[:few] + test_captions[:quarter]
+    kept = ~near_duplicates(mixed, test_images).any(dim=1)
+    cleaned = [five for five, keep in zip(said, kept, strict=True) if keep]
+    return {"with copies": (mixed, said), "copies removed": (mixed[kept], cleaned)}
+
+
+def study(seed, profile):
+    """Notebook 01b's rows, on a CLIP smaller than 01's: one thing changed, more steps or images, copies of test images."""
+    images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
+    val, recipe = shapes.load_pairs("val", profile.val_images), small_recipe(profile, seed)
+    figures, histories, pools = {}, {}, with_copies(images, captions, *val[:2])
+    steps, batch_size, quarter = recipe["steps"], recipe["batch_size"], len(val[0]) // 4
+    rows = {name: ((images, captions), it) for name, it in variants(steps, batch_size).items()}
+    for times in (0.25, 0.5, 2, 4):
+        changed = {"steps": max(1, round(times * steps))}
+        rows[f"steps x {times:g}"] = (images, captions), changed
+    for part in (64, 16, 4):
+        few = len(images) // part
+        rows[f"images / {part}"] = (images[:few], captions[:few]), {}
+    rows |= {name: (pool, {}) for name, pool in pools.items()}
+    for name, (train, changes) in rows.items():
+        model, histories[name], found = train_row(train, val, **{**recipe, **changes})
+        for which, rank in {"copied": 0, "others": 1}.items() if name in pools else ():
+            part = slice(rank * quarter, (rank + 1) * quarter)
+            some = recall(model, val[0][part], val[1][part], language.make_tokenizer())
+            found[f"R@1 of {which}"] = some["R@1"]
+        figures |= {f"{name}: {metric}": value for metric, value in found.items()}
+    figures["images kept"] = float(len(pools["copies removed"][0]))
+    return histories["nothing changed"], figures
+
+
+def study_of_01(seed, profile):
+    """Notebook 01's training: CLIP from scratch with InfoNCE on Shapes; R@K over held-out captions, and zero-shot."""
+    images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
+    tokenizer = language.make_tokenizer()
+    ids = tokenize([text for five in captions for text in five], tokenizer)
+    ids, model = ids.view(len(images), len(captions[0]), -1), make_clip(tokenizer, seed)
+    history = train_clip(model, images, ids, seed=seed, **profile.contrastive)
+    model, figures = model.cpu(), {"chance R@5": 5 / profile.val_images}
+    figures["learnt temperature"] = float((-model.logit_scale.detach()).exp())
+    for split in ("val", "novel"):
+        images, captions, table = shapes.load_pairs(split, profile.val_images)
+        v = embed_texts(model, tokenize([five[0] for five in captions], tokenizer))
+        u = embed_images(model, images)
+        for way, matrix in (("image to text", u @ v.T), ("text to image", v @ u.T)):
+            figures |= {f"{split} {way} R@{k}": recall_at_k(matrix, k) for k in (1, 5, 10)}
+        if split == "val":
+            figures["modality gap"] = float((u.mean(0) - v.mean(0)).norm())
+            rows, tasks = shapes.zero_shot_task(table)
+            for kind, (_, truth) in tasks.items():
+                prompts = shapes.zero_shot_prompts(kind)
+                right = zero_shot(model, images[rows], prompts, tokenizer).numpy() == truth
+                figures[f"zero-shot {kind}"] = float(np.mean(right))
+    return history, figures
+
 
 # %%
 leak = {

@@ -569,7 +569,7 @@ captions["after training"] = model.generate(val.features[5:8], [CAPTION_PROMPT] 
 captions["the file's caption"] = [five[0] for five in val.captions[5:8]]
 display(plots.answer_table(val.images[5:8], captions, label="captions before and after training"))
 display(result.frame().round(2))
-plots.gain_bars(**result.percent(), guess=my_guess, bridge=result.bridge.interval)
+plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.bridge)
 
 # %% [markdown]
 # With the image the model is far above blind; with another image it falls back near it. So the answers come from the image. *Relation* questions gain little in so short

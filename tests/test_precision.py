@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite import studies
 from vlm_lite.data import instructions
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
 from vlm_lite.embed import tokenize
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.lessons import clip as clip_lesson
-from vlm_lite.lessons import llava
+from vlm_lite.lessons import llava, shipped
 from vlm_lite.lessons import vit as lesson
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.models.vlm import load_vlm
@@ -74,7 +73,7 @@ def vit():
 
 
 def staged(tune):
-    vlm, data, _ = studies.llava_parts(dataclasses.replace(SMOKE, stage_images=16, val_images=16))
+    vlm, data, _ = shipped.llava_parts(dataclasses.replace(SMOKE, stage_images=16, val_images=16))
     plan = {
         name: {**stage, "trainable": tune if name == "mixed" else stage["trainable"]}
         for name, stage in llava.plan((1, 1, 0), 4).items()

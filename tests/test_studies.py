@@ -1,6 +1,7 @@
 """A study that was cut goes on with the seeds that it has."""
 
 import dataclasses
+import types
 
 import pytest
 
@@ -8,14 +9,15 @@ from vlm_lite import studies
 from vlm_lite.checkpoint import History
 from vlm_lite.files import read_json
 from vlm_lite.profiles import SMOKE
+from vlm_lite.source import what_counts
 
-CALLS, STOP = [], None
+RUN = types.SimpleNamespace(calls=[], stop=None)
 
 
 def cut_study(seed, profile):
     """A study of three seeds."""
-    CALLS.append(seed)
-    if seed == STOP:
+    RUN.calls.append(seed)
+    if seed == RUN.stop:
         raise KeyboardInterrupt
     return History(steps=[1], losses=[float(seed)], seconds=[2.0]), {"score": seed / 10}
 
@@ -24,28 +26,26 @@ def cut_study(seed, profile):
 def test_a_study_that_was_cut_goes_on_and_another_setting_does_not_take_its_seeds(
     tmp_path, monkeypatch, damaged
 ):
-    global STOP, CALLS
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
-    monkeypatch.setitem(studies.STUDIES, "cut", (cut_study, (), ()))
-    monkeypatch.setitem(studies.FIELDS, "cut", ("val_images",))
-    STOP, CALLS = 2, []
+    monkeypatch.setitem(studies.STUDIES, "cut", (cut_study, ("val_",), ()))
+    RUN.stop, RUN.calls = 2, []
     with pytest.raises(KeyboardInterrupt):
         studies.run("cut", seeds=3, profile=SMOKE, folder=tmp_path)
-    assert not (tmp_path / "cut.json").exists() and CALLS == [0, 1, 2]
+    assert not (tmp_path / "cut.json").exists() and RUN.calls == [0, 1, 2]
     if damaged:
         first = min((tmp_path / "studies").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         first.write_bytes(first.read_bytes()[:20])
-    STOP, CALLS = None, []
+    RUN.stop, RUN.calls = None, []
     record = read_json(studies.run("cut", seeds=3, profile=SMOKE, folder=tmp_path))
-    assert CALLS == [0] * damaged + [2]
+    assert RUN.calls == [0] * damaged + [2]
     assert record["summary"]["score"] == {"mean": 0.1, "low": 0.0, "high": 0.2}
     assert [set(run) for run in record["runs"]] == [
         {"seed", "steps", "losses", "seconds", "figures"}
     ] * 3
     assert [run["losses"] for run in record["runs"]] == [[0.0], [1.0], [2.0]]
-    CALLS = []
+    RUN.calls = []
     studies.run("cut", seeds=1, profile=dataclasses.replace(SMOKE, val_images=63), folder=tmp_path)
-    assert CALLS == [0]
+    assert RUN.calls == [0]
 
 
 RECIPE = '''def recipe(x, lr):
@@ -69,10 +69,10 @@ def test_checks_comments_and_docstrings_do_not_make_a_study_stale():
         "def recipe(x, lr):\n    total = sum(x)  # of all\n    if total > 3:\n        total = total * 2\n"
         "    return (total\n            * lr)"
     )
-    assert studies.what_counts(RECIPE) == studies.what_counts(bare)
+    assert what_counts(RECIPE) == what_counts(bare)
     checks = "    check_pairs(x, lr)\n    warnings.warn('few')\n    clip._check_finite(x)\n"
     checked = RECIPE.replace("    # twice\n", checks)
-    assert checked != RECIPE and studies.what_counts(checked) == studies.what_counts(bare)
+    assert checked != RECIPE and what_counts(checked) == what_counts(bare)
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_checks_comments_and_docstrings_do_not_make_a_study_stale():
 )
 def test_what_can_change_a_figure_makes_a_study_stale(old, new):
     assert old in RECIPE
-    assert studies.what_counts(RECIPE.replace(old, new)) != studies.what_counts(RECIPE)
+    assert what_counts(RECIPE.replace(old, new)) != what_counts(RECIPE)

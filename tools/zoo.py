@@ -30,11 +30,11 @@ from vlm_lite.encoded import probe
 from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava
+from vlm_lite.lessons.shipped import LONGER, llava_parts, train_llava, train_long
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
 from vlm_lite.optim import MuonAdamW, adamw
 from vlm_lite.profiles import PROFILES, get_compute
-from vlm_lite.studies import LONGER, llava_parts, train_llava, train_long
 
 GPT2 = dict(
     n_embd=256,

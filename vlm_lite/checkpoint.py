@@ -7,9 +7,10 @@
         run.log(loss=loss)
     run.history
 
-What is kept lies in `runs/NAME` of `files.home()`: safetensors and JSON, written whole or not at all. It is used only
-by the same code: its key holds the settings, the names and shapes of the parameters, and the syntax tree of the
-functions given and of what they call in their own module. Another loss therefore starts afresh, and a line says so.
+What is kept lies in `runs/NAME` of `files.home()`: a safetensors file with all else as JSON in its header, written whole
+or not at all. It is used only by the same code: its key holds the settings, the names and shapes of the parameters, and
+the syntax tree of the functions given and of what they call in their own module. Another loss therefore starts afresh,
+and a line says so.
 A run that has ended keeps nothing, so that the next call trains.
 """
 
@@ -25,12 +26,13 @@ import threading
 import time
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vlm_lite.files import UserError, atomic_dir, atomic_write, home, read_json, write_json
+from vlm_lite.files import UserError, atomic_write, home
 from vlm_lite.files import digest as digest  # for notebook 04
 from vlm_lite.source import code_hash
 
@@ -134,29 +136,85 @@ class Checkpoint:
         last = {name: f"{series[-1][1]:.4g}" for name, series in history.figures.items()}
         self.bar.set_postfix(loss=f"{history.losses[-1]:.3f}", **last, refresh=False)
 
+    def _tensors(self):
+        """What a step may change: parameters, persistent buffers (running means) and the optimizer's moments, by name."""
+        parameters = trainable_parameters(self.model)
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        found = {
+            k: v
+            for k, v in self.model.state_dict().items()
+            if k not in known and torch.is_tensor(v)
+        }
+        moments = {
+            f"{name}/{k}": v
+            for name, p in parameters.items()
+            for k, v in self.optimizer.state[p].items()
+        }
+        return parameters | found, moments
+
     def _save(self):
+        """Write `step-N.safetensors`, then remove the files that it replaces.
+
+        UserError when the disk is full (the file before stays) or a parameter is not finite (it would be no use).
+        """
         self._fetch()
         if self.is_main:
+            model, moments = self._tensors()
+            trained = trainable_parameters(self.model).items()
+            bad = [name for name, p in trained if not torch.isfinite(p).all()]
+            if bad:
+                raise UserError(
+                    f"{bad[0]} is not finite after step {self.done}; no checkpoint was written, and an earlier one in "
+                    f"{self.folder} stays. Try a tenth of the learning rate."
+                )
             state = {
                 "step": self.done,
                 "seconds": self.seconds,
                 "window": self.window,
                 "history": dataclasses.asdict(self.history),
-                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "scheduler": self.scheduler and self.scheduler.state_dict(),
+                "scaler": self.scaler and self.scaler.state_dict(),
                 "fingerprint": self.key,
             }
-            save_checkpoint(self.folder, self.model, self.optimizer, self.scaler, state)
+            tensors = {
+                k: v.detach().cpu().contiguous().clone() for k, v in (model | moments).items()
+            }
+            path = self.folder / f"step-{self.done:08d}.safetensors"
+            with atomic_write(path) as file:
+                file.write(safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+            for other in {*self.folder.glob("*step-*.safetensors*")} - {path}:
+                other.unlink()
         PartialState().wait_for_everyone()
 
     def _load(self):
-        """Bring everything to the newest checkpoint of this very run; say so, or why another one is not used."""
+        """Bring everything to the newest checkpoint of this very run; say so, or why another one is not used.
+
+        UserError naming a file that is damaged; then nothing has been changed.
+        """
         other = None
-        for path in sorted(self.folder.glob("step-????????"), reverse=True):
-            state = read_json(path / "state.json")
+        for path in sorted(self.folder.glob("step-*.safetensors"), reverse=True):
+            try:
+                with safetensors.safe_open(path, "pt") as file:
+                    state = json.loads(file.metadata()["state"])
+                    saved = {name: file.get_tensor(name) for name in file.keys()}
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(
+                    f"{path} is damaged ({error}). Delete it and train again."
+                ) from error
             if state["fingerprint"] != self.key:
                 other = other or state["fingerprint"]
                 continue
-            load_step(path, state, self.model, self.optimizer, self.scaler)
+            model, parameters = self._tensors()[0], trainable_parameters(self.model)
+            with torch.no_grad():
+                for name, value in saved.items():
+                    if name in model:
+                        model[name].copy_(value)
+                    else:
+                        name, _, moment = name.rpartition("/")
+                        own = parameters[name]
+                        self.optimizer.state[own][moment] = value.to(own.device, copy=True)
+            if self.scaler and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
             if self.scheduler:
                 self.scheduler.load_state_dict(state["scheduler"])
                 rates = self.scheduler.get_last_lr()
@@ -185,68 +243,6 @@ def trainable_parameters(model):
             "Unfreeze the part that should learn, for instance `model.connector.requires_grad_(True)`."
         )
     return parameters
-
-
-def _tensors(model, optimizer):
-    """{file: {name: tensor}} of what a step may change: parameters, persistent buffers (running means) and moments."""
-    parameters = trainable_parameters(model)
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    state = {k: v for k, v in model.state_dict().items() if k not in known and torch.is_tensor(v)}
-    moments = {f"{n}/{k}": v for n, p in parameters.items() for k, v in optimizer.state[p].items()}
-    return {"model.safetensors": parameters | state, "optimizer.safetensors": moments}
-
-
-def save_checkpoint(folder, model, optimizer, scaler, state):
-    """Write `folder/step-N`, N being `state["step"]`, then remove the checkpoints that it replaces.
-
-    It holds `model.safetensors`, `optimizer.safetensors` (named `parameter/moment`) and `state.json`, and appears by one
-    rename. state: dict of JSON values. scaler: a GradScaler or None. Raises UserError when the disk is full (the
-    checkpoint before stays) or when a parameter is not finite (such a checkpoint would be no use).
-    """
-    bad = [n for n, p in trainable_parameters(model).items() if not torch.isfinite(p).all()]
-    if bad:
-        raise UserError(
-            f"{bad[0]} is not finite after step {state['step']}; no checkpoint was written, and an earlier "
-            f"one in {folder} stays. Try a tenth of the learning rate."
-        )
-    state = state | {"scaler": scaler and scaler.state_dict(), "sha256": {}}
-    path = folder / f"step-{state['step']:08d}"
-    with atomic_dir(path) as new:
-        for name, tensors in _tensors(model, optimizer).items():
-            tensors = {key: v.detach().cpu().contiguous().clone() for key, v in tensors.items()}
-            data = safetensors.torch.save(tensors)
-            state["sha256"][name] = hashlib.sha256(data).hexdigest()
-            with atomic_write(new / name) as file:
-                file.write(data)
-        write_json(new / "state.json", state, indent=None)
-    for other in [*folder.glob("step-*"), *folder.glob(".step-*")]:
-        if other != path:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def load_step(path, state, model, optimizer, scaler):
-    """Bring model, optimizer and scaler to the checkpoint in the folder `path`, whose `state.json` holds `state`.
-
-    Raises UserError naming the file that is damaged; then nothing has been changed.
-    """
-    loaded = {}
-    for name, expected in state["sha256"].items():
-        data = (path / name).read_bytes() if (path / name).exists() else b""
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise UserError(
-                f"{path / name} is damaged: its SHA-256 is not the one in state.json. Delete {path} and "
-                "train again."
-            )
-        loaded[name] = safetensors.torch.load(data)
-    own, parameters = _tensors(model, optimizer)["model.safetensors"], trainable_parameters(model)
-    with torch.no_grad():
-        for name, target in own.items():
-            target.copy_(loaded["model.safetensors"][name])
-    for key, value in loaded["optimizer.safetensors"].items():
-        name, _, moment = key.rpartition("/")
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
-    if scaler is not None and state["scaler"] is not None:
-        scaler.load_state_dict(state["scaler"])
 
 
 def step_seed(seed, step, what="step"):

@@ -38,7 +38,7 @@ def cache_features(encode, images, *, key, batch_size=256, folder=None, progress
 
     Returns a tensor mapped from the file: pages are read when touched; writing to it changes this process's copy only.
     Two processes may ask for the same features at once: one computes. Raises UserError for an empty or wrong `images`,
-    an output of the wrong shape, values that fp16 cannot hold, and a full disk.
+    values that fp16 cannot hold, and a full disk.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(
@@ -57,30 +57,21 @@ def cache_features(encode, images, *, key, batch_size=256, folder=None, progress
         bar = tqdm(total=len(images), disable=not progress, **look)
         with bar, torch.inference_mode():
             for batch in images.split(batch_size):
-                parts.append(_checked(encode(batch), batch, parts))
+                output = encode(batch)
+                parts.append(output.to(torch.float16).cpu().numpy())
+                if not np.isfinite(parts[-1]).all():
+                    raise UserError(
+                        f"encode's features do not fit fp16: the largest magnitude is {output.float().abs().max():.4g}. "
+                        "Look for NaN in the encoder's weights, or scale its output."
+                    )
                 bar.update(len(batch))
+        features = np.concatenate(parts)  # NumPy's: autocast on a CPU joins no fp16
+        assert len(features) == len(images), f"{len(features)} features of {len(images)} images"
         with atomic_write(path) as file:
-            np.save(file, np.concatenate(parts))  # NumPy's: autocast on a CPU joins no fp16
+            np.save(file, features)
         return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def _bytes(tensor):
     """The tensor's bytes, in row-major order. (By way of uint8, as NumPy has no bfloat16.)"""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _checked(output, batch, before):
-    """The output as fp16 on the CPU, NumPy. UserError unless it fits the batch, those before it, and fp16."""
-    found = tuple(output.shape) if torch.is_tensor(output) else f"a {type(output).__name__}"
-    expected = (len(batch), *(before[0].shape[1:] if before else found[1:]))
-    if found != expected:
-        raise UserError(
-            f"encode returned {found} for a batch of {len(batch)} images, expected a tensor {expected}."
-        )
-    half = output.to(torch.float16)
-    if not half.isfinite().all():
-        raise UserError(
-            f"encode's features do not fit fp16: the largest magnitude is {output.float().abs().max():.4g}. "
-            "Look for NaN in the encoder's weights, or scale its output."
-        )
-    return half.cpu().numpy()

@@ -20,11 +20,6 @@ ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 INK, GREY, PALE = "#1b1f27", "#6b7280", "#e5e7eb"
 NIGHT, NIGHT_FRAME, NIGHT_INK = "#14161e", "#4a5060", "#e8eaf0"
-GUESS = {
-    "color": VERMILLION,
-    "linestyle": (0, (5, 3)),
-    "linewidth": 1.6,
-}  # a learner's guess, and the blind line
 LINE = 16  # pixels from one line of text to the next
 DPI = 100
 STYLE = {

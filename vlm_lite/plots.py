@@ -12,7 +12,6 @@ from vlm_lite.figures import (
     BLUE,
     GREEN,
     GREY,
-    GUESS,
     INK,
     LINE,
     NIGHT,
@@ -21,6 +20,7 @@ from vlm_lite.figures import (
     ORANGE,
     PALE,
     SKY,
+    VERMILLION,
     YELLOW,
     Figure,
     array,
@@ -29,15 +29,8 @@ from vlm_lite.figures import (
     wrap,
 )
 from vlm_lite.models.positions import position_cosines
-from vlm_lite.panels import (  # noqa: F401  the rest of the figures, under one name
-    answer_table,
-    ask_panel,
-    losses,
-    museum_wall,
-    scoreboard,
-    share_bars,
-)
 
+GUESS = {"color": VERMILLION, "linestyle": (0, (5, 3)), "linewidth": 1.6}  # also the blind line
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 CHANCE = {"color": GREY, "linestyle": ":", "linewidth": 1.6}
 CONTROLS = {  # condition -> (label, colour, hatch); others are white
@@ -54,6 +47,15 @@ def _panels(width, height, label, columns=1, **shared):
     """(figure, its panels side by side), laid out so that nothing is cut off."""
     figure = Figure(width=width, height=height, label=label, layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False, **shared)[0]
+
+
+def _rows(names, xlabel, label="", height=34):
+    """(figure, axes) for rows of bars, so many pixels each, with their names from the top down."""
+    figure, (axes,) = _panels(680, 120 + height * len(names), label or xlabel)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    return figure, axes
 
 
 @styled
@@ -159,26 +161,27 @@ def recall_bars(recall, *, guess=None):
     lines; other rows are not drawn. guess: {"R@5": 0.8}.
     """
     figure, (axes,) = _panels(640, 330, "Retrieval")
-    ks = list(recall["image to text"])
+    shown = pd.DataFrame(recall).mul(100)
     for way, name, colour, hatch, place in (
         ("image to text", "image to caption", BLUE, "", -0.195),
         ("text to image", "caption to image", SKY, "////", 0.195),
     ):
-        places, values = [i + place for i in range(len(ks))], [100 * recall[way][k] for k in ks]
         look = dict(color=colour, hatch=hatch, edgecolor="white", label=name)
-        axes.bar_label(axes.bar(places, values, 0.37, **look), fmt="%.1f", bbox=WHITE)
+        bars = axes.bar(np.arange(len(shown)) + place, shown[way], 0.37, **look)
+        axes.bar_label(bars, fmt="%.1f", bbox=WHITE)
     ceiling = {"color": INK, "linestyle": "-", "linewidth": 1.3}
     for levels, name, look in (
         (recall.get("chance"), "chance", CHANCE),
         (recall.get("ceiling"), "ceiling of the captions", ceiling),
         (guess, "my guess", GUESS),
     ):
-        for k in levels or ():
-            x = ks.index(k)
-            axes.plot([x - 0.47, x + 0.47], [100 * levels[k]] * 2, label=name, **look)
+        for k, level in (levels or {}).items():
+            x = shown.index.get_loc(k) + np.array([-0.47, 0.47])
+            axes.plot(x, [100 * level] * 2, label=name, **look)
             name = None
-    axes.set(xticks=range(len(ks)), xticklabels=ks, ylim=(0, 108), yticks=range(0, 101, 20))
-    axes.set(ylabel="queries with a right hit\namong the first K (%)", title="Retrieval")
+    axes.set_xticks(range(len(shown)), shown.index)
+    axes.set(ylim=(0, 108), yticks=range(0, 101, 20), title="Retrieval")
+    axes.set_ylabel("queries with a right hit\namong the first K (%)")
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -189,57 +192,36 @@ def percent_table(rows):
     return pd.DataFrame(rows).T.map("{:.1%}".format)
 
 
-def _accuracy_rows(names, label):
-    """(figure, axes) for rows of bars with their names, from the top down, over a scale of accuracy."""
-    figure, (axes,) = _panels(680, 120 + 34 * len(names), label)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 106), xticks=range(0, 101, 20))
-    axes.set_xlabel("VQA accuracy (%)")
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    return figure, axes
-
-
 @styled
-def score_bars(board, *, guess=None, title=""):
+def controls_bars(board, *, bridge=None, guess=None, title=""):
     """A score and its controls, a bar each, with whiskers; blind and oracle go on as lines.
 
-    board: {name: (value, low, high) in percent}, from the top down. guess: (label, percent).
+    board: {name: Interval, in 0..1}, from the top down. bridge: a BridgeScore, to say it and the multimodal gain in the
+    title. guess: (name, percent).
     """
-    figure, axes = _accuracy_rows([CONTROLS.get(n, (n,))[0] for n in board], title or "scores")
+    if bridge is not None:
+        gain = 100 * (board["vlm"].value - board["blind"].value)
+        board = {name: board[name] for name in CONTROLS if name in board}
+        said = bridge.interval
+        said = said if bridge.value is None else "{:.2f} ({:.2f} to {:.2f})".format(*said)
+        title += f"\nmultimodal gain {gain:+.1f} points,   bridge score {said}"
     looks = [CONTROLS.get(name, (name, "white", "")) for name in board]
-    values, lows, highs = (array(each) for each in zip(*board.values(), strict=True))
-    look = {"color": [colour for _, colour, _ in looks], "hatch": [hatch for *_, hatch in looks]}
-    look |= dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
-    bars = axes.barh(range(len(board)), values, 0.66, **look)
+    names, colours, hatches = zip(*looks, strict=True)
+    figure, axes = _rows(names, "VQA accuracy (%)", title or "scores")
+    values, lows, highs = 100 * array([(i.value, i.low, i.high) for i in board.values()]).T
+    look = dict(edgecolor=INK, linewidth=0.8, capsize=4, xerr=(values - lows, highs - values))
+    bars = axes.barh(range(len(board)), values, 0.66, color=colours, hatch=hatches, **look)
     axes.bar_label(bars, fmt="%.1f", padding=4, fontweight="bold", bbox=WHITE)
     for name, colour, line in (("blind", INK, "--"), ("oracle", GREEN, "-.")):
         if name in board:
             look = dict(color=colour, linestyle=line, linewidth=1.2, zorder=0.9)
-            axes.axvline(board[name][0], label=name, **look)
+            axes.axvline(100 * board[name].value, label=name, **look)
     if guess is not None:
-        axes.axvline(guess[1], label=f"{guess[0]}: {guess[1]:g}", **GUESS)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        axes.axvline(guess[1], label=f"my guess for {guess[0]}: {guess[1]:g}", **GUESS)
+    axes.set_xlim(0, 106)
+    figure.suptitle(title.strip(), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
-
-
-def controls_bars(board, *, guess=None, title=""):
-    """`score_bars` of {name: Interval, in 0..1}. guess: (name, percent)."""
-    board = {name: (100 * i.value, 100 * i.low, 100 * i.high) for name, i in board.items()}
-    return score_bars(board, guess=guess and (f"my guess for {guess[0]}", guess[1]), title=title)
-
-
-def gain_bars(*, bridge, guess=None, title="", **scores):
-    """Does it look? `score_bars` with the multimodal gain and the bridge score in the title.
-
-    scores: vlm, blind, oracle and others, (value, low, high) in percent. bridge: (value, low, high), or "undefined".
-    guess: the VLM's score.
-    """
-    head = f"multimodal gain {scores['vlm'][0] - scores['blind'][0]:+.1f} points,   bridge score "
-    head += bridge if bridge == "undefined" else "{:.2f} ({:.2f} to {:.2f})".format(*bridge)
-    scores = {name: scores[name] for name in CONTROLS if name in scores}
-    guess = None if guess is None else ("my guess", guess)
-    return score_bars(scores, guess=guess, title=f"{title}\n{head}" if title else head)
 
 
 @styled
@@ -248,7 +230,7 @@ def by_type_bars(table, *, title):
 
     table: {"colour": {"vlm": 80.1, "blind": 20.3, "oracle": 97.0}, ...} in percent.
     """
-    figure, axes = _accuracy_rows(list(table), title)
+    figure, axes = _rows(list(table), "VQA accuracy (%)", title)
     rows = range(len(table))
     vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
     bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
@@ -259,7 +241,7 @@ def by_type_bars(table, *, title):
         axes.plot(blind, rows, color=colour, label=name, **look)
     look = dict(color=GREEN, markeredgecolor="white", markersize=8, clip_on=False)
     axes.plot(oracle, rows, "D", label="oracle", **look)
-    axes.set_title(title)
+    axes.set(title=title, xlim=(0, 106))
     figure.legend(loc="outside lower center", ncols=3, markerscale=0.45)
     return figure
 
@@ -344,7 +326,7 @@ def seed_ranges(rows, *, live=None, xlabel):
 
     rows: {name: fractions, one a seed}. live: (name of a row, this run's fraction).
     """
-    figure, (axes,) = _panels(680, 90 + 26 * len(rows), xlabel)
+    figure, axes = _rows(list(rows), xlabel, height=26)
     for place, values in enumerate(rows.values()):
         values = 100 * array(values)
         axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
@@ -353,10 +335,8 @@ def seed_ranges(rows, *, live=None, xlabel):
     if live is not None:
         look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
         axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
-        axes.legend(loc="lower left")
-    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel)
+        figure.legend(loc="outside lower center")
     axes.set_xlim(left=0)
-    axes.invert_yaxis()
     return figure
 
 
@@ -381,4 +361,135 @@ def power_law(series, lines, *, ylabel):
         ticks = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
         axes.set_yticks(ticks, ticks)
     panels[0].set_ylabel(ylabel)
+    return figure
+
+
+@styled
+def answer_table(images, columns, *, widths=None, label="answers", side=84):
+    """Images at the left and one column of texts for each of `columns` {name: N texts}, the last in bold.
+
+    A text that begins with ✓ is blue and bold, one with ✗ red. side: of the images, in pixels.
+    """
+    gap, widths = 12, widths or (180,) * len(columns)
+    lefts = [gap + side + gap + sum(widths[:i]) + gap * i for i in range(len(widths))]
+    head = 40 + LINE * max(name.count("\n") for name in columns)
+    height = head + len(images) * (side + gap) + 4
+    figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
+    for i, image in enumerate(images):
+        figure.picture_at(image, gap, head + i * (side + gap), side)
+    for k, (left, width, name) in enumerate(zip(lefts, widths, columns, strict=True)):
+        figure.text_at(left, 14, name, fontweight="bold")
+        for i, text in enumerate(columns[name]):
+            is_bold = text.startswith("✓") or k == len(widths) - 1 and not text.startswith("✗")
+            weight = "bold" if is_bold else "normal"
+            colour = {"✓": BLUE, "✗": VERMILLION}.get(text[:1], INK)
+            look = dict(va="center", color=colour, fontweight=weight)
+            lines = wrap(text, width, 9.5, side // LINE, weight)
+            figure.text_at(left, head + i * (side + gap) + side / 2, lines, **look)
+    return figure
+
+
+def scoreboard(images, questions, answers, given):
+    """Can it see yet? One row a question: image, question, right answer, and each model's answer with ✓ or ✗.
+
+    answers: N right answers. given: {model name: N answers}, compared without regard to case.
+    """
+    columns = {"question": questions, "right answer": answers}
+    for name, said in given.items():
+        pairs = zip(said, answers, strict=True)
+        marked = [f"{'✓' if a.strip().lower() == b.strip().lower() else '✗'} {a}" for a, b in pairs]
+        right = sum(text.startswith("✓") for text in marked)
+        columns[f"{wrap(name, 124, 9.5, 1, 'bold')}\n{right} of {len(questions)}"] = marked
+    widths = (200, 96) + (124,) * len(given)
+    return answer_table(images, columns, widths=widths, label="Can it see yet?", side=72)
+
+
+@styled
+def ask_panel(image, question, probabilities, *, blind=None, answers=None, top=5, title=""):
+    """One question about one image: the image, the question, and the probabilities of the likeliest answers.
+
+    image: None to draw it hidden. probabilities: {answer: fraction}. answers: which to show, in order;
+    None for the `top` likeliest. blind: the probability of the first answer shown when the model has no image, a
+    dashed line. The size of the figure never varies (frames of an animation).
+    """
+    side, width, height = 236, 720, 286
+    figure = Figure(width=width, height=height, label=question)
+    if image is None:
+        axes = figure.axes_at(24, 26, side, side, facecolor=PALE)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=11)
+        axes.set(xticks=[], yticks=[])
+    else:
+        figure.picture_at(image, 24, 26, side)
+    left = 24 + side + 28
+    lines = wrap(question, width - left - 24, 13, 2, "bold")
+    figure.text_at(left, 24, lines, fontsize=13, fontweight="bold")
+    figure.text_at(left, 6, title, fontsize=8.5, color=GREY)
+    answers = list(answers or sorted(probabilities, key=probabilities.get, reverse=True)[:top])
+    values = [100 * probabilities[answer] for answer in answers]
+    axes = figure.axes_at(left + 84, 94, width - left - 84 - 56, 138)
+    colours = [BLUE if value == max(values) else SKY for value in values]
+    bars = axes.barh(range(len(answers)), values, 0.68, color=colours)
+    axes.bar_label(bars, fmt="%.0f%%", padding=4)
+    axes.set_yticks(range(len(answers)), [wrap(answer, 80, 10, 1) for answer in answers])
+    axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
+    axes.set_ylim(max(top, len(answers)) - 0.4, -0.6)
+    axes.set_xlabel("probability of the answer (%)")
+    axes.tick_params(axis="y", labelsize=10)
+    axes.grid(axis="y", visible=False)
+    if blind is not None:
+        axes.axvline(100 * blind, **GUESS, zorder=3)
+        note = f"without the image: “{wrap(answers[0], 120, 8.5, 1)}” at {blind:.0%}"
+        axes.set_title(note, color=VERMILLION, fontsize=8.5, fontweight="normal", pad=3)
+    return figure
+
+
+@styled
+def losses(curves, title="", *, ylabel="loss (nats)", every=1):
+    """Training curves {name: losses} on a log axis, a point every so many steps, the last value in the legend."""
+    figure, (axes,) = _panels(640, 290, title or "losses")
+    looks = zip((BLUE, ORANGE, GREEN, VERMILLION), ("-", "--", "-.", ":"), strict=True)
+    for (name, values), (colour, line) in zip(curves.items(), looks, strict=False):
+        label = f"{name}: {values[-1]:.3f} at the end"
+        steps = [every * (k + 1) for k in range(len(values))]
+        axes.plot(steps, values, line, color=colour, label=label)
+    axes.set(yscale="log", xlabel="training step", ylabel=ylabel, title=title)
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each(lambda value, _: f"{value:.1g}")
+    axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def museum_wall(exhibits, columns=3):
+    """A panel for each row of a DataFrame: name, broken and fixed as bars, and the measure, "lower is better" an arrow."""
+    rows = -(-len(exhibits) // columns)
+    figure = Figure(width=880, height=30 + 112 * rows, label="silent bugs", layout="constrained")
+    figure.suptitle("hatched: broken   solid: fixed   ↓ lower is better", color=GREY, fontsize=9.5)
+    for number, (name, each) in enumerate(exhibits.iterrows(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        values, look = array(each[["broken", "fixed"]]), {"edgecolor": "white"}
+        look |= {"color": [VERMILLION, BLUE], "hatch": ["///", ""]}
+        bars = axes.barh(range(2), values, 0.74, **look)
+        axes.bar_label(bars, fmt="%.2g", padding=4, fontweight="bold")
+        axes.set(title=f"{number}. {name}", xlabel=each["measure"] + " ↓" * each["lower is better"])
+        axes.set(xlim=(0, 1.25 * max(*values, 1e-9)), ylim=(1.5, -0.5), xticks=[], yticks=[])
+        axes.spines["bottom"].set_visible(False)
+    return figure
+
+
+@styled
+def share_bars(frame, *, title=""):
+    """Each column of a DataFrame as one bar of 100%, divided among the rows."""
+    figure, axes = _rows(list(frame), "share (%)", title, height=42)
+    shares = 100 * frame / frame.sum()
+    looks = zip(
+        (BLUE, ORANGE, GREEN, VERMILLION, "white"), ("", "//", "xx", "--", ".."), strict=True
+    )
+    left = 0
+    for (name, row), (colour, hatch) in zip(shares.iterrows(), looks, strict=False):
+        look = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.8}
+        axes.barh(range(len(row)), row, 0.6, left, label=name, **look)
+        left = left + row
+    axes.set(xlim=(0, 100), title=title)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -100,7 +100,7 @@ def _function(value):
 
 
 def _globals_of(function):
-    """The functions, classes and plain values that a function reads by global names, also as `module.name`."""
+    """The functions, classes and plain values that a function reads by global names, also as `module.name`, or by default."""
     names, codes = set(), [function.__code__]
     while codes:
         code = codes.pop()
@@ -110,6 +110,7 @@ def _globals_of(function):
     for module in [v for v in values if isinstance(v, types.ModuleType)]:
         if module.__name__.split(".")[0] == "vlm_lite":
             values += [vars(module)[name] for name in sorted(names & vars(module).keys())]
+    values += (function.__kwdefaults__ or {}).values()
     flat = []
     while values:
         value = values.pop(0)

@@ -9,11 +9,11 @@ from transformers.pytorch_utils import Conv1D
 
 from tests import small
 from tests.small import refused
-from vlm_lite import studies
 from vlm_lite.data import instructions, language
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.files import data_path, read_json
 from vlm_lite.lessons import llava as lesson
+from vlm_lite.lessons import shipped
 from vlm_lite.lessons.vlm import VLM, build_batch
 from vlm_lite.models.layout import load_trained, save_trained
 from vlm_lite.models.text import pack
@@ -147,7 +147,7 @@ def test_what_was_trained_is_saved_and_comes_back_into_a_model_of_its_kind_only(
 
 @pytest.mark.slow
 def test_the_shipped_model_answers_as_its_card_says():
-    model, _, val = studies.llava_parts(replace(SMOKE, val_images=1000))
+    model, _, val = shipped.llava_parts(replace(SMOKE, val_images=1000))
     lesson.set_trainable(model, "all")
     load_trained(model, resolve_model("shapes-llava"))
     scores = read_json(data_path("zoo", "shapes-llava", "card.json"))["scores"]

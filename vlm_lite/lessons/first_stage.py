@@ -14,11 +14,15 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
+from vlm_lite import encoded
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.qformer import QFormerConnector
+from vlm_lite.lessons.vlm import VLM, train_vlm
+from vlm_lite.models.clip import CLIP
+from vlm_lite.models.text import load_language_model
 from vlm_lite.optim import MuonAdamW
-from vlm_lite.profiles import get_compute
+from vlm_lite.profiles import get_compute, resolve_model
 
 
 def masked_attention(attention, x, mask):
@@ -150,15 +154,59 @@ def caption_recall(model, features, captions, tokenizer, k=5):
     return (ahead <= k).float().mean().item()
 
 
-def make_connector(row, train, tokenizer, widths, num_query_tokens, seed=0, steps=150):
-    """The connector called `row` before 03's training, its first stage done on `train` where it has one."""
+def frozen_parts(profile, train_images):
+    """(vision encoder, language model, tokenizer, train, val): what 03's training starts from."""
+    vision = CLIP.from_pretrained(resolve_model(profile.vision_model))
+    parts = vision, *load_language_model(resolve_model(profile.language_model))
+    train = encoded.encode_shapes(vision, "train", train_images)
+    return *parts, train, encoded.encode_shapes(vision, "val", profile.val_images)
+
+
+def make_connector(row, parts, profile, seed=0):
+    """The connector called `row` before 03's training, its first stage done on the training images where it has one."""
+    vision, language_model, tokenizer, train, _ = parts
+    widths = vision.feature_width, language_model.config.hidden_size
     torch.manual_seed(seed)
     if row == "linear":
         return nn.Linear(*widths)  # the same for each patch, as in LLaVA (Liu et al. 2023)
     if row == "MLP":
         return Projector(*widths)  # LLaVA-1.5's, from notebook 04
-    connector = QFormerConnector(*widths, num_query_tokens=num_query_tokens)
+    connector = QFormerConnector(*widths, num_query_tokens=profile.num_query_tokens)
     if row == "Q-Former, first stage":
-        recipe = {"steps": steps, "batch_size": 32, "lr": 5e-3, "seed": seed}
-        train_first_stage(connector, train.features, train.captions, tokenizer, **recipe)
+        recipe = {"steps": min(150, profile.connector_steps), "batch_size": 32, "lr": 5e-3}
+        captions = train.captions, tokenizer
+        train_first_stage(connector, train.features, *captions, seed=seed, **recipe)
     return connector
+
+
+def train_connector(row, parts, profile, seed=0, turns=None, **changes):
+    """03's training with the connector `row`, on `turns` (the images' own by default) -> (VLM, History)."""
+    vision, language_model, tokenizer, train, _ = parts
+    model = VLM(vision, make_connector(row, parts, profile, seed), language_model, tokenizer)
+    names = "steps", "batch_size", "per_row", "lr"
+    recipe = {name: getattr(profile, f"connector_{name}") for name in names} | changes
+    return model, train_vlm(model, train.features, turns or train.turns, seed=seed, **recipe)
+
+
+def vqa_metrics(result):
+    """{name: value} of a probe: VQA beside its controls, and by type; the bridge score where it has one."""
+    found = {f"VQA {name}": interval.value for name, interval in result.accuracy.items()}
+    parts = result.by_type.items()
+    found |= {f"VQA vlm, {kind}": part.accuracy["vlm"].value for kind, part in parts}
+    bridge = result.bridge.value  # none where a short training does not tell oracle from blind
+    return found if bridge is None else found | {"bridge score": bridge}
+
+
+CONNECTORS = "linear", "MLP", "Q-Former", "Q-Former, first stage"
+
+
+def study(seed, profile):
+    """Notebook 03b's rows: four connectors after the same 100 steps of 03's training; VQA beside its controls."""
+    parts, figures = frozen_parts(profile, profile.train_images), {}
+    for row in CONNECTORS:
+        steps = min(100, profile.connector_steps)
+        model, history = train_connector(row, parts, profile, seed, steps=steps)
+        found = vqa_metrics(encoded.probe(model.eval(), parts[-1]))
+        found["million parameters"] = sum(p.numel() for p in model.connector.parameters()) / 1e6
+        figures |= {f"{row}: {name}": value for name, value in found.items()}
+    return history, figures

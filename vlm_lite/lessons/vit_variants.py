@@ -11,11 +11,13 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
+from vlm_lite.data import language, shapes
 from vlm_lite.embed import pixel_values, tokenize
 from vlm_lite.lessons.clip import make_clip, train_clip
-from vlm_lite.lessons.clip_variants import SMALL
-from vlm_lite.lessons.vit import Block, ViT
+from vlm_lite.lessons.clip_variants import SMALL, recall
+from vlm_lite.lessons.vit import Block, ViT, accuracy, leftmost_task, small_cnn, train_vit
 from vlm_lite.models.clip import CLIP
+from vlm_lite.models.positions import axis_cosines
 from vlm_lite.profiles import get_compute, resolve_model
 
 
@@ -125,6 +127,16 @@ def train_from(start, images, captions, tokenizer, *, steps, batch_size, lr, see
     return model.cpu()
 
 
+def recall_from(start, profile, seed=0):
+    """{"R@1": ..., "R@5": ...} on held-out images, of a small CLIP from one of STARTS."""
+    images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
+    held_out, texts, _ = shapes.load_pairs("val", profile.val_images)
+    steps, tokenizer = 2 * profile.contrastive_steps // 3, language.make_tokenizer()
+    recipe = {"steps": steps, "batch_size": 64, "lr": 3e-3, "seed": seed}
+    model = train_from(start, images, captions, tokenizer, **recipe)
+    return recall(model, held_out, texts, tokenizer)
+
+
 class PostNormBlock(Block):
     """x (B, N, D) -> (B, N, D), each LayerNorm after its sum (Vaswani et al. 2017)."""
 
@@ -146,3 +158,44 @@ def post_norm_vit():
     width, heads = model.norm.normalized_shape[0], model.blocks[0].attn.num_heads
     model.blocks = nn.Sequential(*(PostNormBlock(width, heads) for _ in model.blocks))
     return model
+
+
+def leftmost_rows(makers, profile, seed):
+    """{name: (model, History, accuracy)} of the models of {name: function}, trained on 02's task by 02's recipe."""
+    train = leftmost_task("train", 2 * profile.train_images)[:2]
+    test = leftmost_task("val", profile.val_images)[:2]
+    recipe = {name: getattr(profile, f"vit_{name}") for name in ("steps", "batch_size", "lr")}
+    found = {}
+    for name, make in makers.items():
+        torch.manual_seed(seed)
+        model = make()
+        history = train_vit(model, *train, seed=seed, name=f"{name}, seed {seed}", **recipe)
+        found[name] = model, history, accuracy(model, *test)
+    return found
+
+
+def study(seed, profile):
+    """Notebook 02b's rows: a small CLIP from each start, and 02's ViT with another norm or readout."""
+    found = {start: recall_from(start, profile, seed) for start in STARTS}
+    figures = {f"{start}: {k}": value for start, row in found.items() for k, value in row.items()}
+    makers = {"post-norm": post_norm_vit, "mean pooling": MeanPoolViT}
+    rows = leftmost_rows(makers, profile, seed)
+    figures |= {f"{name}: accuracy": right for name, (_, _, right) in rows.items()}
+    return rows["mean pooling"][1], figures
+
+
+def without_positions():
+    """02's ViT, its position embeddings held at zero."""
+    model = ViT()
+    nn.init.zeros_(model.pos_embed).requires_grad_(False)
+    return model
+
+
+def study_of_02(seed, profile):
+    """Notebook 02's training: a ViT that says which object stands furthest left; without positions; and a small CNN."""
+    makers = {"ViT": ViT, "ViT without positions": without_positions, "CNN": small_cnn}
+    rows = leftmost_rows(makers, profile, seed)
+    figures = {f"accuracy, {name}": right for name, (_, _, right) in rows.items()}
+    model, history, _ = rows["ViT"]
+    cosines = axis_cosines(model.pos_embed).items()
+    return history, figures | {f"cosine of positions, {where}": each for where, each in cosines}

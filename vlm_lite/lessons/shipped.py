@@ -1,0 +1,130 @@
+"""A gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval.
+
+Generated from notebooks/05b_retrieval_and_steps.py by `make notebooks`: edit the notebook.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from vlm_lite.data import instructions
+from vlm_lite.encoded import probe
+from vlm_lite.lessons import llava
+from vlm_lite.lessons.first_stage import (
+    frozen_parts,
+    make_connector,
+    train_connector,
+    vqa_metrics,
+)
+from vlm_lite.lessons.vlm import VLM
+from vlm_lite.profiles import PROFILES
+
+
+def qformer_connector(seed, profile):
+    """Notebook 03's training: a Q-Former between frozen encoder and language model; VQA beside its controls."""
+    parts = frozen_parts(profile, profile.train_images)
+    model, history = train_connector("Q-Former", parts, profile, seed)
+    result = probe(model, parts[-1])
+    return history, vqa_metrics(result) | {"multimodal gain": result.gain.value}
+
+
+def qformer_queries(seed, profile):
+    """Notebook 03's compression: 1 to 32 queries for 16 patches, 100 steps each; VQA beside its controls."""
+    figures = {}
+    for count in (1, 4, 8, 32, 16):
+        steps = min(100, profile.connector_steps)
+        short = dataclasses.replace(profile, num_query_tokens=count, connector_steps=steps)
+        history, found = qformer_connector(seed, short)
+        figures |= {f"{count} queries: {name}": value for name, value in found.items()}
+    return history, {name: value for name, value in figures.items() if "vlm, " not in name}
+
+
+def train_long(seed=0, profile=PROFILES["tiny"], steps=1_040):
+    """Notebook 03's training, longer, with more said about each of twice as many images -> (VLM, History, val).
+
+    It takes half the learning rate: at the whole one, two runs of this length fell back after some 350 steps.
+    """
+    *_, train, val = parts = frozen_parts(profile, 2 * profile.train_images)
+    each_image = train.turns, train.descriptions, train.ids
+    turns = [
+        said + instructions.more_exchanges(description, np.random.default_rng([5, image_id]))
+        for said, description, image_id in zip(*each_image, strict=True)
+    ]
+    changes = {
+        "steps": min(steps, 8 * profile.connector_steps),
+        "batch_size": 2 * profile.connector_batch_size,
+        "per_row": 6,
+        "lr": profile.connector_lr / 2,
+    }
+    return *train_connector("Q-Former", parts, profile, seed, turns, **changes), val
+
+
+def shapes_vlm(seed, profile):
+    """The long run behind the zoo's `shapes-vlm` (`train_long`); VQA beside its controls, and by type."""
+    model, history, val = train_long(seed, profile)
+    return history, vqa_metrics(probe(model, val))
+
+
+def llava_parts(profile, seed=0):
+    """(untrained VLM, train, val) of notebook 04."""
+    vision, *text, train, val = parts = frozen_parts(profile, profile.stage_images)
+    connector = make_connector("MLP", parts, profile, seed)
+    return VLM(vision, connector, *text).eval(), train, val
+
+
+MIXED = {"optimizer": "Muon", "lr": 2e-3, "steps": 450, "batch_size": 32, "per_row": 4}
+LONGER = {"captions": {"steps": 160}, "mixed": {"trainable": "all", **MIXED}}
+
+
+def train_llava(model, train, profile, seed=0):
+    """Stage 1 and the mixed stage of notebook 04, longer, the latter in full and with Muon -> (models, histories)."""
+    plan = llava.plan(profile.stage_steps, profile.stage_batch_size)
+    stages = {name: plan[name] | LONGER[name] for name in LONGER}
+    if profile.name == "smoke":
+        stages = {name: stage | {"steps": 2} for name, stage in stages.items()}
+    talks = instructions.stage_talks(train, seed)
+    return llava.run_stages(model, train.features, talks, stages, seed)
+
+
+def measured(models, val, **sizes):
+    """({"stage: metric": value}, {stage: [[reply, whether it is right], ...] to the fixed prompts})."""
+    scores = {name: llava.evaluate(model, val, **sizes) for name, model in models.items()}
+    replies = {name: instructions.ask_fixed(model, val) for name, model in models.items()}
+    figures = {
+        f"{name}: {metric}": each.value
+        for name, found in scores.items()
+        for metric, each in found.items()
+    }
+    figures |= {
+        f"{name}: prompts right": sum(row[-1] for row in rows) for name, rows in replies.items()
+    }
+    return figures, {name: [row[-2:] for row in rows] for name, rows in replies.items()}
+
+
+def llava_stages(seed, profile):
+    """Notebook 04's stages; the second one frozen and fully tuned; four trainings that fail. Their replies as well."""
+    model, train, val = llava_parts(profile, seed)
+    stages = llava.plan(profile.stage_steps, profile.stage_batch_size)
+    first, second, third, _ = stages.values()
+    stages |= {
+        "frozen": second | {"trainable": "connector"},
+        "full": second | {"trainable": "all"},
+        "full, lr / 10": second | {"trainable": "all", "lr": second["lr"] / 10},
+        "instructions alone": second | {"start": "nothing"},
+        "VQA alone": third | {"start": "nothing"},
+        "half exchanged": first | {"data": "half exchanged"},
+        "all exchanged": first | {"data": "all exchanged"},
+    }
+    talks = instructions.stage_talks(train, seed)
+    for name, share in (("half", 0.5), ("all", 1.0)):
+        wrong = instructions.stage_talks(train, seed, exchanged=share)
+        talks[f"{name} exchanged"] = wrong["captions"]
+    models, histories = llava.run_stages(model, train.features, talks, stages, seed)
+    return histories["captions"], *measured(models, val, images=60, questions=200)
+
+
+def llava_longer(seed, profile):
+    """The longer training behind the zoo's `shapes-llava`, measured as notebook 04 measures its stages."""
+    model, train, val = llava_parts(profile, seed)
+    models, histories = train_llava(model, train, profile, seed)
+    return histories["mixed"], *measured({"mixed": models["mixed"]}, val)
