@@ -1,6 +1,5 @@
 """Where files live, and how they are written so that nothing half-written is ever taken for whole."""
 
-import codecs
 import contextlib
 import hashlib
 import json
@@ -14,12 +13,6 @@ import uuid
 from pathlib import Path
 
 MESSAGE_LENGTH = 580  # with the command's name in front, under 600
-MARKS = (  # byte-order marks; UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 STRAY = re.compile(
     r"\.|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db"
     r"|desktop\.ini|__pycache__)$"
@@ -141,19 +134,14 @@ def read_text(path, expected="text"):
     """
     try:
         data = Path(path).read_bytes()
-        encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8-sig")
-        return data.decode(encoding)
+        return data.decode(json.detect_encoding(data))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
         ) from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Check what it is and who may read it."
-        ) from error
-    except UnicodeError as error:
-        raise UserError(
-            f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8."
+            f"{path} cannot be read ({error}). Expected {expected}, in UTF-8: check what it is and who may read it."
         ) from error
 
 

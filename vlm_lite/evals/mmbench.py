@@ -12,12 +12,12 @@ import re
 import pandas
 
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
+from vlm_lite.data.records import ROTATION as ROTATION
 from vlm_lite.data.records import index_of, read_tsv
 from vlm_lite.data.records import read_mmbench as read_mmbench
 from vlm_lite.evals.answers import match, words
 from vlm_lite.files import UserError, atomic_write, show
 
-ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
 # Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
 STATED = re.compile(r"answer\s+is\s+\**([A-D])", flags=re.IGNORECASE)
 REFUSALS = (

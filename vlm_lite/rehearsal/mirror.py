@@ -18,7 +18,7 @@ import torch
 from transformers import CLIPConfig
 
 from vlm_lite.data import shapes
-from vlm_lite.data.photographs import VAL_MEMBER, Choice
+from vlm_lite.data.photographs import NAME, VAL_MEMBER, Choice
 from vlm_lite.data.sources import MODELS, SOURCES
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 from vlm_lite.hub import HUB, locate
@@ -100,17 +100,14 @@ def _write_gpt2(folder, texts):
 
 def random_weights(model):
     """fp16 weights for a model on the meta device: matrices N(0, 0.02), scales one, all else zero."""
-    block = (0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))).half()
-    state = {}
-    for number, (name, value) in enumerate(model.state_dict().items()):
-        if value.ndim > 1:  # the block again and again; its length is prime, so no two rows agree
-            whole = block.roll(977 * number).repeat(1 + value.numel() // len(block))
-            state[name] = whole[: value.numel()].view(value.shape)
-        else:
-            state[name] = torch.full(
-                value.shape, float(name.endswith(("weight", "scale"))), dtype=torch.float16
-            )
-    return state
+    draw = torch.Generator().manual_seed(0)
+
+    def weight(name, shape):
+        if len(shape) > 1:
+            return 0.02 * torch.randn(shape, generator=draw)
+        return torch.full(shape, float(name.endswith(("weight", "scale"))))
+
+    return {name: weight(name, each.shape).half() for name, each in model.state_dict().items()}
 
 
 def train_tokenizer(texts, size, special):
@@ -158,18 +155,14 @@ def _write_sites(folder, count):
         ]
         number = f"{row['image_id']:012d}"  # train2017's names
         said.append({"id": number, "image": f"{number}.jpg", "conversations": turns})
-    official = {
-        kind: read_json(made / f"{name}.json")
-        for kind, name in (
-            ("captions", "captions_shapes_train"),
-            ("questions", "v2_OpenEnded_mscoco_shapes_train_questions"),
-            ("annotations", "v2_mscoco_shapes_train_annotations"),
-        )
-    }
-    for image in official["captions"]["images"]:
-        image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
-    for kind, data in official.items():
-        data["data_subtype"] = "train2014"
+    for kind, name in (
+        ("captions", "captions_shapes_train"),
+        ("questions", "v2_OpenEnded_mscoco_shapes_train_questions"),
+        ("annotations", "v2_mscoco_shapes_train_annotations"),
+    ):
+        data = read_json(made / f"{name}.json") | {"data_subtype": "train2014"}
+        for image in data.get("images", ()):
+            image["file_name"] = NAME.format(image["id"])
         with zipfile.ZipFile(place(kind), "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(SOURCES[kind].member, json.dumps(data))
             if kind == "captions":
