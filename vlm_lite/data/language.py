@@ -14,17 +14,15 @@ from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
 from vlm_lite.data.tokenizer import unknown_words as unknown_words
 from vlm_lite.data.tokenizer import vocabulary as vocabulary
 
-REFERENCES = [
-    keys.split()
-    for keys in (
-        "shape",
-        "colour",
-        "colour shape",
-        "size shape",
-        "size colour",
-        "size colour shape",
-    )
-]
+REFERENCES = """
+shape
+colour
+colour shape
+size shape
+size colour
+size colour shape
+"""
+REFERENCES = [keys.split() for keys in REFERENCES.strip().splitlines()]
 CAPTION_PROMPT = "caption:"
 RELATIONS = (("left of", "right of"), ("above", "below"))
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}

@@ -62,11 +62,9 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
 
     mirror: a folder laid out like the sites, whose files are its own, such as the one that `vlm_lite.rehearsal` makes;
     what comes from it is kept beside it. Images that cannot be had are named and left out, up to 1 %. Raises
-    UserError for an unknown split, for a choice that the files cannot fill, and as `download.fetch` does; under
+    UserError for a choice that the files cannot fill, and as `download.fetch` does; under
     HF_HUB_OFFLINE that is a list of what the local cache lacks.
     """
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; photographs have {', '.join(SPLITS)}.")
     root = Path(mirror).parent / "photographs" if mirror else home() / "photographs"
     name = "-".join(str(value) for value in dataclasses.astuple(choice))
     notes = root / f"choice-{name}"
@@ -77,18 +75,8 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
         for s in SPLITS
     }
     pictures, source = root / "train2014", SOURCES["picture"]
-    items = {
-        i: Item(
-            dataclasses.replace(source, address=source.address.format(i)),
-            pictures / NAME.format(i),
-            True,
-        )
-        for s in SPLITS
-        for i in ids[s]
-    }
-    missing = fetch(
-        items.values(), what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress
-    )
+    items = [Item(source.at(i), pictures / NAME.format(i), True) for s in SPLITS for i in ids[s]]
+    missing = fetch(items, what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress)
     here = {i for i in ids[split] if NAME.format(i) not in missing}
     captions, *asked, said = (notes / split / f"{kind}.json" for kind in KINDS)
     return Photographs(

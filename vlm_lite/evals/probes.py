@@ -6,7 +6,6 @@
 The bridge score is compared only under the same language model.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,19 +23,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval; `low` and `high` are NaN where one question alone allows none."""
+    """A mean and its bootstrap interval, NaN where one question alone allows none.
 
-    value: float
-    low: float
-    high: float
-
-    def __str__(self):
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class BridgeScore(Interval):
-    """The bridge score and its interval, or None for all three and the reason why it is undefined."""
+    Where it is undefined all three are None, and `reason` says why.
+    """
 
     value: float | None
     low: float | None = None
@@ -49,7 +39,12 @@ class BridgeScore(Interval):
         return "undefined" if self.value is None else (self.value, self.low, self.high)
 
     def __str__(self):
-        return f"undefined ({self.reason})" if self.value is None else super().__str__()
+        if self.value is None:
+            return f"undefined ({self.reason})"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+BridgeScore = Interval
 
 
 def bootstrap_interval(values):
@@ -123,7 +118,7 @@ class ProbeResult(Summary):
     def percent(self):
         """{condition: (accuracy, low, high)} in percent."""
         return {
-            name: tuple(100 * each for each in dataclasses.astuple(score))
+            name: tuple(100 * each for each in score.interval)
             for name, score in self.accuracy.items()
         }
 
