@@ -23,7 +23,7 @@ _NAMES = {
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
 EMPTY = set(" nan NaN -nan -NaN NA N/A n/a <NA> #N/A #NA NULL null None".split(" ")) | {"#N/A N/A"}
 GROUPINGS = ("split", "l2-category", "category")
-TEXTS = ("question", "hint", "answer", "image", *GROUPINGS)
+TEXTS = ("image", "question", "hint", "answer", *GROUPINGS)
 ROTATION = 1_000_000  # the rotations of question 7 of MMBench have the indices 7, 1000007, ...
 REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the image
 
