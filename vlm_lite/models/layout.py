@@ -14,12 +14,12 @@ from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
 
-def _table(text):
+def table(text):
     """{name: other name} of lines with both."""
     return dict(line.split() for line in text.strip().splitlines())
 
 
-NAMES = _table("""
+NAMES = table("""
 image_encoder.patch_embedding    vision_model.embeddings.patch_embedding
 image_encoder.class_embedding    vision_model.embeddings.class_embedding
 image_encoder.position_embedding vision_model.embeddings.position_embedding.weight
@@ -37,7 +37,7 @@ image_projection                 visual_projection
 .mlp.2.                          .mlp.fc2.
 .out.                            .self_attn.out_proj.
 """)  # the notebook's, transformers' (pre_layrnorm is the spelling of the released weights); from norm1 on within a block
-TIMM = _table("""
+TIMM = table("""
 embeddings.class_embedding           cls_token
 embeddings.position_embedding.weight pos_embed
 embeddings.patch_embedding           patch_embed.proj
@@ -50,7 +50,7 @@ self_attn.q_proj                     attn.qkv
 """)  # transformers' vision model, timm's
 
 
-def _renamed(name, table):
+def renamed(name, table):
     for own, other in table.items():
         name = name.replace(own, other)
     return name
@@ -60,7 +60,7 @@ def to_transformers(model):
     """A `lessons.clip.CLIP` as a `models.clip.CLIP` with the same weights, in eval mode."""
     ours, weights = model.config, {}
     for name, tensor in model.state_dict().items():
-        name = _renamed(name, NAMES)
+        name = renamed(name, NAMES)
         if ".qkv." in name:
             stem, kind = name.split(".qkv.")
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
@@ -106,14 +106,14 @@ def clip_to_timm(state):
         if "q_proj" in key:
             value = torch.cat([state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
         if not any(name in key for name in ("k_proj", "v_proj", "position_ids")):
-            timms[_renamed(key, TIMM)] = value
+            timms[renamed(key, TIMM)] = value
     timms["cls_token"] = timms["cls_token"].view(1, 1, -1)
     timms["pos_embed"] = timms["pos_embed"][None]
     timms["patch_embed.proj.bias"] = torch.zeros(len(timms["patch_embed.proj.weight"]))
     return timms
 
 
-BLIP2 = _table("""
+BLIP2 = table("""
 encoder.layer.                  layers.
 crossattention.attention        cross_attention
 attention.attention             self_attention
@@ -130,7 +130,7 @@ layernorm.                      input_norm.
 
 def from_blip2(state):
     """The weights of a `transformers.Blip2QFormerModel` under the names of `lessons.qformer.QFormer`, without queries."""
-    return {_renamed(name, BLIP2): tensor for name, tensor in state.items()}
+    return {renamed(name, BLIP2): tensor for name, tensor in state.items()}
 
 
 def save_trained(model, folder, *, dtype=torch.float32):
