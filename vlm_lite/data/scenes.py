@@ -13,16 +13,17 @@ import numpy as np
 from vlm_lite.files import UserError
 
 SHAPES = tuple("circle square triangle star cross heart".split())
-COLOURS = {
-    "red": (226, 52, 52),
-    "orange": (244, 142, 36),
-    "yellow": (246, 222, 62),
-    "green": (58, 176, 76),
-    "cyan": (70, 214, 226),
-    "blue": (62, 98, 236),
-    "purple": (152, 74, 206),
-    "pink": (248, 150, 196),
-}
+COLOURS = """
+red     226  52  52
+orange  244 142  36
+yellow  246 222  62
+green    58 176  76
+cyan     70 214 226
+blue     62  98 236
+purple  152  74 206
+pink    248 150 196
+"""
+COLOURS = {name: tuple(map(int, rgb)) for name, *rgb in map(str.split, COLOURS.split("\n")[1:-1])}
 SIZES = {"small": 9, "large": 14}  # pixels
 HELD_OUT = frozenset(
     {("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")}

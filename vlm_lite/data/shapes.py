@@ -102,13 +102,12 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         notes = temporary / "annotations"
         of = {"info": info, "data_type": "mscoco", "data_subtype": subtype}
         asked = {**of, "task_type": "Open-Ended", "questions": questions}
-        files = {
-            "captions_{}": {"info": info, "images": images, "annotations": captions},
-            "v2_OpenEnded_mscoco_{}_questions": asked,
-            "v2_mscoco_{}_annotations": {**of, "annotations": annotations},
-            "descriptions_{}": descriptions,
-        }
-        for name, value in files.items():
+        for name, value in (
+            ("captions_{}", {"info": info, "images": images, "annotations": captions}),
+            ("v2_OpenEnded_mscoco_{}_questions", asked),
+            ("v2_mscoco_{}_annotations", {**of, "annotations": annotations}),
+            ("descriptions_{}", descriptions),
+        ):
             write_json(notes / f"{name.format(subtype)}.json", value, indent=None)
 
 
@@ -122,8 +121,10 @@ def complementary_pairs(asked, wanted, rng):
     for row in asked:
         by_type[row[3]].append(row)
     chosen = []
-    for place, asked in enumerate(sorted(by_type.values(), key=len)):  # the scarce first
-        rows = [asked[index] for index in rng.permutation(len(asked))]
+    for place, kind in enumerate(
+        sorted(by_type, key=lambda k: len(by_type[k]))
+    ):  # the scarce first
+        rows = [by_type[kind][index] for index in rng.permutation(len(by_type[kind]))]
         share = (wanted - len(chosen)) // (len(by_type) - place)
         for pair in find_pairs(*([row[k] for row in rows] for k in (1, 0, 2)), most=share // 2):
             chosen += [rows[k] for k in pair]
@@ -136,16 +137,18 @@ def find_pairs(questions, image_ids, answers, most=math.inf):
     A model that does not look answers both alike, so it never has both right. Goyal et al. 2017, section 3.
     """
     waiting, found = collections.defaultdict(list), []
-    for question, *one in zip(questions, image_ids, answers, range(len(answers)), strict=True):
+    for k, (question, image_id, answer) in enumerate(
+        zip(questions, image_ids, answers, strict=True)
+    ):
         if len(found) >= most:
             break
         others = waiting[question]
-        fits = (other for other in others if other[0] != one[0] and other[1] != one[1])
-        if partner := next(fits, None):
-            others.remove(partner)
-            found.append((partner[2], one[2]))
+        fits = (p for p, other in enumerate(others) if other[1] != image_id and other[2] != answer)
+        partner = next(fits, None)
+        if partner is None:
+            others.append((k, image_id, answer))
         else:
-            others.append(one)
+            found.append((others.pop(partner)[0], k))
     return found
 
 
@@ -173,11 +176,10 @@ def zero_shot_task(captions):
     named = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
     found = [named.findall(text) for text in captions["description"][:]]
     rows = [row for row, pairs in enumerate(found) if len(pairs) == 1]
-    named = zip(*(found[row][0] for row in rows), strict=True)
     classes = {"colour": list(scenes.COLOURS), "shape": list(scenes.SHAPES)}
     return rows, {
-        kind: (names, list(map(names.index, words)))
-        for (kind, names), words in zip(classes.items(), named, strict=True)
+        kind: (names, [names.index(found[row][0][part]) for row in rows])
+        for part, (kind, names) in enumerate(classes.items())
     }
 
 
@@ -199,9 +201,11 @@ def five_questions(questions):
     Of each type it is the first with the answer that is rarest there, and of "yes" and "no" as often the first with
     "yes": the brain of the course, asked blind, mostly says "no". So a guess seldom gets it.
     """
-    columns = (questions[name][:] for name in ("question_type", "answer"))
-    pairs = list(zip(*columns, strict=True))
-    count, rows = collections.Counter(pairs), range(len(pairs))
-    rows = sorted(rows, key=lambda row: (count[pairs[row]], pairs[row][1] != "yes"))
-    first = (next(row for row in rows if pairs[row][0] == kind) for kind in SCOREBOARD_TYPES)
-    return [questions[row] for row in first]
+    kinds, answers = (questions[name][:] for name in ("question_type", "answer"))
+    count = collections.Counter(zip(kinds, answers, strict=True))
+
+    def order(row):
+        return count[kinds[row], answers[row]], answers[row] != "yes"
+
+    of_kind = ([row for row, k in enumerate(kinds) if k == kind] for kind in SCOREBOARD_TYPES)
+    return [questions[min(rows, key=order)] for rows in of_kind]

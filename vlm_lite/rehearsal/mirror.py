@@ -75,11 +75,9 @@ def _write_clip(folder, texts):
         model = CLIP(CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 2}))
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
     model.config.save_pretrained(folder)
-    tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
-    tokenizer.bos_token = "<|startoftext|>"
-    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.model_max_length = 77
-    tokenizer.save_pretrained(folder)
+    begin, end = names = "<|startoftext|>", "<|endoftext|>"
+    options = {"bos_token": begin, "eos_token": end, "pad_token": end, "model_max_length": 77}
+    train_tokenizer(texts, 49_408, names, **options).save_pretrained(folder)
 
 
 def _write_gpt2(folder, texts):
@@ -93,9 +91,8 @@ def _write_gpt2(folder, texts):
     weights.pop("lm_head.weight")  # tied to the input
     write_weights(folder / "model.safetensors", weights, dtype=torch.float16)
     config.save_pretrained(folder)
-    tokenizer = train_tokenizer(texts, 50_257, ("<|endoftext|>",))
-    tokenizer.eos_token = "<|endoftext|>"
-    tokenizer.save_pretrained(folder)
+    end = "<|endoftext|>"
+    train_tokenizer(texts, 50_257, (end,), eos_token=end).save_pretrained(folder)
 
 
 def random_weights(model):
@@ -110,7 +107,7 @@ def random_weights(model):
     return {name: weight(name, each.shape).half() for name, each in model.state_dict().items()}
 
 
-def train_tokenizer(texts, size, special):
+def train_tokenizer(texts, size, special, **options):
     """A byte-level BPE of `size` tokens: what `texts` teach, then unused ones, the `special` ones last as GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -131,6 +128,7 @@ def train_tokenizer(texts, size, special):
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         additional_special_tokens=list(special),
+        **options,
     )
 
 
