@@ -141,7 +141,7 @@ def read_text(path, expected="text"):
         ) from error
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}). Expected {expected}, in UTF-8: check what it is and who may read it."
+            f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8: check what it is and who may read it."
         ) from error
 
 
