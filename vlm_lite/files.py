@@ -161,13 +161,9 @@ def read_text(path, expected="text"):
         raise UserError(
             f"{path} does not exist. Check the path, or make the file again."
         ) from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({getattr(error, 'strerror', '') or error}). Check what it is and who may read it."
-        ) from error
-    except UnicodeError as error:
-        raise UserError(
-            f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8."
+            f"{path} cannot be read as text ({error}). Expected {expected}, in UTF-8: check what it is and who may read it."
         ) from error
 
 

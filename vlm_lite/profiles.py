@@ -8,44 +8,50 @@ not imported, before a function here is called.
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from ast import literal_eval
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 
 from vlm_lite.files import UserError, data_path, home, read_json
 from vlm_lite.hub import cached_snapshot, mirrored_model, told_offline
 
+TABLE = """
+name                    tiny         t4                                          smoke
+vision_model            shapes-clip  openai/clip-vit-base-patch16                shapes-clip
+language_model          shapes-gpt2  openai-community/gpt2                       shapes-gpt2
+vlm_model               shapes-vlm   HuggingFaceTB/SmolVLM2-256M-Video-Instruct  shapes-vlm
+image_size              64           224                                         64
+train_images            8000         5000                                        64
+val_images              1000         1000                                        64
+contrastive_images      8000         5000                                        64
+contrastive_batch_size  64           128                                         16
+contrastive_steps       360          1500                                        4
+contrastive_lr          1e-3         5e-4                                        1e-3
+vit_batch_size          64           64                                          16
+vit_steps               800          800                                         4
+vit_lr                  2e-3         2e-3                                        2e-3
+connector_batch_size    16           64                                          16
+connector_per_row       4            6                                           4
+connector_steps         240          1500                                        4
+connector_lr            1e-2         3e-4                                        1e-2
+num_query_tokens        16           32                                          16
+stage_images            8000         5000                                        64
+stage_batch_size        32           64                                          16
+stage_steps             120,40,60    600,600,600                                 2,2,2
+download_gb             0.0          3.5                                         0.0
+"""  # learning rates are peaks; download_gb is an estimate
+NAMES, *COLUMNS = zip(*(line.split() for line in TABLE.strip().splitlines()), strict=True)
+
 
 @dataclass(frozen=True)
-class Profile:
-    """Ids, sizes and step counts of one world. Learning rates are peaks; `download_gb` is an estimate."""
+class Profile(make_dataclass("Sizes", NAMES, frozen=True)):
+    """One world: the ids, sizes and step counts of TABLE, the reason why it was chosen, and its mirror.
 
-    name: str
-    vision_model: str
-    language_model: str
-    vlm_model: str
-    image_size: int
-    train_images: int
-    val_images: int
-    contrastive_images: int
-    contrastive_batch_size: int
-    contrastive_steps: int
-    contrastive_lr: float
-    vit_batch_size: int
-    vit_steps: int
-    vit_lr: float
-    connector_batch_size: int
-    connector_per_row: int
-    connector_steps: int
-    connector_lr: float
-    num_query_tokens: int
-    stage_images: int
-    stage_batch_size: int
-    stage_steps: tuple
-    download_gb: float
+    mirror: a folder laid out like the sites that data come from; "" for the sites themselves.
+    """
+
     reason: str = ""
-    mirror: str = (
-        ""  # a folder laid out like the sites that data come from; "" for the sites themselves
-    )
+    mirror: str = ""
 
     @property
     def contrastive(self):
@@ -53,72 +59,12 @@ class Profile:
         return {k: getattr(self, f"contrastive_{k}") for k in ("steps", "batch_size", "lr")}
 
 
-TINY = Profile(
-    name="tiny",
-    vision_model="shapes-clip",
-    language_model="shapes-gpt2",
-    vlm_model="shapes-vlm",
-    image_size=64,
-    train_images=8_000,
-    val_images=1_000,
-    contrastive_images=8_000,
-    contrastive_batch_size=64,
-    contrastive_steps=360,
-    contrastive_lr=1e-3,
-    vit_batch_size=64,
-    vit_steps=800,
-    vit_lr=2e-3,
-    connector_batch_size=16,
-    connector_per_row=4,
-    connector_steps=240,
-    connector_lr=1e-2,
-    num_query_tokens=16,
-    stage_images=8_000,
-    stage_batch_size=32,
-    stage_steps=(120, 40, 60),
-    download_gb=0.0,
-)
-T4 = Profile(
-    name="t4",
-    vision_model="openai/clip-vit-base-patch16",
-    language_model="openai-community/gpt2",
-    vlm_model="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-    image_size=224,
-    train_images=5_000,
-    val_images=1_000,
-    contrastive_images=5_000,
-    contrastive_batch_size=128,
-    contrastive_steps=1_500,
-    contrastive_lr=5e-4,
-    vit_batch_size=64,
-    vit_steps=800,
-    vit_lr=2e-3,
-    connector_batch_size=64,
-    connector_per_row=6,
-    connector_steps=1_500,
-    connector_lr=3e-4,
-    num_query_tokens=32,
-    stage_images=5_000,
-    stage_batch_size=64,
-    stage_steps=(600, 600, 600),
-    download_gb=3.5,
-)
-SMOKE = replace(
-    TINY,
-    name="smoke",
-    train_images=64,
-    val_images=64,
-    contrastive_images=64,
-    contrastive_batch_size=16,
-    contrastive_steps=4,
-    vit_batch_size=16,
-    vit_steps=4,
-    connector_batch_size=16,
-    connector_steps=4,
-    stage_images=64,
-    stage_batch_size=16,
-    stage_steps=(2, 2, 2),
-)
+def _value(text):
+    """A cell of TABLE: a number, numbers with commas, or text."""
+    return literal_eval(text) if text[0].isdigit() else text
+
+
+TINY, T4, SMOKE = (Profile(*map(_value, column)) for column in COLUMNS)
 REHEARSAL = replace(T4, name="rehearsal", download_gb=0.0)
 PROFILES = {profile.name: profile for profile in (TINY, T4, SMOKE, REHEARSAL)}
 

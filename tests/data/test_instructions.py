@@ -39,7 +39,7 @@ def test_every_instruction_is_in_the_vocabulary_and_its_own_reply_follows_it():
             )  # with the tokenizer's own spaces
             assert instructions.follows(decoded, reply, form) == 1
             seen.add(form)
-    assert seen == set(instructions.FORMS)
+    assert seen == set(instructions._SHAPE_OF)
 
 
 # a reply, the form asked for, whether it has that form, whether it also says what was to be said

@@ -45,7 +45,7 @@ questions.questions  []  no questions
 questions.data_subtype  -  `data_subtype`
 questions.data_subtype  "train2014"  'train2014' .*'val2014' .*annotations.json
 questions.questions.1.question  3  `questions\[1\].question` is 3
-questions.questions.1.question_id  70  questions\[0\].question_id is 70
+questions.questions.1.question_id  70  questions\[1\].question_id is 70
 questions.questions.1.question_id  5  question_id 5
 questions.questions.1.image_id  43  annotations\[2\].image_id is 42.*image 43
 annotations.annotations  -  `annotations`

@@ -6,6 +6,7 @@ it ever meets an image.
 """
 
 import re
+from itertools import permutations
 
 from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
 from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS, plural
@@ -13,18 +14,17 @@ from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
 from vlm_lite.data.tokenizer import unknown_words as unknown_words
 from vlm_lite.data.tokenizer import vocabulary as vocabulary
 
-REFERENCES = [
-    keys.split()
-    for keys in (
-        "shape",
-        "colour",
-        "colour shape",
-        "size shape",
-        "size colour",
-        "size colour shape",
-    )
-]
+REFERENCES = """
+shape
+colour
+colour shape
+size shape
+size colour
+size colour shape
+"""
+REFERENCES = [keys.split() for keys in REFERENCES.strip().splitlines()]
 CAPTION_PROMPT = "caption:"
+RELATIONS = (("left of", "right of"), ("above", "below"))
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
 STEPS = "think step by step."
 REQUESTS = """describe the image.
@@ -70,6 +70,11 @@ def _name(item, without=""):
     return " ".join(word for word in (item.size, item.colour, item.shape) if word != without)
 
 
+def thing(item, without=""):
+    """An item with its article: "a small red circle"."""
+    return _a(_name(item, without))
+
+
 def place(item):
     """The quarter of the image an item is in: "top left", "bottom right", ..."""
     return ("top" if item.row < 2 else "bottom") + (" left" if item.col < 2 else " right")
@@ -111,11 +116,11 @@ def describe(scene, rng=None):
         items = [items[i] for i in rng.permutation(len(items))]
         style = int(rng.integers(5))
     if style == 0:
-        text = " ".join(f"{_a(_name(i))} in the {cell(i)}." for i in items)
+        text = " ".join(f"{thing(i)} in the {cell(i)}." for i in items)
     elif style == 1:
         text = " ".join(_backwards(i, rng) for i in items)
     elif style == 2:
-        text = " ".join(f"{cell(i)}: {_a(_name(i))}." for i in items)
+        text = " ".join(f"{cell(i)}: {thing(i)}." for i in items)
     else:  # notes, with the words in any order
         notes = []
         for i in items:
@@ -152,16 +157,16 @@ def _comparison(scene, rng):
 def captions(scene, rng):
     """Five captions of a scene, as five people might write them. The first tells everything but the exact cells."""
     items = [scene.items[i] for i in rng.permutation(len(scene.items))]
-    full = [f"{_a(_name(i))} in the {place(i)}" for i in items]
-    corners = {place(i): [_a(_name(o)) for o in items if place(o) == place(i)] for i in items[::-1]}
+    full = [f"{thing(i)} in the {place(i)}" for i in items]
+    corners = {place(i): [thing(o) for o in items if place(o) == place(i)] for i in items[::-1]}
     by_place = [
         f"in the {p} there {'is' if len(n) == 1 else 'are'} {_join(n)}" for p, n in corners.items()
     ]
-    plain = [_a(_name(i)) for i in items]
-    less = [_a(_name(i, without=i.size)) for i in items]
+    plain = [thing(i) for i in items]
+    less = [thing(i, i.size) for i in items]
     if len(items) == 1:
-        name = _name(items[0])
-        last = _pick(rng, [f"there is only {_a(name)}.", f"a single {name} on a dark background."])
+        alone = f"a single {_name(items[0])} on a dark background."
+        last = _pick(rng, [f"there is only {plain[0]}.", alone])
     else:
         relation = _pick(rng, [r for r in PAIRS if _compare(*items[:2], r)])
         rest = f", with {_join(plain[2:])}" if plain[2:] else ""
@@ -213,43 +218,41 @@ def questions(scene, rng):
 
 def _existence(scene, rng):
     pairs, found = {(i.colour, i.shape) for i in scene.shapes}, []
+
+    def add(what, answer):
+        found.append((f"is there {_a(what)}?", answer, "existence"))
+
     for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS))):
         here = sorted({getattr(i, key) for i in scene.shapes})
-        away = [w for w in words if w not in here]
         noun = " shape" if key == "colour" else ""
-        for word, answer in ((_pick(rng, here) if here else None, "yes"), (_pick(rng, away), "no")):
-            if word:
-                found.append((f"is there {_a(word)}{noun}?", answer, "existence"))
+        if here:
+            add(_pick(rng, here) + noun, "yes")
+        add(_pick(rng, [w for w in words if w not in here]) + noun, "no")
     for item in scene.shapes:
-        found.append((f"is there {_a(_name(item, without=item.size))}?", "yes", "existence"))
+        add(_name(item, item.size), "yes")
         other = rng.random() < 0.5
         colour = _pick(rng, tuple(COLOURS)) if other else item.colour
         wrong = (colour, item.shape if other else _pick(rng, SHAPES))
         if wrong not in pairs:
-            found.append((f"is there {_a(' '.join(wrong))}?", "no", "existence"))
+            add(" ".join(wrong), "no")
     if rng.random() < 0.5:
-        found.append(("is there a digit?", "yes" if scene.digit else "no", "existence"))
+        add("digit", "yes" if scene.digit else "no")
     return found
 
 
 def _relations(scene, rng):
     found, named = [], [(item, _references(scene, item)) for item in scene.items]
-    for one, its in named:
-        for other, others in named:
-            if one is other or not its or not others:
+    for (one, its), (other, others) in permutations(named, 2):
+        if not its or not others:
+            continue
+        a, b = _pick(rng, its), _pick(rng, others)
+        for relations in RELATIONS:
+            level = not any(_compare(one, other, relation) for relation in relations)
+            if level and rng.random() >= 0.15:
                 continue
-            a, b = _pick(rng, its), _pick(rng, others)
-            for axis, (low, high) in (
-                ("col", ("left of", "right of")),
-                ("row", ("above", "below")),
-            ):
-                if getattr(one, axis) == getattr(other, axis):
-                    if rng.random() < 0.15:
-                        found.append((f"is {a} {_pick(rng, (low, high))} {b}?", "no", "relation"))
-                    continue
-                relation = _pick(rng, (low, high))
-                answer = "yes" if _compare(one, other, relation) else "no"
-                found.append((f"is {a} {relation} {b}?", answer, "relation"))
+            relation = _pick(rng, relations)
+            answer = "yes" if _compare(one, other, relation) else "no"
+            found.append((f"is {a} {relation} {b}?", answer, "relation"))
     return found
 
 
@@ -317,11 +320,8 @@ def _axis(relation):
 
 def _either(axis, difference):
     """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
-    low, high = ("left", "right") if axis == "col" else ("above", "below")
-    return (
-        f"{low} or {high} of" if axis == "col" else f"{low} or {high}",
-        low if difference < 0 else high,
-    )
+    text = "left or right of" if axis == "col" else "above or below"
+    return text, text.split()[0 if difference < 0 else 2]
 
 
 def _steps(scene, rng):
@@ -329,16 +329,14 @@ def _steps(scene, rng):
     if len(scene.items) < 2:
         return None
     one, other, relation, axis, word, names = _two(scene, rng)
-    a, b = (f"the {_name(i)}" if not i.is_digit else "the digit" for i in (one, other))
-    first, second = (getattr(i, axis) for i in (one, other))
-    so = f"they are in the same {word}."
-    if first != second:
-        so = f"so {a} is {_either(axis, first - second)[1]}{' of' if axis == 'col' else ''} {b}."
-    answer = "yes" if _compare(one, other, relation) else "no"
+    a, b = ("the digit" if i.is_digit else f"the {_name(i)}" for i in (one, other))
+    true = [r for r in PAIRS if PAIRS[r][0] == axis and _compare(one, other, r)]
+    so = f"so {a} is {true[0]} {b}." if true else f"they are in the same {word}."
+    where = (f"{x} is in the {names[getattr(i, axis)]} {word}." for x, i in ((a, one), (b, other)))
+    answer = "yes" if relation in true else "no"
     return (
         short_prompt(f"is {a} {relation} {b}? {STEPS}"),
-        f"{a} is in the {names[first]} {word}. {b} is in the "
-        f"{names[second]} {word}. {so} the answer is {answer}.",
+        f"{' '.join(where)} {so} the answer is {answer}.",
     )
 
 

@@ -29,6 +29,7 @@ from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 
 VAL_MEMBER = "annotations/captions_val2014.json"
 SPLITS = ("train", "val")
+KINDS = ("captions", "questions", "annotations", "instructions")
 NAME = "COCO_train2014_{:012d}.jpg"  # ours, whatever a data file says: it becomes a path
 
 
@@ -61,11 +62,9 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
 
     mirror: a folder laid out like the sites, whose files are its own, such as the one that `vlm_lite.rehearsal` makes;
     what comes from it is kept beside it. Images that cannot be had are named and left out, up to 1 %. Raises
-    UserError for an unknown split, for a choice that the files cannot fill, and as `download.fetch` does; under
+    UserError for a choice that the files cannot fill, and as `download.fetch` does; under
     HF_HUB_OFFLINE that is a list of what the local cache lacks.
     """
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}; photographs have {', '.join(SPLITS)}.")
     root = Path(mirror).parent / "photographs" if mirror else home() / "photographs"
     name = "-".join(str(value) for value in dataclasses.astuple(choice))
     notes = root / f"choice-{name}"
@@ -76,27 +75,14 @@ def load_photographs(split="train", choice=FULL, *, mirror=None, progress=True):
         for s in SPLITS
     }
     pictures, source = root / "train2014", SOURCES["picture"]
-    items = {
-        i: Item(
-            dataclasses.replace(source, address=source.address.format(i)),
-            pictures / NAME.format(i),
-            True,
-        )
-        for s in SPLITS
-        for i in ids[s]
-    }
-    missing = fetch(
-        items.values(), what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress
-    )
+    items = [Item(source.at(i), pictures / NAME.format(i), True) for s in SPLITS for i in ids[s]]
+    missing = fetch(items, what="pictures", tolerated=TOLERATED, mirror=mirror, progress=progress)
     here = {i for i in ids[split] if NAME.format(i) not in missing}
-    files = {
-        kind: notes / split / f"{kind}.json"
-        for kind in ("captions", "questions", "annotations", "instructions")
-    }
+    captions, *asked, said = (notes / split / f"{kind}.json" for kind in KINDS)
     return Photographs(
-        read_coco_captions(files["captions"], pictures, image_ids=here),
-        read_vqa(files["questions"], files["annotations"], pictures, image_ids=here),
-        read_llava(files["instructions"], pictures, image_ids=here),
+        read_coco_captions(captions, pictures, image_ids=here),
+        read_vqa(*asked, pictures, image_ids=here),
+        read_llava(said, pictures, image_ids=here),
     )
 
 
@@ -157,43 +143,41 @@ def _write_choice(folder, official, choice, mirror, progress):
             ("val", set(chosen[1]), choice.val_questions, math.inf),
         ):
             rng = random.Random(choice.seed)
-            rows = [row for row in data["questions"]["questions"] if row["image_id"] in ids]
+
+            def kept(kind, of, key, ids):
+                return {of: [row for row in data[kind][of] if row[key] in ids]}
+
+            rows = kept("questions", "questions", "image_id", ids)["questions"]
             rows = rng.sample(rows, min(most, len(rows)))
             said = [record for i in sorted(ids) for record in talks[i]]
             said = rng.sample(said, min(talking, len(said)))
             asked = {row["question_id"] for row in rows}
-
-            def kept(kind, of, key, ids):
-                return {**data[kind], of: [row for row in data[kind][of] if row[key] in ids]}
-
-            captions = kept("captions", "annotations", "image_id", ids)
-            captions["images"] = [row for row in captions["images"] if row["id"] in ids]
-            cut = {
-                "captions": captions,
-                "questions": {**data["questions"], "questions": rows},
-                "annotations": kept("annotations", "annotations", "question_id", asked),
-                "instructions": said,
-            }
-            for kind, value in cut.items():
+            cut = (
+                data["captions"]
+                | kept("captions", "annotations", "image_id", ids)
+                | kept("captions", "images", "id", ids),
+                data["questions"] | {"questions": rows},
+                data["annotations"] | kept("annotations", "annotations", "question_id", asked),
+                said,
+            )
+            for kind, value in zip(KINDS, cut, strict=True):
                 write_json(temporary / split / f"{kind}.json", value, indent=None)
 
 
 def _official_files(folder, mirror, progress):
     """{kind: path} of the official annotation files, downloaded and unpacked at the first call."""
-    kinds = ("captions", "questions", "annotations", "instructions")
-    paths = {kind: folder / SOURCES[kind].address.rsplit("/", 1)[1] for kind in kinds}
+    paths = {kind: folder / SOURCES[kind].address.rsplit("/", 1)[1] for kind in KINDS}
     fetch(
-        [Item(SOURCES[kind], paths[kind]) for kind in kinds],
+        [Item(SOURCES[kind], path) for kind, path in paths.items()],
         what="annotation files",
         mirror=mirror,
         progress=progress,
     )
+    members = {kind: (paths[kind], SOURCES[kind].member) for kind in KINDS[:3]}
+    members["test pool"] = paths["captions"], VAL_MEMBER
     files = {"instructions": paths["instructions"]}
-    for kind, archive, member in (
-        *((kind, kind, SOURCES[kind].member) for kind in kinds[:3]),
-        ("test pool", "captions", VAL_MEMBER),
-    ):
+    for kind, (archive, member) in members.items():
         files[kind] = folder / Path(member).name
         if not files[kind].exists():
-            extract(paths[archive], member, files[kind])
+            extract(archive, member, files[kind])
     return files

@@ -14,13 +14,15 @@ from pathlib import Path, PurePosixPath
 
 from datasets import List
 
-from vlm_lite.data.formats import FEATURES, find_images, from_rows
+from vlm_lite.data.formats import FEATURES, NUMBER, find_images, from_rows
 from vlm_lite.data.records import (
     ANSWERS_PER_QUESTION,
     ID,
+    ROTATION,
     field,
     read_lines,
     read_pope_labels,
+    records,
     refuse_empty,
     show,
 )
@@ -30,7 +32,6 @@ from vlm_lite.files import UserError
 LISTING = "metadata.jsonl"
 COCO_STEM = re.compile(r"(?:COCO_\w+_)?(\d{12})", re.ASCII)
 TRAIN2017 = re.compile(r"(?:(?:.*/)?train2017/)?(\d{12})\.jpg", re.ASCII)
-ROTATION = 1_000_000  # the rotations of question 7 of MMBench have the indices 7, 1000007, ...
 
 
 def read_llava(file, images, *, image_ids=None):
@@ -86,8 +87,7 @@ def coco_number(name):
 
 def _conversation(record, file, where):
     said = []
-    for index, turn in enumerate(field(record, "conversations", list, file, where)):
-        place = f"{where}.conversations[{index}]"
+    for index, (place, turn) in enumerate(records(record, "conversations", file, where)):
         speaker, text = (field(turn, key, str, file, place) for key in ("from", "value"))
         expected, role = (("human", "user"), ("gpt", "assistant"))[index % 2]
         if speaker != expected:
@@ -105,17 +105,20 @@ def _conversation(record, file, where):
     return said
 
 
+def _ten_times(answer):
+    return {"answer": answer, "answers": [answer] * ANSWERS_PER_QUESTION}
+
+
 def read_pope(file, images):
     """Read a POPE file: one row a question; `answer` is the label, yes or no, and `answers` has it ten times."""
+    kind = {"question_type": "existence", "answer_type": "yes/no"}
     rows = [
         {
             "image": field(record, "image", str, file, where),
             "question_id": question_id,
             "question": field(record, "text", str, file, where),
-            "question_type": "existence",
-            "answer_type": "yes/no",
-            "answer": record["label"],
-            "answers": [record["label"]] * ANSWERS_PER_QUESTION,
+            **kind,
+            **_ten_times(record["label"]),
         }
         for question_id, (where, record) in read_pope_labels(file).items()
     ]
@@ -145,8 +148,7 @@ def read_mmbench(file):
                 "question": "\n".join(filter(None, [row["hint"], row["question"], *options])),
                 "question_type": row["category"] or None,
                 "answer_type": "choice",
-                "answer": row["answer"],
-                "answers": [row["answer"]] * ANSWERS_PER_QUESTION,
+                **_ten_times(row["answer"]),
             }
         )
     return from_rows(rows)
@@ -170,10 +172,9 @@ def read_folder(folder):
     names, rows, known = {}, [], [key for key in FEATURES if key != "image"]
     for number, (where, record) in enumerate(read_lines(file), 1):
         name = field(record, "file_name", str, file, where)
-        unknown = sorted(record.keys() - {"file_name", *known})
-        if unknown:
+        for other in sorted(record.keys() - {"file_name", *known}):
             raise UserError(
-                f"{file}, {where}: unknown field {show(unknown[0])}. Expected file_name and any of {', '.join(known)}."
+                f"{file}, {where}: unknown field {show(other)}. Expected file_name and any of {', '.join(known)}."
             )
         row = {key: _value(record, key, file, where) for key in known if key in record}
         row.setdefault("image_id", list(names).index(name) + 1 if name in names else len(names) + 1)
@@ -185,7 +186,7 @@ def read_folder(folder):
         if "question" in row:
             row.setdefault("question_id", number)
             if "answer" in row:
-                row.setdefault("answers", [row["answer"]] * ANSWERS_PER_QUESTION)
+                row = _ten_times(row["answer"]) | row
         rows.append(row)
     if len(set(names.values())) < len(names):
         raise UserError(
@@ -197,19 +198,16 @@ def read_folder(folder):
 
 def _value(record, key, file, where):
     """`record[key]`, checked to be what the column `key` holds, and no blank text."""
-    feature = FEATURES[key]
-    if isinstance(feature, List):
-        entries = {
-            f"{key}[{i}]": entry for i, entry in enumerate(field(record, key, list, file, where))
-        }
+    if isinstance(FEATURES[key], List):
+        found = records(record, key, file, where)
         if key == "conversation":
             return [
-                {part: field(e, part, str, file, f"{where}.{name}") for part in ("role", "content")}
-                for name, e in entries.items()
+                {part: field(entry, part, str, file, place) for part in ("role", "content")}
+                for place, entry in found
             ]
-        texts = value = [field(entries, name, str, file, where) for name in entries]
+        texts = value = [field({place: text}, place, str, file) for place, text in found]
     else:
-        value = field(record, key, ID if feature.dtype == "int64" else str, file, where)
+        value = field(record, key, ID if FEATURES[key] == NUMBER else str, file, where)
         texts = [value]
     if key != "answers" and not all(str(text).strip() for text in texts):
         raise UserError(

@@ -24,6 +24,8 @@ _NAMES = {
 # What pandas, which the official tools read with, takes for an empty cell: such an option is not there.
 EMPTY = set(" nan NaN -nan -NaN NA N/A n/a <NA> #N/A #NA NULL null None".split(" ")) | {"#N/A N/A"}
 GROUPINGS = ("split", "l2-category", "category")
+TEXTS = ("image", "question", "hint", "answer", *GROUPINGS)
+ROTATION = 1_000_000  # the rotations of question 7 of MMBench have the indices 7, 1000007, ...
 REFERENCE_LENGTH = 64  # a shorter `image` is the index of the row that has the image
 
 
@@ -32,18 +34,12 @@ def read_caption_lists(annotations):
 
     An image without captions is in the first only; a caption without its image is an error.
     """
-    data = read_json(annotations)
-    captions, names = {}, {}
+    data, captions = read_json(annotations), {}
     for where, record in records(data, "annotations", annotations):
         image_id = field(record, "image_id", ID, annotations, where)
         captions.setdefault(image_id, []).append(field(record, "caption", str, annotations, where))
-    for where, record in records(data, "images", annotations):
-        image_id = field(record, "id", ID, annotations, where)
-        if image_id in names:
-            raise UserError(
-                f"{annotations}: {where}.id is {show(image_id)}, which an image before it has. Ids must differ."
-            )
-        names[image_id] = field(record, "file_name", str, annotations, where)
+    images = by_id(records(data, "images", annotations), "id", annotations)
+    names = dict(zip(images, _column(images.values(), "file_name", str, annotations), strict=True))
     orphan = next((image_id for image_id in captions if image_id not in names), None)
     if orphan is not None:
         raise UserError(
@@ -76,8 +72,11 @@ def read_vqa_rows(questions, annotations, *, image_ids=None, complete=True):
             "Pass the questions and the annotations of the same split."
         )
     notes, asked = (
-        _by_question(answered, "annotations", annotations),
-        _by_question(asked, "questions", questions),
+        by_id(records(data, key, file), "question_id", file)
+        for data, key, file in (
+            (answered, "annotations", annotations),
+            (asked, "questions", questions),
+        )
     )
     images = _images(asked.values(), questions, complete)
     ids = dict(zip(asked, images, strict=True))
@@ -116,17 +115,20 @@ def _images(found, file, complete):
     return [record.get("image_id") for _, record in found]
 
 
-def _by_question(data, key, file):
-    """{question_id: (place, record)} of the list `data[key]`."""
-    found = list(records(data, key, file))
-    ids = _column(found, "question_id", ID, file)
-    by_id = dict(zip(ids, found, strict=True))
-    for i, record in zip(ids, found, strict=True):
-        if by_id[i] is not record:
-            raise UserError(
-                f"{file}: {record[0]}.question_id is {show(i)}, which {by_id[i][0]} has too. Ids must differ."
-            )
-    return by_id
+def by_id(found, key, file):
+    """{id: (place, record)} of (place, record) pairs; UserError where two have one id in the field `key`."""
+    found = list(found)
+    ids = _column(found, key, ID, file)
+    known = dict(zip(ids, found, strict=True))
+    if len(known) < len(ids):
+        first, i = next(
+            (place, i) for (place, _), i in zip(found, ids, strict=True) if known[i][0] != place
+        )
+        raise UserError(
+            f"{file}: {known[i][0]}.{key} is {show(i)}, which {first} has too. Ids must differ; files of other splits may "
+            "share them."
+        )
+    return known
 
 
 def _column(found, key, kind, file, complete=True):
@@ -144,9 +146,9 @@ def _column(found, key, kind, file, complete=True):
         ):
             return values
     return [
-        field(record, key, kind, file, place)
-        if complete or not isinstance(record, dict) or record.get(key) is not None
-        else None
+        None
+        if not complete and isinstance(record, dict) and record.get(key) is None
+        else field(record, key, kind, file, place)
         for place, record in found
     ]
 
@@ -158,9 +160,7 @@ def read_lines(path):
     """
     text = read_text(path, "JSON lines")
     is_list = text.lstrip().startswith("[")
-    rows = (
-        list(records({"": read_json(path)}, "", path)) if is_list else read_json_lines(path, text)
-    )
+    rows = records({"": read_json(path)}, "", path) if is_list else read_json_lines(path, text)
     refuse_empty(rows, "rows", path)
     return rows
 
@@ -182,14 +182,11 @@ def field(record, key, kind, file, where=""):
     if kind is ID and isinstance(value, float) and value.is_integer():  # as pandas writes them
         value = int(value)
     good = isinstance(value, kind) and not isinstance(value, bool)
-    if good and isinstance(value, int):
-        good = 0 <= value < 2**63
-    if good and kind is ID and isinstance(value, str):
-        good = bool(value.strip())
-    if good and isinstance(value, str) and not value.isascii():
-        good = not any(
-            "\ud800" <= letter <= "\udfff" for letter in value
-        )  # half of a character, not storable
+    if isinstance(value, int):
+        good = good and 0 <= value < 2**63
+    elif isinstance(value, str):  # half of a character cannot be stored
+        whole = value.isascii() or value.encode("utf-8", "ignore").decode() == value
+        good = good and whole and (kind is not ID or value.strip())
     if not good:
         raise UserError(
             f"{file}: `{name}` is {show(value)}; expected {_NAMES[kind]}. Correct the file, or make or "
@@ -198,11 +195,11 @@ def field(record, key, kind, file, where=""):
     return value
 
 
-def records(data, key, file):
+def records(data, key, file, where=""):
     """(place, record) for each entry of the list `data[key]`."""
-    return (
-        (f"{key}[{index}]", record) for index, record in enumerate(field(data, key, list, file))
-    )
+    name = f"{where}.{key}" if where else key
+    entries = enumerate(field(data, key, list, file, where))
+    return [(f"{name}[{index}]", record) for index, record in entries]
 
 
 def refuse_empty(rows, what, file):
@@ -225,10 +222,7 @@ def _ten_answers(note, file, where):
             f"{file}: `{where}.answers` has {len(answers)} entries; expected {ANSWERS_PER_QUESTION}, which the official "
             "accuracy needs."
         )
-    return [
-        field(entry, "answer", str, file, f"{where}.answers[{i}]")
-        for i, entry in enumerate(answers)
-    ]
+    return _column(records(note, "answers", file, where), "answer", str, file)
 
 
 def read_mmbench(path):
@@ -240,26 +234,23 @@ def read_mmbench(path):
     """
     rows = {}
     for line, cells in read_tsv(path, ("index", "question", "answer")):
-        index, where = index_of(path, line, cells), f"{path}, line {line}"
+        index = index_of(path, line, cells)
         if index in rows:
-            raise UserError(
-                f"{where}: index is {index}, which a line before it has. Indices must differ."
-            )
+            raise UserError(f"{path}, line {line}: index is {index}, which a line before it has.")
         options = {k: cells[k] for k in string.ascii_uppercase if cells.get(k, "") not in EMPTY}
         if len(options) < 2 or cells["answer"] not in options:
             raise UserError(
-                f"{where} (index {index}): answer is {show(cells['answer'])} and the options are {options}; expected "
+                f"{path}, line {line} (index {index}): answer is {show(cells['answer'])} and the options are {options}; expected "
                 "two or more in the columns A, B, C, D, and the letter of one. (The answers of the test split are not "
                 "published: use dev.)"
             )
         rows[index] = {
             "index": index,
             "options": options,
-            "image": cells.get("image", ""),
-            **{name: cells.get(name) or "" for name in ("question", "hint", "answer", *GROUPINGS)},
+            **{name: cells.get(name) or "" for name in TEXTS},
         }
     for index, row in rows.items():
-        if 0 < len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdecimal():
+        if len(row["image"]) <= REFERENCE_LENGTH and row["image"].isdecimal():
             there = rows.get(int(row["image"]), row)["image"]
             if len(there) <= REFERENCE_LENGTH:
                 raise UserError(
@@ -316,16 +307,9 @@ def index_of(path, line, cells):
 
 def read_pope_labels(file):
     """{question_id: (place, record)} of a POPE file; UserError for an id that comes twice and a label but yes or no."""
-    found = {}
-    for where, record in read_lines(file):
-        question_id = field(record, "question_id", ID, file, where)
-        if question_id in found:
-            raise UserError(
-                f"{file}: {where}.question_id is {show(question_id)}, which a line before it has. Pass one split a file; "
-                "the splits share their ids."
-            )
+    found = by_id(read_lines(file), "question_id", file)
+    for where, record in found.values():
         label = field(record, "label", str, file, where)
         if label not in ("yes", "no"):
             raise UserError(f"{file}: {where}.label is {show(label)}; expected yes or no.")
-        found[question_id] = where, record
     return found

@@ -13,16 +13,17 @@ import numpy as np
 from vlm_lite.files import UserError
 
 SHAPES = tuple("circle square triangle star cross heart".split())
-COLOURS = {
-    "red": (226, 52, 52),
-    "orange": (244, 142, 36),
-    "yellow": (246, 222, 62),
-    "green": (58, 176, 76),
-    "cyan": (70, 214, 226),
-    "blue": (62, 98, 236),
-    "purple": (152, 74, 206),
-    "pink": (248, 150, 196),
-}
+COLOURS = """
+red     226  52  52
+orange  244 142  36
+yellow  246 222  62
+green    58 176  76
+cyan     70 214 226
+blue     62  98 236
+purple  152  74 206
+pink    248 150 196
+"""
+COLOURS = {name: tuple(map(int, rgb)) for name, *rgb in map(str.split, COLOURS.split("\n")[1:-1])}
 SIZES = {"small": 9, "large": 14}  # pixels
 HELD_OUT = frozenset(
     {("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")}
@@ -166,11 +167,8 @@ def _coverage(shape, pixels, samples=4):
     """How much of each pixel a shape covers, in 0..255, as (pixels, pixels) integers."""
     t = (np.arange(pixels * samples) + 0.5) / (pixels * samples) * 2 - 1
     inside = _inside(shape, t[None, :], t[:, None])
-    return (
-        inside.reshape(pixels, samples, pixels, samples).sum((1, 3), dtype=np.int64)
-        * 255
-        // samples**2
-    )
+    parts = inside.reshape(pixels, samples, pixels, samples)
+    return parts.sum((1, 3), dtype=np.int64) * 255 // samples**2
 
 
 def _glyph(item):
@@ -195,20 +193,17 @@ def render(scene, rng):
     noise = rng.integers(-9, 10, (IMAGE_SIZE, IMAGE_SIZE, 3))
     image = np.asarray(BACKGROUND) + noise
     for item in scene.items:
-        alpha = (
-            _handwriting(_glyph(item)) if item.is_digit else _coverage(item.shape, SIZES[item.size])
+        if item.is_digit:
+            alpha, colour = _handwriting(_glyph(item)), (235, 235, 228)
+        else:
+            alpha, colour = _coverage(item.shape, SIZES[item.size]), COLOURS[item.colour]
+        side, alpha = len(alpha), alpha[..., None]
+        colour = colour + rng.integers(-14, 15, 3)
+        top, left = (
+            place * CELL + int(rng.integers(CELL - side + 1)) for place in (item.row, item.col)
         )
-        side = len(alpha)
-        colour = np.asarray(
-            (235, 235, 228) if item.is_digit else COLOURS[item.colour]
-        ) + rng.integers(-14, 15, 3)
-        top = item.row * CELL + int(rng.integers(CELL - side + 1))
-        left = item.col * CELL + int(rng.integers(CELL - side + 1))
-        under = image[top : top + side, left : left + side]
-        over = colour + noise[top : top + side, left : left + side] // 2
-        image[top : top + side, left : left + side] = (
-            under * (255 - alpha[..., None]) + over * alpha[..., None]
-        ) // 255
+        at = slice(top, top + side), slice(left, left + side)
+        image[at] = (image[at] * (255 - alpha) + (colour + noise[at] // 2) * alpha) // 255
     return image.clip(0, 255).astype(np.uint8)
 
 

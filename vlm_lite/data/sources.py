@@ -1,6 +1,6 @@
 """Every id and address that the course downloads from, in one table; nothing else in the package names one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_lite.profiles import T4
 
@@ -18,6 +18,10 @@ class Source:
     hash: str | None = None
     member: str | None = None
     about: int = 0
+
+    def at(self, number, **known):
+        """One file of a family."""
+        return replace(self, address=self.address.format(number), **known)
 
 
 COCO, VQA = "http://images.cocodataset.org", "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"

@@ -110,9 +110,9 @@ def write_pope(path, captions, split, count, seed=0):
         draw.shuffle(absent)  # equals stand in no order
         for kind in (*kinds, *sorted(absent, key=rank)[: len(kinds)]):
             text, label = f"Is there a {kind} in the image?", "yes" if kind in kinds else "no"
-            ids = {"question_id": len(lines) + 1, "image": str(image_id)}
-            lines.append(json.dumps({**ids, "text": text, "label": label}))
             rows.append(_row(image_id, description, text, label))
+            ids = {"question_id": len(rows), "image": str(image_id)}
+            lines.append(json.dumps({**ids, "text": text, "label": label}))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines))
     return rows
@@ -169,8 +169,7 @@ def one_word_apart(families, each, seed=0):
             continue
         family = [(scene, "")]
         for place in np.random.default_rng([seed, index]).permutation(len(changed))[: each - 1]:
-            k, kind, word = changed[place]
-            items = list(scene.items)
+            (k, kind, word), items = changed[place], list(scene.items)
             items[k] = dataclasses.replace(items[k], **{kind: word}, glyph=-1)
             family.append((scenes.Scene(tuple(items)), kind))
         for one, kind in family:
@@ -196,11 +195,9 @@ def level_questions(captions, count, seed=0):
     draw, rows = random.Random(seed), []
     for image_id, text, scene in _told(captions):
         for one, other in permutations(scene.items, 2):
-            for level, words in (
-                (one.row == other.row, ("above", "below")),
-                (one.col == other.col, ("left of", "right of")),
-            ):
-                if level and the(one) != the(other):
+            for words in reversed(language.RELATIONS):
+                axis = language.PAIRS[words[0]][0]
+                if getattr(one, axis) == getattr(other, axis) and the(one) != the(other):
                     asked = f"is {the(one)} {draw.choice(words)} {the(other)}?"
                     rows.append(_row(image_id, text, asked, "no"))
     return rows[:count]
@@ -209,8 +206,7 @@ def level_questions(captions, count, seed=0):
 def is_level(row):
     """Whether a relation question is about two things in one row (above, below) or column (left of, right of)."""
     found = re.match(r"is (.+?) (left of|right of|above|below) (.+)\?", row["question"])
-    axis = "row" if found[2] in ("above", "below") else "col"
-    items = read_boxes(row["description"]).items
+    axis, items = language.PAIRS[found[2]][0], read_boxes(row["description"]).items
     one, other = (
         next(getattr(i, axis) for i in items if words <= set(the(i).split()))
         for words in (set(name.split()) - {"the", "shape"} for name in found.group(1, 3))

@@ -77,8 +77,13 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
         raise SpiceError(f"SPICE cannot run: {obstacle} Or leave SPICE out of `metrics`.")
     ids = list(results)
     captions = [*(caption for i in ids for caption in references[i]), *(results[i] for i in ids)]
-    cut = _ptb_tokenize(captions, java) if tokenizer == "ptb" else _whitespace_tokenize(captions)
-    tokens = iter(cut)
+    captions = [" ".join(text.replace("|||", " ").split()) for text in captions]  # METEOR's mark
+    bare = str.maketrans("", "", string.punctuation)
+    tokens = iter(
+        _ptb_tokenize(captions, java)
+        if tokenizer == "ptb"
+        else [" ".join(text.lower().translate(bare).split()) for text in captions]
+    )
     gts = {i: [next(tokens) for _ in references[i]] for i in ids}
     res = {i: [next(tokens)] for i in ids}
     if not any(map("".join, gts.values())):
@@ -87,7 +92,7 @@ def caption_scores(references, results, metrics=METRICS, tokenizer="ptb", each=F
     with _meteor(gts, res, java) if "METEOR" in metrics else contextlib.nullcontext() as meteor:
         if "BLEU" in metrics:
             values, _ = _scorer("Bleu")(4).compute_score(gts, res, verbose=0)
-            scores |= {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
+            scores = {f"Bleu_{n}": float(value) for n, value in enumerate(values, 1)}
         if meteor:
             scores["METEOR"] = None  # its place; it is at work
         for metric, name in (("ROUGE_L", "Rouge"), ("CIDEr", "Cider")):
@@ -134,18 +139,8 @@ def _java_version(program):
     return (done.stdout + done.stderr).decode(errors="replace") if done.returncode == 0 else None
 
 
-def _clean(caption):
-    """One line, and without METEOR's own separator."""
-    return " ".join(caption.replace("|||", " ").split())
-
-
-def _whitespace_tokenize(captions):
-    bare = str.maketrans("", "", string.punctuation)
-    return [" ".join(_clean(caption).lower().translate(bare).split()) for caption in captions]
-
-
 def _ptb_tokenize(captions, java):
-    """`captions` cut by the official tokeniser in one run of Java, as PTBTokenizer.tokenize does.
+    """`captions`, a line each, cut by the official tokeniser in one run of Java, as PTBTokenizer.tokenize does.
 
     (That class writes a file into the installed package and takes `java` from PATH; this one needs neither.)
     """
@@ -154,7 +149,7 @@ def _ptb_tokenize(captions, java):
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     program = "edu.stanford.nlp.process.PTBTokenizer -preserveLines -lowerCase -encoding UTF-8"
     command = [str(java), *ENGLISH, "-cp", str(jar), *program.split()]
-    text = "".join(f"{_clean(caption)}\n" for caption in captions)
+    text = "".join(f"{caption}\n" for caption in captions)
     done = subprocess.run(command, input=text.encode("utf-8", "replace"), capture_output=True)
     lines = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if done.returncode or len(lines) != len(captions):

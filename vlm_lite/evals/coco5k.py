@@ -4,7 +4,6 @@ On the hub they are tar files in which `KEY.jpg` stands beside `KEY.txt`, a capt
 of clip-benchmark). They are read as they are: nothing is unpacked.
 """
 
-import dataclasses
 import tarfile
 from pathlib import Path
 
@@ -30,11 +29,8 @@ def load_coco_test(*, mirror=None, progress=True):
         raise UserError(
             f"{count} says {said[:40]!r}; expected how many tar files there are. Delete it and run again."
         )
-    shards, found = [], {}
-    for k in range(int(said)):
-        about = source.about // int(said)
-        one = dataclasses.replace(source, address=source.address.format(k), about=about)
-        shards.append(Item(one, folder / f"{k}.tar"))
+    about, found = source.about // int(said), {}
+    shards = [Item(source.at(k, about=about), folder / f"{k}.tar") for k in range(int(said))]
     fetch(shards, what="files of COCO's retrieval test", mirror=mirror, progress=progress)
     for shard in shards:
         try:

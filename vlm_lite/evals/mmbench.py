@@ -12,12 +12,12 @@ import re
 import pandas
 
 from vlm_lite.data.records import GROUPINGS as GROUPINGS
+from vlm_lite.data.records import ROTATION as ROTATION
 from vlm_lite.data.records import index_of, read_tsv
 from vlm_lite.data.records import read_mmbench as read_mmbench
 from vlm_lite.evals.answers import match, words
 from vlm_lite.files import UserError, atomic_write, show
 
-ROTATION = 1_000_000  # the rotations of question 7 have the indices 7, 1000007, 2000007, ...
 # Letters are read as VLMEvalKit does at its commit a67ace50033b1feed0e42c60749a9f5d0354c7d8.
 STATED = re.compile(r"answer\s+is\s+\**([A-D])", flags=re.IGNORECASE)
 REFUSALS = (
@@ -73,8 +73,6 @@ def mmbench_scores(rows, predictions):
     All in [0, 1], over all questions and, where the file has them, by split, l2-category and category (that of the
     first row). unanswered: rows from which no letter could be read. The order of rows does not matter.
     """
-    if not rows:
-        raise UserError("there are no questions to score; expected at least one row.")
     table = pandas.DataFrame(sorted(rows, key=lambda row: row["index"]))
     read = [
         extract_letter(predictions[i], o)

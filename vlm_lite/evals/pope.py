@@ -49,14 +49,11 @@ def pope_scores(answers, labels, parser="official"):
     tp, fp, tn, n = count["yes", "yes"], count["yes", "no"], count["no", "no"], len(labels)
     positive = labels.count("yes")
 
-    def ratio(a, b):
-        return a / b if b else 0.0
-
     return {
         "accuracy": (tp + tn) / n,
-        "precision": ratio(tp, tp + fp),
-        "recall": ratio(tp, positive),
-        "f1": ratio(2 * tp, tp + fp + positive),
+        "precision": tp / max(1, tp + fp),
+        "recall": tp / max(1, positive),
+        "f1": 2 * tp / max(1, tp + fp + positive),
         "yes_ratio": (tp + fp) / n,
         "TP": tp,
         "FP": fp,

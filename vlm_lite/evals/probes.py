@@ -23,19 +23,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval; `low` and `high` are NaN where one question alone allows none."""
+    """A mean and its bootstrap interval, NaN where one question alone allows none.
 
-    value: float
-    low: float
-    high: float
-
-    def __str__(self):
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class BridgeScore(Interval):
-    """The bridge score and its interval, or None for all three and the reason why it is undefined."""
+    Where it is undefined all three are None, and `reason` says why.
+    """
 
     value: float | None
     low: float | None = None
@@ -48,7 +39,12 @@ class BridgeScore(Interval):
         return "undefined" if self.value is None else (self.value, self.low, self.high)
 
     def __str__(self):
-        return f"undefined ({self.reason})" if self.value is None else super().__str__()
+        if self.value is None:
+            return f"undefined ({self.reason})"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+BridgeScore = Interval
 
 
 def bootstrap_interval(values):
@@ -56,13 +52,13 @@ def bootstrap_interval(values):
 
     Questions are resampled one by one, as if independent; several about one image make it a little too narrow.
     """
-    (values,) = _scores(values=values)
+    (values,) = _scores(values)
     return Interval(float(values.mean()), *_bootstrap((values,), np.mean))
 
 
 def multimodal_gain(vlm, blind):
     """Mean of vlm - blind over the same questions: per-question scores (Q,) each, resampled in pairs."""
-    vlm, blind = _scores(vlm=vlm, blind=blind)
+    vlm, blind = _scores(vlm, blind)
     return bootstrap_interval(vlm - blind)
 
 
@@ -72,7 +68,7 @@ def bridge_score(vlm, blind, oracle):
     Undefined (value None) unless the whole interval of oracle - blind lies above 0: else words would not have helped
     this language model either, and the ratio means nothing.
     """
-    vlm, blind, oracle = _scores(vlm=vlm, blind=blind, oracle=oracle)
+    vlm, blind, oracle = _scores(vlm, blind, oracle)
     room = bootstrap_interval(oracle - blind)
     if not room.low > 0:  # also where it is NaN
         return BridgeScore(None, reason=f"oracle - blind is {room}, not clearly above 0")
@@ -81,9 +77,8 @@ def bridge_score(vlm, blind, oracle):
         room = np.maximum((oracle - blind).mean(axis), 1e-9)  # a rare resample has no room
         return (vlm - blind).mean(axis) / room
 
-    return BridgeScore(
-        float(ratio(vlm, blind, oracle, -1)), *_bootstrap((vlm, blind, oracle), ratio)
-    )
+    scores = vlm, blind, oracle
+    return BridgeScore(float(ratio(*scores, -1)), *_bootstrap(scores, ratio))
 
 
 @dataclass(frozen=True)
@@ -111,9 +106,11 @@ class ProbeResult(Summary):
     def frame(self):
         """A DataFrame of accuracies in percent: a row a question type, a column a condition, then the bridge score."""
         table = {
-            name: {"questions": part.count}
-            | {condition: 100 * part.accuracy[condition].value for condition in self.scores}
-            | {"bridge score": part.bridge.value}
+            name: {
+                "questions": part.count,
+                **{condition: 100 * each.value for condition, each in part.accuracy.items()},
+                "bridge score": part.bridge.value,
+            }
             for name, part in {"all questions": self, **self.by_type}.items()
         }
         return pandas.DataFrame(table).T.astype({"questions": int})
@@ -121,7 +118,7 @@ class ProbeResult(Summary):
     def percent(self):
         """{condition: (accuracy, low, high)} in percent."""
         return {
-            name: (100 * score.value, 100 * score.low, 100 * score.high)
+            name: tuple(100 * each for each in score.interval)
             for name, score in self.accuracy.items()
         }
 
@@ -164,8 +161,8 @@ def run_probes(
         return said
 
     def once(texts, pick=lambda at: None):
-        unique = list(dict.fromkeys(texts))
-        answer = dict(zip(unique, ask(unique, pick), strict=True))
+        answer = dict.fromkeys(texts)
+        answer.update(zip(answer, ask(list(answer), pick), strict=True))
         return [answer[text] for text in texts]
 
     answers = {
@@ -208,24 +205,21 @@ def _pictures(asked, image_ids, seed):
             "shuffled condition needs another), each with its features."
         )
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-    order = [ids[i] for i in order]
-    following = dict(
-        zip(order, order[1:] + order[:1], strict=True)
-    )  # one cycle: none keeps its own
+    order = [ids[i] for i in order]  # one cycle: none keeps its own
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
     return torch.tensor([[number[i] for i in asked], [number[following[i]] for i in asked]])
 
 
-def _scores(**arrays):
+def _scores(*arrays):
     """Each as a float array (Q,), all of one length and finite."""
-    arrays = {name: np.asarray(values, dtype=float) for name, values in arrays.items()}
-    shape = (len(next(iter(arrays.values()))),)
-    for name, values in arrays.items():
-        if values.shape != shape or not values.size or not np.isfinite(values).all():
+    arrays = [np.asarray(values, dtype=float) for values in arrays]
+    for values in arrays:
+        if values.shape != (arrays[0].size,) or not values.size or not np.isfinite(values).all():
             raise UserError(
-                f"{name} has shape {values.shape}; expected one finite score a question, at least one, and "
-                f"as many for each condition ({', '.join(arrays)})."
+                f"scores have the shapes {[each.shape for each in arrays]}; expected one finite score a question, at "
+                "least one, and as many for each condition."
             )
-    return list(arrays.values())
+    return arrays
 
 
 def _bootstrap(samples, statistic):

@@ -77,8 +77,7 @@ def vqa_accuracy(prediction, answers, normalize="official"):
         )
     differ = len(set(answers)) > 1 and len(set(map(_trim, answers))) > 1
     prepare = normalize_answer if normalize == "always" or differ else _trim
-    prediction, answers = prepare(prediction), list(map(prepare, answers))
-    matches, people = answers.count(prediction), ANSWERS_PER_QUESTION
+    matches, people = [*map(prepare, answers)].count(prepare(prediction)), ANSWERS_PER_QUESTION
     # Leaving out one who agrees leaves matches - 1, leaving out one who does not leaves all.
     return (matches * min(matches - 1, 3) + (people - matches) * min(matches, 3)) / (3 * people)
 

@@ -13,39 +13,44 @@ from vlm_lite.checkpoint import trainable_parameters
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.weights import load_exactly, read_weights, write_weights
 
-NAMES = {  # the notebook's -> transformers', longest first where one begins like another
-    "image_encoder.patch_embedding": "vision_model.embeddings.patch_embedding",
-    "image_encoder.class_embedding": "vision_model.embeddings.class_embedding",
-    "image_encoder.position_embedding": "vision_model.embeddings.position_embedding.weight",
-    "image_encoder.input_norm": "vision_model.pre_layrnorm",  # the spelling of the released weights
-    "image_encoder.output_norm": "vision_model.post_layernorm",
-    "image_encoder.blocks": "vision_model.encoder.layers",
-    "text_encoder.token_embedding": "text_model.embeddings.token_embedding",
-    "text_encoder.position_embedding": "text_model.embeddings.position_embedding.weight",
-    "text_encoder.output_norm": "text_model.final_layer_norm",
-    "text_encoder.blocks": "text_model.encoder.layers",
-    "image_projection": "visual_projection",
-    # within a block
-    ".norm1.": ".layer_norm1.",
-    ".norm2.": ".layer_norm2.",
-    ".mlp.0.": ".mlp.fc1.",
-    ".mlp.2.": ".mlp.fc2.",
-    ".out.": ".self_attn.out_proj.",
-}
-TIMM = {  # transformers' vision model -> timm's
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding.weight": "pos_embed",
-    "embeddings.patch_embedding": "patch_embed.proj",
-    "pre_layrnorm": "norm_pre",
-    "post_layernorm": "norm",
-    "encoder.layers": "blocks",
-    "layer_norm": "norm",
-    "self_attn.out_proj": "attn.proj",
-    "self_attn.q_proj": "attn.qkv",
-}
+
+def table(text):
+    """{name: other name} of lines with both."""
+    return dict(line.split() for line in text.strip().splitlines())
 
 
-def _renamed(name, table):
+NAMES = table("""
+image_encoder.patch_embedding    vision_model.embeddings.patch_embedding
+image_encoder.class_embedding    vision_model.embeddings.class_embedding
+image_encoder.position_embedding vision_model.embeddings.position_embedding.weight
+image_encoder.input_norm         vision_model.pre_layrnorm
+image_encoder.output_norm        vision_model.post_layernorm
+image_encoder.blocks             vision_model.encoder.layers
+text_encoder.token_embedding     text_model.embeddings.token_embedding
+text_encoder.position_embedding  text_model.embeddings.position_embedding.weight
+text_encoder.output_norm         text_model.final_layer_norm
+text_encoder.blocks              text_model.encoder.layers
+image_projection                 visual_projection
+.norm1.                          .layer_norm1.
+.norm2.                          .layer_norm2.
+.mlp.0.                          .mlp.fc1.
+.mlp.2.                          .mlp.fc2.
+.out.                            .self_attn.out_proj.
+""")  # the notebook's, transformers' (pre_layrnorm is the spelling of the released weights); from norm1 on within a block
+TIMM = table("""
+embeddings.class_embedding           cls_token
+embeddings.position_embedding.weight pos_embed
+embeddings.patch_embedding           patch_embed.proj
+pre_layrnorm                         norm_pre
+post_layernorm                       norm
+encoder.layers                       blocks
+layer_norm                           norm
+self_attn.out_proj                   attn.proj
+self_attn.q_proj                     attn.qkv
+""")  # transformers' vision model, timm's
+
+
+def renamed(name, table):
     for own, other in table.items():
         name = name.replace(own, other)
     return name
@@ -55,7 +60,7 @@ def to_transformers(model):
     """A `lessons.clip.CLIP` as a `models.clip.CLIP` with the same weights, in eval mode."""
     ours, weights = model.config, {}
     for name, tensor in model.state_dict().items():
-        name = _renamed(name, NAMES)
+        name = renamed(name, NAMES)
         if ".qkv." in name:
             stem, kind = name.split(".qkv.")
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
@@ -71,25 +76,13 @@ def to_transformers(model):
         "hidden_act": "gelu",
         "projection_dim": ours.projection_dim,
     }
-    config = CLIPConfig(
-        projection_dim=ours.projection_dim,
-        vision_config={
-            "image_size": ours.image_size,
-            "patch_size": ours.patch_size,
-            "num_hidden_layers": ours.image_layers,
-            **shared,
-        },
-        text_config={
-            "vocab_size": ours.vocab_size,
-            "max_position_embeddings": ours.context_length,
-            "num_hidden_layers": ours.text_layers,
-            "eos_token_id": ours.eos_token_id,
-            "bos_token_id": None,
-            "pad_token_id": None,
-            **shared,
-        },
-    )
-    theirs = CLIP(config)
+    vision = {name: getattr(ours, name) for name in ("image_size", "patch_size")}
+    text = {name: getattr(ours, name) for name in ("vocab_size", "eos_token_id")}
+    vision["num_hidden_layers"] = ours.image_layers
+    text |= {"num_hidden_layers": ours.text_layers, "bos_token_id": None, "pad_token_id": None}
+    text["max_position_embeddings"] = ours.context_length
+    configs = {"vision_config": vision | shared, "text_config": text | shared}
+    theirs = CLIP(CLIPConfig(projection_dim=ours.projection_dim, **configs))
     theirs.load_state_dict(weights)
     return theirs.eval()
 
@@ -113,31 +106,31 @@ def clip_to_timm(state):
         if "q_proj" in key:
             value = torch.cat([state[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
         if not any(name in key for name in ("k_proj", "v_proj", "position_ids")):
-            timms[_renamed(key, TIMM)] = value
+            timms[renamed(key, TIMM)] = value
     timms["cls_token"] = timms["cls_token"].view(1, 1, -1)
     timms["pos_embed"] = timms["pos_embed"][None]
     timms["patch_embed.proj.bias"] = torch.zeros(len(timms["patch_embed.proj.weight"]))
     return timms
 
 
-BLIP2 = {  # transformers' -> ours, in this order
-    "encoder.layer.": "layers.",
-    "crossattention.attention": "cross_attention",
-    "attention.attention": "self_attention",
-    "crossattention.output.dense": "cross_attention.output",
-    "crossattention.output.LayerNorm": "cross_norm",
-    ".attention.output.dense": ".self_attention.output",
-    ".attention.output.LayerNorm": ".self_norm",
-    "intermediate_query.dense": "mlp_in",
-    "output_query.dense": "mlp_out",
-    "output_query.LayerNorm": "mlp_norm",
-    "layernorm.": "input_norm.",
-}
+BLIP2 = table("""
+encoder.layer.                  layers.
+crossattention.attention        cross_attention
+attention.attention             self_attention
+crossattention.output.dense     cross_attention.output
+crossattention.output.LayerNorm cross_norm
+.attention.output.dense         .self_attention.output
+.attention.output.LayerNorm     .self_norm
+intermediate_query.dense        mlp_in
+output_query.dense              mlp_out
+output_query.LayerNorm          mlp_norm
+layernorm.                      input_norm.
+""")  # transformers', ours; in this order
 
 
 def from_blip2(state):
     """The weights of a `transformers.Blip2QFormerModel` under the names of `lessons.qformer.QFormer`, without queries."""
-    return {_renamed(name, BLIP2): tensor for name, tensor in state.items()}
+    return {renamed(name, BLIP2): tensor for name, tensor in state.items()}
 
 
 def save_trained(model, folder, *, dtype=torch.float32):

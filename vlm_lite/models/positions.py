@@ -1,5 +1,7 @@
 """How alike the position embeddings of a table are."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -8,12 +10,10 @@ def position_cosines(pos_embed):
     """The cosine of every two position embeddings of the patches, their mean subtracted: (g, g, g, g).
 
     pos_embed: (1, 1 + g², D), as a ViT of timm's holds it: the class token's first, then the patches row by row. Entry
-    [r, c, s, d] is that of row r, column c with row s, column d. ValueError unless the patches form a square.
+    [r, c, s, d] is that of row r, column c with row s, column d. AssertionError unless the patches form a square.
     """
-    grid = round(max(pos_embed.shape[1] - 1, 0) ** 0.5) if pos_embed.ndim == 3 else 0
-    if not grid or pos_embed.shape[:2] != (1, 1 + grid * grid):
-        raise ValueError(f"pos_embed has shape {tuple(pos_embed.shape)}; expected (1, 1 + g², D).")
-    table = pos_embed.detach().float()[0, 1:]
+    [table], grid = pos_embed.detach().float()[:, 1:], math.isqrt(pos_embed.shape[1] - 1)
+    assert grid * grid == len(table), f"{tuple(pos_embed.shape)} is not (1, 1 + g², D)"
     unit = F.normalize(table - table.mean(dim=0), dim=-1).view(grid, grid, -1)
     return torch.einsum("rci, sdi -> rcsd", unit, unit)
 
@@ -23,8 +23,8 @@ def axis_cosines(pos_embed):
     cosines = position_cosines(pos_embed)
     pairs = len(cosines) ** 2 * (len(cosines) - 1)
     own = torch.einsum("rcrc ->", cosines)  # of each position with itself
-    columns, rows = (torch.einsum(f"{pattern} ->", cosines) for pattern in ("rcsc", "rcrd"))
+    patterns = {"same column": "rcsc", "same row": "rcrd"}
     return {
-        "same column": ((columns - own) / pairs).item(),
-        "same row": ((rows - own) / pairs).item(),
+        name: ((torch.einsum(f"{pattern} ->", cosines) - own) / pairs).item()
+        for name, pattern in patterns.items()
     }

@@ -1,16 +1,24 @@
 """What notebook 09 takes for granted: SmolVLM's configuration and names, a SigLIP made of a CLIP, and counted arithmetic."""
 
+import re
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_lite.embed import pixel_values
+from vlm_lite.models import layout
 
 SIZES = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-NAMES = {  # transformers' -> the lesson's
-    **{"embeddings.": "", "encoder.": "", ".modality_projection.proj": "", "out_proj": "o_proj"},
-    **{"input_layernorm": "norm1", "post_attention_layernorm": "norm2"},
-    **{"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"},
-}
+NAMES = layout.table("""
+input_layernorm          norm1
+post_attention_layernorm norm2
+layer_norm1              norm1
+layer_norm2              norm2
+mlp.fc1                  mlp.0
+mlp.fc2                  mlp.2
+out_proj                 o_proj
+""")  # transformers', the lesson's
+LEFT_OUT = re.compile(r"^model\.|embeddings\.|encoder\.|\.modality_projection\.proj")
 
 
 def smolvlm_config(vision, text, scale, *, image_id=0, tied=False):
@@ -31,13 +39,8 @@ def smolvlm_config(vision, text, scale, *, image_id=0, tied=False):
 def renamed(state):
     """A state dict of transformers' Llama, SigLIP or SmolVLM with the names of notebook 09's modules."""
     head = "text_model." * any("text_model." in name for name in state)
-    found = {}
-    for name, value in state.items():
-        name = name.removeprefix("model.")
-        for theirs, mine in NAMES.items():
-            name = name.replace(theirs, mine)
-        found[head + name if name == "lm_head.weight" else name] = value
-    return found
+    found = {layout.renamed(LEFT_OUT.sub("", name), NAMES): state[name] for name in state}
+    return {head * (name == "lm_head.weight") + name: value for name, value in found.items()}
 
 
 @torch.no_grad()

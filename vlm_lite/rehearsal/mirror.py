@@ -18,7 +18,7 @@ import torch
 from transformers import CLIPConfig
 
 from vlm_lite.data import shapes
-from vlm_lite.data.photographs import VAL_MEMBER, Choice
+from vlm_lite.data.photographs import NAME, VAL_MEMBER, Choice
 from vlm_lite.data.sources import MODELS, SOURCES
 from vlm_lite.files import UserError, atomic_dir, home, read_json, write_json
 from vlm_lite.hub import HUB, locate
@@ -75,11 +75,9 @@ def _write_clip(folder, texts):
         model = CLIP(CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 2}))
     write_weights(folder / "model.safetensors", random_weights(model), dtype=torch.float16)
     model.config.save_pretrained(folder)
-    tokenizer = train_tokenizer(texts, 49_408, ("<|startoftext|>", "<|endoftext|>"))
-    tokenizer.bos_token = "<|startoftext|>"
-    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.model_max_length = 77
-    tokenizer.save_pretrained(folder)
+    begin, end = names = "<|startoftext|>", "<|endoftext|>"
+    options = {"bos_token": begin, "eos_token": end, "pad_token": end, "model_max_length": 77}
+    train_tokenizer(texts, 49_408, names, **options).save_pretrained(folder)
 
 
 def _write_gpt2(folder, texts):
@@ -93,27 +91,23 @@ def _write_gpt2(folder, texts):
     weights.pop("lm_head.weight")  # tied to the input
     write_weights(folder / "model.safetensors", weights, dtype=torch.float16)
     config.save_pretrained(folder)
-    tokenizer = train_tokenizer(texts, 50_257, ("<|endoftext|>",))
-    tokenizer.eos_token = "<|endoftext|>"
-    tokenizer.save_pretrained(folder)
+    end = "<|endoftext|>"
+    train_tokenizer(texts, 50_257, (end,), eos_token=end).save_pretrained(folder)
 
 
 def random_weights(model):
     """fp16 weights for a model on the meta device: matrices N(0, 0.02), scales one, all else zero."""
-    block = (0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))).half()
-    state = {}
-    for number, (name, value) in enumerate(model.state_dict().items()):
-        if value.ndim > 1:  # the block again and again; its length is prime, so no two rows agree
-            whole = block.roll(977 * number).repeat(1 + value.numel() // len(block))
-            state[name] = whole[: value.numel()].view(value.shape)
-        else:
-            state[name] = torch.full(
-                value.shape, float(name.endswith(("weight", "scale"))), dtype=torch.float16
-            )
-    return state
+    draw = torch.Generator().manual_seed(0)
+
+    def weight(name, shape):
+        if len(shape) > 1:
+            return 0.02 * torch.randn(shape, generator=draw)
+        return torch.full(shape, float(name.endswith(("weight", "scale"))))
+
+    return {name: weight(name, each.shape).half() for name, each in model.state_dict().items()}
 
 
-def train_tokenizer(texts, size, special):
+def train_tokenizer(texts, size, special, **options):
     """A byte-level BPE of `size` tokens: what `texts` teach, then unused ones, the `special` ones last as GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -134,6 +128,7 @@ def train_tokenizer(texts, size, special):
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         additional_special_tokens=list(special),
+        **options,
     )
 
 
@@ -158,18 +153,14 @@ def _write_sites(folder, count):
         ]
         number = f"{row['image_id']:012d}"  # train2017's names
         said.append({"id": number, "image": f"{number}.jpg", "conversations": turns})
-    official = {
-        kind: read_json(made / f"{name}.json")
-        for kind, name in (
-            ("captions", "captions_shapes_train"),
-            ("questions", "v2_OpenEnded_mscoco_shapes_train_questions"),
-            ("annotations", "v2_mscoco_shapes_train_annotations"),
-        )
-    }
-    for image in official["captions"]["images"]:
-        image["file_name"] = f"COCO_train2014_{image['id']:012d}.jpg"
-    for kind, data in official.items():
-        data["data_subtype"] = "train2014"
+    for kind, name in (
+        ("captions", "captions_shapes_train"),
+        ("questions", "v2_OpenEnded_mscoco_shapes_train_questions"),
+        ("annotations", "v2_mscoco_shapes_train_annotations"),
+    ):
+        data = read_json(made / f"{name}.json") | {"data_subtype": "train2014"}
+        for image in data.get("images", ()):
+            image["file_name"] = NAME.format(image["id"])
         with zipfile.ZipFile(place(kind), "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(SOURCES[kind].member, json.dumps(data))
             if kind == "captions":
