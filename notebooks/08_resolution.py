@@ -524,11 +524,12 @@ display(table.pivot(index=names[:2], columns="pixels", values=["right", "tokens"
 display(means.round(2))
 figure = figures.Figure(width=720, height=320, label="digits read", layout="constrained")
 left, right = figure.subplots(1, 2, sharey=True)
-looks = iter(("oC0", "vC1", "^C2", "sC3"))
-for way, own in table.groupby("way", sort=False):
-    left.plot("pixels", "right", f"{(look := next(looks))}-", label=way, data=own[::2])
+looks = zip("ov^s", (figures.BLUE, figures.VERMILLION, figures.GREEN, figures.ORANGE), strict=True)
+for (way, own), (mark, colour) in zip(table.groupby("way", sort=False), looks, strict=True):
+    left.plot("pixels", "right", mark + "-", color=colour, mfc="none", label=way, data=own[::2])
     for reader, fill in (("all", "full"), ("merged", "none")):
-        right.plot(*means.loc[(way, reader), ["tokens", "right"]], look, ms=9, fillstyle=fill)
+        at = means.loc[(way, reader), ["tokens", "right"]]
+        right.plot(*at, mark, color=colour, ms=9, fillstyle=fill)
 front = {"zorder": 0, "label": "Pareto front", "data": means[means.front]}
 right.plot("tokens", "right", "--", color="0.6", **front)
 left.set(xlabel="page (pixels)", ylabel="share of digits read", xticks=SIDES, ylim=(0, 1.03))

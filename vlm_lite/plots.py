@@ -7,6 +7,7 @@ result is seen, is a dashed line. Show a figure by making it a cell's last expre
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from vlm_lite.figures import (
     BLUE,
@@ -366,7 +367,7 @@ def power_law(series, lines, *, ylabel):
 
 @styled
 def answer_table(images, columns, *, widths=None, label="answers", side=84):
-    """Images at the left and one column of texts for each of `columns` {name: N texts}, the last in bold.
+    """Images at the left and one column of texts for each of `columns` {name: N texts}.
 
     A text that begins with ✓ is blue and bold, one with ✗ red. side: of the images, in pixels.
     """
@@ -377,11 +378,10 @@ def answer_table(images, columns, *, widths=None, label="answers", side=84):
     figure = Figure(width=lefts[-1] + widths[-1] + gap, height=height, label=label)
     for i, image in enumerate(images):
         figure.picture_at(image, gap, head + i * (side + gap), side)
-    for k, (left, width, name) in enumerate(zip(lefts, widths, columns, strict=True)):
+    for left, width, name in zip(lefts, widths, columns, strict=True):
         figure.text_at(left, 14, name, fontweight="bold")
         for i, text in enumerate(columns[name]):
-            is_bold = text.startswith("✓") or k == len(widths) - 1 and not text.startswith("✗")
-            weight = "bold" if is_bold else "normal"
+            weight = "bold" if text.startswith("✓") else "normal"
             colour = {"✓": BLUE, "✗": VERMILLION}.get(text[:1], INK)
             look = dict(va="center", color=colour, fontweight=weight)
             lines = wrap(text, width, 9.5, side // LINE, weight)
@@ -453,9 +453,10 @@ def losses(curves, title="", *, ylabel="loss (nats)", every=1):
         steps = [every * (k + 1) for k in range(len(values))]
         axes.plot(steps, values, line, color=colour, label=label)
     axes.set(yscale="log", xlabel="training step", ylabel=ylabel, title=title)
-    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        each(lambda value, _: f"{value:.1g}")
-    axes.legend(loc="upper right")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:.1g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend()
     return figure
 
 
