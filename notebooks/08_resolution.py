@@ -528,8 +528,7 @@ looks = zip("ov^s", (figures.BLUE, figures.VERMILLION, figures.GREEN, figures.OR
 for (way, own), (mark, colour) in zip(table.groupby("way", sort=False), looks, strict=True):
     left.plot("pixels", "right", mark + "-", color=colour, mfc="none", label=way, data=own[::2])
     for reader, fill in (("all", "full"), ("merged", "none")):
-        at = means.loc[(way, reader), ["tokens", "right"]]
-        right.plot(*at, mark, color=colour, ms=9, fillstyle=fill)
+        right.plot(*means.loc[(way, reader), ["tokens", "right"]], mark, c=colour, fillstyle=fill)
 front = {"zorder": 0, "label": "Pareto front", "data": means[means.front]}
 right.plot("tokens", "right", "--", color="0.6", **front)
 left.set(xlabel="page (pixels)", ylabel="share of digits read", xticks=SIDES, ylim=(0, 1.03))
