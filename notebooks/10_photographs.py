@@ -121,7 +121,9 @@ plots.show_images(train.images[:5], [turns[0][1] for turns in train.turns[:5]])
 #
 # The encoder's last map, 8 x 8 vectors of width 1,280, is averaged to 2 x 2: one vector a quarter. LLaVA's MLP, the same for each, brings them to the language model's width,
 # 576; a learnt vector says which quarter it is. **The output must have the scale of word embeddings**, since the frozen language model has never read anything else: a prefix
-# ten times as large would drown the words. So it is normalised and multiplied by a learnt number, which starts as the embeddings' standard deviation.
+# ten times as large would drown the words. So it is normalised and multiplied by a learnt number $s$, which starts as the embeddings' standard deviation:
+#
+# $$\mathbf{x}_i = s \cdot \mathrm{LN}\big(\mathrm{MLP}(\mathrm{LN}(\mathbf{f}_i) + \mathbf{p}_i)\big), \quad i = 1 \dots 4$$
 #
 # Before the image comes the token that begins every text. A language model gives its first position a task of its own (an *attention sink*, which all others read when they
 # need nothing); an image vector in that place would be lost.
@@ -177,7 +179,7 @@ print("before training:", question, model.generate(same.features[:1].float(), [q
 # ## 4. How it is asked
 #
 # Every question is asked with its image, **blind**, with an **empty** image, with another (**shuffled**), and of an **oracle**: the language model that reads the
-# scene in words. An answer counts when it is right *word for word*. The oracle was never trained on these answers, so it counts already when the right words stand in
+# scene in words. An answer counts when it is right *word for word*. The oracle has read no such descriptions in training, so it counts already when the right words stand in
 # its answer.
 
 
@@ -238,7 +240,7 @@ def twenty(data, answers):
 # ## 5. Captions, then questions
 #
 # As in LLaVA, the connector first learns from captions alone, and here of images of one thing. Then come questions about all images, and with them **the language model changes as
-# well**, by the LoRA of [04](04_llava_projection.ipynb). A connector alone cannot bring the form of an answer: trained on these questions with a frozen language model, it answered
+# well**, by the LoRA of [04](04_llava_projection.ipynb): $W + \frac{\alpha}{r} B A$ in place of each matrix $W$. A connector alone cannot bring the form of an answer: trained on these questions with a frozen language model, it answered
 # none of them as asked, and of the known things it then named 76% instead of 97% (one trial of 100 steps, not recorded).
 #
 # A turn is written by SmolLM2's own chat template, and the loss counts the answer only. The answers begin as the language model would begin them, "There are two." and not "Two.": then
@@ -296,8 +298,8 @@ plots.gain_bars(**percent, bridge="undefined", title="What is in the image? Word
 
 # %% [markdown]
 # The same for every type of question, beside the record of the real parts (`vlm-lite study photographs_real`). *What at* asks for the thing in a named quarter of an image with
-# two or three; *where* for the quarter of a named thing. A blind model names the commonest answer: so read *kind, balanced*, where each kind weighs the same and one answer for
-# all reaches one in eight.
+# two or three; *where* for the quarter of a named thing. A blind model names the commonest answer: so read *kind, balanced*, the mean $\frac{1}{K}\sum_k a_k$ of the accuracies
+# $a_k$ of the $K$ kinds, in which one answer for all reaches $1/K$: an eighth.
 
 
 # %%

@@ -140,7 +140,7 @@ FIELDS = "start", "data", "trainable", "optimizer", "lr", "steps", "batch_size",
 
 
 def plan(steps, batch_size):
-    """The stages, {name: {field: value}}. Stage 1 takes Muon: AdamW aligns so few steps with some seeds only."""
+    """The stages, {name: {field: value}}. Stage 1 takes Muon: with AdamW so few steps succeed with some seeds only."""
     (first, second, third), half = steps, batch_size // 2
     rows = {
         "captions": ("nothing", "captions", "connector", "Muon", 3e-2, first, batch_size, 1),
