@@ -16,7 +16,7 @@
 #     builds: other losses, noise, hard negatives, scaling, and a search for near-duplicates
 #     lesson: clip_variants
 #     reads: [results/contrastive_variants.json]
-#     outputs_of: 847676037645d058679047628249dc3af6b5e445d01de04fe48575dd1581d64d
+#     outputs_of: 38bf4bf8fa5d51497a5d8166f2d2345780a4c6b42568aec7bf9dd857d9f3be20
 # ---
 
 # %% [markdown]

@@ -15,7 +15,7 @@
 #     title: A VLM from real parts, on photographs
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
-#     reads: [zoo/shapes-gpt2]
+#     reads: [zoo/shapes-gpt2, results/photographs_real.json]
 #     outputs_of: fba4a42956b6dfe4d2bf3f1cb6651731027dde34965d2d066de2afbdc0096eac
 # ---
 
@@ -370,7 +370,7 @@ if recorded and not is_real:
     assert scores["vlm"] > 0.75 and max(scores["blind"], scores["shuffled"]) < 0.05
     kinds = {k: means[f"new, kind, balanced: {k}, value"] for k in scores}
     assert kinds["vlm"] > 2 / 8 > max(kinds["blind"], kinds["shuffled"])
-    assert means["same, captions alone, what: vlm, value"] > scores["vlm"]
+    assert abs(means["same, captions alone, what: vlm, value"] - scores["vlm"]) < 0.1
     for kind in ("how many", "is there", "where"):  # not clear of blind
         assert means[f"same, {kind}: vlm, low"] < means[f"same, {kind}: blind, high"]
 said = ", ".join(f"{name} {value:.0%}" for name, value in scores.items())
@@ -382,7 +382,7 @@ print(f"HEADLINE: things named word for word, {which}: {said}")
 # - The parts load as their makers meant them: without an image the VLM's greedy answers are those of `transformers`' own `generate`, and the encoder's classifier still knows its classes.
 # - **It names what it sees**: in the record, most known things on backgrounds that it has never seen, word for word, and next to none of them without the image or with another.
 # - **Things that no training text names get their kind right** far more often than one answer for all would, and near words: "A blackbird." for a crow.
-# - **Questions cost some naming**: compare *captions alone* with *what*.
+# - **Names come from the captions.** After them alone it names about as much, with one seed more, with the other less: compare *captions alone* with *what*.
 # - **It does not count, and does not know where things are**: *how many*, *is there* and *where* are no better than blind. Two or three things are small here, and a quarter of the
 #   image is one vector; 80 steps are few. [08](08_resolution.ipynb) is about what more tokens buy.
 #
