@@ -15,7 +15,7 @@
 #     title: Start here
 #     builds: nothing yet; ask a small finished vision-language model, exchange its image, hide it, score it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 2094a856d98280ac4e2ed819fe520ccfef6bd37610c22879e2c6d6df1debfe7c
+#     outputs_of: 3a624943e19c95389eb7549e7dbc1bd6f04797cb70d8d5d96f3a86a4d15e786d
 # ---
 
 # %% [markdown]

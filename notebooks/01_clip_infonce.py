@@ -16,7 +16,7 @@
 #     builds: an image encoder, a text encoder and the InfoNCE loss, trained from captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
-#     outputs_of: 60706f8516900809dc62d74513b5a9f26e3299f6ff3ab460644b72512c777a22
+#     outputs_of: d26f339dee30e9993d8212309ce0bd8fef67366643b2112371a2e9e30981d785
 # ---
 
 # %% [markdown]

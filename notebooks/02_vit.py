@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: e32a79ebdeb26b05e93c8febe4adcbd79e971df11f1d6edf17780a60cc961c3b
+#     outputs_of: 78e1956d0538808af7feea7db3271e5e8a37adee23f8bd7cf7e15363ad7b8d5d
 # ---
 
 # %% [markdown]

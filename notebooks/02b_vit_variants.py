@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 45701e227a7206e912ce94d9e680e18b2b7e08f72329f378515a101a80ea10b3
+#     outputs_of: b9dd9a004bf8a57753bbf620629162d0805d9f85a21f76456212770966350af9
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants

@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 8463f274c27f8f0254728c581a9c2655be67d57d91c5072d419754b4a6b08455
+#     outputs_of: 7763ddba2c9da080540093bba23aadf39aa852ed955650e05b5c1065433b178f
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 1b991276b71b26cf23570846069fd172443d434b62398da2939e78f958c70317
+#     outputs_of: a364f68cb8e7b6369ad7d52e3cdd223623acfb0f5e194a6efa20c88d9ddffd75
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage

@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: fb6c0984a204e7f553981058bdc6efb8a2bdd763e91184ad8eaef62261980137
+#     outputs_of: 8a1a17b2702c70b2841658609192630a34e256457a3f54976f69682ff9f0c76f
 # ---
 
 # %% [markdown]

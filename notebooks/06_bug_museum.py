@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: twelve silent bugs of vision-language models, each with its cost as a score and a test that catches it
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: 072f3276f818c4f606c9ddc5020f195b55312b0f51cffedb2701fcb956c5ddf0
+#     outputs_of: d6791611987896457a62199af835c9db67b4c08ea09c9ab6a9fcb2d6440a5e21
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: d1d61649a127427483d451beafe19cde5691f25bb597191d11ed5f8a6ba5561b
+#     outputs_of: 384fff7829c9bbdaf80954d39d6ae633d593df80aa489b6a0fb2f55485d358fd
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: fba4a42956b6dfe4d2bf3f1cb6651731027dde34965d2d066de2afbdc0096eac
+#     outputs_of: c162d00e22f0e6fcac3e68a23a7dec5ed122f6b2f2e8f9372e4f7f59b6d929d4
 # ---
 
 # %% [markdown]
@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # **Reading time:** 15 minutes.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.2 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # That is the rehearsal on small parts. With the real parts (`parts = "real"` below, or `make real`) a first run downloads 315 MB from package
 # registries, Python's and Debian's; no model hub is needed, but a Debian or Ubuntu is (Colab is one).
@@ -293,8 +293,7 @@ found, answers = ask_all(models, data)
 named = {
     name: found[f"same, what: {name}"] for name in ("vlm", "blind", "shuffled", "blank", "oracle")
 }
-percent = {name: [100 * x for x in (v.value, v.low, v.high)] for name, v in named.items()}
-plots.gain_bars(**percent, bridge="undefined", title="What is in the image? Word for word")
+plots.controls_bars(named, title="What is in the image? Word for word")
 
 # %% [markdown]
 # The same for every type of question, beside the record of the real parts (`vlm-lite study photographs_real`). *What at* asks for the thing in a named quarter of an image with
