@@ -70,7 +70,7 @@ def damaged(state, how):
         ("unknown", "layers.9"),
         ("of another shape", "visual_projection"),
         ("not finite", "visual_projection.weight"),
-        ("renamed", "logit_scale"),
+        ("renamed", "logit_scale.* the file has module\\.logit_scale"),
     ],
 )
 def test_weights_that_do_not_fit_exactly_are_refused_by_name(saved, how, named):
@@ -93,6 +93,9 @@ def test_files_missing_cut_short_or_of_another_kind_are_named(saved):
         CLIP.from_pretrained(saved)
     with refused("no/such-model"):
         CLIP.from_pretrained("no/such-model")
+    config.rename(saved / "adapter_config.json")  # as LoRA's folders have it
+    with refused("no config.json; it holds adapter_config.json"):
+        CLIP.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(

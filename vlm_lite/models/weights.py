@@ -104,9 +104,11 @@ def load_pretrained(from_pretrained, folder_or_id, *, exact=True, **options):
     wrong = [name for kind in kinds for name in sorted(map(str, report[kind]))]
     wrong += [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if wrong:
+        other = [f"; the file has {name}" for name in sorted(report["unexpected_keys"])[:1]]
         raise UserError(
             f"{folder_or_id}: {len(wrong)} parameters are missing, unknown, of another shape or not finite, for "
-            f"example {wrong[0]}. Use the config.json that belongs to these weights, or make or download them again."
+            f"example {wrong[0]}{''.join(other)}. Use the config.json that belongs to these weights, or make or download "
+            "them again."
         )
     return model.eval()
 
@@ -114,7 +116,15 @@ def load_pretrained(from_pretrained, folder_or_id, *, exact=True, **options):
 def model_folder(folder_or_id):
     """The folder of a model in Hugging Face layout, that of a hub id downloaded once. UserError where it gives none."""
     folder = Path(folder_or_id)
-    return folder if os.path.isdir(folder) else download(str(folder_or_id))
+    if not os.path.isdir(folder):
+        return download(str(folder_or_id))
+    held = sorted(each.name for each in folder.iterdir())
+    if "config.json" not in held:
+        raise UserError(
+            f"{folder} has no config.json; it holds {', '.join(held) or 'nothing'}. Expected a model in Hugging Face layout: "
+            "config.json and safetensors, as save_pretrained writes them."
+        )
+    return folder
 
 
 def download(model_id):
