@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: c162d00e22f0e6fcac3e68a23a7dec5ed122f6b2f2e8f9372e4f7f59b6d929d4
+#     outputs_of: 98eb8f3be296fb8e63ac2bc8f08300ed2449a8b0510766456c6362a83f87fdd3
 # ---
 
 # %% [markdown]
@@ -265,14 +265,16 @@ def stage_talks(data):
 
 def study(seed, profile):
     """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
-    parts, stages = real.real_parts(), STAGES
+    parts, stages = real.real_parts, STAGES
     if profile.name == "smoke":
-        parts, stages = real.small_parts(), {k: {**v, "steps": 2} for k, v in stages.items()}
+        parts, stages = real.small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
+    parts = parts()
     data = {split: parts.encoded(split) for split in SPLITS}
     features, talks = data["train"].features, stage_talks(data["train"])
     models, histories = run_stages(build_vlm(parts, seed), features, talks, stages, seed)
     found, answers = ask_all(models, data)
-    figures = {f"{name}, {k}": v for name, each in found.items() for k, v in vars(each).items()}
+    ends = ("value", "low", "high")
+    figures = {f"{n}, {end}": getattr(each, end) for n, each in found.items() for end in ends}
     figures |= {f"seconds, {name}": each.seconds[-1] for name, each in histories.items()}
     return histories["captions"], figures, twenty(data, answers)
 

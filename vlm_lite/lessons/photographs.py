@@ -112,13 +112,15 @@ def stage_talks(data):
 
 def study(seed, profile):
     """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
-    parts, stages = real.real_parts(), STAGES
+    parts, stages = real.real_parts, STAGES
     if profile.name == "smoke":
-        parts, stages = real.small_parts(), {k: {**v, "steps": 2} for k, v in stages.items()}
+        parts, stages = real.small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
+    parts = parts()
     data = {split: parts.encoded(split) for split in SPLITS}
     features, talks = data["train"].features, stage_talks(data["train"])
     models, histories = run_stages(build_vlm(parts, seed), features, talks, stages, seed)
     found, answers = ask_all(models, data)
-    figures = {f"{name}, {k}": v for name, each in found.items() for k, v in vars(each).items()}
+    ends = ("value", "low", "high")
+    figures = {f"{n}, {end}": getattr(each, end) for n, each in found.items() for end in ends}
     figures |= {f"seconds, {name}": each.seconds[-1] for name, each in histories.items()}
     return histories["captions"], figures, twenty(data, answers)
