@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 5560aa505d1e2c20cc429bef18b4aa73a1df34eaf1ad584561b2b7ac6211bf96
+#     outputs_of: e7dcc5647e2764def2cdd7cd38f0df15d4432638c588a79f798042aa822a48ef
 #     title: A small modern VLM
 #     builds: SmolVLM's architecture, from RMSNorm to generation with a KV cache, equal to transformers' and trained on Shapes
 #     lesson: modern
@@ -489,6 +489,7 @@ def generate(model, input_ids, attention_mask, image_embeds=None, max_new_tokens
 # %% nbgrader={"grade": true, "grade_id": "cached_generate-check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 generate = check.cached_generate(generate)
 
+# %%
 inputs |= {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
 right = theirs.generate(**inputs)[:, ids.shape[1] :]
 check.same_values("tokens ", generate(mine, ids, mask, mine.encode(pixels), 12), right)
