@@ -107,7 +107,7 @@ for part in (parts.vision, parts.language_model):
 # - **another**: another photograph of a thing that was trained on;
 # - **new**: a thing that no training text names.
 
-# %%
+# %% tags=["thumbnail"]
 data = {split: parts.encoded(split) for split in ("train", "same", "another", "new")}
 train, same = data["train"], data["same"]
 print(
@@ -290,7 +290,7 @@ model = models["questions"]
 # %% [markdown]
 # ## 6. Does it look?
 
-# %% tags=["thumbnail"]
+# %%
 found, answers = ask_all(models, data)
 named = {
     name: found[f"same, what: {name}"] for name in ("vlm", "blind", "shuffled", "blank", "oracle")
