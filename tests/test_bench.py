@@ -16,7 +16,7 @@ BF16 = Compute("cpu", "bf16", "the test says so")
 AIMS = {
     "models": ["1.1 or less"],
     "answers": ["30 or less", "5 or more"],
-    "evaluators": [],
+    "evaluators": ["30 or less", "8 or less"],
     "smolvlm": [],
     "machine": [],
 }
