@@ -17,6 +17,12 @@ from vlm_lite.labs.evaluation import (
     rouge_l,
     vqa_accuracy,
 )
+from vlm_lite.labs.fusion import (
+    GatedCrossAttention,
+    PerceiverAttention,
+    VisualExpert,
+    last_image_mask,
+)
 from vlm_lite.labs.llava import (
     chat_text,
     conversation_labels,
@@ -65,15 +71,18 @@ from vlm_lite.labs.vit import (
 __all__ = [
     "Block",
     "CrossAttention",
+    "GatedCrossAttention",
     "GroupedQueryAttention",
     "ImageEncoder",
     "MultiHeadAttention",
+    "PerceiverAttention",
     "QFormer",
     "QFormerLayer",
     "RMSNorm",
     "SwiGLU",
     "TextEncoder",
     "ViT",
+    "VisualExpert",
     "alone_as_together",
     "apply_rope",
     "attention_rollout",
@@ -90,6 +99,7 @@ __all__ = [
     "insert_image",
     "insert_images",
     "interpolate_positions",
+    "last_image_mask",
     "load_weights",
     "lora_linear",
     "mlp_projector",

@@ -1,0 +1,208 @@
+"""The checks of notebook 07: the parts of Flamingo and CogVLM that let a language model see.
+
+A known mistake is the lesson's own code with an edit (what stands there, what instead): where the learner's result
+equals what an edited part gives on the same inputs and weights, that mistake is named.
+"""
+
+import inspect
+
+import torch
+from torch import nn
+
+from vlm_lite.labs.core import (
+    close,
+    exercise,
+    explain,
+    generic,
+    random_weights,
+    shape_problem,
+    with_weights_of,
+)
+from vlm_lite.lessons import fusion as lesson
+
+
+def _edited(reference, edits):
+    source, names = inspect.getsource(reference), dict(vars(lesson))
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        assert old in source, f"{reference.__name__} has no {old!r}"
+        source = source.replace(old, new)
+    exec(source, names)
+    return names[reference.__name__]
+
+
+def _judge(learner, reference, run, mistakes):
+    """None where run(learner) is run(reference); else the diagnosis in {diagnosis: edits}, or what differs."""
+    with torch.no_grad():
+        right, found = run(reference), run(learner)
+        if problem := shape_problem(found, right.shape):
+            hint = next((said for said in mistakes if said.startswith("the shape")), None)
+            return f"{problem}: {hint}" if hint else problem
+        if close(found, right):
+            return None
+        values = {said: [run(_edited(reference, edits))] for said, edits in mistakes.items()}
+    return explain(found, values) or generic(found, right)
+
+
+def _judge_module(learner, reference, sizes, call, mistakes):
+    """The same for modules built with `sizes`, which all get the same random weights; call(module) is compared."""
+    base = random_weights(reference(*sizes))
+    problem = with_weights_of(learner, base, *sizes)[1]
+
+    def run(module):
+        return call(with_weights_of(module, base, *sizes)[0])
+
+    return problem or _judge(learner, reference, run, mistakes)
+
+
+@exercise(lesson.PerceiverAttention)
+def PerceiverAttention(learner):
+    """Four latents and seven image vectors, random weights: who asks, what is read, and how it is normalised."""
+    context, latents = torch.randn(2, 7, 12) + 1, torch.randn(2, 4, 12) - 1
+    mistakes = {
+        "keys and values come from the image alone; here they come from image and latents together": (
+            *("torch.cat([context, latents], dim=1)", "context"),
+        ),
+        "keys and values come from the latents alone: the image is not read": (
+            *("torch.cat([context, latents], dim=1)", "latents"),
+        ),
+        "the keys are those of image and latents, the values too: you read some of them twice": (
+            *("[context, latents]", "[context, latents, latents]"),
+        ),
+        "the image vectors are not normalised": ("self.context_layer_norm(context)", "context"),
+        "the latents are not normalised": ("self.latents_layer_norm(latents)", "latents"),
+        "the two norms are exchanged: each has its own weights": (
+            *("self.context_layer_norm", "self.OTHER", "self.latents_layer_norm"),
+            *("self.context_layer_norm", "self.OTHER", "self.latents_layer_norm"),
+        ),
+        "the sum with the latents belongs to the resampler, not in here": (
+            *("return self.output_proj(", "return latents + self.output_proj("),
+        ),
+        "output_proj is missing": ("self.output_proj(merge_heads(attend(q, k, v)))", "merge_heads(attend(q, k, v))"),
+        "keys and values are exchanged": ("attend(q, k, v)", "attend(q, v, k)"),
+    }  # fmt: skip
+    call = lambda part: part(context.clone(), latents.clone())  # noqa: E731
+    return _judge_module(learner, lesson.PerceiverAttention, (12, 3), call, mistakes)
+
+
+@exercise(lesson.last_image_mask)
+def last_image_mask(learner):
+    """Two rows, two images of three vectors each: text before any image, after the first, and after the second."""
+    ids = torch.randint(10, 99, (2, 9))
+    ids[0, [2, 5]] = ids[1, [0, 7]] = 7
+    compare = "last[:, :, None] == number"
+    mistakes = {
+        "after the second image the first is read too: only the last one before a position counts": (
+            *(compare, "last[:, :, None] >= number"),
+        ),
+        "every position reads every image": (compare, "(last[:, :, None] >= 0) & (number > 0)"),
+        "an image token reads its own image: count it, too": (
+            *(".cumsum(dim=1)", ".cumsum(dim=1) - (ids == image_id).long()"),
+        ),
+        "the text before the first image reads that image; it reads none": (
+            *(compare, "last[:, :, None].clamp(min=1) == number"),
+        ),
+        "the vectors of an image stand together: repeat_interleave, not repeat": (
+            *("repeat_interleave(per_image)", "repeat(per_image)"),
+        ),
+        "images are counted along the batch; count along the text, dim=1": (
+            *("cumsum(dim=1)", "cumsum(dim=0)"),
+        ),
+    }
+    return _judge(
+        *(learner, lesson.last_image_mask, lambda f: f(ids.clone(), 7, 2, 3) * 1, mistakes)
+    )
+
+
+ATTEND, DENSE = "self.alpha_cross_attn.tanh()", "self.alpha_dense.tanh()"
+
+
+@exercise(lesson.GatedCrossAttention)
+def GatedCrossAttention(learner):
+    """Five positions of text and six of an image, random gates and weights, two of the text without an image."""
+    x, media, reads = torch.randn(2, 5, 8), torch.randn(2, 6, 4), torch.rand(2, 5, 6) > 0.5
+    reads[:, :2] = False
+    mistakes = {
+        "the gates are used as they are; they go through tanh": (
+            *(ATTEND, "self.alpha_cross_attn", DENSE, "self.alpha_dense"),
+        ),
+        "that is a sigmoid, which is 0.5 at 0: tanh, so that a gate of 0 is closed": (
+            *(ATTEND, "self.alpha_cross_attn.sigmoid()", DENSE, "self.alpha_dense.sigmoid()"),
+        ),
+        "the attention has no gate": (f"{ATTEND} * ", ""),
+        "the MLP has no gate": (f"{DENSE} * ", ""),
+        "the two gates are exchanged": (ATTEND, "GATE", DENSE, ATTEND, "GATE", DENSE),
+        "the attention's result replaces x; it is added to it": (f"x = x + {ATTEND}", f"x = {ATTEND}"),
+        "the MLP's result replaces x; it is added to it": (f"return x + {DENSE}", f"return {DENSE}"),
+        "`reads` is not handed on": ("media, reads)\n", "media)\n"),
+        "the attention reads x as it is: input_layernorm comes first": (
+            *("self.input_layernorm(x)", "x"),
+        ),
+        "the MLP reads x as it is: post_attention_layernorm comes first": (
+            *("self.post_attention_layernorm(x)", "x"),
+        ),
+        "the MLP reads the x from before the attention; it reads the sum": (
+            *("        x = x +", "        old, x = x, x +"),
+            *("self.post_attention_layernorm(x)", "self.post_attention_layernorm(old)"),
+        ),
+    }  # fmt: skip
+
+    def call(part):
+        return part(x.clone(), media, reads)
+
+    return _judge_module(learner, lesson.GatedCrossAttention, (8, 4, 2, 12), call, mistakes)
+
+
+class _Counted(nn.Linear):
+    rows = 0
+
+    def forward(self, x):
+        self.rows += x.numel() // x.shape[-1]
+        return super().forward(x)
+
+
+@exercise(lesson.VisualExpert)
+def VisualExpert(learner):
+    """Rows with two and three image positions, an expert that has left its copy, then text alone and what is trained."""
+    x, at_image = torch.randn(2, 6, 5), torch.zeros(2, 6).bool()
+    at_image[0, :2] = at_image[1, 1:4] = True
+    frozen, other = _Counted(5, 7).requires_grad_(False), torch.randn(7, 5)
+
+    def built(part):
+        made = part(frozen)
+        made.at_image = at_image
+        return made
+
+    made = built(learner)
+    if made.expert is made.frozen or made.expert.weight.data_ptr() == frozen.weight.data_ptr():
+        return "the expert is the frozen part itself: make a copy"
+    trains = [name for name, p in made.named_parameters() if p.requires_grad]
+    if trains != ["expert.weight", "expert.bias"]:
+        return f"trained are {trains}; expected the expert's parameters alone"
+
+    def run(part):
+        made = built(part)
+        made.expert.weight.data.copy_(other)
+        return made(x.clone())
+
+    put = "out.masked_scatter(at_image[..., None], self.expert(x[at_image]).type_as(out))"
+    mistakes = {
+        "expert and frozen part are exchanged: the expert is for image positions": (
+            *(put, "torch.where(at_image[..., None], out, self.expert(x))"),
+        ),
+        "the expert is used for text, too": (put, "self.expert(x)"),
+        "the expert is not used": (put, "out"),
+        "the two are added at image positions; there the expert stands alone": (
+            *(put, "out + at_image[..., None] * self.expert(x)"),
+        ),
+        "the expert gets 0 where the text is, and its bias reaches the text": (
+            *(put, "out * ~at_image[..., None] + self.expert(x * at_image[..., None])"),
+        ),
+    }
+    if problem := _judge(learner, lesson.VisualExpert, run, mistakes):
+        return problem
+    made.expert.rows, made.at_image = 0, at_image
+    made(x)
+    if made.expert.rows > 5:
+        return f"right, but the expert computes {made.expert.rows} positions; 5 are the image's"
+    made.at_image = None
+    return None if torch.equal(made(x), frozen(x)) else "without an image use the frozen part"
