@@ -61,16 +61,11 @@ print(describe(profile, compute, notebook="07_fusion"))
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), whose `VLM` and loop are used again.
 
 # %% tags=["hide"] cellView="form"
-# @title Three families in one diagram
-import io
-
-import numpy as np
+# @title Late, deep and early fusion in one diagram
 import pandas as pd
 from IPython.display import display
-from transformers import IdeficsConfig
-from transformers.models.idefics import modeling_idefics, perceiver
 
-from vlm_lite import diagrams, figures, plots
+from vlm_lite import family, plots
 from vlm_lite.data.language import short_prompt
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.evals.vqa import vqa_scores
@@ -78,43 +73,7 @@ from vlm_lite.labs import check
 from vlm_lite.models import text
 from vlm_lite.models.vlm import load_vlm
 
-BLUE, ORANGE, GREEN = "#dcedf8", "#fbe0b0", "#d9efe2"
-tree = diagrams.Diagram(920, 250, "late, deep and early fusion")
-for left, name, models in (
-    (10, "late: two encoders, one score", "CLIP, ALIGN, OpenCLIP, SigLIP"),
-    (240, "late: at the input", "BLIP-2, LLaVA, Qwen2-VL,\nMolmo, SmolVLM2"),
-    (470, "deep: in the layers", "Flamingo, CogVLM"),
-    (700, "early: one transformer", "Chameleon"),
-):
-    tree.write(left + 105, 16, name, 9.5, fontweight="bold")
-    tree.write(left + 105, 228, models)
-    if left < 700:
-        tree.box(left + 5, 150, 80, 34, "image\nencoder", fill=ORANGE)
-        tree.write(left + 45, 196, "image", color="0.4")
-    tree.write(left + 150, 196, "text" if left < 700 else "", color="0.4")
-tree.box(115, 150, 80, 34, "text\nencoder", fill=BLUE)
-tree.box(65, 60, 90, 30, "cosine", fill=GREEN)
-tree.arrow((55, 148), (95, 92))
-tree.arrow((155, 148), (125, 92))
-tree.box(245, 106, 80, 28, "connector", fill=GREEN)
-tree.arrow((285, 149), (285, 135))
-tree.box(245, 44, 200, 46, "language model reads\nimage vectors, then text", fill=BLUE)
-tree.arrow((285, 105), (285, 92))
-tree.arrow((390, 186), (390, 92))
-for top in (44, 76, 108):
-    tree.box(570, top, 110, 26, "layer", fill=BLUE)
-    tree.box(475, top, 80, 26, "read image", fill=GREEN)
-    tree.arrow((556, top + 13), (569, top + 13))
-tree.arrow((515, 149), (515, 136))
-tree.arrow((625, 186), (625, 136))
-tree.box(705, 44, 200, 60, "one transformer, from nothing,\none vocabulary", fill=BLUE)
-tree.box(705, 130, 90, 34, "image\ntokenizer", fill=GREEN)
-tree.box(815, 130, 90, 34, "text\ntokenizer", fill=GREEN)
-tree.arrow((750, 129), (750, 106))
-tree.arrow((860, 129), (860, 106))
-tree.write(750, 178, "image", color="0.4")
-tree.write(860, 178, "text", color="0.4")
-tree
+family.tree()
 
 # %% [markdown]
 # ## 1. The family tree
@@ -128,22 +87,7 @@ tree
 # The words are not used alike: some surveys (Wadekar et al. 2024) call image vectors at the input *early*, because no layer comes before. We count as the Chameleon paper does: where there is an image encoder trained apart, fusion is late.
 
 # %%
-TABLE = """
-model|year|fusion|image encoder|text side|what is new|sizes|arXiv
-CLIP|2021|late, score|ResNet or ViT up to L/14|Transformer|contrastive loss on 400M pairs; zero-shot by prompts|151M (B/32) to 428M|2103.00020
-ALIGN|2021|late, score|EfficientNet-L2|BERT-Large|1.8B alt texts, hardly filtered|480M + 340M|2102.05918
-Flamingo|2022|deep|NFNet-F6, frozen|Chinchilla, frozen|resampler, gated cross-attention, examples in context|3B, 9B, 80B|2204.14198
-OpenCLIP|2022|late, score|ViT up to g/14|Transformer|code, weights and data (LAION) open; scaling laws|151M to 1.4B|2212.07143
-BLIP-2|2023|late, input|CLIP L/14 or EVA-CLIP g/14, frozen|OPT or FlanT5, frozen|Q-Former, trained in two stages|3.1B to 12.1B|2301.12597
-SigLIP|2023|late, score|ViT up to So400m|Transformer|a sigmoid for each pair, no softmax over the batch|203M (B/16) to 878M|2303.15343
-LLaVA|2023|late, input|CLIP L/14|Vicuna|one projection; instructions written by GPT-4|7B, 13B|2304.08485
-CogVLM|2023|deep|EVA2-CLIP-E|Vicuna 1.5 7B, frozen in pretraining|a visual expert in every layer|17B|2311.03079
-Chameleon|2024|early|none: VQ tokens, 8,192 codes, 1,024 an image|one transformer, from nothing|one vocabulary of 65,536; query-key norm|7B, 34B|2405.09818
-Qwen2-VL|2024|late, input|ViT of 675M, 2D RoPE|Qwen2|naive dynamic resolution; M-RoPE|2B, 7B, 72B|2409.12191
-Molmo|2024|late, input|CLIP L/14, 336 pixels|OLMo, OLMoE or Qwen2|open data (PixMo), captions spoken by people; pointing|1B active, 7B, 72B|2409.17146
-SmolVLM2|2025|late, input|SigLIP B/16 or So400m|SmolLM2|pixel shuffle: 64 tokens a tile; video|256M, 500M, 2.2B|2504.05299
-"""
-models = pd.read_csv(io.StringIO(TABLE), sep="|", dtype=str).set_index("model")
+models = family.models()
 assert len(models) == 12 and models.fusion.str.startswith("late").sum() == 9
 models
 
@@ -173,15 +117,14 @@ import copy
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import nn
 
 from vlm_lite.encoded import probe
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.modern import SwiGLU
 from vlm_lite.lessons.qformer import QFormerConnector
-from vlm_lite.lessons.resolution import pixel_shuffle
 from vlm_lite.lessons.vlm import VLM, train_vlm
-from vlm_lite.models.parts import init_linear
 from vlm_lite.models.vit import attend
 
 
@@ -255,12 +198,7 @@ class PerceiverResampler(nn.Module):
 
 
 # %%
-torch.manual_seed(0)
-small = IdeficsConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64)
-small.vision_config.embed_dim, small._attn_implementation = 24, "eager"
-small.perceiver_config.qk_layer_norms_perceiver = False
-theirs = perceiver.IdeficsPerceiverResampler(small, 24, 2, 4, 6, 5)
-check.same_outputs(PerceiverResampler(24, 5, 2, 4), theirs, torch.randn(2, 9, 24))
+check.same_as_idefics(PerceiverResampler)
 
 # %% [markdown]
 # ## 3. Gated cross-attention
@@ -345,17 +283,7 @@ class GatedCrossAttention(nn.Module):
 # %% nbgrader={"grade": true, "grade_id": "GatedCrossAttention-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 GatedCrossAttention = check.GatedCrossAttention(GatedCrossAttention)
 
-theirs = modeling_idefics.IdeficsGatedCrossAttentionLayer(small, layer_idx=0)
-theirs, mine = check.random_weights(theirs), GatedCrossAttention(32, 24, 4, 64).eval()
-mine.load_state_dict({k: v for k, v in theirs.state_dict().items() if "rotary" not in k})
-ids = torch.tensor([[3, 9, 4, 5, 9, 6, 7, 8], [9, 1, 2, 3, 4, 5, 9, 6]])  # 9 is the image token
-reads, x, media = last_image_mask(ids, 9, 2, 5), torch.randn(2, 8, 32), torch.randn(2, 10, 24)
-some = reads.any(dim=2)
-bias = torch.zeros(2, 1, 8, 10).masked_fill(~(reads | ~some[..., None])[:, None], -1e9)
-with torch.no_grad():
-    right = theirs(x, None, media, bias, some.float())
-    check.same_values("gated cross-attention, two images ", mine(x, media, reads), right)
-print(f"positions of the first row that read no image: {(~some[0]).sum()}")
+check.same_as_idefics(GatedCrossAttention, last_image_mask)  # a text with two images
 
 # %% [markdown]
 # **Around the language model.** A layer is replaced by `[gated cross-attention, layer]`. The media are handed to the layers before each call, as OpenFlamingo does, so the language model's own code stays as it is. The text is not longer: an image takes **no position** in it.
@@ -390,24 +318,23 @@ class FlamingoVLM(VLM):
     def inputs(self, features, input_ids, attention_mask):
         """features (B, N, Dv) of one image a row; or (B, I, N, Dv), and an image token where each stands; or None."""
         given = super().inputs(None, input_ids, attention_mask)
-        self.media, one = None, features is None or features.ndim == 3
+        self.media = self.reads = None
         if features is not None:
             assert len(features) == len(input_ids), "one row of text for each row of images"
             features = features.to(input_ids.device).float()
-            media = self.connector(features if one else features.flatten(0, 1))
-            self.media = media.reshape(len(input_ids), -1, media.shape[-1])  # (B, I * L, Dm)
-        if not one:
-            sizes = features.shape[1], media.shape[1]
-            given["reads"] = last_image_mask(input_ids, self.image_id, *sizes)
+            media = self.connector(features.flatten(0, -3))  # (B * I, L, Dm)
+            self.media = media.reshape(len(input_ids), -1, media.shape[-1])
+            if features.ndim == 4:
+                sizes = features.shape[1], media.shape[1]
+                given["reads"] = last_image_mask(input_ids, self.image_id, *sizes)
         return given
 
     def hand_over(self, module, args, kwargs):
-        """Before each call of the language model. A later round of generation reads as the prompt's last position did."""
-        reads = kwargs.pop("reads", None)
+        """Before each call of the language model. A new word of an answer reads what the last of the prompt reads."""
+        last = None if self.reads is None else self.reads[:, -1:]
+        self.reads = kwargs.pop("reads", last)
         for layer in self.layers:
-            if reads is None and kwargs.get("inputs_embeds").shape[1] == 1:
-                reads = None if layer.reads is None else layer.reads[:, -1:]
-            layer.media, layer.reads = self.media, reads
+            layer.media, layer.reads = self.media, self.reads
         return args, kwargs
 
     def gates(self):
@@ -421,31 +348,21 @@ class FlamingoVLM(VLM):
 
 # %%
 shipped = load_vlm(profile.vlm_model)
-parts = vision, language_model, tokenizer = (
-    shipped.vision,
-    shipped.language_model,
-    shipped.tokenizer,
-)
-train, val = (
-    encode_shapes(vision, split, getattr(profile, f"{split}_images")) for split in ("train", "val")
-)
+vision, language_model, tokenizer = shipped.vision, shipped.language_model, shipped.tokenizer
+train = encode_shapes(vision, "train", profile.train_images)
+val = encode_shapes(vision, "val", profile.val_images)  # none of them is trained on
 torch.manual_seed(0)
 flamingo = FlamingoVLM(vision, PerceiverResampler(vision.feature_width), language_model, tokenizer)
-ids, mask = text.prompt_batch(tokenizer, [turns[1][0] for turns in val.turns[:8]])
+ids, mask = text.prompt_batch(tokenizer, [turns[-1][0] for turns in val.turns[:8]])
+seen = val.features[:8]  # (8, 16, 128)
 with torch.no_grad():
     alone = language_model(**flamingo.inputs(None, ids, mask)).logits
-    seeing = flamingo.language_model(**flamingo.inputs(val.features[:8], ids, mask)).logits
-    assert torch.equal(alone, seeing)
-    flamingo.layers[0].gated.alpha_cross_attn.fill_(0.1)
-    opened = flamingo.language_model(**flamingo.inputs(val.features[:8], ids, mask)).logits
-    assert not torch.allclose(alone, opened)
-    flamingo.layers[0].gated.alpha_cross_attn.fill_(0)
-loss = flamingo(val.features[:8], ids, mask, ids)
-loss.backward()
-first = {name: p.grad for name, p in flamingo.named_parameters() if p.grad is not None}
-moved = [name for name, grad in first.items() if grad.any()]
-print(f"{len(moved)} of {len(first)} trained tensors get a gradient in the first step")
-assert all("alpha" in name for name in moved)
+    assert torch.equal(flamingo.language_model(**flamingo.inputs(seen, ids, mask)).logits, alone)
+flamingo(seen, ids, mask, ids).backward()
+grads = {name: p.grad for name, p in flamingo.named_parameters() if p.requires_grad}
+moved = [name for name, grad in grads.items() if grad is not None and grad.any()]
+assert moved and all("alpha" in name for name in moved)
+print(f"{len(moved)} of {len(grads)} trained tensors get a gradient in the first step")
 
 # %% [markdown]
 # (Your prediction: none but the gates themselves. What stands behind a closed gate has no effect yet, so it gets no gradient; a gate has one because what it *would* let in changes the loss. From the second step on everything learns.)
@@ -522,11 +439,11 @@ class CogVLM(VLM):
 cogvlm = CogVLM(vision, Projector(128, language_model.config.n_embd), language_model, tokenizer)
 prefix = VLM(vision, cogvlm.connector, language_model, tokenizer)
 with torch.no_grad():
-    found, right = (each(val.features[:8], ids, mask) for each in (cogvlm, prefix))
+    found, right = (each(seen, ids, mask) for each in (cogvlm, prefix))
     check.same_values("copies, with an image: logits ", found, right)
     for expert in cogvlm.experts:
         check.random_weights(expert.expert)
-    assert not torch.allclose(cogvlm(val.features[:8], ids, mask), right)
+    assert not torch.allclose(cogvlm(seen, ids, mask), right)
     found, right = (each(None, ids, mask) for each in (cogvlm, prefix))
     assert torch.equal(found, right)
 
@@ -544,67 +461,47 @@ with torch.no_grad():
 
 
 # %% tags=["save"]
-class ShuffledProjector(nn.Module):
-    """Features (B, N, Dv) of a square -> prefix (B, N / 4, D_lm): pixel shuffle, then LLaVA's MLP."""
-
-    def __init__(self, width, language_width):
-        super().__init__()
-        self.projector = Projector(4 * width, language_width)
-
-    def forward(self, features):
-        return self.projector(pixel_shuffle(features))
-
-
-class ResampledPrefix(nn.Module):
-    """Features (B, N, Dv) -> prefix (B, L, D_lm): a resampler and a linear layer."""
-
-    def __init__(self, width, language_width, num_latents):
-        super().__init__()
-        self.resampler = PerceiverResampler(width, num_latents)
-        self.projection = nn.Linear(width, language_width)
-        init_linear(self.projection)
-
-    def forward(self, features):
-        return self.projection(self.resampler(features))
-
-
 def make_vlm(kind, vision, language_model, tokenizer, num_latents=16):
     """A VLM before training; kind: linear, MLP, pixel shuffle + MLP, Q-Former, resampler, cross-attention, visual expert."""
     widths = vision.feature_width, language_model.config.hidden_size
+    resampler, sizes = PerceiverResampler(widths[0], num_latents), vision.config.vision_config
+    grid = sizes.image_size // sizes.patch_size
+    shuffle = Rearrange("b (r a c d) e -> b (r c) (a d e)", r=grid // 2, a=2, d=2)
     connector = {
         "linear": lambda: nn.Linear(*widths),
         "MLP": lambda: Projector(*widths),
-        "pixel shuffle + MLP": lambda: ShuffledProjector(*widths),
+        "pixel shuffle + MLP": lambda: nn.Sequential(shuffle, Projector(4 * widths[0], widths[1])),
         "Q-Former": lambda: QFormerConnector(*widths, num_query_tokens=num_latents),
-        "resampler": lambda: ResampledPrefix(*widths, num_latents),
-        "cross-attention": lambda: PerceiverResampler(widths[0], num_latents),
+        "resampler": lambda: nn.Sequential(resampler, nn.Linear(*widths)),
+        "cross-attention": lambda: resampler,
         "visual expert": lambda: Projector(*widths),
     }[kind]()
     made = {"cross-attention": FlamingoVLM, "visual expert": CogVLM}.get(kind, VLM)
     return made(vision, connector, language_model, tokenizer)
 
 
-def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=None, **recipe):
-    """Train one kind of VLM, and measure it -> (model, history, ProbeResult, {metric: value}).
+def no_watch(model, inputs):
+    """A hook before each step that does nothing."""
 
-    parts: vision, language model, tokenizer; turns: N lists of (prompt, answer), or None for those of `train`; recipe: of
-    `train_vlm`; watch(model): called before each step.
+
+def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=no_watch, **recipe):
+    """Train one kind of VLM with a recipe of `train_vlm`, measure it -> (model, history, ProbeResult, {metric: value}).
+
+    parts: vision, language model, tokenizer. turns: in place of those of `train`. watch: a hook before each step.
     """
     torch.manual_seed(seed)
     model = make_vlm(kind, *parts)
-    if watch is not None:
-        model.register_forward_pre_hook(lambda *_: watch(model))
-    told = train.turns if turns is None else turns
-    history = train_vlm(model, train.features, told, seed=seed, **recipe)
+    watching = model.register_forward_pre_hook(watch)
+    history = train_vlm(model, train.features, turns or train.turns, seed=seed, **recipe)
+    watching.remove()
     result, one = probe(model.eval(), val, limit=limit), torch.ones(1, 1, dtype=torch.long)
     row = {name: 100 * score.value for name, score in result.accuracy.items()}
     row |= {kind: 100 * part.accuracy["vlm"].value for kind, part in result.by_type.items()}
     row["million parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     with torch.no_grad():
-        row["tokens an image"] = (
-            model.inputs(val.features[:1], one, one)["inputs_embeds"].shape[1] - 1
-        )
-    return model, history, result, row | {"seconds a step": history.seconds[-1] / recipe["steps"]}
+        length = model.inputs(val.features[:1], one, one)["inputs_embeds"].shape[1]
+    row |= {"tokens an image": length - 1, "seconds a step": history.seconds[-1] / recipe["steps"]}
+    return model, history, result, row
 
 
 # %% [markdown]
@@ -612,42 +509,35 @@ def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=
 
 # %%
 my_guess = "visual expert"
-KINDS = ("MLP", "resampler", "cross-attention", "visual expert")
+kinds = ("MLP", "resampler", "cross-attention", "visual expert")
 recipe = {k: getattr(profile, f"connector_{k}") for k in ("batch_size", "per_row", "lr")}
 recipe["steps"] = min(50, profile.connector_steps)
-gates, trained, losses, results, rows = [], {}, {}, {}, {}
-for kind in KINDS:
-    look = (lambda model: gates.append(model.gates())) if kind == "cross-attention" else None
+parts, gates = (vision, language_model, tokenizer), []
+trained, losses, results, rows = {}, {}, {}, {}
+for kind in kinds:
+    keep = kind == "cross-attention"  # its gates
+    look = (lambda model, _: gates.append(model.gates())) if keep else no_watch
     made = fusion_row(kind, parts, train, val, watch=look, **recipe)
     trained[kind], losses[kind], results[kind], rows[kind] = made[0], made[1].losses, *made[2:]
-gates = gates[: recipe["steps"]]  # the later calls are questions
 table = pd.DataFrame(rows).T
 display(table.round(2))
-plots.losses(losses, "four ways in, the same steps", every=5)
+plots.losses(losses, "four ways in, the same steps", every=recipe["steps"] // len(losses["MLP"]))
 
 # %% tags=["thumbnail"]
-figure = figures.Figure(width=760, height=320, label="accuracy and gates", layout="constrained")
-left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-for k, name in enumerate(("blind", "shuffled", "vlm")):
-    scores = [results[kind].percent()[name] for kind in KINDS]
-    value, low, high = (np.array(each) for each in zip(*scores, strict=True))
-    look = dict(
-        yerr=(value - low, high - value), capsize=3, color=("0.85", "#fbe0b0", "#0072b2")[k]
-    )
-    left.bar(np.arange(4) + 0.27 * (k - 1), value, 0.25, label=name, edgecolor="0.3", **look)
-left.axhline(table["oracle"].iloc[0], ls=":", color="0.4", label="oracle")
-left.set(xticks=range(4), ylabel="VQA accuracy (%)", title="after the same steps")
-left.set_xticklabels([kind.replace(" ", "\n") for kind in KINDS])
-left.legend(ncols=2)
-for layer, line in enumerate(torch.stack(gates).abs().unbind(dim=1)):
-    right.plot(line[:, 0], color=f"C{layer}", label=f"layer {layer + 1}")
-    right.plot(line[:, 1], "--", color=f"C{layer}")
-right.set(xlabel="training step", ylabel="|tanh(gate)|", title="gates (dashed: MLP)")
-right.legend()
-figure
+family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {my_guess})")
 
 # %% [markdown]
 # TEXT-ROWS
+#
+# **The gates.** They start at 0 and open as far as the image helps:
+
+# %%
+opened = torch.stack(gates[1:])[..., 0].abs()  # (steps, layers), without the first, which is 0
+curves = {f"layer {k + 1}": line.tolist() for k, line in enumerate(opened.T)}
+plots.losses(curves, "gates of the cross-attention", ylabel="|tanh α|")
+
+# %% [markdown]
+# TEXT-GATES
 #
 # ## 6. Two images in one prompt
 #
@@ -667,9 +557,6 @@ pairs = torch.stack([one.roll(away, 0), one], dim=1)  # (300, 2, N, Dv)
 with torch.no_grad():
     said = {
         "one image": model.generate(one, prompts, 4),
-        "with <image> before the question": model.generate(
-            one[:, None], [f"<image> {prompt}" for prompt in prompts], 4
-        ),
         "an example, then the image": model.generate(pairs, shown, 4),
         "the same text, images exchanged": model.generate(pairs.flip(1), shown, 4),
         "the same text, no image": model.generate(None, shown, 4),
@@ -694,9 +581,8 @@ pd.Series(scores, name="VQA accuracy (%)").round(1).to_frame()
 # A prefix in front of a *frozen* language model leaves it unchanged, too. The difference shows when quality matters: LLaVA, Qwen2-VL and SmolVLM2 then train the language model itself, and its text changes; a deep model trains what stands beside it.
 
 # %%
-text_types = [name for name in table.columns if name in results["MLP"].by_type]
-best = table[text_types].idxmax()
-HEADLINE_CODE
+found = {kind: round(result.bridge.value or 0, 2) for kind, result in results.items()}
+print(f"HEADLINE: bridge scores after {recipe['steps']} steps:", found)
 check.progress()
 
 # %% [markdown]

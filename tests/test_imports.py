@@ -13,7 +13,7 @@ LAYERS = [
     r"data(\..*)?",
     r"models(\..*)?",
     r"evals(\..*)?",
-    r"(figures|panels|plots|diagrams)",
+    r"(figures|panels|plots|diagrams|family)",
     r"(lessons(\..*)?|models\.vlm|encoded|studies|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",

@@ -22,6 +22,7 @@ from vlm_lite.labs.fusion import (
     PerceiverAttention,
     VisualExpert,
     last_image_mask,
+    same_as_idefics,
 )
 from vlm_lite.labs.llava import (
     chat_text,
@@ -116,6 +117,7 @@ __all__ = [
     "rope_2d",
     "rouge_l",
     "same_as_blip2",
+    "same_as_idefics",
     "same_as_transformers",
     "same_outputs",
     "same_values",

@@ -8,6 +8,9 @@ import inspect
 
 import torch
 from torch import nn
+from transformers import IdeficsConfig
+from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
+from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from vlm_lite.labs.core import (
     close,
@@ -15,6 +18,8 @@ from vlm_lite.labs.core import (
     explain,
     generic,
     random_weights,
+    same_outputs,
+    same_values,
     shape_problem,
     with_weights_of,
 )
@@ -75,7 +80,8 @@ def PerceiverAttention(learner):
             *("self.context_layer_norm", "self.OTHER", "self.latents_layer_norm"),
         ),
         "the sum with the latents belongs to the resampler, not in here": (
-            *("return self.output_proj(", "return latents + self.output_proj("),
+            *("        context, latents =", "        old = latents\n        context, latents ="),
+            *("return self.output_proj(", "return old + self.output_proj("),
         ),
         "output_proj is missing": ("self.output_proj(merge_heads(attend(q, k, v)))", "merge_heads(attend(q, k, v))"),
         "keys and values are exchanged": ("attend(q, k, v)", "attend(q, v, k)"),
@@ -147,6 +153,8 @@ def GatedCrossAttention(learner):
     }  # fmt: skip
 
     def call(part):
+        part.alpha_cross_attn.data.fill_(0.9)  # so far from 0 that tanh shows
+        part.alpha_dense.data.fill_(-1.3)
         return part(x.clone(), media, reads)
 
     return _judge_module(learner, lesson.GatedCrossAttention, (8, 4, 2, 12), call, mistakes)
@@ -206,3 +214,27 @@ def VisualExpert(learner):
         return f"right, but the expert computes {made.expert.rows} positions; 5 are the image's"
     made.at_image = None
     return None if torch.equal(made(x), frozen(x)) else "without an image use the frozen part"
+
+
+@torch.no_grad()
+def same_as_idefics(part, last_image_mask=None):
+    """Copy the weights of transformers' part of that kind into a small one, and prove that both give the same.
+
+    part: a PerceiverResampler; or a GatedCrossAttention, given texts with two images and the mask of who reads which.
+    AssertionError where the outputs differ.
+    """
+    config = IdeficsConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    config.vision_config.embed_dim, config._attn_implementation = 24, "eager"
+    config.perceiver_config.qk_layer_norms_perceiver = False
+    if last_image_mask is None:
+        theirs = IdeficsPerceiverResampler(config, 24, 2, 4, 6, 5)
+        return same_outputs(part(24, 5, 2, 4), theirs, torch.randn(2, 9, 24))
+    theirs = random_weights(IdeficsGatedCrossAttentionLayer(config, layer_idx=0))
+    mine = part(32, 24, 4, 64).eval()
+    mine.load_state_dict({k: v for k, v in theirs.state_dict().items() if "rotary" not in k})
+    ids = torch.tensor([[3, 9, 4, 5, 9, 6, 7, 8], [9, 1, 2, 3, 4, 5, 9, 6]])  # 9 marks an image
+    reads, x, media = last_image_mask(ids, 9, 2, 5), torch.randn(2, 8, 32), torch.randn(2, 10, 24)
+    some = reads.any(dim=2)  # theirs takes a bias, and a gate that closes where there is no image
+    bias = torch.zeros(2, 1, 8, 10).masked_fill(~(reads | ~some[..., None])[:, None], -1e9)
+    right = theirs(x, None, media, bias, some.float())
+    same_values("equals IdeficsGatedCrossAttentionLayer: ", mine(x, media, reads), right)

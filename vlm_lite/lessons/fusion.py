@@ -8,15 +8,14 @@ import copy
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import nn
 
 from vlm_lite.encoded import probe
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.modern import SwiGLU
 from vlm_lite.lessons.qformer import QFormerConnector
-from vlm_lite.lessons.resolution import pixel_shuffle
 from vlm_lite.lessons.vlm import VLM, train_vlm
-from vlm_lite.models.parts import init_linear
 from vlm_lite.models.vit import attend
 
 
@@ -149,24 +148,23 @@ class FlamingoVLM(VLM):
     def inputs(self, features, input_ids, attention_mask):
         """features (B, N, Dv) of one image a row; or (B, I, N, Dv), and an image token where each stands; or None."""
         given = super().inputs(None, input_ids, attention_mask)
-        self.media, one = None, features is None or features.ndim == 3
+        self.media = self.reads = None
         if features is not None:
             assert len(features) == len(input_ids), "one row of text for each row of images"
             features = features.to(input_ids.device).float()
-            media = self.connector(features if one else features.flatten(0, 1))
-            self.media = media.reshape(len(input_ids), -1, media.shape[-1])  # (B, I * L, Dm)
-        if not one:
-            sizes = features.shape[1], media.shape[1]
-            given["reads"] = last_image_mask(input_ids, self.image_id, *sizes)
+            media = self.connector(features.flatten(0, -3))  # (B * I, L, Dm)
+            self.media = media.reshape(len(input_ids), -1, media.shape[-1])
+            if features.ndim == 4:
+                sizes = features.shape[1], media.shape[1]
+                given["reads"] = last_image_mask(input_ids, self.image_id, *sizes)
         return given
 
     def hand_over(self, module, args, kwargs):
-        """Before each call of the language model. A later round of generation reads as the prompt's last position did."""
-        reads = kwargs.pop("reads", None)
+        """Before each call of the language model. A new word of an answer reads what the last of the prompt reads."""
+        last = None if self.reads is None else self.reads[:, -1:]
+        self.reads = kwargs.pop("reads", last)
         for layer in self.layers:
-            if reads is None and kwargs.get("inputs_embeds").shape[1] == 1:
-                reads = None if layer.reads is None else layer.reads[:, -1:]
-            layer.media, layer.reads = self.media, reads
+            layer.media, layer.reads = self.media, self.reads
         return args, kwargs
 
     def gates(self):
@@ -217,64 +215,44 @@ class CogVLM(VLM):
         return args, kwargs
 
 
-class ShuffledProjector(nn.Module):
-    """Features (B, N, Dv) of a square -> prefix (B, N / 4, D_lm): pixel shuffle, then LLaVA's MLP."""
-
-    def __init__(self, width, language_width):
-        super().__init__()
-        self.projector = Projector(4 * width, language_width)
-
-    def forward(self, features):
-        return self.projector(pixel_shuffle(features))
-
-
-class ResampledPrefix(nn.Module):
-    """Features (B, N, Dv) -> prefix (B, L, D_lm): a resampler and a linear layer."""
-
-    def __init__(self, width, language_width, num_latents):
-        super().__init__()
-        self.resampler = PerceiverResampler(width, num_latents)
-        self.projection = nn.Linear(width, language_width)
-        init_linear(self.projection)
-
-    def forward(self, features):
-        return self.projection(self.resampler(features))
-
-
 def make_vlm(kind, vision, language_model, tokenizer, num_latents=16):
     """A VLM before training; kind: linear, MLP, pixel shuffle + MLP, Q-Former, resampler, cross-attention, visual expert."""
     widths = vision.feature_width, language_model.config.hidden_size
+    resampler, sizes = PerceiverResampler(widths[0], num_latents), vision.config.vision_config
+    grid = sizes.image_size // sizes.patch_size
+    shuffle = Rearrange("b (r a c d) e -> b (r c) (a d e)", r=grid // 2, a=2, d=2)
     connector = {
         "linear": lambda: nn.Linear(*widths),
         "MLP": lambda: Projector(*widths),
-        "pixel shuffle + MLP": lambda: ShuffledProjector(*widths),
+        "pixel shuffle + MLP": lambda: nn.Sequential(shuffle, Projector(4 * widths[0], widths[1])),
         "Q-Former": lambda: QFormerConnector(*widths, num_query_tokens=num_latents),
-        "resampler": lambda: ResampledPrefix(*widths, num_latents),
-        "cross-attention": lambda: PerceiverResampler(widths[0], num_latents),
+        "resampler": lambda: nn.Sequential(resampler, nn.Linear(*widths)),
+        "cross-attention": lambda: resampler,
         "visual expert": lambda: Projector(*widths),
     }[kind]()
     made = {"cross-attention": FlamingoVLM, "visual expert": CogVLM}.get(kind, VLM)
     return made(vision, connector, language_model, tokenizer)
 
 
-def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=None, **recipe):
-    """Train one kind of VLM, and measure it -> (model, history, ProbeResult, {metric: value}).
+def no_watch(model, inputs):
+    """A hook before each step that does nothing."""
 
-    parts: vision, language model, tokenizer; turns: N lists of (prompt, answer), or None for those of `train`; recipe: of
-    `train_vlm`; watch(model): called before each step.
+
+def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=no_watch, **recipe):
+    """Train one kind of VLM with a recipe of `train_vlm`, measure it -> (model, history, ProbeResult, {metric: value}).
+
+    parts: vision, language model, tokenizer. turns: in place of those of `train`. watch: a hook before each step.
     """
     torch.manual_seed(seed)
     model = make_vlm(kind, *parts)
-    if watch is not None:
-        model.register_forward_pre_hook(lambda *_: watch(model))
-    told = train.turns if turns is None else turns
-    history = train_vlm(model, train.features, told, seed=seed, **recipe)
+    watching = model.register_forward_pre_hook(watch)
+    history = train_vlm(model, train.features, turns or train.turns, seed=seed, **recipe)
+    watching.remove()
     result, one = probe(model.eval(), val, limit=limit), torch.ones(1, 1, dtype=torch.long)
     row = {name: 100 * score.value for name, score in result.accuracy.items()}
     row |= {kind: 100 * part.accuracy["vlm"].value for kind, part in result.by_type.items()}
     row["million parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     with torch.no_grad():
-        row["tokens an image"] = (
-            model.inputs(val.features[:1], one, one)["inputs_embeds"].shape[1] - 1
-        )
-    return model, history, result, row | {"seconds a step": history.seconds[-1] / recipe["steps"]}
+        length = model.inputs(val.features[:1], one, one)["inputs_embeds"].shape[1]
+    row |= {"tokens an image": length - 1, "seconds a step": history.seconds[-1] / recipe["steps"]}
+    return model, history, result, row
