@@ -49,6 +49,16 @@ RIGHT = {
             "(q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1) @ v",
         )
     ],
+    check.PerceiverResampler: [
+        ("self.latents.expand(len(context), -1, -1)", "self.latents[None].repeat(len(context), 1, 1)")
+    ],
+    check.MediaAttention: [
+        (
+            "mixed = merge_heads(attend(q, k, v, mask=(reads | ~some)[:, None]))",
+            "scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~reads[:, None], -1e9)\n"
+            "        mixed = merge_heads(scores.softmax(dim=-1) @ v)",
+        )
+    ],
     check.last_image_mask: [by_loop],
     check.GatedCrossAttention: [
         ("return x + " + DENSE, f"return torch.add({DENSE}, x)"),
@@ -63,7 +73,6 @@ WRONG = {
             *("self.k_proj(source), self.v_proj(source)", "self.k_proj(context), self.v_proj(context)"),
         ),
         "the image is not read": (SOURCE, "latents"),
-        "some of them twice": (SOURCE, "torch.cat([latents, context, latents], dim=1)"),
         "image vectors are not normalised": ("self.context_layer_norm(context)", "context"),
         "latents are not normalised": ("self.latents_layer_norm(latents)", "latents"),
         "are exchanged: each": (
@@ -78,6 +87,28 @@ WRONG = {
         "keys and values are exchanged": ("attend(q, k, v)", "attend(q, v, k)"),
         "expected (2, 4, 12)": ("self.q_proj(latents)", "self.q_proj(source)"),
         "no mistake we know": ("return ", "return 1.1 * "),
+    },
+    check.PerceiverResampler: {
+        "attention's result replaces": ("latents = latents + attention(", "latents = attention("),
+        "MLP's result replaces": ("latents = latents + mlp(", "latents = mlp("),
+        "last layer_norm is missing": ("return self.layer_norm(latents)", "return latents"),
+        "only the first block": (
+            "            latents = latents + mlp(latents)\n",
+            "            latents = latents + mlp(latents)\n            break\n",
+        ),
+        "MLP comes second": (
+            *("latents = latents + attention(context, latents)", "latents = latents + mlp(latents)"),
+            *("mlp(latents)\n        return", "attention(context, latents)\n        return"),
+        ),
+        "no mistake we know": ("return ", "return 1.1 * "),
+    },
+    check.MediaAttention: {
+        "not used": (", mask=(reads | ~some)[:, None]", "", " * some", ""),
+        "they get 0": ("mixed * some", "mixed"),
+        "upside down": ("reads | ~some", "~(reads & some)"),
+        "without a mask: o_proj is missing": ("self.o_proj(merge_heads(attend(q, k, v)))", "merge_heads(attend(q, k, v))"),
+        "without a mask: keys and values": ("attend(q, k, v)", "attend(q, v, k)"),
+        "no mistake we know": ("attend(q, k, v, mask=(reads | ~some)[:, None])", "attend(q, k, v, mask=reads[:, None]) + 1"),
     },
     check.last_image_mask: {
         "the first is read too": ("last[:, :, None] == number", "number <= last[:, :, None]"),

@@ -7,6 +7,7 @@ from transformers import IdeficsConfig
 from transformers.models.idefics import modeling_idefics, perceiver
 
 from tests import small
+from vlm_lite import family
 from vlm_lite.labs.core import random_weights
 from vlm_lite.lessons import fusion
 from vlm_lite.lessons.vlm import VLM, train_vlm
@@ -172,3 +173,27 @@ def test_every_kind_learns_and_counts_its_tokens(kind, monkeypatch, tmp_path):
     one = torch.ones(1, 1, dtype=torch.long)
     length = model.inputs(features[:1], one, one)["inputs_embeds"].shape[1] - 1
     assert length == {"pixel shuffle + MLP": 1, "cross-attention": 0}.get(kind, 4)
+
+
+def test_the_family_has_twelve_models_with_a_paper_each_and_the_tree_names_them_all():
+    table = family.models()
+    assert len(table) == 12 and table.notna().all(axis=None) and table["arXiv"].is_unique
+    assert list(table["year"]) == sorted(table["year"])
+    assert [name for name in table.index if table.fusion[name] == "deep"] == ["Flamingo", "CogVLM"]
+    assert (
+        table.fusion["Molmo"] == "late, input" and "resolution" in table["what is new"]["Qwen2-VL"]
+    )
+    figure = family.tree()
+    words = " ".join(text.get_text() for text in figure.canvas.texts)
+    assert all(name in words for name in table.index)
+    assert len(figure.to_bytes()[1]) < 100_000
+
+
+def test_bars_of_the_rows_show_each_condition_and_the_oracle():
+    class Result:
+        def percent(self):
+            return {"blind": (30, 25, 35), "shuffled": (31, 26, 36), "vlm": (50, 45, 55), "oracle": (97, 95, 99)}  # fmt: skip
+
+    (axes,) = family.rows({"MLP": Result(), "resampler": Result()}, "two rows").axes
+    assert [bar.get_height() for bar in axes.patches] == [30, 30, 31, 31, 50, 50]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["MLP", "resampler"]

@@ -19,7 +19,9 @@ from vlm_lite.labs.evaluation import (
 )
 from vlm_lite.labs.fusion import (
     GatedCrossAttention,
+    MediaAttention,
     PerceiverAttention,
+    PerceiverResampler,
     VisualExpert,
     last_image_mask,
     same_as_idefics,
@@ -75,8 +77,10 @@ __all__ = [
     "GatedCrossAttention",
     "GroupedQueryAttention",
     "ImageEncoder",
+    "MediaAttention",
     "MultiHeadAttention",
     "PerceiverAttention",
+    "PerceiverResampler",
     "QFormer",
     "QFormerLayer",
     "RMSNorm",

@@ -70,9 +70,6 @@ def PerceiverAttention(learner):
         "keys and values come from the latents alone: the image is not read": (
             *("torch.cat([context, latents], dim=1)", "latents"),
         ),
-        "the keys are those of image and latents, the values too: you read some of them twice": (
-            *("[context, latents]", "[context, latents, latents]"),
-        ),
         "the image vectors are not normalised": ("self.context_layer_norm(context)", "context"),
         "the latents are not normalised": ("self.latents_layer_norm(latents)", "latents"),
         "the two norms are exchanged: each has its own weights": (
@@ -88,6 +85,30 @@ def PerceiverAttention(learner):
     }  # fmt: skip
     call = lambda part: part(context.clone(), latents.clone())  # noqa: E731
     return _judge_module(learner, lesson.PerceiverAttention, (12, 3), call, mistakes)
+
+
+@exercise(lesson.PerceiverResampler)
+def PerceiverResampler(learner):
+    """Two layers, three latents and five image vectors, random weights: the sums, the order, the last norm."""
+    context, summed = torch.randn(2, 5, 8), "latents + attention(context, latents)"
+    mistakes = {
+        "the attention's result replaces the latents; it is added": (
+            *(summed, "attention(context, latents)"),
+        ),
+        "the MLP's result replaces the latents; it is added": ("latents + mlp(", "mlp("),
+        "the last layer_norm is missing": ("self.layer_norm(latents)", "latents"),
+        "only the first block is used": ("in self.blocks", "in self.blocks[:1]"),
+        "the image and the latents are exchanged: attention(context, latents)": (
+            *(summed, "latents + attention(latents, context)[:, : latents.shape[1]]"),
+        ),
+        "the MLP comes second, after the attention": (
+            *("            latents = latents + mlp(latents)\n", ""),
+            *(summed, "(latents + mlp(latents)) + attention(context, latents + mlp(latents))"),
+        ),
+    }
+    sizes = 8, 3, 2, 2
+    call = lambda part: part(context.clone())  # noqa: E731
+    return _judge_module(learner, lesson.PerceiverResampler, sizes, call, mistakes)
 
 
 @exercise(lesson.last_image_mask)
@@ -117,6 +138,31 @@ def last_image_mask(learner):
     return _judge(
         *(learner, lesson.last_image_mask, lambda f: f(ids.clone(), 7, 2, 3) * 1, mistakes)
     )
+
+
+@exercise(lesson.MediaAttention)
+def MediaAttention(learner):
+    """Five positions of text and six vectors of an image: all of it, then a mask that leaves two positions nothing."""
+    x, media, reads = torch.randn(2, 5, 8), torch.randn(2, 6, 4), torch.rand(2, 5, 6) > 0.5
+    reads[:, :2], reads[:, 2:, 0] = False, True
+    mistakes = {
+        "`reads` is not used": ("if reads is None", "if True"),
+        "positions that may read nothing get the mean of everything; they get 0": (" * some", ""),
+        "the mask is upside down: True is where a position may look": (
+            *("(reads | ~some)", "(~reads | ~some)"),
+        ),
+        "o_proj is missing": ("return self.o_proj(", "return ("),
+        "keys and values are exchanged": ("attend(q, k, v", "attend(q, v, k"),
+    }
+
+    def call(part, *mask):
+        return part(x.clone(), media, *mask)
+
+    for mask in ((), (reads,)):
+        run = lambda part, mask=mask: call(part, *mask)  # noqa: E731
+        known = mistakes if mask else dict(list(mistakes.items())[-2:])
+        if problem := _judge_module(learner, lesson.MediaAttention, (8, 4, 2), run, known):
+            return problem if mask else f"without a mask: {problem}"
 
 
 ATTEND, DENSE = "self.alpha_cross_attn.tanh()", "self.alpha_dense.tanh()"

@@ -70,7 +70,7 @@ class PerceiverResampler(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, context):
-        latents = self.latents.expand(len(context), -1, -1)
+        latents = self.latents.expand(len(context), -1, -1)  # (B, L, D)
         for attention, mlp in self.blocks:
             latents = latents + attention(context, latents)
             latents = latents + mlp(latents)
