@@ -517,7 +517,8 @@ def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=
     watching = model.register_forward_pre_hook(watch)
     history = train_vlm(model, train.features, turns or train.turns, seed=seed, **recipe)
     watching.remove()
-    result, one = probe(model.eval(), val, limit=limit), torch.ones(1, 1, dtype=torch.long)
+    result, device = probe(model.eval(), val, limit=limit), model.language_model.device
+    one = torch.ones(1, 1, dtype=torch.long, device=device)
     row = {name: 100 * score.value for name, score in result.accuracy.items()}
     row |= {kind: 100 * part.accuracy["vlm"].value for kind, part in result.by_type.items()}
     row["million parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
@@ -627,7 +628,7 @@ check.progress()
 # - **Which kind is best.** Fifty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
 # - **Early fusion.** Chameleon stands in the tree, and is not built here: it needs an image tokenizer and a transformer trained from nothing.
 # - **Which data suits which kind.** All four were trained on captions and questions; `fusion_row` takes other turns.
-# - **What deep fusion saves a large model.** Here the new layers are as large as the language model.
+# - **What deep fusion costs a large model.** Here the new layers are of the language model's own order of size.
 #
 # ## Check yourself
 #

@@ -1,7 +1,6 @@
 """The checks of notebook 07: the parts of Flamingo and CogVLM that let a language model see.
 
-A known mistake is the lesson's own code with an edit (what stands there, what instead): where the learner's result
-equals what an edited part gives on the same inputs and weights, that mistake is named.
+A known mistake is the lesson's own code with an edit (what stands there, what instead), given the same inputs.
 """
 
 import inspect

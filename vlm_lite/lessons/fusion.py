@@ -248,7 +248,8 @@ def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=
     watching = model.register_forward_pre_hook(watch)
     history = train_vlm(model, train.features, turns or train.turns, seed=seed, **recipe)
     watching.remove()
-    result, one = probe(model.eval(), val, limit=limit), torch.ones(1, 1, dtype=torch.long)
+    result, device = probe(model.eval(), val, limit=limit), model.language_model.device
+    one = torch.ones(1, 1, dtype=torch.long, device=device)
     row = {name: 100 * score.value for name, score in result.accuracy.items()}
     row |= {kind: 100 * part.accuracy["vlm"].value for kind, part in result.by_type.items()}
     row["million parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
