@@ -96,10 +96,6 @@ WRONG = {
             "            latents = latents + mlp(latents)\n",
             "            latents = latents + mlp(latents)\n            break\n",
         ),
-        "MLP comes second": (
-            *("latents = latents + attention(context, latents)", "latents = latents + mlp(latents)"),
-            *("mlp(latents)\n        return", "attention(context, latents)\n        return"),
-        ),
         "no mistake we know": ("return ", "return 1.1 * "),
     },
     check.MediaAttention: {

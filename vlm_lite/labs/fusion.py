@@ -100,10 +100,6 @@ def PerceiverResampler(learner):
         "the image and the latents are exchanged: attention(context, latents)": (
             *(summed, "latents + attention(latents, context)[:, : latents.shape[1]]"),
         ),
-        "the MLP comes second, after the attention": (
-            *("            latents = latents + mlp(latents)\n", ""),
-            *(summed, "(latents + mlp(latents)) + attention(context, latents + mlp(latents))"),
-        ),
     }
     sizes = 8, 3, 2, 2
     call = lambda part: part(context.clone())  # noqa: E731
