@@ -75,7 +75,7 @@ def rows(results, title):
         axes.bar(places, value, 0.25, yerr=(value - low, high - value), label=condition, **look)
     oracle = next(iter(results.values())).percent()["oracle"][0]
     axes.axhline(oracle, ls=":", color=GREY, label="oracle")
-    axes.set(xticks=range(len(results)), xticklabels=results, title=title, ylim=(0, 100))
+    axes.set(xticks=range(len(results)), xticklabels=list(results), title=title, ylim=(0, 100))
     axes.set_ylabel("VQA accuracy (%)")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
