@@ -13,7 +13,7 @@ LAYERS = [
     r"data(\..*)?",
     r"models(\..*)?",
     r"evals(\..*)?",
-    r"(figures|plots|diagrams)",
+    r"(figures|plots|diagrams|family)",
     r"(lessons(\..*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
