@@ -38,8 +38,8 @@ timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-course: $(READY)  ## run every notebook on tiny; pages with figures in build/course/index.html (CPU=plain: as without bf16)
-	@$(PY) tools/course.py $(if $(RECORD),--record)
+course: $(READY)  ## run notebooks 00 to 10 on tiny; pages in build/course/index.html (ALL=1: companions too; CPU=plain: as without bf16)
+	@$(PY) tools/course.py $(if $(ALL),--all) $(if $(RECORD),--record)
 
 test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
 	@$(call timed,$(PYTEST) --nbmake --nbmake-timeout=3600 notebooks tests)

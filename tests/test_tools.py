@@ -177,6 +177,20 @@ def test_make_course_writes_pages_and_fails_naming_notebook_cell_and_error(
     assert "HEADLINE" in (course_folder / "build" / "course" / "00_sums.html").read_text()
 
 
+def test_make_course_runs_the_main_line_and_with_all_the_companions_too(monkeypatch, tmp_path):
+    names, ran = ["00_sums", "01_more", "01b_rest", "01t_photographs"], []
+    monkeypatch.setattr(notebooks, "sources", lambda: [tmp_path / f"{name}.py" for name in names])
+    monkeypatch.setattr(course, "OUT", tmp_path)
+    monkeypatch.setattr(course, "course_run", lambda path, k, of: ran.append((path.stem, of)) or 1)
+    monkeypatch.setattr(course, "expected", lambda *_: "")
+    monkeypatch.setattr(course, "table", lambda results: 1 / 0)  # it goes no further
+    for arguments, expected in (([], names[:2]), (["--all"], names)):
+        ran.clear()
+        with pytest.raises(ZeroDivisionError):
+            course.main(arguments)
+        assert ran == [(name, len(expected)) for name in expected]
+
+
 def test_ctrl_c_says_where_make_course_stopped(course_folder, monkeypatch, capsys):
     runs = iter([{"name": "00_sums"}])
 

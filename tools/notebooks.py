@@ -35,7 +35,7 @@ opens the blank copy in labs/), a code cell tagged `setup`, and in the header's 
 and they are filled in. The setup cell leaves `profile` (a Profile) and `compute` (a Compute) behind. A cell tagged
 `thumbnail` has the figure for the README (else the last figure is taken). One printed line that begins with
 `HEADLINE: ` holds the figure that `make course` shows. `outputs_of` in the header is this tool's: it says of which
-code the outputs are. Times and memory come from data/times.json, which `make course RECORD=1` writes.
+code the outputs are. Times and memory come from data/times.json, which `make course ALL=1 RECORD=1` writes.
 
 With `lesson: clip` in the header's table the code cells tagged `save` are written, in order and with their solutions, to
 `vlm_lite/lessons/clip.py`: what later notebooks, studies and tests import is what the notebook shows. They hold imports,
@@ -121,6 +121,11 @@ def sources(root=ROOT):
     return sorted((root / "notebooks").glob("[0-9][0-9]*_*.py"))
 
 
+def main_line(paths):
+    """Those of `paths` that are no companion: 00, 01, ..., without 01b, 01t and so on."""
+    return [path for path in paths if number(path.stem).isdigit()]
+
+
 def number(name):
     """The number that a notebook's name begins with: "01", and "01b" for a companion."""
     return name.partition("_")[0]
@@ -185,7 +190,8 @@ def minutes_on_tiny(name, root=ROOT):
 
 def minutes_of(target, root=ROOT):
     """Such as "about 16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
-    names = [source.stem for source in sources(root)] if target == "course" else [target]
+    course = [source.stem for source in main_line(sources(root))]
+    names = course if target == "course" else [target]
     minutes = []
     for kind in ("plain", "bf16"):
         seconds = recorded(root)[kind]["seconds"]
@@ -417,8 +423,8 @@ def page(path, root=ROOT):
     )
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
     for target, what in (
-        ("course", "every notebook; pages with their figures in build/course/index.html"),
-        ("test", "lint, unit tests, and every notebook again"),
+        ("course", "notebooks 00 to 10, with pages in build/course/ (ALL=1: companions too)"),
+        ("test", "lint, unit tests, and every notebook, companions too"),
     ):
         line = f"make {target:8} # {what}: {minutes_of(target, root)}"
         text = _filled(rf"^make {target} +#[^\n]*$", line, text)

@@ -1,6 +1,6 @@
 """How fast this CPU multiplies, and what that makes of the recorded times of the course.
 
-`data/times.json` holds a column for each kind of CPU, "plain" (fp32) and "bf16", as `make course RECORD=1`,
+`data/times.json` holds a column for each kind of CPU, "plain" (fp32) and "bf16", as `make course ALL=1 RECORD=1`,
 `make check RECORD=1` and `make test RECORD=1` measured it on two cores with nothing else running.
 """
 
