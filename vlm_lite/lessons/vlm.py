@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
-from vlm_lite.checkpoint import Checkpoint
+from vlm_lite.checkpoint import Checkpoint, digest
 from vlm_lite.models import text
 from vlm_lite.models.parts import FrozenParts
 from vlm_lite.optim import MuonAdamW
@@ -116,7 +116,7 @@ def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, se
     optimizer = make_optimizer(model, lr)
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    sizes = {"batch_size": batch_size, "lr": lr, "per_row": per_row, "images": len(features)}
+    sizes = {"batch_size": batch_size, "lr": lr, "per_row": per_row, "data": digest(turns)}
     code = (type(model), type(model.connector), training_step, train_vlm, make_optimizer)
     run = Checkpoint("vlm", prepared, optimizer, scheduler, seed=seed, settings=sizes, code=code)
     told = [k for k, each in enumerate(turns) if each]  # images of which something is said
