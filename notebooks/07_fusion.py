@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: b5be6c0f83aecd6d1773a130b41b5a3c95950f731051b1d388366f166f6a2fb2
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion
@@ -57,6 +58,7 @@ print(describe(profile, compute, notebook="07_fusion"))
 #
 # **Reading time:** 20 minutes. Six exercises, 46 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), whose `VLM` and loop are used again.
 
@@ -535,7 +537,7 @@ def fusion_row(kind, parts, train, val, *, turns=None, seed=0, limit=400, watch=
 my_guess = "visual expert"
 kinds = ("MLP", "resampler", "cross-attention", "visual expert")
 recipe = {k: getattr(profile, f"connector_{k}") for k in ("batch_size", "per_row", "lr")}
-recipe["steps"] = min(50, profile.connector_steps)
+recipe["steps"] = min(80, profile.connector_steps)
 parts, gates = (vision, language_model, tokenizer), []
 trained, losses, results, rows = {}, {}, {}, {}
 for kind in kinds:
@@ -555,12 +557,12 @@ family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {m
 # **Without an image all four are the same model**: *blind* and *oracle* are equal in every row, because nothing in the frozen language model was changed. So each row's *vlm* may be compared with the others', and with its own *shuffled*:
 # what an answer gains from *its* image and not from any image.
 #
-# **Do not read an order out of one seed.** 03b's MLP, trained for twice as many steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`). What is sure is the price: the expert trains thirty times as many
+# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`). What is sure is the price: the expert trains thirty times as many
 # parameters as the projector that it contains, and cross-attention is the only one whose text stays as short as it was.
 #
-# **Is my loss normal?** The first values fall fast in all four: the language model learns that an answer is wanted. *One stays flat*: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
+# **Is my loss normal?** Projector and expert fall from the start. Resampler and cross-attention first wait on a plateau near 0.7, where an answer follows its question alone, and leave it after some fifty steps. One that never leaves it: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
 #
-# **The gates.** They start at 0 and open as far as the image helps. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW moves a number by about its learning rate a step, here by 0.0025 at most, so after fifty steps no gate is far open: this kind pays for its safe start with time.
+# **The gates.** They start at 0 and open as far as the image helps. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW moves a number by about its learning rate a step, here by 0.0025 at most, so after eighty steps no gate is far open: this kind pays for its safe start with time.
 
 # %%
 opened = torch.stack(gates[1:])[..., 0].abs()  # (steps, layers), without the first, which is 0
@@ -594,8 +596,10 @@ scores = {name: 100 * vqa_scores(answers, asked).mean() for name, answers in sai
 pd.Series(scores, name="VQA accuracy (%)").round(1).to_frame()
 
 # %% [markdown]
-# The last two rows are the controls. With the images exchanged the text is the same and the question is put to the wrong image: what is left then is what the text alone gives, and *no image* says how much that is. Whether an example *helps* is another question. Flamingo was trained on pages with many images; this model has
-# never seen two, nor the marker, and its language model is small.
+# The last two rows are the controls. With the images exchanged, the text is the same, but the question's words read the wrong image, and the right one stands at the example. By the mask alone this row would fall to *no image*. Where it stays above, the image came by another way: every word of the example has read its own image, and the
+# question attends to these words. The mask says who reads an image, not who hears of it.
+#
+# Does an example *help*? Not here: the first row is the highest. Flamingo was trained on pages with many images; this model has never seen two, nor the marker, and its language model is small.
 #
 # ## 7. Which model when
 #
@@ -625,7 +629,7 @@ check.progress()
 #
 # ## What this does not show
 #
-# - **Which kind is best.** Fifty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
+# - **Which kind is best.** Eighty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
 # - **Early fusion.** Chameleon stands in the tree, and is not built here: it needs an image tokenizer and a transformer trained from nothing.
 # - **Which data suits which kind.** All four were trained on captions and questions; `fusion_row` takes other turns.
 # - **What deep fusion costs a large model.** Here the new layers are of the language model's own order of size.

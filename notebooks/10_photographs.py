@@ -138,7 +138,7 @@ from torch import nn
 
 from vlm_lite import real
 from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
-from vlm_lite.evals.probes import bootstrap_interval, run_probes
+from vlm_lite.evals.probes import Interval, bootstrap_interval, run_probes
 from vlm_lite.lessons.llava import Projector, run_stages
 from vlm_lite.lessons.vlm import VLM
 
@@ -209,7 +209,9 @@ def ask(model, data, kinds=None):
             intervals[f"{kind}: {control}"] = bootstrap_interval([values[k] for k in of_kind])
             if kind == "kind":
                 balanced = [values[k] * share[k] for k in of_kind]
-                intervals[f"kind, balanced: {control}"] = bootstrap_interval(balanced)
+                each = bootstrap_interval(balanced)  # of weighted scores: it may pass 1
+                each = Interval(each.value, each.low, min(each.high, 1.0))
+                intervals[f"kind, balanced: {control}"] = each
     return intervals, dict(zip(rows["question_id"][:], found.answers["vlm"], strict=True))
 
 
@@ -383,7 +385,7 @@ print(f"HEADLINE: things named word for word, {which}: {said}")
 # - The parts load as their makers meant them: without an image the VLM's greedy answers are those of `transformers`' own `generate`, and the encoder's classifier still knows its classes.
 # - **It names what it sees**: in the record, most known things on backgrounds that it has never seen, word for word, and next to none of them without the image or with another.
 # - **Things that no training text names get their kind right** far more often than one answer for all would, and near words: "A blackbird." for a crow.
-# - **Names come from the captions.** After them alone it names about as much, with one seed more, with the other less: compare *captions alone* with *what*.
+# - **Names come from the captions.** After them alone it names about as much, with two seeds more, with the third less: compare *captions alone* with *what*.
 # - **It does not count, and does not know where things are**: *how many*, *is there* and *where* are no better than blind. Two or three things are small here, and a quarter of the
 #   image is one vector; 80 steps are few. [08](08_resolution.ipynb) is about what more tokens buy.
 #
