@@ -84,7 +84,7 @@ class Diagram(Figure):
         """An image, boxes (shape that goes in, title, text, colour) and the shape that comes out, led down to a row."""
         self.picture_at(image, 14, 14, 112)
         end = 130
-        for left, (shape, title, text, edge) in zip((200, 490), parts, strict=False):
+        for left, (shape, title, text, edge) in zip((216, 490), parts, strict=False):
             self.arrow((end, 70), (left - 4, 70), text=shape)
             self.box(left, 30, 190, 80, text, title, edge=edge)
             end = left + 192
