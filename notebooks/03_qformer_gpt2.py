@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 7763ddba2c9da080540093bba23aadf39aa852ed955650e05b5c1065433b178f
+#     outputs_of: 52ff8a3fcbf3ff071c5fecbc28a65e3d2b889a5a70e6de24f23bb23cf00f18f1
 # ---
 
 # %% [markdown]

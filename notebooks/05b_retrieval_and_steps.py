@@ -16,7 +16,7 @@
 #     builds: a gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval
 #     lesson: shipped
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json, results/shapes_vlm.json, results/llava_stages.json, results/llava_longer.json]
-#     outputs_of: 29a42c50f7d5f53f373ca454a3599f48713b6f3dfb8a5bfda50d9a56a880cc46
+#     outputs_of: 8b8231de910b6f73df713307e57eca6e1a6ee7b814adb62e3146e6afba8fdb93
 # ---
 
 # %% [markdown]

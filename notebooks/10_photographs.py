@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: 98eb8f3be296fb8e63ac2bc8f08300ed2449a8b0510766456c6362a83f87fdd3
+#     outputs_of: 4c5b9865378bdb0f0e3eb0d47f556a4e650ba2186006f2c7d7e6c7b4eff159c2
 # ---
 
 # %% [markdown]

@@ -19,14 +19,7 @@ import torch
 from vlm_lite.checkpoint import step_seed
 from vlm_lite.data import shapes
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
-from vlm_lite.lessons import (
-    clip_variants,
-    comparison,
-    first_stage,
-    photographs,
-    shipped,
-    vit_variants,
-)
+from vlm_lite.lessons import clip_variants, first_stage, photographs, shipped, vit_variants
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.source import code_hash
 
@@ -64,7 +57,6 @@ STUDIES = {
     "qformer_queries": (shipped.qformer_queries, CONNECTOR, ZOO),
     "shapes_vlm": (shipped.shapes_vlm, CONNECTOR, ZOO),
     "connectors": (first_stage.study, CONNECTOR, ZOO),
-    "fusion": (comparison.study, CONNECTOR, ZOO),
     "llava_stages": (shipped.llava_stages, STAGES, ZOO),
     "llava_longer": (shipped.llava_longer, STAGES, ZOO),
     "photographs_real": (photographs.study, (), ()),
