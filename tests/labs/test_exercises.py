@@ -1,5 +1,6 @@
 """Every exercise of every notebook: its answer passes, its stub is not attempted, and wrong answers are told apart."""
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -30,13 +31,16 @@ each_exercise = pytest.mark.parametrize(
 )
 
 
+@functools.cache
 def rows(table):
-    """(check, answer, and of a wrong one what is said of it) of all tables."""
+    """[(check, answer, and of a wrong one what is said of it), ...] of all tables."""
+    made = []
     for checked, found in (each for module in TABLES for each in getattr(module, table).items()):
         for words, answer in found.items() if table == "WRONG" else enumerate(found):
             if isinstance(answer, tuple):
                 answer = small.edited(checked.reference, *answer)
-            yield (checked, answer, words)[: 3 if table == "WRONG" else 2]
+            made.append((checked, answer, words)[: 3 if table == "WRONG" else 2])
+    return made
 
 
 def answers(table, exercise):

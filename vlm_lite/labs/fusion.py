@@ -254,6 +254,7 @@ def VisualExpert(learner):
     if made.expert.rows > 5:
         return f"right, but the expert computes {made.expert.rows} positions; 5 are the image's"
     made.at_image = None
+    made.expert.weight.data.copy_(other)  # no copy any more
     return None if torch.equal(made(x), frozen(x)) else "without an image use the frozen part"
 
 
