@@ -27,7 +27,6 @@ from vlm_lite.source import code_hash
 FOLLOWED = (
     "vlm_lite.lessons",
     "vlm_lite.data.cutouts",
-    "vlm_lite.data.instructions",
     "vlm_lite.data.negatives",
     "vlm_lite.distributed",
     "vlm_lite.embed",
