@@ -101,7 +101,7 @@ for part in (parts.vision, parts.language_model):
 # %% [markdown]
 # ## 2. A photographic Shapes
 #
-# One to three cut-outs on a blurred photograph, each in a quarter of the image. So, as in Shapes, the truth is known exactly. Three tests are kept apart:
+# One to three cut-outs on a blurred photograph, each in a quarter of the image. So, as in Shapes, the truth is known exactly. [10b](10b_cutouts.ipynb) makes them. Three tests are kept apart:
 #
 # - **same**: the cut-outs of the training, in new compositions on backgrounds never seen;
 # - **another**: another photograph of a thing that was trained on;
@@ -137,8 +137,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm_lite import real
-from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
 from vlm_lite.evals.probes import bootstrap_interval, run_probes
+from vlm_lite.lessons.cutouts import HOW_MANY, NUMBERS, SPLITS
 from vlm_lite.lessons.llava import Projector, run_stages
 from vlm_lite.lessons.vlm import VLM
 

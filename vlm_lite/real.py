@@ -11,16 +11,13 @@ import subprocess
 import sys
 import zipfile
 
-import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 import timm
 import torch
 
-from vlm_lite.data.cutouts import KINDS, make_world, read_backgrounds, read_cutouts
 from vlm_lite.encoded import EncodedDataset
 from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError, atomic_dir, home
+from vlm_lite.lessons.cutouts import draw_parts, make_world, read_backgrounds, read_cutouts
 from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
 from vlm_lite.profiles import get_compute, resolve_model
@@ -103,17 +100,13 @@ def real_parts():
 
 def small_parts():
     """Parts of the same make that need no network: a random encoder, `shapes-gpt2`, and drawn cut-outs on noise."""
-    folder = home() / "real" / "drawn"
-    if not folder.is_dir():
-        with atomic_dir(folder) as temporary:
-            _draw_cutouts(temporary)
+    folder = draw_parts()
     torch.manual_seed(0)
-    noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     return Parts(
         TimmVision(timm.create_model(VISION)),
         *load_language_model(resolve_model("shapes-gpt2")),
         read_cutouts(folder),
-        [PIL.Image.fromarray(each).resize((300, 300)) for each in noise],
+        read_backgrounds(folder),
         image_size=64,
         images={"train": 32, "same": 20, "another": 4, "new": 8},
     )
@@ -171,16 +164,3 @@ def _run(command, name, folder):
             f"{name} cannot be had: `{command[0]}` ended with {done.returncode} ({said[-1]}). Check the network and "
             "the disk (and run `apt-get update`, if it is apt-get); nothing half-written was kept."
         )
-
-
-def _draw_cutouts(folder):
-    """Seven drawn photographs of every kind: coloured polygons on a transparent ground, named beside them."""
-    for k, place in enumerate(KINDS):
-        for n, colour in enumerate(("red", "green", "blue", "yellow", "orange", "purple", "red")):
-            image, path = PIL.Image.new("RGBA", (60, 60)), folder / place / f"{n}.png"
-            draw = PIL.ImageDraw.Draw(image)
-            draw.regular_polygon((30, 30, 20 + n), 3 + k, fill=colour)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
-            shape = ("triangle", "square", "star", "circle", "cross", "heart", "ring", "oval")[k]
-            path.with_suffix(".txt").write_text(f"A {colour} {shape}.", encoding="utf-8")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlm_lite import real
-from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
 from vlm_lite.evals.probes import bootstrap_interval, run_probes
+from vlm_lite.lessons.cutouts import HOW_MANY, NUMBERS, SPLITS
 from vlm_lite.lessons.llava import Projector, run_stages
 from vlm_lite.lessons.vlm import VLM
 
