@@ -65,7 +65,7 @@ def proofs(parts):
 def main():
     try:
         print(real.licences())
-        parts = real.real_parts()
+        parts = photographs.real_parts()
     except UserError as error:
         raise SystemExit(str(error)) from error
     for what, holds in proofs(parts):

@@ -34,7 +34,6 @@ FOLLOWED = (
     "vlm_lite.models.text",
     "vlm_lite.models.vit",
     "vlm_lite.optim",
-    "vlm_lite.real",
 )
 ZOO = ("shapes-clip", "shapes-gpt2")
 CONTRASTIVE = (
