@@ -75,6 +75,7 @@ from IPython.display import display
 from vlm_lite import diagrams, plots
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.labs import check
+from vlm_lite.lessons.shipped import ask_fixed
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
 from vlm_lite.models.text import conversation, load_language_model
@@ -99,11 +100,11 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from vlm_lite.checkpoint import Checkpoint, digest
-from vlm_lite.data import instructions
 from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.encoded import probe, vqa
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
+from vlm_lite.lessons import instructions
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.text import pack
 from vlm_lite.optim import MuonAdamW, adamw
@@ -266,7 +267,7 @@ conversation_labels = check.conversation_labels(conversation_labels)
 # with a few examples of the wanted output. It holds 58k conversations, 23k detailed descriptions and 77k reasoning records: 158k, of which only the
 # first kind are conversations. What captions and boxes do not say, the data cannot teach; what the writer made up becomes the truth.
 #
-# Below: such a prompt, with one example; then a record in the format of that data set; then the tokens and labels of its first turn. On Shapes, rules take the place of GPT-4.
+# Below: such a prompt, with one example; then a record in the format of that data set; then the tokens and labels of its first turn. On Shapes, rules take the place of GPT-4 ([04b](04b_instruction_data.ipynb)).
 
 # %%
 assert 58_000 + 23_000 + 77_000 == 158_000
@@ -511,10 +512,10 @@ pd.DataFrame(scores).T.map(str)
 models["longer"] = copy.deepcopy(model)
 set_trainable(models["longer"], "all")
 load_trained(models["longer"], resolve_model("shapes-llava"))
-rows, prompts, truths, *_ = zip(*instructions.ask_fixed(models["longer"], val), strict=True)
+rows, prompts, truths, *_ = zip(*ask_fixed(models["longer"], val), strict=True)
 columns = {"prompt": prompts, "truth": truths}
 for name in ("captions", "conversation", "VQA", "mixed", "longer"):
-    replies = instructions.ask_fixed(models[name], val)
+    replies = ask_fixed(models[name], val)
     columns[name] = [f"{'✓' if right else '✗'} {reply}" for *_, reply, right in replies]
 assert sum(text[0] == "✓" for text in columns["longer"]) >= 5
 plots.answer_table([val.images[k] for k in rows], columns, widths=(110, 120, *[130] * 5))
@@ -524,9 +525,8 @@ plots.answer_table([val.images[k] for k in rows], columns, widths=(110, 120, *[1
 # not perfect: on image 3 it counts right and takes some shapes for others.
 
 # %%
-for k in (2, 3):
+for k, messages in ((2, []), (3, [])):
     print(f"image {k}: {val.descriptions[k]}")
-    messages = []
     for order in ("how many shapes are there?", "describe the picture in detail."):
         messages.append({"role": "user", "content": order})
         prompt = chat_text(messages, tokenizer.eos_token)

@@ -71,9 +71,10 @@ from IPython.display import display
 from vlm_lite import plots
 from vlm_lite.data import language, shapes
 from vlm_lite.encoded import patch_features
-from vlm_lite.evals import benchmarks, captions, controls, mmbench, pope, probes, vqa
+from vlm_lite.evals import captions, controls, mmbench, probes
 from vlm_lite.files import home
 from vlm_lite.labs import check
+from vlm_lite.lessons import benchmarks, pope, vqa
 from vlm_lite.models.vlm import load_vlm
 
 plots.style()

@@ -64,26 +64,40 @@ print(describe(profile, compute, notebook="05t_photographs", t4_minutes=10))
 # random and only the configuration is SmolVLM2's. One image of one tile; batches of 1 and 2; 8 new tokens.
 
 # %% tags=["save"]
+import re
 import time
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
+from vlm_lite.embed import pixel_values
+from vlm_lite.models import layout
+
 IMAGE, TEXT, NEW = 49_190, 24, 8  # the id of an image token; tokens of the question; new tokens
+SIZES = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
+
+
+def smolvlm_config(vision, text, scale, *, image_id=0, tied=False, **more):
+    """Two rows of sizes -> transformers' SmolVLMConfig.
+
+    vision: width, inner width, layers, heads, image side, patch side. text: width, inner width, layers, heads of
+    queries, heads of keys, vocabulary. scale: that of pixel shuffle.
+    """
+    vision = dict(zip((*SIZES, "image_size", "patch_size"), vision, strict=True))
+    text = dict(zip((*SIZES, "num_key_value_heads", "vocab_size"), text, strict=True))
+    text |= {"model_type": "llama", "tie_word_embeddings": tied}
+    options = {"scale_factor": scale, "image_token_id": image_id, "tie_word_embeddings": tied}
+    return SmolVLMConfig(vision_config=vision, text_config=text, **options, **more)
 
 
 def random_smolvlm(layers=None):
     """SmolVLM2-256M's architecture with random weights, in fp32; layers: fewer of them."""
-    vision = {"hidden_size": 768, "num_hidden_layers": layers or 12, "num_attention_heads": 12}
-    vision |= {"intermediate_size": 3072, "image_size": 512, "patch_size": 16}
-    text = {"model_type": "llama", "vocab_size": 49_280, "num_hidden_layers": layers or 30}
-    text |= {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
-    text |= {"intermediate_size": 1536, "max_position_embeddings": 8192}
-    text |= {"tie_word_embeddings": False}
-    sizes = {"vision_config": vision, "text_config": text, "scale_factor": 4}
-    config = SmolVLMConfig(**sizes, image_token_id=IMAGE, pad_token_id=2, tie_word_embeddings=False)
+    vision = 768, 3072, layers or 12, 12, 512, 16
+    text = 576, 1536, layers or 30, 9, 3, 49_280
     torch.manual_seed(0)
+    config = smolvlm_config(vision, text, 4, image_id=IMAGE, pad_token_id=2)
     return SmolVLMForConditionalGeneration(config).eval()
 
 
@@ -124,7 +138,87 @@ pd.DataFrame(rows[1:]).round(2)
 # [docs/benchmarks.md](../docs/benchmarks.md) has its last table. The keys and values of three heads (not nine:
 # *grouped-query attention*) keep the cache small.
 #
-# ## 2. Its real weights, on photographs (`t4`)
+# **Where the arithmetic goes** can be counted instead of timed: on the *meta* device a module has shapes and no numbers, so a forward pass costs nothing and each multiplication
+# is counted all the same. Below, the MLPs alone, of the encoder for 1,024 patches and of the language model for 64 image tokens and 24 of the question.
+
+
+# %% tags=["save"]
+def count(part):
+    """How many parameters a module has."""
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def gflop(part, *shape):
+    """Billions of multiplications and additions of a module on the meta device for an input of this shape."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        part(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() / 1e9
+
+
+# %%
+import copy
+
+parts = noise.model.vision_model.encoder.layers, noise.model.text_model.layers
+mlps = [copy.deepcopy(layers[0].mlp).to("meta") for layers in parts]
+spent = gflop(mlps[0], 1, 1024, 768), gflop(mlps[1], 1, 64 + TEXT, 576)
+spent = [len(layers) * each for layers, each in zip(parts, spent, strict=True)]
+assert spent[0] > 5 * spent[1]
+print("MLPs, GFLOP: encoder {:.0f}, language model {:.0f}".format(*spent))
+print({name: f"{count(part) / 1e6:.1f}M" for name, part in noise.model.named_children()})
+
+# %% [markdown]
+# ## 2. The same architecture under other names
+#
+# [09](09_modern_vlm.ipynb) builds this model from nothing, and loads the weights of transformers' into it. Two implementations of one architecture differ in their **names**: a state dict
+# is a table of names and tensors, so loading foreign weights is renaming, and a strict load says at once which name was forgotten. Its small encoder comes from `shapes-clip`: a SigLIP has
+# no class token and no LayerNorm before its blocks, so `as_siglip` leaves the first out and folds the second into the patch embedding, as a constant scale.
+
+
+# %% tags=["save"]
+NAMES = layout.table("""
+input_layernorm          norm1
+post_attention_layernorm norm2
+layer_norm1              norm1
+layer_norm2              norm2
+mlp.fc1                  mlp.0
+mlp.fc2                  mlp.2
+out_proj                 o_proj
+""")  # transformers', the lesson's
+LEFT_OUT = re.compile(r"^model\.|embeddings\.|encoder\.|\.modality_projection\.proj")
+
+
+def renamed(state):
+    """A state dict of transformers' Llama, SigLIP or SmolVLM with the names of notebook 09's modules."""
+    head = "text_model." * any("text_model." in name for name in state)
+    found = {layout.renamed(LEFT_OUT.sub("", name), NAMES): state[name] for name in state}
+    return {head * (name == "lm_head.weight") + name: value for name, value in found.items()}
+
+
+@torch.no_grad()
+def as_siglip(clip, images, num_layers):
+    """The first blocks of a CLIP's vision encoder as the state dict of a SigLIP encoder of transformers.
+
+    CLIP's class token is left out. Its LayerNorm before the blocks becomes a constant scale, that of `images`, uint8
+    (I, 3, S, S): the features stay nearly the same.
+    """
+    theirs, place = clip.vision_model, clip.vision_model.embeddings
+    patches, positions = place.patch_embedding, place.position_embedding.weight[1:]
+    tokens = patches(pixel_values(images)).flatten(2).mT + positions
+    scale = theirs.pre_layrnorm.weight / tokens.std(dim=-1).mean()
+    state = theirs.encoder.layers[:num_layers].state_dict(prefix="encoder.layers.")
+    state |= theirs.post_layernorm.state_dict(prefix="post_layernorm.")
+    state["embeddings.patch_embedding.weight"] = patches.weight * scale[:, None, None, None]
+    state["embeddings.patch_embedding.bias"] = theirs.pre_layrnorm.bias
+    state["embeddings.position_embedding.weight"] = positions * scale
+    return state
+
+
+# %%
+state = noise.model.text_model.layers[0].state_dict(prefix="model.layers.0.")
+pd.DataFrame({"transformers'": list(state), "in 09": list(renamed(state))})
+
+# %% [markdown]
+# ## 3. Its real weights, on photographs (`t4`)
 #
 # POPE's own label files and the COCO photographs they are about: one image at a time and in batches, with its controls; then two settings, the
 # resolution and a prompt that asks to think step by step. **The authors have not run this on a GPU**, nor with the real weights: a
@@ -136,7 +230,7 @@ import json
 import re
 from pathlib import Path
 
-from vlm_lite.evals.pope import pope_scores
+from vlm_lite.lessons.pope import pope_scores
 
 COMMIT = "7ef3026faa9a89ed11fd508385fad652fdc6349f"  # of github.com/AoiDragon/POPE, whose label files these are
 PHOTOGRAPHS = 30  # with six questions each

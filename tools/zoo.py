@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import instructions, language, shapes
+from vlm_lite.data import language, shapes
 from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.scenes import any_scene
 from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
@@ -30,7 +30,7 @@ from vlm_lite.encoded import probe
 from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava
-from vlm_lite.lessons.shipped import LONGER, llava_parts, train_llava, train_long
+from vlm_lite.lessons.shipped import LONGER, ask_fixed, llava_parts, train_llava, train_long
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
 from vlm_lite.optim import MuonAdamW, adamw
@@ -311,7 +311,7 @@ def build_llava(folder, *, seed=0):
 def write_llava(folder, model, history, val, started, seed):
     """Write the trained parameters of a VLM of notebook 04, and its card, to `folder`."""
     scores = {name: str(each) for name, each in llava.evaluate(model, val).items()}
-    scores["fixed prompts right"] = sum(row[-1] for row in instructions.ask_fixed(model, val))
+    scores["fixed prompts right"] = sum(row[-1] for row in ask_fixed(model, val))
     with atomic_dir(folder) as temporary:
         save_trained(model, temporary, dtype=torch.float16)
         _card(

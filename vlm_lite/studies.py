@@ -26,8 +26,6 @@ from vlm_lite.source import code_hash
 # The modules whose functions count, where a study calls them, beside those in its own.
 FOLLOWED = (
     "vlm_lite.lessons",
-    "vlm_lite.data.cutouts",
-    "vlm_lite.data.instructions",
     "vlm_lite.data.negatives",
     "vlm_lite.distributed",
     "vlm_lite.embed",
@@ -36,7 +34,6 @@ FOLLOWED = (
     "vlm_lite.models.text",
     "vlm_lite.models.vit",
     "vlm_lite.optim",
-    "vlm_lite.real",
 )
 ZOO = ("shapes-clip", "shapes-gpt2")
 CONTRASTIVE = (

@@ -9,11 +9,11 @@ from transformers.pytorch_utils import Conv1D
 
 from tests import small
 from tests.small import refused
-from vlm_lite.data import instructions, language
+from vlm_lite.data import language
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.files import data_path, read_json
+from vlm_lite.lessons import instructions, shipped
 from vlm_lite.lessons import llava as lesson
-from vlm_lite.lessons import shipped
 from vlm_lite.lessons.vlm import VLM, build_batch
 from vlm_lite.models.layout import load_trained, save_trained
 from vlm_lite.models.text import pack
@@ -154,7 +154,7 @@ def test_the_shipped_model_answers_as_its_card_says():
     found = lesson.evaluate(model.eval(), val)
     for name in ("CIDEr", "VQA", "VQA, one word", "form"):
         assert found[name].value == pytest.approx(float(scores[name].split()[0]), abs=0.03)
-    assert sum(row[-1] for row in instructions.ask_fixed(model, val)) >= 5
+    assert sum(row[-1] for row in shipped.ask_fixed(model, val)) >= 5
 
 
 # ---- the evaluation
@@ -165,7 +165,7 @@ class Knowing:
 
     def __init__(self, data, looks):
         self.features, self.looks = data.features.float(), looks
-        asked = instructions.instruction_set({"description": data.descriptions}, 32)
+        asked = instructions.instruction_set(data.descriptions, 32)
         self.said = {(row, language.chat_prompt(ask)): reply for row, ask, reply, _ in asked}
         number = {image_id: row for row, image_id in enumerate(data.ids)}
         for each in data.questions:

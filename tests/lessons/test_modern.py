@@ -12,9 +12,9 @@ from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import pixel_values
 from vlm_lite.labs.core import random_weights
 from vlm_lite.lessons import modern
+from vlm_lite.lessons.smolvlm import as_siglip, renamed, smolvlm_config
 from vlm_lite.lessons.vlm import build_batch, train_vlm
 from vlm_lite.models.clip import CLIP
-from vlm_lite.models.smolvlm import as_siglip, renamed, smolvlm_config
 from vlm_lite.models.text import block_mask
 from vlm_lite.profiles import resolve_model
 

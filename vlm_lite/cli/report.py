@@ -28,9 +28,9 @@ from vlm_lite.evals.controls import (
     type_prior,
 )
 from vlm_lite.evals.probes import BridgeScore, Interval, bootstrap_interval
-from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.figures import enlarge
 from vlm_lite.files import UserError, atomic_write, write_json
+from vlm_lite.lessons.vqa import vqa_scores
 from vlm_lite.models.vlm import load_vlm
 
 ORDER = ("majority", "type prior", "blind", "blank", "shuffled", "patch-shuffled", "vlm", "oracle")

@@ -56,7 +56,7 @@ def chat_prompt(question):
 # ---------------------------------------------------------------- naming things
 
 
-def _pick(rng, options):
+def pick(rng, options):
     return options[int(rng.integers(len(options)))]
 
 
@@ -64,7 +64,7 @@ def _a(phrase):
     return ("an " if phrase[0] in "aeio" else "a ") + phrase
 
 
-def _name(item, without=""):
+def name_of(item, without=""):
     if item.is_digit:
         return f"handwritten {item.value}"
     return " ".join(word for word in (item.size, item.colour, item.shape) if word != without)
@@ -72,7 +72,7 @@ def _name(item, without=""):
 
 def thing(item, without=""):
     """An item with its article: "a small red circle"."""
-    return _a(_name(item, without))
+    return _a(name_of(item, without))
 
 
 def place(item):
@@ -98,7 +98,7 @@ def _references(scene, item, hidden=()):
     return phrases
 
 
-def _join(parts):
+def join(parts):
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -151,7 +151,7 @@ def _compare(one, other, relation):
 def _comparison(scene, rng):
     one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
     true = [r for r in PAIRS if _compare(one, other, r)]
-    return f"the {_name(one)} is {_pick(rng, true)} the {_name(other)}."
+    return f"the {name_of(one)} is {pick(rng, true)} the {name_of(other)}."
 
 
 def captions(scene, rng):
@@ -160,25 +160,25 @@ def captions(scene, rng):
     full = [f"{thing(i)} in the {place(i)}" for i in items]
     corners = {place(i): [thing(o) for o in items if place(o) == place(i)] for i in items[::-1]}
     by_place = [
-        f"in the {p} there {'is' if len(n) == 1 else 'are'} {_join(n)}" for p, n in corners.items()
+        f"in the {p} there {'is' if len(n) == 1 else 'are'} {join(n)}" for p, n in corners.items()
     ]
     plain = [thing(i) for i in items]
     less = [thing(i, i.size) for i in items]
     if len(items) == 1:
-        alone = f"a single {_name(items[0])} on a dark background."
-        last = _pick(rng, [f"there is only {plain[0]}.", alone])
+        alone = f"a single {name_of(items[0])} on a dark background."
+        last = pick(rng, [f"there is only {plain[0]}.", alone])
     else:
-        relation = _pick(rng, [r for r in PAIRS if _compare(*items[:2], r)])
-        rest = f", with {_join(plain[2:])}" if plain[2:] else ""
+        relation = pick(rng, [r for r in PAIRS if _compare(*items[:2], r)])
+        rest = f", with {join(plain[2:])}" if plain[2:] else ""
         last = f"{plain[0]} {relation} {plain[1]}{rest}."
     return [
-        _join(full) + ".",
-        _pick(rng, ["there is ", "this picture shows ", "i see "])
-        + _join([full[k] for k in rng.permutation(len(full))])
+        join(full) + ".",
+        pick(rng, ["there is ", "this picture shows ", "i see "])
+        + join([full[k] for k in rng.permutation(len(full))])
         + ".",
         ", ".join(by_place) + ".",
-        _pick(rng, ["a picture of ", "", "this is "])
-        + _join(plain if rng.random() < 0.7 else less)
+        pick(rng, ["a picture of ", "", "this is "])
+        + join(plain if rng.random() < 0.7 else less)
         + ".",
         last,
     ]
@@ -203,12 +203,12 @@ def questions(scene, rng):
     found.append(("how many shapes are there?", str(len(shapes)), "count"))
     for key, words in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):
         here = [getattr(i, key) for i in shapes]
-        for word in sorted({*here, _pick(rng, words)}):
+        for word in sorted({*here, pick(rng, words)}):
             noun = plural(word, 2) if key == "shape" else f"{word} shapes"
             found.append((f"how many {noun} are there?", str(here.count(word)), "count"))
     found += _existence(scene, rng) + _relations(scene, rng)
     if scene.digit:
-        form = _pick(
+        form = pick(
             rng,
             ["which digit is written?", "what digit is in the picture?", "which digit is there?"],
         )
@@ -226,13 +226,13 @@ def _existence(scene, rng):
         here = sorted({getattr(i, key) for i in scene.shapes})
         noun = " shape" if key == "colour" else ""
         if here:
-            add(_pick(rng, here) + noun, "yes")
-        add(_pick(rng, [w for w in words if w not in here]) + noun, "no")
+            add(pick(rng, here) + noun, "yes")
+        add(pick(rng, [w for w in words if w not in here]) + noun, "no")
     for item in scene.shapes:
-        add(_name(item, item.size), "yes")
+        add(name_of(item, item.size), "yes")
         other = rng.random() < 0.5
-        colour = _pick(rng, tuple(COLOURS)) if other else item.colour
-        wrong = (colour, item.shape if other else _pick(rng, SHAPES))
+        colour = pick(rng, tuple(COLOURS)) if other else item.colour
+        wrong = (colour, item.shape if other else pick(rng, SHAPES))
         if wrong not in pairs:
             add(" ".join(wrong), "no")
     if rng.random() < 0.5:
@@ -245,12 +245,12 @@ def _relations(scene, rng):
     for (one, its), (other, others) in permutations(named, 2):
         if not its or not others:
             continue
-        a, b = _pick(rng, its), _pick(rng, others)
+        a, b = pick(rng, its), pick(rng, others)
         for relations in RELATIONS:
             level = not any(_compare(one, other, relation) for relation in relations)
             if level and rng.random() >= 0.15:
                 continue
-            relation = _pick(rng, relations)
+            relation = pick(rng, relations)
             answer = "yes" if _compare(one, other, relation) else "no"
             found.append((f"is {a} {relation} {b}?", answer, "relation"))
     return found
@@ -309,7 +309,7 @@ def _options(question, answer, kind, rng):
 def _two(scene, rng):
     """Two things of a scene, a relation to ask about, and what both need: (one, other, relation, axis, word, names)."""
     one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
-    relation = _pick(rng, tuple(PAIRS))
+    relation = pick(rng, tuple(PAIRS))
     return one, other, relation, *_axis(relation)
 
 
@@ -329,7 +329,7 @@ def _steps(scene, rng):
     if len(scene.items) < 2:
         return None
     one, other, relation, axis, word, names = _two(scene, rng)
-    a, b = ("the digit" if i.is_digit else f"the {_name(i)}" for i in (one, other))
+    a, b = ("the digit" if i.is_digit else f"the {name_of(i)}" for i in (one, other))
     true = [r for r in PAIRS if PAIRS[r][0] == axis and _compare(one, other, r)]
     so = f"so {a} is {true[0]} {b}." if true else f"they are in the same {word}."
     where = (f"{x} is in the {names[getattr(i, axis)]} {word}." for x, i in ((a, one), (b, other)))
@@ -352,13 +352,13 @@ def _lines(scene, rng):
         a, b = _references(scene, one), _references(scene, other)
         if a and b and getattr(one, axis) != getattr(other, axis):
             either, answer = _either(axis, getattr(one, axis) - getattr(other, axis))
-            return short_prompt(f"is {_pick(rng, a)} {either} {_pick(rng, b)}?"), answer
-    relation = _pick(rng, tuple(PAIRS))
+            return short_prompt(f"is {pick(rng, a)} {either} {pick(rng, b)}?"), answer
+    relation = pick(rng, tuple(PAIRS))
     axis, word, names = _axis(relation)
-    item = _pick(rng, scene.items)
+    item = pick(rng, scene.items)
     refs = _references(scene, item)
     if refs and kind < 0.7:
-        return short_prompt(f"which {word} is {_pick(rng, refs)} in?"), names[getattr(item, axis)]
+        return short_prompt(f"which {word} is {pick(rng, refs)} in?"), names[getattr(item, axis)]
     one, other = (int(i) for i in rng.permutation(4)[:2])
     if rng.random() < 0.4:
         either, answer = _either(axis, one - other)
@@ -376,15 +376,15 @@ def exchange(scene, rng, candidates=None):
     """
     style = rng.random()
     if style < 0.06:
-        return CAPTION_PROMPT, _pick(rng, captions(scene, rng))
+        return CAPTION_PROMPT, pick(rng, captions(scene, rng))
     if style < 0.10:
-        form = _pick(rng, REQUESTS)
+        form = pick(rng, REQUESTS)
         return chat_prompt(form), captions(scene, rng)[0]
     if style < 0.15:
-        item = _pick(rng, scene.items)
+        item = pick(rng, scene.items)
         refs = _references(scene, item)
         if refs:
-            ref = _pick(rng, refs)
+            ref = pick(rng, refs)
             return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
     if style < 0.21 and (steps := _steps(scene, rng)):
         return steps
@@ -392,15 +392,15 @@ def exchange(scene, rng, candidates=None):
         return _lines(scene, rng)
     candidates = candidates or questions(scene, rng)
     kinds = sorted({k for _, _, k in candidates})
-    kind = "relation" if "relation" in kinds and rng.random() < 0.35 else _pick(rng, kinds)
-    question, answer, kind = _pick(rng, [c for c in candidates if c[2] == kind])
+    kind = "relation" if "relation" in kinds and rng.random() < 0.35 else pick(rng, kinds)
+    question, answer, kind = pick(rng, [c for c in candidates if c[2] == kind])
     question = question.replace("colour", "color") if rng.random() < 0.2 else question
     if style < 0.45:
         return _options(question, answer, kind, rng)
     if style < 0.53:
         return chat_prompt(question), sentence(question, answer, kind)
     if kind == "existence" and style < 0.63:
-        question = question.replace("?", _pick(rng, [" in the image?", " in the picture?"]))
+        question = question.replace("?", pick(rng, [" in the image?", " in the picture?"]))
     return short_prompt(question), answer
 
 

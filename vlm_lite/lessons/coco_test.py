@@ -1,7 +1,6 @@
-"""COCO's retrieval test: the 5,000 photographs of Karpathy's split with their captions, downloaded once.
+"""OpenAI's CLIP on CIFAR-10, Imagenette and COCO, beside a CLIP trained from nothing.
 
-On the hub they are tar files in which `KEY.jpg` stands beside `KEY.txt`, a caption a line (the layout of webdataset and
-of clip-benchmark). They are read as they are: nothing is unpacked.
+Generated from notebooks/01t_photographs.py by `make notebooks`: edit the notebook.
 """
 
 import tarfile
@@ -34,9 +33,8 @@ def load_coco_test(*, mirror=None, progress=True):
     fetch(shards, what="files of COCO's retrieval test", mirror=mirror, progress=progress)
     for shard in shards:
         try:
-            if any(
-                shard.path.read_bytes()[-1024:]
-            ):  # tarfile takes a cut between two members for the end
+            # tarfile takes a cut between two members for the end
+            if any(shard.path.read_bytes()[-1024:]):
                 raise tarfile.ReadError("its end is missing")
             with tarfile.open(shard.path) as archive:
                 for member in filter(tarfile.TarInfo.isfile, archive):

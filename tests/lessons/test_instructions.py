@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.small import refused
-from vlm_lite.data import instructions, language, scenes
+from vlm_lite.data import language, scenes
 from vlm_lite.data.readers import read_llava
+from vlm_lite.lessons import instructions, shipped
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 
@@ -39,7 +40,7 @@ def test_every_instruction_is_in_the_vocabulary_and_its_own_reply_follows_it():
             )  # with the tokenizer's own spaces
             assert instructions.follows(decoded, reply, form) == 1
             seen.add(form)
-    assert seen == set(instructions._SHAPE_OF)
+    assert seen == set(instructions.FORMS)
 
 
 # a reply, the form asked for, whether it has that form, whether it also says what was to be said
@@ -123,7 +124,7 @@ def test_a_fixed_prompt_is_right_with_the_facts_and_the_form_asked_for(prompt, r
         "a small red circle in the top left and a handwritten 5.",
         "small red circle, top left",
     ]
-    truth, is_right = instructions.truth_of(prompt, TEXT, captions)
+    truth, is_right = shipped.truth_of(prompt, TEXT, captions)
     assert is_right(right) and is_right(truth) and not is_right(wrong) and not is_right("")
 
 

@@ -11,8 +11,8 @@ from tests.evals.official import png
 from tests.small import refused
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.sources import SOURCES
-from vlm_lite.evals.coco5k import load_coco_test, recall_pairs
 from vlm_lite.hub import locate
+from vlm_lite.lessons.coco_test import load_coco_test, recall_pairs
 
 
 def write_tar(path, members):

@@ -1,8 +1,6 @@
-"""A photographic Shapes: cut-outs of real photographs, one to three on a photographed background, at known places.
+"""Images of cut-outs on photographs, whose captions, questions and answers are right by construction.
 
-What the image shows is known exactly, so every caption, question and answer is right by construction. Three tests stand
-apart from the training: "same", a known cut-out in another composition; "another", another photograph of a known thing;
-"new", a thing whose name no training text holds.
+Generated from notebooks/10b_cutouts.py by `make notebooks`: edit the notebook.
 """
 
 import functools
@@ -12,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import PIL.ImageFilter
 import torch
 
 from vlm_lite.data.formats import make_dataset
 from vlm_lite.data.images import open_image
-from vlm_lite.files import UserError
+from vlm_lite.files import UserError, atomic_dir, home
 
 CAPTION_REQUEST, HOW_MANY = "What is in the image?", "How many things are there?"
-KINDS = {  # folder of the cut-outs -> the answer to "What kind of thing is it?"
+KINDS = {  # folder of the cut-outs: the answer to "What kind of thing is it?"
     "animals": "It is an animal.",
     "food": "It is food.",
     "plants": "It is a plant.",
@@ -66,6 +65,29 @@ def read_cutouts(folder):
             "Unpack the package tuxpaint-stamps-default again."
         )
     return found
+
+
+def draw_parts():
+    """A folder laid out as the real packages are, made without a network: drawn cut-outs with names, noise as scenes."""
+    folder, shapes = (
+        home() / "real" / "drawn-2",
+        "triangle square star circle cross heart ring oval",
+    )
+    if folder.is_dir():
+        return folder
+    with atomic_dir(folder) as made:
+        for k, (place, shape) in enumerate(zip(KINDS, shapes.split(), strict=True)):
+            Path(made, place).mkdir(parents=True)
+            for n, colour in enumerate("red green blue yellow cyan purple red".split()):
+                image, path = PIL.Image.new("RGBA", (60, 60)), made / place / f"{n}.png"
+                PIL.ImageDraw.Draw(image).regular_polygon((30, 30, 20 + n), 3 + k, fill=colour)
+                image.save(path)
+                path.with_suffix(".txt").write_text(f"A {colour} {shape}.", encoding="utf-8")
+        noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+        with open(made / f"{SCENES[0]}.rcc", "wb") as file:
+            for each in noise:
+                PIL.Image.fromarray(each).resize((300, 300)).save(file, "webp", lossless=True)
+    return folder
 
 
 def split_cutouts(cutouts):
@@ -116,7 +138,7 @@ def compose(rng, things, quarters, background, size):
     image = image.filter(PIL.ImageFilter.GaussianBlur(size / 100))
     cell = size if len(things) == 1 else size // 2
     for thing, quarter in zip(things, quarters, strict=True):
-        cut = _opened(thing.path, size)
+        cut = opened_cutout(thing.path, size)
         scale = rng.uniform(0.75, 1) * cell / max(cut.size)
         cut = cut.resize([max(1, int(scale * s)) for s in cut.size])
         if rng.random() < 0.5:
@@ -128,7 +150,7 @@ def compose(rng, things, quarters, background, size):
 
 
 @functools.cache
-def _opened(path, size):
+def opened_cutout(path, size):
     """A cut-out without its margins, of at most `size` pixels a side."""
     with PIL.Image.open(path) as opened:
         cut = opened.convert("RGBA")
@@ -143,7 +165,7 @@ def texts(rng, things, quarters, known):
     An answer begins as a language model would begin it: a frozen one keeps its habits.
     """
     names = [each.name for each in things]
-    said = told = _sentence(names)
+    said = told = sentence(names)
     there = bool(rng.integers(2))
     others = [name for name in known if name not in names]
     one = names[rng.integers(len(names))] if there else others[rng.integers(len(others))]
@@ -157,12 +179,17 @@ def texts(rng, things, quarters, known):
         questions.append(("what", CAPTION_REQUEST, said))
     else:
         places = [f"at the {QUARTERS[quarter]}" for quarter in quarters]
-        told = _sentence([" ".join(each) for each in zip(names, places, strict=True)])
+        told = sentence([" ".join(each) for each in zip(names, places, strict=True)])
         asked = rng.integers(len(things))
         the = names[asked].split(" ", 1)[1]
         questions.append(("where", f"Where is the {the}?", f"The {the} is {places[asked]}."))
-        questions.append(("what at", f"What is {places[asked]}?", _sentence([names[asked]])))
+        questions.append(("what at", f"What is {places[asked]}?", sentence([names[asked]])))
     return said, told, questions
+
+
+def sentence(parts):
+    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{joined[0].upper()}{joined[1:]}."
 
 
 def make_world(cutouts, backgrounds, split, count, *, size=256, seed=0):
@@ -194,8 +221,3 @@ def make_world(cutouts, backgrounds, split, count, *, size=256, seed=0):
     table["question_id"] = list(range(len(rows)))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return pixels, captions, turns, make_dataset(table)
-
-
-def _sentence(parts):
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{joined[0].upper()}{joined[1:]}."

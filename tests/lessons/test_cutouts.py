@@ -1,19 +1,21 @@
 """The photographic world says what it shows: places, numbers and names are right, and its tests are kept apart."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from vlm_lite import real
-from vlm_lite.data import cutouts
 from vlm_lite.files import UserError
+from vlm_lite.lessons import cutouts
 
 
 @pytest.fixture(scope="module")
 def parts():
-    return real.small_parts()
+    folder = cutouts.draw_parts()
+    there = cutouts.read_cutouts(folder), cutouts.read_backgrounds(folder)
+    return SimpleNamespace(cutouts=there[0], backgrounds=there[1])
 
 
 @pytest.fixture(scope="module")
