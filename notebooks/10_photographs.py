@@ -194,7 +194,7 @@ def ask(model, data, kinds=None):
     if kinds:
         rows = rows.filter(lambda row: row["question_type"] in kinds)
     empty = torch.full((1, *data.images.shape[1:]), 127, dtype=torch.uint8)
-    blank = model.vision.patch_features(empty)[0]
+    blank = model.encode(model.vision.pixel_values(empty))[0]
     options = {"prompt": str, "batch_size": 64, "max_new_tokens": 16, "image_ids": data.ids}
     found = run_probes(model, data.features, rows, blank_features=blank, **options)
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
@@ -357,7 +357,7 @@ photo = open_image(my_photo, my_photo) if my_photo else parts.backgrounds[0]
 square = torch.from_numpy(np.array(fit_square(photo, parts.image_size)))
 square = square.permute(2, 0, 1)[None].contiguous()  # (1, 3, S, S)
 questions = ["What is in the image?", "What kind of thing is it?", "How many things are there?"]
-features = parts.vision.patch_features(square).detach()
+features = model.encode(parts.vision.pixel_values(square))
 said = model.generate(features.expand(len(questions), -1, -1), questions)
 plots.answer_table(square.expand(len(questions), -1, -1, -1), {"asked": questions, "said": said})
 

