@@ -501,3 +501,18 @@ for my_question in my_questions:
 # [03](03_qformer_gpt2.ipynb) builds the connector and this VLM, [04](04_llava_projection.ipynb) a chat model with a simpler
 # connector, [05](05_evaluation.ipynb) measures, [06](06_bug_museum.ipynb) shows silent bugs. Every term, also in Japanese:
 # the [glossary](../docs/glossary.md).
+#
+# ## Have you a T4?
+#
+# Nobody has measured this course on one yet. In a clone of the repository, with a GPU and the model hub, this runs every notebook that has a part for photographs and
+# prints the rows of [the status page](../docs/status.md) with their environment, to paste into a report. It takes about an hour and a half (an estimate).
+
+# %%
+verify_t4 = False  # @param {type: "boolean"}
+
+if verify_t4:
+    from IPython import get_ipython
+
+    get_ipython().system(f"{sys.executable} -m vlm_lite verify-t4")
+else:
+    print("not run: tick verify_t4 above, on a GPU")

@@ -51,7 +51,10 @@ print(describe(profile, compute, notebook="03t_photographs", t4_minutes=25))
 #
 # [Notebook 03](03_qformer_gpt2.ipynb)'s VLM at its real sizes: OpenAI's CLIP ViT-B/16 (196 patches of width 768), 32 queries, six layers with cross-attention
 # in every second one, and GPT-2. It trains on 5,000 photographs of COCO with five captions each and some 10,000 questions, and is tested on 1,000 others.
-# None is of COCO's val2014, and notebook 04 uses the same. `reader` changes the language model: OPT-1.3B is about ten times as large.
+# None is of COCO's val2014, and notebook 04 uses the same.
+#
+# **Other parts.** `encoder` is a CLIP or any model of timm by its name: a ViT's patches without its class token, or a network's last map (EfficientNet-Lite0's 7 x 7 are 49 tokens), cropped and normalised as timm's data config says.
+# `encoder_weights` names a file of its weights, for want of the hub; `encoder_side` averages the map over so many tokens a side (DINOv2 reads 518 pixels: 37 x 37 tokens; 16 makes them 256). `reader` is a hub id, a folder or a GGUF file; OPT-1.3B is about ten times as large as GPT-2.
 #
 # <!-- figures -->
 # **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
@@ -74,7 +77,6 @@ from accelerate import PartialState
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
-from vlm_lite.embed import pixel_values
 from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
@@ -106,7 +108,7 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     """The Photos of a split, "train" or "val": downloaded, decoded and encoded once. See `load_photographs`."""
     with PartialState().main_process_first():
         tables = load_photographs(split, choice, mirror=mirror, progress=progress)
-        images, ids = image_tensor(tables.captions, vision.image_size)
+        images, ids = image_tensor(tables.captions, fit=vision.fit)
         return Photos(patch_features(vision, images, progress=progress), ids, *tables)
 
 
@@ -171,7 +173,8 @@ def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=3
     ][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
-    grey = torch.full((1, 3, *[vlm.vision.image_size] * 2), 127, dtype=torch.uint8)
+    vision = vlm.vision
+    grey = torch.full((1, 3, *[vision.image_size] * 2), 127, dtype=torch.uint8)
     result = run_probes(
         vlm,
         held_out.features,
@@ -180,7 +183,7 @@ def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=3
         seed=seed,
         max_new_tokens=min(8, words),
         prompt=lambda text: prompt(f"{text} {SHORT}"),
-        blank_features=vlm.encode(pixel_values(grey))[0].cpu(),
+        blank_features=vlm.encode(vision.pixel_values(grey))[0].cpu(),
     )
     vqa = result.scores
     found = {
@@ -207,8 +210,8 @@ from vlm_lite import plots
 from vlm_lite.data.language import short_prompt
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.lessons.vlm import VLM, train_vlm
-from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
+from vlm_lite.models.vision import load_vision
 from vlm_lite.optim import weight_decay_groups
 from vlm_lite.profiles import resolve_model
 
@@ -221,15 +224,18 @@ def adamw(model, lr):
 
 
 # %% tags=["t4"]
-reader = "gpt2"  # @param ["gpt2", "opt-1.3b"]
+encoder = "clip"  # @param ["clip", "vit_base_patch16_siglip_224", "vit_small_patch14_dinov2", "tf_efficientnet_lite0"] {allow-input: true}
+encoder_weights = ""  # @param {type: "string"}
+encoder_side = 0  # @param {type: "integer"}
+reader = "gpt2"  # @param ["gpt2", "opt-1.3b"] {allow-input: true}
 
 if on_photographs:
     import pandas as pd
 
     from vlm_lite.data.sources import MODELS
 
-    vision = CLIP.from_pretrained(resolve_model(MODELS["clip"]))
-    language_model, tokenizer = load_language_model(resolve_model(MODELS[reader]))
+    vision = load_vision(MODELS.get(encoder, encoder), encoder_weights, encoder_side)
+    language_model, tokenizer = load_language_model(resolve_model(MODELS.get(reader, reader)))
     torch.manual_seed(0)
     widths = vision.feature_width, language_model.config.hidden_size
     connector = QFormerConnector(*widths, **QFORMER)

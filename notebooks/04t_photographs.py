@@ -50,7 +50,9 @@ print(describe(profile, compute, notebook="04t_photographs", t4_minutes=35))
 # # 4t. LLaVA on photographs
 #
 # The stages of [notebook 04](04_llava_projection.ipynb) at real sizes: OpenAI's CLIP ViT-B/16, so an image is 196 vectors, and a chat model with some
-# hundred million parameters, whose own chat template takes the place of ours. `reader` takes another id.
+# hundred million parameters, whose own chat template takes the place of ours.
+#
+# `encoder`, `encoder_weights` and `encoder_side` choose another vision encoder, as in [notebook 03t](03t_photographs.ipynb). `reader` is SmolLM2-360M-Instruct ("instruct"), the 135M one ("smaller instruct"), or a hub id, a folder or a GGUF file.
 #
 # <!-- figures -->
 # **Run time:** about 0.5 min (0.5 with bf16) and 1.0 GB of memory on `tiny` (measured, 2 CPU cores); about 35 min on a T4 (an estimate until someone has measured it).
@@ -101,22 +103,25 @@ from vlm_lite import plots
 from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.lessons.coco import evaluate_photos, load_photos
 from vlm_lite.lessons.vlm import VLM
-from vlm_lite.models.clip import CLIP
 from vlm_lite.models.text import load_language_model
+from vlm_lite.models.vision import load_vision
 from vlm_lite.profiles import resolve_model
 
 on_photographs = profile if profile.name == "t4" else None
 
 # %% tags=["t4"]
 minimal = False  # @param {type: "boolean"}
-reader = ""  # @param {type: "string"}
+encoder = "clip"  # @param ["clip", "vit_base_patch16_siglip_224", "vit_small_patch14_dinov2", "tf_efficientnet_lite0"] {allow-input: true}
+encoder_weights = ""  # @param {type: "string"}
+encoder_side = 0  # @param {type: "integer"}
+reader = "instruct"  # @param ["instruct", "smaller instruct"] {allow-input: true}
 
 if on_photographs:
     from vlm_lite.data.photographs import FULL, MINIMAL
     from vlm_lite.data.sources import MODELS
 
-    vision = CLIP.from_pretrained(resolve_model(MODELS["clip"]))
-    language_model, tokenizer = load_language_model(reader or MODELS["instruct"])
+    vision = load_vision(MODELS.get(encoder, encoder), encoder_weights, encoder_side)
+    language_model, tokenizer = load_language_model(resolve_model(MODELS.get(reader, reader)))
     torch.manual_seed(0)
     projector = llava.Projector(vision.feature_width, language_model.config.hidden_size)
     model = VLM(vision, projector, language_model, tokenizer).to(compute.device)
@@ -161,7 +166,7 @@ if own_images and on_photographs:
     from vlm_lite.models.layout import save_trained
 
     table = read_folder(own_images)
-    features = patch_features(vision, image_tensor(table, vision.image_size)[0])
+    features = patch_features(vision, image_tensor(table, fit=vision.fit)[0])
     talks = {"own": [[[(CAPTION_PROMPT, text)] for text in five] for five in table["captions"][:]]}
     stage = stages["mixed"] | {"start": "nothing", "data": "own", "steps": 60, "per_row": 1}
     mine, _ = llava.run_stages(models["mixed"], features, talks, {"own": stage})

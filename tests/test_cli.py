@@ -9,7 +9,7 @@ import types
 import pytest
 
 import vlm_lite
-from tools import zoo
+from tools import course, zoo
 from vlm_lite import cli
 from vlm_lite.evals import commands as evals
 from vlm_lite.files import UserError, data_path
@@ -49,6 +49,21 @@ def test_zoo_build_makes_the_named_checkpoint(monkeypatch):
     monkeypatch.setattr(zoo, "build", built.append)
     assert cli.main(["zoo", "build", "shapes-clip"]) == 0
     assert built == ["shapes-clip"]
+
+
+def test_verify_t4_runs_the_clone_s_tool_and_without_a_clone_says_what_it_needs(
+    monkeypatch, tmp_path, capsys
+):
+    asked = []
+    monkeypatch.setattr(course, "main", asked.append)
+    assert cli.main(["verify-t4"]) == 0
+    assert asked == [["--t4"]]
+    monkeypatch.setattr(vlm_lite, "__file__", str(tmp_path / "vlm_lite" / "__init__.py"))
+    monkeypatch.setattr(sys, "path", [])
+    for name in [each for each in sys.modules if each.split(".")[0] == "tools"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["verify-t4"]) == 2
+    assert "needs a clone of the repository" in capsys.readouterr().err
 
 
 def test_a_study_is_run_with_the_seeds_asked_for(monkeypatch):

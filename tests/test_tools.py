@@ -191,6 +191,35 @@ def test_make_course_runs_the_main_line_and_with_all_the_companions_too(monkeypa
         assert ran == [(name, len(expected)) for name in expected]
 
 
+def test_verify_t4_runs_what_has_a_part_for_it_and_prints_rows_to_paste(
+    course_folder, monkeypatch, capsys
+):
+    """A GPU is claimed, and sums need none."""
+    without = course_folder / "notebooks" / "00_sums.py"
+    good, bad = (without.with_name(f"{name}.py") for name in ("01_sums", "02_bad"))
+    text = SOURCE.replace("title: Sums", "title: Sums\n#     minutes_t4_estimate: 3")
+    text += "assert __import__('os').environ['VLM_LITE_PROFILE'] == 't4'\n"
+    good.write_text(text)
+    bad.write_text(text.replace("1 + 1", "1 / 0"))
+    monkeypatch.setattr(notebooks, "sources", lambda: [without, good, bad])
+    monkeypatch.setattr(course, "ROOT", course_folder)
+    monkeypatch.setattr(course, "OUT", course_folder / "build" / "course")
+    monkeypatch.setattr(course, "get_compute", lambda: Compute("cpu", "no", "a test"))
+    with pytest.raises(SystemExit, match="needs a CUDA GPU .*vlm-lite rehearse"):
+        course.main(["--t4"])
+    monkeypatch.setattr(course, "get_compute", lambda: Compute("cuda", "fp16", "a made T4"))
+    assert course.main(["--t4"]) == 1
+    rows = capsys.readouterr().out.split("\n\n")[-2].splitlines()
+    status = (notebooks.ROOT / "docs" / "status.md").read_text().splitlines()
+    assert rows[:2] == status[status.index(rows[0]) :][:2]
+    today = time.strftime("%Y-%m-%d")
+    assert re.fullmatch(
+        rf"\| 01_sums \| {today} \| unknown \| 0\.\d \| 0\.0 GB \| 2 apples \|", rows[2]
+    )
+    assert re.search(r"\| 02_bad .* unknown \| FAILED in cell 4: ZeroDivisionError", rows[3])
+    assert len(rows) == 4
+
+
 def test_ctrl_c_says_where_make_course_stopped(course_folder, monkeypatch, capsys):
     runs = iter([{"name": "00_sums"}])
 

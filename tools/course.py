@@ -1,7 +1,8 @@
 """`make course`: run the notebooks on tiny, and write what they showed to build/course/index.html.
 
 With --record the seconds and the memory of the run become this kind of CPU's column of data/times.json, from which
-headers and pages are written (`make notebooks`). With --record-seconds NAME S one other figure goes there.
+headers and pages are written (`make notebooks`). With --record-seconds NAME S one other figure goes there. With --t4
+(`vlm-lite verify-t4`) the notebooks that have a part for t4 run at t4, and rows of docs/status.md's table are printed.
 """
 
 import argparse
@@ -9,13 +10,16 @@ import html
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 import jupytext
 import pandas as pd
+from nbformat.v4 import new_code_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,6 +38,7 @@ COLUMNS = ("seconds", "peak memory, MB", "headline")
 OUT = ROOT / "build" / "course"
 TIMES = ROOT / "data" / "times.json"
 BUDGET_MINUTES = {"plain": 24, "bf16": 12}  # for notebooks 00 to 10 on two cores
+GPU_MEMORY = "import torch\n\nprint(torch.cuda.max_memory_allocated() / 1e9)"  # a last cell at t4
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vlm-lite: the course</title>
 <style>body {{font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em}}
@@ -49,6 +54,7 @@ def main(arguments=None):
     parser.add_argument("--record", action="store_true", help="write the times to data/times.json")
     parser.add_argument("--all", action="store_true", help="companions (01b, 01t, ...) as well")
     parser.add_argument("--record-seconds", nargs=2, metavar=("NAME", "S"), help="only that")
+    parser.add_argument("--t4", action="store_true", help="at t4: rows of docs/status.md's table")
     options = parser.parse_args(arguments)
     compute = get_compute()
     if options.record_seconds:
@@ -58,6 +64,8 @@ def main(arguments=None):
     if not paths:
         sys.exit("there is no notebook in notebooks/: is this a whole clone?")
     OUT.mkdir(parents=True, exist_ok=True)
+    if options.t4:
+        return verify_t4(paths, compute)
     print(expected(compute, [path.stem for path in paths]), flush=True)
     if options.record:  # a first run is what gets measured: nothing is in the cache
         home = tempfile.TemporaryDirectory()
@@ -116,12 +124,39 @@ def record(compute, seconds, memory=None):
     print(f"recorded in {TIMES.relative_to(ROOT)}: {', '.join(seconds)} ({kind})")
 
 
-def course_run(path, k, of):
+def verify_t4(paths, compute):
+    """Run at t4 what has a part for it; print a row of docs/status.md each as it ends, and what it ran on."""
+    if compute.device != "cuda":
+        sys.exit(
+            f"verify-t4 needs a CUDA GPU and the model hub ({compute.reason}). Choose a GPU runtime, or run t4's path "
+            "without either on a made mirror: vlm-lite rehearse."
+        )
+    paths = [p for p in paths if notebooks.facts(p.read_text("utf-8")).get("minutes_t4_estimate")]
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    rows = ["| notebook, on a real T4 | date | commit | minutes | GPU memory | headline |"]
+    rows.append("|---|---|---|---|---|---|")
+    results = []
+    for k, path in enumerate(paths, start=1):
+        results.append(course_run(path, k, len(paths), profile="t4"))
+        said = table(results[-1:])["headline"].iloc[0].replace("|", "/")
+        day, minutes = time.strftime("%Y-%m-%d"), f"{results[-1]['seconds'] / 60:.1f}"
+        cells = path.stem, day, commit, minutes, results[-1]["gpu"], said
+        rows.append(f"| {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "timm")]
+    print("", *rows, "", f"{compute.reason}; {compute.hardware}; {', '.join(versions)}", sep="\n")
+    return int(any(each["failure"] for each in results))
+
+
+def course_run(path, k, of, profile="tiny"):
     """Run one notebook, write its page, and return its row."""
     label = f"[{k}/{of}] {path.stem}"
     print(f"{label} ...", flush=True)
     notebook = jupytext.read(path)
-    run = execute.run_notebook(notebook)
+    notebook.cells += [new_code_cell(GPU_MEMORY)] * (profile == "t4")
+    run = execute.run_notebook(notebook, profile=profile)
+    memory = notebook.cells.pop().outputs if profile == "t4" else []
     status = f"failed in cell {run.failure.cell}" if run.failure else "done"
     print(f"{label}: {status} in {run.seconds:.0f} s", flush=True)
     (OUT / f"{path.stem}.html").write_text(as_html(notebook, path.stem), encoding="utf-8")
@@ -129,6 +164,7 @@ def course_run(path, k, of):
         "name": path.stem,
         "seconds": run.seconds,
         "memory": run.peak_mb,
+        "gpu": f"{float(memory[0].text):.1f} GB" if memory else "unknown",
         "failure": run.failure,
         "headline": execute.headline(notebook),
         "pictures": execute.figures(notebook, "thumbnail") or execute.figures(notebook)[-1:],

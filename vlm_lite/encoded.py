@@ -41,8 +41,8 @@ class EncodedDataset:
 def patch_features(vision, images, *, layer=-2, **options):
     """Frozen patch features (N, T, D) in fp16 of uint8 images, cached on disk by weights, layer, transform and pixels.
 
-    vision: has `patch_features(pixel_values, layer=...)`. On a GPU they are computed in its half precision, which the
-    name of the cache then holds as well.
+    vision: of `models.vision.load_vision`. On a GPU they are computed in its half precision, which the name of the cache
+    then holds as well.
     """
     vision.eval()
     device = next(vision.parameters()).device
@@ -53,12 +53,12 @@ def patch_features(vision, images, *, layer=-2, **options):
         "config": repr(vision.config),  # the same weights, another activation
         "layer": layer,
         "mean": CLIP_MEAN,
-        "std": CLIP_STD,
+        "std": CLIP_STD,  # timm's are in its config
     }
 
     def encode(batch):
         with torch.autocast(device.type, half, enabled=half is not None):
-            return vision.patch_features(pixel_values(batch.to(device)), layer=layer)
+            return vision.patch_features(vision.pixel_values(batch.to(device)), layer=layer)
 
     return cache_features(
         encode, images, key=key if half is None else {**key, "precision": precision}, **options

@@ -172,12 +172,12 @@ def _cpu_bf16_feature(cpuinfo="/proc/cpuinfo"):
 
 
 def resolve_model(name):
-    """What `from_pretrained` takes for `name`: the folder of a model in the zoo, or the hub id itself.
+    """What `from_pretrained` takes for `name`: a path that is there, a model's folder in the zoo, or the hub id itself.
 
     A hub id has a "/" in it; a zoo name has none. A mirror that is a folder and has the model stands for the hub: see
     `hub`. Raises UserError when there is no such folder or model, or when the zoo lacks the model's files.
     """
-    if Path(name).is_dir():
+    if Path(name).exists():
         return name
     if "/" in name:
         return mirrored_model(name) or name

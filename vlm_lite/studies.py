@@ -29,9 +29,9 @@ FOLLOWED = (
     "vlm_lite.data.negatives",
     "vlm_lite.distributed",
     "vlm_lite.embed",
-    "vlm_lite.models.foreign",
     "vlm_lite.models.parts",
     "vlm_lite.models.text",
+    "vlm_lite.models.vision",
     "vlm_lite.models.vit",
     "vlm_lite.optim",
 )

@@ -6,14 +6,16 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ImageOps
 
 from tests.small import refused
 from vlm_lite.data.formats import image_tensor, make_dataset
 from vlm_lite.data.images import fit_square, open_image, to_rgb
+from vlm_lite.embed import pixel_values
 from vlm_lite.figures import enlarge, pil_image
 from vlm_lite.files import UserError
 from vlm_lite.models.pretrained import PretrainedVLM
@@ -208,12 +210,26 @@ def test_cropping_a_strip_first_shows_what_cropping_last_shows(size):
     assert np.abs(np.asarray(fit_square(image, 24)) - last).max() <= 3
 
 
-@pytest.mark.parametrize("size", [(640, 480), (427, 640), (333, 500), (500, 375), (100, 80)])
-def test_the_square_is_clip_s_own(size):
-    image = noise(3, size)
+@settings(max_examples=60, deadline=None)
+@given(
+    short=st.integers(1, 500),
+    ratio=st.floats(1, 15.9),
+    upright=st.booleans(),
+    side=st.sampled_from([32, 224]),
+)
+@example(short=427, ratio=640 / 427, upright=True, side=224)  # rounded, the longer side is 336
+@example(short=333, ratio=500 / 333, upright=True, side=224)
+@example(short=1, ratio=1, upright=True, side=224)
+def test_the_square_is_clip_s_own_at_every_size_and_so_are_its_pixels(short, ratio, upright, side):
+    """Up to sides of 1 to 16, from where only the middle of a strip is resized."""
+    size = (short, int(short * ratio))
+    image = noise(3, size if upright else size[::-1])
     kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
-    processor = kind(
-        size={"shortest_edge": 224}, crop_size=224, do_rescale=False, do_normalize=False
-    )
-    theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(fit_square(image, 224)), theirs)
+    options = {"size": {"shortest_edge": side}, "crop_size": side}
+    plain = kind(**options, do_rescale=False, do_normalize=False)
+    theirs = np.asarray(plain(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
+    square = np.asarray(fit_square(image, side))
+    assert np.array_equal(square, theirs)
+    pixels = pixel_values(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])
+    expected = torch.from_numpy(kind(**options)(image, return_tensors="np")["pixel_values"])
+    torch.testing.assert_close(pixels, expected.float(), atol=1e-5, rtol=1e-5)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jupytext
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -163,6 +164,40 @@ def test_notebook_04t_trains_the_stages_and_then_your_own_images(offline, capsys
     assert not torch.equal(
         again.connector.first.weight, left["models"]["mixed"].connector.first.weight
     )
+
+
+OTHERS = {  # of an image of 224 pixels: a map of 7 x 7; 14 x 14 patches and a class token, averaged
+    "03t_photographs": ("tf_efficientnet_lite0", 0, 49),
+    "04t_photographs": ("vit_tiny_patch16_224", 4, 16),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_language_model(
+    name, offline, capsys, tmp_path
+):
+    encoder, side, count = OTHERS[name]
+    torch.manual_seed(0)
+    weights = timm.create_model(encoder).state_dict()
+    torch.save(weights, tmp_path / "vision.pth")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
+    small.write_gguf(tmp_path / "model.gguf", small.llama(), chat_template=template)
+    cell = cell_of(name)
+    for field, value in {
+        "encoder": encoder,
+        "encoder_weights": str(tmp_path / "vision.pth"),
+        "encoder_side": side,
+        "reader": str(tmp_path / "model.gguf"),
+    }.items():
+        cell, found = re.subn(rf"^{field} = .*$", f"{field} = {value!r}", cell, flags=re.M)
+        assert found == 1, field
+    left = names(name, SIZES, shown := [])
+    exec(cell, left)
+    features = (left["train"] if name[:2] == "03" else left["photos"]).features
+    assert features.shape == (16, count, left["vision"].feature_width)
+    assert all(map(torch.equal, left["vision"].model.state_dict().values(), weights.values()))
+    assert type(left["language_model"]).__name__ == "LlamaForCausalLM" and shown
+    assert re.search(r"^CIDEr +\S", capsys.readouterr().out, flags=re.M)
 
 
 @pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs"])

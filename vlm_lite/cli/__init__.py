@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import os
 import platform
 import shutil
@@ -83,7 +84,7 @@ def build_parser():
     actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="make a checkpoint again from nothing")
     build.add_argument("name", metavar="NAME", help=f"one of: {', '.join(ZOO)}")
-    build.set_defaults(call=run_zoo_build)
+    build.set_defaults(call=lambda options: _tool("zoo").build(options.name))
     actions.add_parser("list", help="the checkpoints, and whether each is whole").set_defaults(
         call=run_zoo_list
     )
@@ -98,6 +99,9 @@ def build_parser():
     study.set_defaults(call=run_study)
     add_data(commands)
     add_rehearse(commands)
+    commands.add_parser(
+        "verify-t4", help="run the notebooks at t4, on a GPU with the hub, and print what to report"
+    ).set_defaults(call=lambda options: _tool("course").main(["--t4"]))
     report = commands.add_parser(
         "report",
         help="one page about a VLM: scores, controls, answers, failures",
@@ -129,15 +133,15 @@ def _positive(text):
     return value
 
 
-def run_zoo_build(options):
-    """`vlm-lite zoo build NAME`: tools/zoo.py of the clone."""
-    clone = Path(vlm_lite.__file__).parents[1]
-    if not (clone / "tools" / "zoo.py").exists():
-        raise UserError("a checkpoint is made in a clone of the repository: pip install -e .")
-    sys.path.insert(0, str(clone))
-    from tools import zoo
-
-    zoo.build(options.name)
+def _tool(name):
+    """tools/NAME.py of the clone, as a module."""
+    sys.path.insert(0, str(Path(vlm_lite.__file__).parents[1]))
+    try:
+        return importlib.import_module(f"tools.{name}")
+    except ImportError as error:
+        raise UserError(
+            f"this needs a clone of the repository with all it uses ({error}): make setup, or pip install -e .[dev]"
+        ) from error
 
 
 def run_zoo_list(options):
@@ -146,8 +150,8 @@ def run_zoo_list(options):
     for name in ZOO:
         size, fault = check_checkpoint(name)
         print(f"{name:14} {size / 1e6:6.1f} MB  {fault or 'whole'}")
-        faults += bool(fault)
-    return int(faults > 0)
+        faults |= bool(fault)
+    return faults
 
 
 def run_study(options):
@@ -215,24 +219,22 @@ def run_doctor(options):
 
 
 def _doctor_machine(needed, optional):
-    version = sys.version_info[:2]
-    if not (3, 11) <= version < (3, 14):
+    if not (3, 11) <= sys.version_info < (3, 14):
         needed.append(
             f"Python 3.11 to 3.13 (this is {platform.python_version()}): use another python3"
         )
     for fatal, line in machine.concerns():
         (needed if fatal else optional).append(line)
-    rows = [
-        ("python", f"{platform.python_version()} ({sys.executable})"),
-        ("system", platform.platform()),
-    ]
-    try:
+    cpu = f"{os.cpu_count()} cores"
+    with contextlib.suppress(ImportError):
         from vlm_lite.profiles import memory_gb
 
-        rows.append(("cpu", f"{os.cpu_count()} cores, {memory_gb():.1f} GB of memory"))
-    except ImportError:
-        rows.append(("cpu", f"{os.cpu_count()} cores"))
-    return rows
+        cpu += f", {memory_gb():.1f} GB of memory"
+    return [
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", platform.platform()),
+        ("cpu", cpu),
+    ]
 
 
 def _doctor_packages(needed):
@@ -330,11 +332,13 @@ def _doctor_choice(needed, optional):
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         gpu = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
-    precision = "fp32" if compute.mixed_precision == "no" else f"{compute.mixed_precision} autocast"
     return [
         ("gpu", gpu),
         ("profile", chosen),
-        ("device", f"{compute.device}, {precision} ({compute.reason})"),
+        (
+            "device",
+            f"{compute.device}, {compute.mixed_precision.replace('no', 'fp32')} ({compute.reason})",
+        ),
         *_doctor_speed(compute),
     ]
 

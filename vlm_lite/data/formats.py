@@ -98,12 +98,12 @@ def read_vqa(questions, annotations, images, descriptions=None, *, image_ids=Non
     return make_dataset(rows | cells)
 
 
-def image_tensor(dataset, image_size=None):
+def image_tensor(dataset, image_size=None, fit=None):
     """Decode each image of `dataset` once: (uint8 tensor (N, 3, H, W), the N image ids in first-seen order).
 
     image_size: resize the shorter side to it (bicubic) and crop the centre, as CLIP's own transform does; needed where
-    images differ in size. Raises UserError naming an image that is missing, damaged, over Pillow's size limit, or of
-    another size than the first.
+    images differ in size. fit: a function of an RGB image of PIL in its place. Raises UserError naming an image that is
+    missing, damaged, over Pillow's size limit, or of another size than the first.
     """
     first = {}
     for index, image_id in enumerate(dataset["image_id"][:]):
@@ -118,7 +118,9 @@ def image_tensor(dataset, image_size=None):
                 f"{name} is missing: its `image` is empty. Give the row an image, or take it out."
             )
         image = open_image(source["path"] if source["bytes"] is None else source["bytes"], name)
-        pixels.append(np.asarray(image if image_size is None else fit_square(image, image_size)))
+        if fit or image_size:
+            image = fit(image) if fit else fit_square(image, image_size)
+        pixels.append(np.asarray(image))
         if pixels[-1].shape != pixels[0].shape:
             (height, width), (first_height, first_width) = pixels[-1].shape[:2], pixels[0].shape[:2]
             raise UserError(

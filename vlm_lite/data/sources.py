@@ -65,6 +65,7 @@ MODELS = {
     "gpt2": T4.language_model,
     "opt-1.3b": "facebook/opt-1.3b",
     "instruct": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smaller instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "finished VLM": T4.vlm_model,
 }
 DATASETS = {

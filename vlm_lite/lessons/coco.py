@@ -11,7 +11,6 @@ from accelerate import PartialState
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
-from vlm_lite.embed import pixel_values
 from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
@@ -43,7 +42,7 @@ def load_photos(vision, split, choice=FULL, *, mirror=None, progress=True):
     """The Photos of a split, "train" or "val": downloaded, decoded and encoded once. See `load_photographs`."""
     with PartialState().main_process_first():
         tables = load_photographs(split, choice, mirror=mirror, progress=progress)
-        images, ids = image_tensor(tables.captions, vision.image_size)
+        images, ids = image_tensor(tables.captions, fit=vision.fit)
         return Photos(patch_features(vision, images, progress=progress), ids, *tables)
 
 
@@ -103,7 +102,8 @@ def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=3
     ][:questions]
     read = [f"{' '.join(told[row['image_id']])} {row['question']} {SHORT}" for row in rows]
     oracle = vlm.generate(None, [prompt(text) for text in read], max_new_tokens=min(8, words))
-    grey = torch.full((1, 3, *[vlm.vision.image_size] * 2), 127, dtype=torch.uint8)
+    vision = vlm.vision
+    grey = torch.full((1, 3, *[vision.image_size] * 2), 127, dtype=torch.uint8)
     result = run_probes(
         vlm,
         held_out.features,
@@ -112,7 +112,7 @@ def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=3
         seed=seed,
         max_new_tokens=min(8, words),
         prompt=lambda text: prompt(f"{text} {SHORT}"),
-        blank_features=vlm.encode(pixel_values(grey))[0].cpu(),
+        blank_features=vlm.encode(vision.pixel_values(grey))[0].cpu(),
     )
     vqa = result.scores
     found = {

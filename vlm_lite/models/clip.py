@@ -5,12 +5,16 @@ Shapes: B images or texts, N patches, T text tokens, D width of the vision encod
 
 from transformers import CLIPModel
 
+from vlm_lite.data.images import fit_square
+from vlm_lite.embed import pixel_values
 from vlm_lite.files import UserError, read_json
 from vlm_lite.models.weights import load_pretrained, model_folder
 
 
 class CLIP(CLIPModel):
     """CLIP of any size in Hugging Face layout: the course's own (see `models.layout`) or OpenAI's."""
+
+    pixel_values = staticmethod(pixel_values)
 
     @property
     def feature_width(self):
@@ -21,6 +25,10 @@ class CLIP(CLIPModel):
     def image_size(self):
         """S, the side of an image in pixels."""
         return self.config.vision_config.image_size
+
+    def fit(self, image):
+        """An RGB image of PIL -> the (S, S) that is read."""
+        return fit_square(image, self.image_size)
 
     @property
     def patch_size(self):

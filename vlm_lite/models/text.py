@@ -6,6 +6,7 @@ model without one reads the prompt, then " " and the answer, then EOS.
 
 import re
 from inspect import signature
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,25 +32,28 @@ FAMILIES = frozenset(
 
 
 def load_language_model(folder_or_id):
-    """(language model, tokenizer) from a folder or hub id: a causal model of transformers, fp32, in eval mode.
+    """(language model, tokenizer) from a folder, a hub id or a .gguf file: a causal model of transformers, fp32, eval mode.
 
     Without a GPU its attention is "eager": PyTorch's fused bf16 kernel has a gradient several times slower on a CPU.
+    A GGUF file's quantised tensors are dequantised: the weights are those that it stands for.
     UserError when the files are missing or cut short, or lack weights that the model needs.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    source, options = folder_or_id, {}
+    if str(source).endswith(".gguf"):
+        source, options = Path(source).parent, {"gguf_file": Path(source).name}
     with faults_named(folder_or_id):
-        family = AutoConfig.from_pretrained(folder_or_id).model_type
+        family = AutoConfig.from_pretrained(source, **options).model_type
         if family not in FAMILIES:
             raise UserError(
                 f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
                 f"the VLM: {', '.join(sorted(FAMILIES))}."
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder_or_id)
-    attention = None if torch.cuda.is_available() else "eager"
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    options["attn_implementation"] = None if torch.cuda.is_available() else "eager"
     load = AutoModelForCausalLM.from_pretrained
-    model = load_pretrained(load, folder_or_id, exact=False, attn_implementation=attention)
-    return model, tokenizer
+    return load_pretrained(load, source, exact=False, **options), tokenizer
 
 
 def context_length(config):

@@ -78,10 +78,12 @@ def faults_named(folder_or_id):
             if path.suffix in (".json", ".safetensors"):
                 (read_json if path.suffix == ".json" else read_weights)(path)
         holds = f"; the folder holds {', '.join(path.name for path in here)}" if here else ""
+        check = "Check the name, the network and the folder's files (config.json, model.safetensors, tokenizer.json)."
+        if str(folder_or_id).endswith(".gguf"):
+            check = "It may be cut short or of a kind that is not read: download it again, or take another."
         raise UserError(
             f"no model could be loaded from {str(folder_or_id)!r} ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}{holds}). Check the name, the network and the folder's files "
-            "(config.json, model.safetensors, tokenizer.json)."
+            f"{str(error).partition(chr(10))[0]}{holds}). {check}"
         ) from error
 
 
