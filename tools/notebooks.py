@@ -438,27 +438,25 @@ def page(path, root=ROOT):
 
 
 def notebook_table(root=ROOT):
-    """The syllabus: each notebook with its figure, what it builds, what it costs, and its badge."""
-    rows = [
-        "| notebook | you build | 2 plain CPU cores | memory | T4 (estimate) | open |",
-        "|---|---|---|---|---|---|",
-    ]
+    """The syllabus: each notebook with its figure, what it builds, its companions, what it costs, and its badge."""
+    rows = ["| notebook | you build | 2 plain CPU cores | open |", "|---|---|---|---|"]
+    links, built = {}, {}
     for source in sources(root):
         known = facts(source.read_text(encoding="utf-8"))
-        file = f"notebooks/{source.stem}.ipynb"
+        file, built[source] = f"notebooks/{source.stem}.ipynb", known["builds"]
         title = f"{number(source.stem)} {known['title']}"
-        cell = f"[{title}]({file})"
-        if thumbnail(source, root).exists():
-            figure = (
-                f'<img src="{THUMBNAILS}/{source.stem}.png" width="130" alt="figure of {title}">'
-            )
-            cell = f'<a href="{file}">{figure}</a><br>{cell}'
+        links[source] = f"[{title}]({file})"
+        if thumbnail(source, root).exists() and number(source.stem).isdigit():
+            image = f"{THUMBNAILS}/{source.stem}.png"
+            figure = f'<img src="{image}" width="130" alt="figure of {title}">'
+            links[source] = f'<a href="{file}">{figure}</a><br>{links[source]}'
+    for source in main_line(links):
+        own = number(source.stem)
+        more = [link for s, link in links.items() if s != source and s.stem.startswith(own)]
+        builds = built[source] + f"<br><br>Companions: {', '.join(more)}" * bool(more)
         minutes = minutes_on_tiny(source.stem, root) or "not measured yet"
-        t4 = known.get("minutes_t4_estimate")
-        rows.append(
-            f"| {cell} | {known['builds']} | {minutes} | {memory_on_tiny(source.stem, root)} | "
-            f"{f'about {t4:g} min' if t4 else ''} | {badge(file, root)} |"
-        )
+        link = badge(f"notebooks/{source.stem}.ipynb", root)
+        rows.append(f"| {links[source]} | {builds} | {minutes} | {link} |")
     return "\n".join(rows)
 
 
