@@ -12,9 +12,9 @@ LAYERS = [
     r"(|files|source|machine|speed|distributed|embed|optim|hub|profiles|checkpoint|features)",
     r"(data(\..*)?|lessons\.(cutouts|instructions))",
     r"models(\..*)?",
-    r"(evals(\..*)?|lessons\.(benchmarks|pope|vqa))",
+    r"(evals(\..*)?|lessons\.(benchmarks|controls|mmbench|pope|vqa))",
     r"(figures|plots|diagrams|family)",
-    r"(lessons(\.(?!(benchmarks|cutouts|instructions|pope|vqa)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
+    r"(lessons(\.(?!(benchmarks|controls|cutouts|instructions|mmbench|pope|vqa)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
 ]

@@ -318,7 +318,7 @@ def eval_pope(options):
 
 def eval_mmbench(options):
     """`vlm-lite eval mmbench`."""
-    from vlm_lite.evals import mmbench
+    from vlm_lite.lessons import mmbench
 
     rows = everything = mmbench.read_mmbench(options.tsv)
     if options.groups is not None:
