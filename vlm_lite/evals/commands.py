@@ -356,7 +356,7 @@ def eval_mmbench(options):
 
 def eval_retrieval(options):
     """`vlm-lite eval retrieval`."""
-    from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
+    from vlm_lite.lessons.retrieval import chance_recall, read_embeddings, recall_at_k
 
     arrays = read_embeddings(options.embeddings)
     try:
