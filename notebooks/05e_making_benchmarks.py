@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="05e_making_benchmarks"))
 #
 # An optional companion of [05](05_evaluation.ipynb), which uses all that is written here. No training, no exercises.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb).
 #
