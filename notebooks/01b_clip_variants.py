@@ -76,9 +76,9 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from vlm_lite.data import language, shapes
-from vlm_lite.data.negatives import replaced_word
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.lessons.clip import CLIP, info_nce, make_clip, recall_at_k, train_clip, zero_shot
+from vlm_lite.lessons.negatives import replaced_word
 
 # %% [markdown]
 # ## 1. Three other losses

@@ -318,7 +318,7 @@ def eval_pope(options):
 
 def eval_mmbench(options):
     """`vlm-lite eval mmbench`."""
-    from vlm_lite.evals import mmbench
+    from vlm_lite.lessons import mmbench
 
     rows = everything = mmbench.read_mmbench(options.tsv)
     if options.groups is not None:
@@ -356,7 +356,7 @@ def eval_mmbench(options):
 
 def eval_retrieval(options):
     """`vlm-lite eval retrieval`."""
-    from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
+    from vlm_lite.lessons.retrieval import chance_recall, read_embeddings, recall_at_k
 
     arrays = read_embeddings(options.embeddings)
     try:

@@ -20,9 +20,9 @@ from vlm_lite.data import language, scenes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
-from vlm_lite.evals.controls import shuffle_patches
-from vlm_lite.evals.mmbench import ROTATION, read_mmbench, write_mmbench
+from vlm_lite.lessons.controls import shuffle_patches
 from vlm_lite.lessons.instructions import read_boxes
+from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench
 
 
 def controlled(images):
