@@ -235,7 +235,7 @@ def by_type_bars(table, *, title):
     rows = range(len(table))
     vlm, blind, oracle = ([each[n] for each in table.values()] for n in ("vlm", "blind", "oracle"))
     bars = axes.barh(rows, vlm, 0.6, color=BLUE, alpha=0.85, label="the VLM")
-    look = dict(label_type="center", color="white", fontweight="bold", fontsize=8.5)
+    look = dict(label_type="edge", padding=-20, color="white", fontweight="bold", fontsize=8.5)
     axes.bar_label(bars, fmt=lambda value: f"{value:.0f}" if value >= 8 else "", **look)
     for width, colour, name in ((4.5, "white", None), (2.2, INK, "blind")):
         look = dict(marker="|", markersize=24, markeredgewidth=width, linestyle="none")
