@@ -199,7 +199,7 @@ def five_questions(questions):
     """The scoreboard of the course: a question of each of five types in a questions table, as row dicts.
 
     Of each type it is the first with the answer that is rarest there, and of "yes" and "no" as often the first with
-    "yes": the brain of the course, asked blind, mostly says "no". So a guess seldom gets it.
+    "yes": the language model, asked blind, mostly says "no". So a guess seldom gets it.
     """
     kinds, answers = (questions[name][:] for name in ("question_type", "answer"))
     count = collections.Counter(zip(kinds, answers, strict=True))

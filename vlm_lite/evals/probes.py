@@ -1,7 +1,7 @@
 """Does it look? The same questions asked with the image, without it, with another one, and with the scene in words.
 
     multimodal gain = VLM - blind                                how much the image is worth
-    bridge score    = (VLM - blind) / (oracle - blind)           how much of what this brain could know came through
+    bridge score    = (VLM - blind) / (oracle - blind)           how much of what its language model could know came through
 
 The bridge score is compared only under the same language model.
 """
