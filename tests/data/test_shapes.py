@@ -8,13 +8,14 @@ import pytest
 from datasets import Dataset
 
 from tests.small import refused
-from vlm_lite.data import formats, language, scenes, shapes
+from vlm_lite.data import formats, language, shapes
+from vlm_lite.lessons import world
 
 
 def some_scenes(split, count=200):
     for index in range(count):
         rng = np.random.default_rng([3, index])
-        yield scenes.sample_scene(rng, split), rng
+        yield world.sample_scene(rng, split), rng
 
 
 def test_the_same_seed_draws_the_same_pixels_and_writes_the_same_json(tmp_path):
@@ -46,24 +47,6 @@ def test_questions_come_in_complementary_pairs_and_answers_are_balanced():
         assert len(given) == 2 and len(set(given.values())) == 1, (kind, given)
 
 
-def test_held_out_pairs_are_in_every_novel_scene_and_in_no_other():
-    def pairs(split):
-        return [
-            {(i.colour, i.shape) for i in scene.shapes} & scenes.HELD_OUT
-            for scene, _ in some_scenes(split)
-        ]
-
-    assert all(pairs("novel")) and not any(pairs("train")) and not any(pairs("val"))
-
-
-def test_handwriting_of_val_is_never_seen_in_train():
-    def glyphs(split):
-        return {scene.digit.glyph for scene, _ in some_scenes(split, 1500) if scene.digit}
-
-    train, val = glyphs("train"), glyphs("val") | glyphs("novel")
-    assert len(train) > 100 and len(val) > 100 and not train & val
-
-
 def words_of(item):
     return {"digit"} if item.is_digit else {item.shape, item.colour, item.size}
 
@@ -77,7 +60,7 @@ def thing(phrase, scene):
 def truth(question, kind, scene):
     """The answer, worked out again from the items; None for what is not asked for here."""
     words = question.rstrip("?").split()
-    told = set(words) & {*scenes.SHAPES, *scenes.COLOURS, *scenes.SIZES}
+    told = set(words) & {*world.SHAPES, *world.COLOURS, *world.SIZES}
     if kind == "count":
         noun = {words[2], words[2].removesuffix("s"), words[2].removesuffix("es")}
         return str(sum(words[2] == "shapes" or bool(noun & words_of(i)) for i in scene.shapes))
@@ -122,7 +105,7 @@ def test_no_text_of_the_world_has_a_word_the_tokenizer_does_not_know():
     tokenizer = language.make_tokenizer()
     for index in range(150):
         rng = np.random.default_rng([4, index])
-        description, exchanges = language.document(scenes.sample_scene, rng)
+        description, exchanges = language.document(world.sample_scene, rng)
         text = " ".join([description, *(f"{p} {a}" for p, a in exchanges)])
         assert not language.unknown_words(tokenizer, text), text
 
@@ -156,27 +139,3 @@ def test_the_scoreboard_has_the_rarest_answer_of_each_type_and_yes_where_two_are
         assert [row["question_type"] for row in five] == list(shapes.SCOREBOARD_TYPES)
         assert [row["answer"] for row in five] == ["red", "star", "2", word, "3"]
         assert five[3]["row"] == order.index(("relation", word))  # the first of its kind
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"shape": "diamond"}, "shape is 'diamond'; .*circle, .*heart, digit"),
-        ({"colour": "brown"}, "colour is 'brown'; .*star .*red, .*pink"),
-        ({"row": 4}, "row is 4; .*0, 1, 2, 3"),
-        ({"value": 3}, "value is 3; .*-1"),
-        ({"shape": "digit", "value": 3}, "colour is 'red'; .*digit .*white"),
-        ({"shape": "digit", "colour": "white"}, "value is -1; .*0, 1"),
-    ],
-)
-def test_a_thing_that_is_not_in_this_world_is_refused(wrong, message):
-    star = {"shape": "star", "colour": "red", "size": "large", "row": 0, "col": 0}
-    with refused(message):
-        scenes.Item(**{**star, **wrong})
-
-
-def test_a_scene_is_one_to_four_things_in_cells_of_their_own():
-    one, *more = (scenes.Item("star", "red", "large", row=k // 4, col=k % 4) for k in range(5))
-    for wrong in (one, (), (one, *more), (one, one)):
-        with refused("Scene"):
-            scenes.Scene(wrong)

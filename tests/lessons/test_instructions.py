@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from tests.small import refused
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
 from vlm_lite.data.readers import read_llava
-from vlm_lite.lessons import instructions, shipped
+from vlm_lite.lessons import instructions, shipped, world
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 
 
 def scene_of(seed):
-    return scenes.sample_scene(np.random.default_rng(seed))
+    return world.sample_scene(np.random.default_rng(seed))
 
 
 def test_boxes_read_from_a_description_are_the_scene_that_was_described():
