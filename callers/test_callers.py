@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.models.vlm import load_vlm
 
 ROOT = Path(__file__).resolve().parent.parent

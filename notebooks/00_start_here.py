@@ -72,12 +72,12 @@ import torch
 from IPython.display import display
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data import language
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import five_questions, load_shapes
+from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.embed import pixel_values
 from vlm_lite.evals.probes import CONDITIONS, run_probes
-from vlm_lite.lessons import world
+from vlm_lite.lessons import language, reading, world
 from vlm_lite.lessons.instructions import facts
 from vlm_lite.models.vlm import load_vlm
 
@@ -175,7 +175,7 @@ def probabilities(image, question):
 
 def ask(image, question, title=""):
     """A bar for each answer that is likely with or without the image."""
-    if unknown := language.unknown_words(vlm.tokenizer, question):
+    if unknown := unknown_words(vlm.tokenizer, question):
         print(f"not in the vocabulary, read as <unk>: {', '.join(unknown)}")
     seen, blind = probabilities(image, question), probabilities(None, question)
     likely = sorted(seen, key=lambda token: -max(seen[token], blind[token]))[:5]
@@ -421,7 +421,7 @@ for group, chosen in {"seen": often, "never seen": never}.items():
         "shape": "what is the {} shape?",
     }.items():
         prompts = [language.short_prompt(form.format(each.size)) for each in objects]
-        told = [f"{language.describe(s)} {text}" for s, text in zip(single, prompts, strict=True)]
+        told = [f"{reading.describe(s)} {text}" for s, text in zip(single, prompts, strict=True)]
         said = {"vlm": vlm.generate(seen, prompts), "blind": vlm.generate(None, prompts)}
         said["oracle"] = vlm.generate(None, told)
         said["shuffled"] = vlm.generate(seen.roll(20, dims=0), prompts)  # another pairing's image

@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="00b_world"))
 #
 # An optional companion of [00](00_start_here.ipynb): how the images of Shapes are made, and what it is worth to know all that is in them. No training, no exercises.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00, start here](00_start_here.ipynb).
 #
@@ -399,8 +399,8 @@ plots.show_images(drawn, [f"{k}: {n} cells differ" for k, n in zip(changes, chan
 
 
 # %%
-from vlm_lite.data.language import short_prompt
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.models.vlm import load_vlm
 
 

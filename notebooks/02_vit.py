@@ -121,8 +121,8 @@ import pandas as pd
 import timm.models.vision_transformer as timm_vit
 
 from vlm_lite import plots
-from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.labs import check
 from vlm_lite.lessons.clip_variants import recall
 from vlm_lite.models.clip import CLIP

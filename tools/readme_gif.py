@@ -36,9 +36,9 @@ def answers():
     """([image (3, 64, 64), ..., None], [{colour: probability} with each, the last of them without one])."""
     import torch
 
-    from vlm_lite.data.language import short_prompt
     from vlm_lite.data.shapes import load_pairs
     from vlm_lite.embed import pixel_values
+    from vlm_lite.lessons.language import short_prompt
     from vlm_lite.models.vlm import load_vlm
 
     images, _, table = load_pairs("val", 1000)

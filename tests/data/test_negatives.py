@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from vlm_lite.data import language
 from vlm_lite.data.negatives import KIND_OF, _meaning, hard_negative, replaced_word
-from vlm_lite.lessons import world
+from vlm_lite.lessons import language, world
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from PIL import Image
 
 import vlm_lite
 from vlm_lite import plots
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.encoded import encode_shapes, patch_features, probe
 from vlm_lite.evals.captions import caption_scores
@@ -30,6 +29,7 @@ from vlm_lite.evals.probes import BridgeScore, Interval, bootstrap_interval
 from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.figures import enlarge
 from vlm_lite.files import UserError, atomic_write, write_json
+from vlm_lite.lessons.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.lessons.world import IMAGE_SIZE
 from vlm_lite.models.vlm import load_vlm
 

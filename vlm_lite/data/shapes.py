@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_lite.data import formats, language
+from vlm_lite.data import formats
 from vlm_lite.files import UserError, atomic_dir, home, write_json
-from vlm_lite.lessons import world
+from vlm_lite.lessons import language, reading, world
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
@@ -84,7 +84,7 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
                 {"id": 5 * image_id + k, "image_id": image_id, "caption": text}
                 for k, text in enumerate(language.captions(scene, rng))
             ]
-            descriptions[image_id] = language.describe(scene)
+            descriptions[image_id] = reading.describe(scene)
             asked += [(image_id, *question) for question in language.questions(scene, rng)]
         rng = np.random.default_rng([seed, world.SPLITS.index(split), 1 << 30])
         rows = complementary_pairs(asked, count * QUESTIONS_PER_IMAGE, rng)

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_lite.data import language
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
 from vlm_lite.evals.controls import shuffle_patches
 from vlm_lite.evals.mmbench import ROTATION, read_mmbench, write_mmbench
-from vlm_lite.lessons import world
+from vlm_lite.lessons import language, world
 from vlm_lite.lessons.instructions import read_boxes
 
 

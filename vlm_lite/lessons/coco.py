@@ -9,7 +9,6 @@ import torch
 from accelerate import PartialState
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
 from vlm_lite.embed import pixel_values
 from vlm_lite.encoded import patch_features
@@ -17,6 +16,7 @@ from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.lessons.instructions import as_pairs
+from vlm_lite.lessons.language import CAPTION_PROMPT
 
 QFORMER = dict(
     num_query_tokens=32,
