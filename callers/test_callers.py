@@ -82,8 +82,8 @@ def test_the_page_answers_in_a_browser():
 
 
 def test_the_page_draws_the_world_that_the_model_knows():
-    """scene.mjs and vlm_lite.data.scenes cover the same pixels, shape by shape and digit by digit."""
-    from vlm_lite.data import scenes
+    """scene.mjs and vlm_lite.lessons.scenes cover the same pixels, shape by shape and digit by digit."""
+    from vlm_lite.lessons import scenes
 
     code = """import(process.argv[1]).then((s) => console.log(JSON.stringify([
         s.SHAPES.flatMap((shape) => Object.values(s.SIZES).map((side) => s.coverage(shape, side))),
@@ -93,10 +93,10 @@ def test_the_page_draws_the_world_that_the_model_knows():
     shapes, digits = json.loads(run.stdout)
     pairs = [(shape, side) for shape in scenes.SHAPES for side in scenes.SIZES.values()]
     for (shape, side), found in zip(pairs, shapes, strict=True):
-        assert np.array_equal(scenes._coverage(shape, side).ravel(), found), (shape, side)
+        assert np.array_equal(scenes.coverage(shape, side).ravel(), found), (shape, side)
     for value, found in enumerate(digits):
         item = scenes.Item("digit", "white", "large", 0, 0, value)
-        expected = scenes._handwriting(scenes._glyph(item)).ravel()
+        expected = scenes.handwriting(scenes.glyph_of(item)).ravel()
         assert (
             torch.tensor(found).sub(torch.tensor(expected)).abs().max() <= 1
         )  # rounded in two steps there

@@ -72,11 +72,12 @@ import torch
 from IPython.display import display
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import five_questions, load_shapes
 from vlm_lite.embed import pixel_values
 from vlm_lite.evals.probes import CONDITIONS, run_probes
+from vlm_lite.lessons import scenes
 from vlm_lite.lessons.instructions import facts
 from vlm_lite.models.vlm import load_vlm
 

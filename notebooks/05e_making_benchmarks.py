@@ -73,10 +73,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
+from vlm_lite.lessons import scenes
 from vlm_lite.lessons.controls import shuffle_patches
 from vlm_lite.lessons.instructions import read_boxes
 from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench
@@ -202,10 +203,9 @@ def write_pope(path, captions, split, count, seed=0):
 
 
 # %%
-asked = {}
+splits = "random", "popular", "adversarial"
 with tempfile.TemporaryDirectory() as folder:
-    for kind in ("random", "popular", "adversarial"):
-        asked[kind] = write_pope(Path(folder, kind), table, kind, 60)
+    asked = {kind: write_pope(Path(folder, kind), table, kind, 60) for kind in splits}
     print(Path(folder, "popular").read_text().splitlines()[0])
 absent = {
     kind: Counter(row["question"][11:-14] for row in rows if row["answer"] == "no").most_common(3)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tools import notebooks, readme_gif
 from vlm_lite.cli import ZOO, build_parser
-from vlm_lite.data import scenes
+from vlm_lite.lessons import scenes
 
 ROOT = notebooks.ROOT
 PAGES = {
@@ -153,7 +153,7 @@ def test_the_data_card_lists_the_world_as_it_is():
         f"{scenes.IMAGE_SIZE} pixels wide" in card
         and f"{scenes.GRID} rows and {scenes.GRID} columns" in card
     )
-    _, targets, pools = scenes._digits()
+    _, targets, pools = scenes.handwritten_digits()
     assert f"{len(targets)} digits" in card
     assert (
         f"{len(pools['train'])} of them are for `train`, the other {len(pools['test'])} for" in card

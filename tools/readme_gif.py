@@ -14,8 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vlm_lite.data.scenes import COLOURS  # noqa: E402
 from vlm_lite.files import atomic_write, data_path  # noqa: E402
+from vlm_lite.lessons.scenes import COLOURS  # noqa: E402
 from vlm_lite.plots import ask_panel  # noqa: E402
 
 TARGET = ROOT / "docs" / "ask.gif"

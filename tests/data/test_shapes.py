@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from tests.small import refused
-from vlm_lite.data import formats, language, scenes, shapes
+from vlm_lite.data import formats, language, shapes
+from vlm_lite.lessons import scenes
 
 
 def some_scenes(split, count=200):

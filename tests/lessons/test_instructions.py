@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.small import refused
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
 from vlm_lite.data.readers import read_llava
-from vlm_lite.lessons import instructions, shipped
+from vlm_lite.lessons import instructions, scenes, shipped
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
+from vlm_lite.lessons import scenes
 from vlm_lite.lessons.negatives import KIND_OF, hard_negative, meaning, replaced_word
 
 

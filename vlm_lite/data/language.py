@@ -8,11 +8,11 @@ it ever meets an image.
 import re
 from itertools import permutations
 
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
 from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS, plural
 from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
 from vlm_lite.data.tokenizer import unknown_words as unknown_words
 from vlm_lite.data.tokenizer import vocabulary as vocabulary
+from vlm_lite.lessons.scenes import COLOURS, SHAPES, SIZES
 
 REFERENCES = """
 shape

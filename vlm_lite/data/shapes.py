@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_lite.data import formats, language, scenes
+from vlm_lite.data import formats, language
 from vlm_lite.files import UserError, atomic_dir, home, write_json
+from vlm_lite.lessons import scenes
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_lite.data import language, scenes
+from vlm_lite.data import language
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
+from vlm_lite.lessons import scenes
 from vlm_lite.lessons.controls import shuffle_patches
 from vlm_lite.lessons.instructions import read_boxes
 from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench

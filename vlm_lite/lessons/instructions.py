@@ -11,9 +11,9 @@ import numpy as np
 
 from vlm_lite.data import language
 from vlm_lite.data.language import join, name_of, pick, place, thing
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 from vlm_lite.data.tokenizer import plural
 from vlm_lite.files import UserError
+from vlm_lite.lessons.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 
 BOX = re.compile(
     r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import scenes
+from vlm_lite.lessons import scenes
 from vlm_lite.profiles import get_compute
 
 CLASSES = (*scenes.SHAPES, "digit")

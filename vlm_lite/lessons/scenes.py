@@ -1,8 +1,6 @@
-"""The Shapes world: small scenes with exact ground truth, drawn as 64-pixel images.
+"""The drawn world of the course, scenes with exact truth and real handwritten digits.
 
-A scene holds one to four things on a 4x4 grid: coloured shapes, and at most one handwritten digit from scikit-learn's
-`load_digits` (real handwriting; the digits of `val` and `novel` are never used in `train`). One grid cell is 16 pixels,
-one patch of the course's ViT. All drawing is integer arithmetic, so a seed gives the same pixels on every machine.
+Generated from notebooks/00b_shapes_world.py by `make notebooks`: edit the notebook.
 """
 
 from dataclasses import dataclass
@@ -28,11 +26,7 @@ SIZES = {"small": 9, "large": 14}  # pixels
 HELD_OUT = frozenset(
     {("red", "star"), ("blue", "heart"), ("green", "square"), ("orange", "circle")}
 )
-SPLITS = (
-    "train",
-    "val",
-    "novel",
-)  # novel: every scene has a held-out pair; the other two have none
+SPLITS = ("train", "val", "novel")  # novel: every scene has a held-out pair; the others have none
 GRID, CELL = 4, 16
 IMAGE_SIZE = GRID * CELL
 BACKGROUND = (20, 22, 30)
@@ -53,7 +47,7 @@ class Item:
     value: int = -1  # of a digit
     glyph: int = (
         -1
-    )  # index into `load_digits`; -1 is the first of this value that no training image shows
+    )  # index into `load_digits`; -1: the first of its value that no training image shows
 
     def __post_init__(self):
         for name, known in (
@@ -100,51 +94,7 @@ class Scene:
         return next((i for i in self.items if i.is_digit), None)
 
 
-@cache
-def _digits():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    return data.images.astype(np.int64), data.target, {"train": order[:1297], "test": order[1297:]}
-
-
-def sample_scene(rng, split="train"):
-    """A random scene of `split`. `rng` is a `numpy.random.Generator`."""
-    count = int(rng.choice(4, p=(0.15, 0.25, 0.30, 0.30))) + 1
-    with_digit = rng.random() < (0.15 if count == 1 else 0.45)
-    cells = rng.permutation(GRID * GRID)[:count]
-    names, colours = SHAPES, tuple(COLOURS)
-    chosen = []
-    if split == "novel":
-        pairs = sorted(HELD_OUT)
-        colour, shape = pairs[rng.integers(len(pairs))]
-        chosen.append((shape, colour, ("small", "large")[rng.integers(2)]))
-        with_digit = with_digit and count > 1
-    while len(chosen) < count - with_digit:
-        shape, colour = names[rng.integers(6)], colours[rng.integers(8)]
-        if (
-            chosen and rng.random() < 0.35
-        ):  # repeat a shape or a colour, so that counting has something to count
-            twin = chosen[rng.integers(len(chosen))]
-            shape, colour = (twin[0], colour) if rng.random() < 0.5 else (shape, twin[1])
-        item = (shape, colour, ("small", "large")[rng.integers(2)])
-        if item not in chosen and (colour, shape) not in HELD_OUT:
-            chosen.append(item)
-    items = [
-        Item(*spec, row=int(c) // GRID, col=int(c) % GRID)
-        for spec, c in zip(chosen, cells, strict=False)
-    ]
-    if with_digit:
-        _, targets, pools = _digits()
-        pool = pools["train" if split == "train" else "test"]
-        glyph = int(pool[rng.integers(len(pool))])
-        row, col = divmod(int(cells[-1]), GRID)
-        items.append(Item("digit", "white", "large", row, col, int(targets[glyph]), glyph))
-    return Scene(tuple(items[i] for i in rng.permutation(len(items))))
-
-
-def _inside(shape, x, y):
+def is_inside(shape, x, y):
     if shape == "circle":
         return x * x + y * y <= 1
     if shape == "square":
@@ -163,29 +113,76 @@ def _inside(shape, x, y):
 
 
 @cache
-def _coverage(shape, pixels, samples=4):
+def coverage(shape, pixels, samples=4):
     """How much of each pixel a shape covers, in 0..255, as (pixels, pixels) integers."""
     t = (np.arange(pixels * samples) + 0.5) / (pixels * samples) * 2 - 1
-    inside = _inside(shape, t[None, :], t[:, None])
+    inside = is_inside(shape, t[None, :], t[:, None])
     parts = inside.reshape(pixels, samples, pixels, samples)
     return parts.sum((1, 3), dtype=np.int64) * 255 // samples**2
 
 
-def _glyph(item):
+@cache
+def handwritten_digits():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    return data.images.astype(np.int64), data.target, {"train": order[:1297], "test": order[1297:]}
+
+
+def glyph_of(item):
     """The index of a digit's handwriting: its own, or the first of its value that no training image shows."""
-    _, targets, pools = _digits()
+    _, targets, pools = handwritten_digits()
     unseen = (k for k in pools["test"] if targets[k] == item.value)
     return item.glyph if item.glyph >= 0 else next(unseen)
 
 
-def _handwriting(glyph):
+def handwriting(glyph):
     """An 8x8 digit of `load_digits`, doubled with linear interpolation: (16, 16) integers in 0..255."""
-    small = np.pad(_digits()[0][glyph] * 255 // 16, 1)
+    small = np.pad(handwritten_digits()[0][glyph] * 255 // 16, 1)
     for axis in (0, 1):
         before, middle, after = (np.take(small, range(k, k + 8), axis) for k in range(3))
         pair = np.stack([(3 * middle + before) // 4, (3 * middle + after) // 4], axis + 1)
         small = pair.reshape([16 if k == axis else side for k, side in enumerate(middle.shape)])
     return small
+
+
+def sample_scene(rng, split="train"):
+    """A random scene of `split`. `rng` is a `numpy.random.Generator`."""
+    count = int(rng.choice(4, p=(0.15, 0.25, 0.30, 0.30))) + 1
+    with_digit = rng.random() < (0.15 if count == 1 else 0.45)
+    cells = rng.permutation(GRID * GRID)[:count]
+    names, colours = SHAPES, tuple(COLOURS)
+    chosen = []
+    if split == "novel":
+        pairs = sorted(HELD_OUT)
+        colour, shape = pairs[rng.integers(len(pairs))]
+        chosen.append((shape, colour, ("small", "large")[rng.integers(2)]))
+        with_digit = with_digit and count > 1
+    while len(chosen) < count - with_digit:
+        shape, colour = names[rng.integers(6)], colours[rng.integers(8)]
+        if chosen and rng.random() < 0.35:  # repeat a shape or a colour: something to count
+            twin = chosen[rng.integers(len(chosen))]
+            shape, colour = (twin[0], colour) if rng.random() < 0.5 else (shape, twin[1])
+        item = (shape, colour, ("small", "large")[rng.integers(2)])
+        if item not in chosen and (colour, shape) not in HELD_OUT:
+            chosen.append(item)
+    items = [
+        Item(*spec, row=int(c) // GRID, col=int(c) % GRID)
+        for spec, c in zip(chosen, cells, strict=False)
+    ]
+    if with_digit:
+        _, targets, pools = handwritten_digits()
+        pool = pools["train" if split == "train" else "test"]
+        glyph = int(pool[rng.integers(len(pool))])
+        row, col = divmod(int(cells[-1]), GRID)
+        items.append(Item("digit", "white", "large", row, col, int(targets[glyph]), glyph))
+    return Scene(tuple(items[i] for i in rng.permutation(len(items))))
+
+
+def any_scene(rng):
+    """A scene for text: of `train` or, now and then, with one of the colour-shape pairs that images hold out."""
+    return sample_scene(rng, "novel" if rng.random() < 0.15 else "train")
 
 
 def render(scene, rng):
@@ -194,9 +191,9 @@ def render(scene, rng):
     image = np.asarray(BACKGROUND) + noise
     for item in scene.items:
         if item.is_digit:
-            alpha, colour = _handwriting(_glyph(item)), (235, 235, 228)
+            alpha, colour = handwriting(glyph_of(item)), (235, 235, 228)
         else:
-            alpha, colour = _coverage(item.shape, SIZES[item.size]), COLOURS[item.colour]
+            alpha, colour = coverage(item.shape, SIZES[item.size]), COLOURS[item.colour]
         side, alpha = len(alpha), alpha[..., None]
         colour = colour + rng.integers(-14, 15, 3)
         top, left = (
@@ -205,8 +202,3 @@ def render(scene, rng):
         at = slice(top, top + side), slice(left, left + side)
         image[at] = (image[at] * (255 - alpha) + (colour + noise[at] // 2) * alpha) // 255
     return image.clip(0, 255).astype(np.uint8)
-
-
-def any_scene(rng):
-    """A scene for text: of `train` or, now and then, with one of the colour-shape pairs that images hold out."""
-    return sample_scene(rng, "novel" if rng.random() < 0.15 else "train")
