@@ -76,8 +76,8 @@ import torch
 import torch.nn.functional as F
 
 from vlm_lite.embed import embed_images, embed_strings, embed_texts, tokenize
-from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.lessons.clip import class_embeddings, make_clip, train_clip
+from vlm_lite.lessons.retrieval import chance_recall, recall_at_k
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import resolve_model
 
@@ -185,7 +185,7 @@ if on_photographs:
     from vlm_lite.data import photographs
     from vlm_lite.data.formats import image_tensor
     from vlm_lite.data.sources import DATASETS, MODELS
-    from vlm_lite.evals.zeroshot import zeroshot_scores
+    from vlm_lite.lessons.retrieval import zeroshot_scores
 
     source = resolve_model(MODELS["smaller clip"])
     openai, spoken = (

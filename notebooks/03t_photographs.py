@@ -77,9 +77,9 @@ from vlm_lite.embed import pixel_values
 from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
-from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.lessons.instructions import as_pairs
 from vlm_lite.lessons.language import CAPTION_PROMPT
+from vlm_lite.lessons.vqa import vqa_scores
 
 QFORMER = dict(
     num_query_tokens=32,

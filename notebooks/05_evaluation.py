@@ -71,10 +71,10 @@ from IPython.display import display
 from vlm_lite import plots
 from vlm_lite.data import shapes
 from vlm_lite.encoded import patch_features
-from vlm_lite.evals import benchmarks, captions, controls, mmbench, pope, probes, vqa
+from vlm_lite.evals import captions, probes
 from vlm_lite.files import home
 from vlm_lite.labs import check
-from vlm_lite.lessons import language
+from vlm_lite.lessons import benchmarks, controls, language, mmbench, pope, vqa
 from vlm_lite.models.vlm import load_vlm
 
 plots.style()
@@ -436,7 +436,7 @@ of = {name: torch.tensor(scores[name].to_numpy()) for name in scores}  # (Q,) ea
 board = {name: probes.Interval(*interval(each, rows)) for name, each in of.items()}
 display(plots.controls_bars(board, guess=("patch-shuffled", my_guess), title="VQA, controlled"))
 gains = {name: interval(of["vlm"] - of[name], rows) for name in of if name not in ("vlm", "oracle")}
-pairs = controls.find_pairs(*([r[key] for r in rows] for key in ("question", "image_id", "answer")))
+pairs = shapes.find_pairs(*([r[key] for r in rows] for key in ("question", "image_id", "answer")))
 by_type = scores.groupby(types).mean()
 by_type.loc["pairs"] = [controls.pair_scores(scores[name], pairs).mean() for name in scores]
 claim(min(low for _, low, _ in gains.values()) > 0, by_type.blind["pairs"] == 0)

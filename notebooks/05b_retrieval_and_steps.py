@@ -73,8 +73,7 @@ from IPython.display import display
 from vlm_lite.data import shapes
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.encoded import patch_features
-from vlm_lite.evals import benchmarks, retrieval
-from vlm_lite.lessons import reading
+from vlm_lite.lessons import benchmarks, reading, retrieval
 from vlm_lite.lessons.clip import zero_shot
 from vlm_lite.lessons.evaluation import interval
 from vlm_lite.models.clip import CLIP

@@ -230,7 +230,7 @@ import json
 import re
 from pathlib import Path
 
-from vlm_lite.evals.pope import pope_scores
+from vlm_lite.lessons.pope import pope_scores
 
 COMMIT = "7ef3026faa9a89ed11fd508385fad652fdc6349f"  # of github.com/AoiDragon/POPE, whose label files these are
 PHOTOGRAPHS = 30  # with six questions each

@@ -67,9 +67,9 @@ from IPython.display import display
 
 from vlm_lite import family, plots
 from vlm_lite.encoded import encode_shapes
-from vlm_lite.evals.vqa import vqa_scores
 from vlm_lite.labs import check
 from vlm_lite.lessons.language import short_prompt
+from vlm_lite.lessons.vqa import vqa_scores
 from vlm_lite.models import text
 from vlm_lite.models.vlm import load_vlm
 

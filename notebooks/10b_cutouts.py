@@ -49,7 +49,7 @@ print(describe(profile, compute, notebook="10b_cutouts"))
 #
 # An optional companion of [10](10_photographs.ipynb): how its images, questions and three tests are made. No training, no exercises.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [10, a VLM from real parts](10_photographs.ipynb), section 2.
 #

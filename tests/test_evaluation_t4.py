@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.evals.official import lines
 from tests.models.test_pretrained import smol  # noqa: F401
-from vlm_lite.evals.pope import pope_scores
+from vlm_lite.lessons.pope import pope_scores
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "05t_photographs.py"
 CELLS = [

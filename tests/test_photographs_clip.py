@@ -20,9 +20,9 @@ from vlm_lite import embed
 from vlm_lite.data import photographs
 from vlm_lite.data.formats import make_dataset
 from vlm_lite.data.sources import DATASETS, MODELS, SOURCES
-from vlm_lite.evals.retrieval import chance_recall, recall_at_k
 from vlm_lite.hub import HUB, locate
 from vlm_lite.lessons import clip, coco_test
+from vlm_lite.lessons.retrieval import chance_recall, recall_at_k
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import Compute, resolve_model
 from vlm_lite.rehearsal.mirror import _write_sites, train_tokenizer

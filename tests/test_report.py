@@ -10,8 +10,8 @@ from vlm_lite import cli
 from vlm_lite.cli import report
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.encoded import probe as encoded_probe
-from vlm_lite.evals.vqa import score_vqa
 from vlm_lite.files import data_path
+from vlm_lite.lessons.vqa import score_vqa
 from vlm_lite.models.vlm import load_vlm
 
 

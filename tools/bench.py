@@ -35,12 +35,12 @@ from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
 from vlm_lite.data.tokenizer import make_tokenizer  # noqa: E402
 from vlm_lite.embed import pixel_values, tokenize  # noqa: E402
 from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
-from vlm_lite.evals.retrieval import recall_at_k  # noqa: E402
-from vlm_lite.evals.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.files import read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, smolvlm, vit  # noqa: E402
 from vlm_lite.lessons.language import short_prompt  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
+from vlm_lite.lessons.retrieval import recall_at_k  # noqa: E402
+from vlm_lite.lessons.vqa import normalize_answer, score_vqa  # noqa: E402
 from vlm_lite.models.layout import from_blip2, save_clip  # noqa: E402
 from vlm_lite.models.vlm import load_vlm  # noqa: E402
 from vlm_lite.profiles import TINY, describe, get_compute, get_profile  # noqa: E402

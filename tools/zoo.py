@@ -23,13 +23,13 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import shapes
-from vlm_lite.data.negatives import hard_negative, replaced_word
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
 from vlm_lite.encoded import probe
-from vlm_lite.evals.retrieval import recall_at_k
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
 from vlm_lite.lessons import clip, llava, reading
+from vlm_lite.lessons.negatives import hard_negative, replaced_word
+from vlm_lite.lessons.retrieval import recall_at_k
 from vlm_lite.lessons.shipped import LONGER, ask_fixed, llava_parts, train_llava, train_long
 from vlm_lite.lessons.world import any_scene
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers

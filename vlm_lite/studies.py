@@ -26,7 +26,6 @@ from vlm_lite.source import code_hash
 # The modules whose functions count, where a study calls them, beside those in its own.
 FOLLOWED = (
     "vlm_lite.lessons",
-    "vlm_lite.data.negatives",
     "vlm_lite.distributed",
     "vlm_lite.embed",
     "vlm_lite.models.foreign",

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from tests.evals.official import HEADER, M, cells, picture, tabs
-from vlm_lite.evals.mmbench import read_mmbench, write_mmbench
+from vlm_lite.lessons.mmbench import read_mmbench, write_mmbench
 
 
 class Recorder:

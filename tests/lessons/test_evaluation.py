@@ -10,8 +10,9 @@ import torch
 from scipy.stats import bootstrap
 
 from vlm_lite.data.shapes import load_shapes
-from vlm_lite.evals import benchmarks, captions, mmbench, pope
+from vlm_lite.evals import captions
 from vlm_lite.files import UserError
+from vlm_lite.lessons import benchmarks, mmbench, pope
 from vlm_lite.lessons import evaluation as lesson
 
 WORDS = "a red blue star in the top left".split()

@@ -15,21 +15,20 @@ from PIL import Image
 
 import vlm_lite
 from vlm_lite import plots
-from vlm_lite.data.shapes import load_shapes
+from vlm_lite.data.shapes import find_pairs, load_shapes
 from vlm_lite.encoded import encode_shapes, patch_features, probe
 from vlm_lite.evals.captions import caption_scores
-from vlm_lite.evals.controls import (
-    find_pairs,
+from vlm_lite.evals.probes import BridgeScore, Interval, bootstrap_interval
+from vlm_lite.figures import enlarge
+from vlm_lite.files import UserError, atomic_write, write_json
+from vlm_lite.lessons.controls import (
     majority_answer,
     pair_scores,
     shuffle_patches,
     type_prior,
 )
-from vlm_lite.evals.probes import BridgeScore, Interval, bootstrap_interval
-from vlm_lite.evals.vqa import vqa_scores
-from vlm_lite.figures import enlarge
-from vlm_lite.files import UserError, atomic_write, write_json
 from vlm_lite.lessons.language import CAPTION_PROMPT, short_prompt
+from vlm_lite.lessons.vqa import vqa_scores
 from vlm_lite.lessons.world import IMAGE_SIZE
 from vlm_lite.models.vlm import load_vlm
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from vlm_lite.data.images import fit_square, open_image
 from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.embed import embed_images, embed_strings
-from vlm_lite.evals.zeroshot import zeroshot_scores
 from vlm_lite.files import UserError, is_stray, read_text, say
+from vlm_lite.lessons.retrieval import zeroshot_scores
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import get_compute, resolve_model
 

@@ -252,7 +252,7 @@ def eval_vqa(options):
     """`vlm-lite eval vqa`."""
     from vlm_lite.data.records import read_vqa_rows
     from vlm_lite.evals.answers import match, read_results
-    from vlm_lite.evals.vqa import score_vqa
+    from vlm_lite.lessons.vqa import score_vqa
 
     rows, _ = read_vqa_rows(options.questions, options.annotations, complete=False)
     given = read_results(options.results, "question_id", "answer")
@@ -281,7 +281,7 @@ def eval_vqa(options):
 
 def eval_pope(options):
     """`vlm-lite eval pope`."""
-    from vlm_lite.evals.pope import pope_scores, read_pope
+    from vlm_lite.lessons.pope import pope_scores, read_pope
 
     if len(options.labels) != len(options.answers):
         raise UserError(
@@ -318,7 +318,7 @@ def eval_pope(options):
 
 def eval_mmbench(options):
     """`vlm-lite eval mmbench`."""
-    from vlm_lite.evals import mmbench
+    from vlm_lite.lessons import mmbench
 
     rows = everything = mmbench.read_mmbench(options.tsv)
     if options.groups is not None:
@@ -356,7 +356,7 @@ def eval_mmbench(options):
 
 def eval_retrieval(options):
     """`vlm-lite eval retrieval`."""
-    from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
+    from vlm_lite.lessons.retrieval import chance_recall, read_embeddings, recall_at_k
 
     arrays = read_embeddings(options.embeddings)
     try:

@@ -13,9 +13,9 @@ import pandas
 import torch
 from scipy.stats import bootstrap
 
-from vlm_lite.evals.vqa import column, vqa_scores
 from vlm_lite.files import UserError
 from vlm_lite.lessons.language import short_prompt
+from vlm_lite.lessons.vqa import column, vqa_scores
 
 CONDITIONS = ("vlm", "blind", "shuffled", "blank", "oracle")
 RESAMPLES = 2000

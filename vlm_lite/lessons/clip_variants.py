@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from vlm_lite.data import shapes
-from vlm_lite.data.negatives import replaced_word
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.lessons.clip import CLIP, info_nce, make_clip, recall_at_k, train_clip, zero_shot
+from vlm_lite.lessons.negatives import replaced_word
 
 
 def one_direction(image_embeds, text_embeds, logit_scale):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.small import refused
-from vlm_lite.evals.vqa import normalize_answer, score_vqa, vqa_accuracy, vqa_scores
+from vlm_lite.lessons.vqa import normalize_answer, score_vqa, vqa_accuracy, vqa_scores
 
 RULES = st.sampled_from(["official", "always"])
 

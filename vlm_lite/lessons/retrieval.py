@@ -1,4 +1,7 @@
-"""Recall@K: how often a right partner is among the K nearest, from images to captions and back."""
+"""Recall@K and zero-shot accuracy with their ties, and hard negatives, under which the shipped CLIP is asked.
+
+Generated from notebooks/01c_retrieval_scores.py by `make notebooks`: edit the notebook.
+"""
 
 from math import comb
 
@@ -10,6 +13,20 @@ from scipy.sparse import csr_array
 from vlm_lite.files import UserError
 
 ARRAYS = ("image_embeds", "text_embeds", "image_of_text")
+
+
+def ranks_of(queries, gallery, right, chunk_size):
+    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,).
+
+    right: a sparse array (Q, G), which candidates are right for each.
+    """
+    ranks = []
+    for at in torch.arange(len(queries)).split(chunk_size):
+        similarity = queries[at] @ gallery.T  # (C, P) x (P, G) -> (C, G)
+        is_right = torch.from_numpy(right[at.numpy()].toarray())
+        best = similarity.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (C, 1)
+        ranks.append(((similarity >= best) & ~is_right).sum(dim=1))
+    return torch.cat(ranks)
 
 
 def recall_at_k(
@@ -46,8 +63,8 @@ def recall_at_k(
     said = np.array([number[string] for string in strings])  # (M,), equal for equal strings
     has = csr_array((np.ones(M, bool), (owners, said)))  # which image has which string
     ranks = {
-        "image_to_text": _ranks(image_embeds, text_embeds, has[:, said], chunk_size),
-        "text_to_image": _ranks(text_embeds, image_embeds, has.T.tocsr()[said], chunk_size),
+        "image_to_text": ranks_of(image_embeds, text_embeds, has[:, said], chunk_size),
+        "text_to_image": ranks_of(text_embeds, image_embeds, has.T.tocsr()[said], chunk_size),
     }
     return {way: {k: (rank < k).double().mean().item() for k in ks} for way, rank in ranks.items()}
 
@@ -80,6 +97,22 @@ def as_numbers(name, values, *, whole=False):
     return torch.from_numpy(values.astype(np.int64))
 
 
+def unit_rows(name, embeds):
+    """Embeddings (count, width), each brought to unit length. UserError, with `name`, for other shapes, NaN, infinity."""
+    embeds = as_numbers(name, embeds)
+    if embeds.ndim != 2 or not embeds.numel():
+        raise UserError(
+            f"{name} has shape {tuple(embeds.shape)}; expected (count, width), one or more of each."
+        )
+    finite = embeds.isfinite().all(dim=1)
+    if not finite.all():
+        raise UserError(
+            f"{name} has NaN, or values beyond float32, in rows {(~finite).nonzero().flatten().tolist()[:5]}. Look at the "
+            "training loss, or lower the learning rate."
+        )
+    return F.normalize(embeds, dim=-1)
+
+
 def read_embeddings(path):
     """The arrays of an NPZ file as the arguments of `recall_at_k`: image_embeds, text_embeds, image_of_text and, where
     the file has them, texts. UserError names the file, and an array that is missing or pickled.
@@ -101,31 +134,20 @@ def read_embeddings(path):
     return {name: array.tolist() if name == "texts" else array for name, array in found.items()}
 
 
-def unit_rows(name, embeds):
-    """Embeddings (count, width), each brought to unit length. UserError, with `name`, for other shapes, NaN, infinity."""
-    embeds = as_numbers(name, embeds)
-    if embeds.ndim != 2 or not embeds.numel():
-        raise UserError(
-            f"{name} has shape {tuple(embeds.shape)}; expected (count, width), one or more of each."
-        )
-    finite = embeds.isfinite().all(dim=1)
-    if not finite.all():
-        raise UserError(
-            f"{name} has NaN, or values beyond float32, in rows {(~finite).nonzero().flatten().tolist()[:5]}. Look at the "
-            "training loss, or lower the learning rate."
-        )
-    return F.normalize(embeds, dim=-1)
+def zeroshot_scores(image_embeds, class_embeds, labels, ks=(1, 5)):
+    """{"top1", "top5"}: the part of the images, in [0, 1], whose class is among the k nearest by cosine.
 
-
-def _ranks(queries, gallery, right, chunk_size):
-    """For each query the number of wrong candidates at least as near as its nearest right one: (Q,).
-
-    right: a sparse array (Q, G), which candidates are right for each.
+    image_embeds (N, P), class_embeds (C, P), labels (N,) whole numbers below C. A wrong class that ties with the right
+    one stands before it, so that equal embeddings earn nothing. With k classes or fewer, top-k is 1 but for ties.
     """
-    ranks = []
-    for at in torch.arange(len(queries)).split(chunk_size):
-        similarity = queries[at] @ gallery.T  # (C, P) x (P, G) -> (C, G)
-        is_right = torch.from_numpy(right[at.numpy()].toarray())
-        best = similarity.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (C, 1)
-        ranks.append(((similarity >= best) & ~is_right).sum(dim=1))
-    return torch.cat(ranks)
+    images = unit_rows("image_embeds", image_embeds)
+    classes = unit_rows("class_embeds", class_embeds)
+    labels = as_numbers("labels", labels, whole=True)
+    if labels.shape != (len(images),) or not 0 <= labels.min() <= labels.max() < len(classes):
+        raise UserError(
+            f"labels have the shape {tuple(labels.shape)}; expected {len(images)} class numbers, each below {len(classes)}."
+        )
+    similarity = images @ classes.T  # (N, P) x (P, C) -> (N, C)
+    own = similarity.gather(1, labels[:, None])  # (N, 1)
+    rank = (similarity >= own).sum(dim=1) - 1  # (N,), how many other classes are at least as near
+    return {f"top{k}": (rank < k).double().mean().item() for k in ks}

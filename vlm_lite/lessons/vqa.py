@@ -1,7 +1,6 @@
-"""VQA v2 accuracy, exactly as the official evaluator computes it.
+"""The official scores of VQA v2 and POPE, as their authors' scripts compute them, habits included.
 
-Each of the ten people is left out once and the answer scores min(1, matches among the other nine / 3); the accuracy is
-the mean of the ten (Antol et al. 2015, https://visualqa.org/evaluation.html). So n matches give 0, 30, 60, 90, 100%.
+Generated from notebooks/05c_vqa_and_pope.py by `make notebooks`: edit the notebook.
 """
 
 import re
@@ -16,7 +15,7 @@ from vlm_lite.files import UserError
 NORMALIZE = ("official", "always")
 
 # The evaluator restores the apostrophe of these words where exactly one is missing: "dont", "couldnt've", "couldn'tve".
-_APOSTROPHES = """
+APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
     o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
@@ -26,7 +25,7 @@ _APOSTROPHES = """
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """.split()
 CONTRACTIONS = {
-    word[:i] + word[i + 1 :]: word for word in _APOSTROPHES for i, c in enumerate(word) if c == "'"
+    word[:i] + word[i + 1 :]: word for word in APOSTROPHES for i, c in enumerate(word) if c == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 NUMBERS = "zero one two three four five six seven eight nine ten".split()
@@ -36,7 +35,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the colon nor the apostrophe
 
 
 @lru_cache(maxsize=100_000)
-def _trim(answer):
+def trim(answer):
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -47,7 +46,7 @@ def normalize_answer(answer):
     stands beside a space or a comma stands between two digits anywhere ("1,000"), when it vanishes; and a full stop
     vanishes unless a digit follows ("3." -> "3", ".5" stays), the first 32 of them only.
     """
-    text = raw = _trim(answer)
+    text = raw = trim(answer)
     if not raw.replace(" ", "").isalnum():  # else there is no punctuation
         comma_in_number = re.search(r"\d,\d", raw)
         for mark in PUNCTUATION:
@@ -75,8 +74,8 @@ def vqa_accuracy(prediction, answers, normalize="official"):
             f"the prediction is {prediction!r} and the answers are {list(answers)!r}; expected a text, and "
             f"{ANSWERS_PER_QUESTION} of them, one a person."
         )
-    differ = len(set(answers)) > 1 and len(set(map(_trim, answers))) > 1
-    prepare = normalize_answer if normalize == "always" or differ else _trim
+    differ = len(set(answers)) > 1 and len(set(map(trim, answers))) > 1
+    prepare = normalize_answer if normalize == "always" or differ else trim
     matches, people = [*map(prepare, answers)].count(prepare(prediction)), ANSWERS_PER_QUESTION
     # Leaving out one who agrees leaves matches - 1, leaving out one who does not leaves all.
     return (matches * min(matches - 1, 3) + (people - matches) * min(matches, 3)) / (3 * people)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from tests.small import refused
-from vlm_lite.evals.pope import parse_answer, pope_scores, read_pope
+from vlm_lite.lessons.pope import parse_answer, pope_scores, read_pope
 
 HABITS = {  # what the official and the strict parser read
     ("yes", "yes"): ["Yes", "yes, there is.", "Yes. There is no dog."],  # the first sentence only

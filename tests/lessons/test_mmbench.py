@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.evals.official import HEADER, M, cells, picture, tabs
 from tests.small import refused
 from vlm_lite.data.readers import read_mmbench as read_table
-from vlm_lite.evals import mmbench
-from vlm_lite.evals.mmbench import (
+from vlm_lite.lessons import mmbench
+from vlm_lite.lessons.mmbench import (
     extract_letter,
     match_predictions,
     mmbench_scores,

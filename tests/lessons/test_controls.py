@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_lite.evals.controls import (
-    find_pairs,
+from vlm_lite.data.shapes import find_pairs
+from vlm_lite.lessons.controls import (
     majority_answer,
     pair_scores,
     shuffle_patches,

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from vlm_lite.data.negatives import KIND_OF, _meaning, hard_negative, replaced_word
 from vlm_lite.lessons import language, world
+from vlm_lite.lessons.negatives import KIND_OF, hard_negative, meaning, replaced_word
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,16 @@ def test_a_pair_of_words_changes_places_or_one_changes_and_all_kinds_of_errors_o
     for text in captions:
         wrong = hard_negative(text, rng)
         found = changes(text, wrong)
-        assert 1 <= len(found) <= 2 and _meaning(wrong) != _meaning(text)
+        assert 1 <= len(found) <= 2 and meaning(wrong) != meaning(text)
         same += sorted(text) == sorted(wrong)
         kinds.update({KIND_OF[a] for a, _ in found})
     assert same > 0.35 * len(captions)  # have the very same words
     assert len(kinds) == len(set(KIND_OF.values())) and min(kinds.values()) > 5
 
 
-def test_the_order_of_the_things_makes_no_difference_in_meaning():
+def test_the_order_of_the_things_makes_no_difference_inmeaning():
     other = "this is a blue star and a red circle."
-    assert _meaning("a red circle and a blue star.") == _meaning(other)
+    assert meaning("a red circle and a blue star.") == meaning(other)
     # exchanging the colours of two equal shapes says the same again, so one of them must change
     rng = np.random.default_rng(0)
     found = {hard_negative("a red circle and a blue circle.", rng) for _ in range(30)}

@@ -1,6 +1,6 @@
-"""The Shapes world as a benchmark: POPE's and MMBench's files, captions one word apart, and questions of one kind.
+"""POPE's and MMBench's files, captions one word apart and questions of one kind, made from known scenes.
 
-Everything is made from the scenes and has exact answers. The same seed makes the same files.
+Generated from notebooks/05e_making_benchmarks.py by `make notebooks`: edit the notebook.
 """
 
 import base64
@@ -19,15 +19,17 @@ from PIL import Image
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
-from vlm_lite.evals.controls import shuffle_patches
-from vlm_lite.evals.mmbench import ROTATION, read_mmbench, write_mmbench
 from vlm_lite.lessons import language, world
+from vlm_lite.lessons.controls import shuffle_patches
 from vlm_lite.lessons.instructions import read_boxes
+from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench
 
 
-def the(item):
-    """How the questions name a thing: "the small red circle", or "the digit"."""
-    return "the digit" if item.is_digit else f"the {item.size} {item.colour} {item.shape}"
+def controlled(images):
+    """{condition: images (N, 3, S, S)}: the images, empty ones, each one's neighbour, and each with its patches in disorder."""
+    dark = torch.tensor(world.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand_as(images)
+    others = {"blank": dark, "shuffled": images.roll(1, dims=0)}
+    return {"vlm": images, **others, "patch-shuffled": shuffle_patches(images, world.CELL)}
 
 
 class Asker:
@@ -66,27 +68,20 @@ class Asker:
         return self.images[self.number[image_id]]
 
 
-def controlled(images):
-    """{condition: images (N, 3, S, S)}: the images, empty ones, each one's neighbour, and each with its patches in disorder."""
-    dark = torch.tensor(world.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand_as(images)
-    others = {"blank": dark, "shuffled": images.roll(1, dims=0)}
-    return {"vlm": images, **others, "patch-shuffled": shuffle_patches(images, world.CELL)}
+def of_type(rows, kind, count):
+    """The first `count` rows whose question_type is `kind`."""
+    return [row for row in rows if row["question_type"] == kind][:count]
 
 
-def fooling_captions(references):
-    """For N images with five captions each, N captions of each kind that says less, or something else, than the first."""
-    first, colour = [five[0] for five in references], re.compile("|".join(world.COLOURS))
-    words = [sorted(re.findall(r"\w+", text)) for text in first]
-    swapped = [
-        colour.sub(lambda m: "red" if m[0] != "red" else "blue", text, count=1) for text in first
-    ]
-    return {
-        "true": first,
-        "its words sorted": [" ".join(each) for each in words],
-        "true, one object only": [re.split(", | and ", text)[0] for text in first],
-        "one colour wrong": swapped,
-        "of the next": first[1:] + first[:1],
-    }
+def told(captions):
+    """(image_id, description, its Scene) of each row of a captions table."""
+    ids, texts = captions["image_id"][:], captions["description"][:]
+    return zip(ids, texts, map(read_boxes, texts), strict=True)
+
+
+def as_row(image_id, description, question, answer):
+    row = {"image_id": image_id, "description": description}
+    return {**row, "question": question, "answer": answer}
 
 
 def write_pope(path, captions, split, count, seed=0):
@@ -95,12 +90,12 @@ def write_pope(path, captions, split, count, seed=0):
     Asked is for each "colour shape" there and for as many that are absent: any ("random"), the most frequent
     ("popular"), or those that most often come together with what is there ("adversarial").
     """
-    told = list(_told(captions))
-    present = [sorted({f"{i.colour} {i.shape}" for i in scene.shapes}) for *_, scene in told]
+    all_told = list(told(captions))
+    present = [sorted({f"{i.colour} {i.shape}" for i in scene.shapes}) for *_, scene in all_told]
     frequent = Counter(kind for kinds in present for kind in kinds)
     together = Counter(pair for kinds in present for pair in permutations(kinds, 2))
     draw, lines, rows = random.Random(seed), [], []
-    for (image_id, description, _), kinds in zip(told[:count], present, strict=False):
+    for (image_id, description, _), kinds in zip(all_told[:count], present, strict=False):
         rank = {
             "random": lambda kind: 0,
             "popular": lambda kind: -frequent[kind],
@@ -110,7 +105,7 @@ def write_pope(path, captions, split, count, seed=0):
         draw.shuffle(absent)  # equals stand in no order
         for kind in (*kinds, *sorted(absent, key=rank)[: len(kinds)]):
             text, label = f"Is there a {kind} in the image?", "yes" if kind in kinds else "no"
-            rows.append(_row(image_id, description, text, label))
+            rows.append(as_row(image_id, description, text, label))
             ids = {"question_id": len(rows), "image": str(image_id)}
             lines.append(json.dumps({**ids, "text": text, "label": label}))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,26 +175,37 @@ def one_word_apart(families, each, seed=0):
     return images, [text for _, text, _ in found], [kind for *_, kind in found]
 
 
-def of_type(rows, kind, count):
-    """The first `count` rows whose question_type is `kind`."""
-    return [row for row in rows if row["question_type"] == kind][:count]
+def fooling_captions(references):
+    """For N images with five captions each, N captions of each kind that says less, or something else, than the first."""
+    first, colour = [five[0] for five in references], re.compile("|".join(world.COLOURS))
+    words = [sorted(re.findall(r"\w+", text)) for text in first]
+    swapped = [
+        colour.sub(lambda m: "red" if m[0] != "red" else "blue", text, count=1) for text in first
+    ]
+    return {
+        "true": first,
+        "its words sorted": [" ".join(each) for each in words],
+        "true, one object only": [re.split(", | and ", text)[0] for text in first],
+        "one colour wrong": swapped,
+        "of the next": first[1:] + first[:1],
+    }
 
 
-def reworded(rows, ends):
-    """Each row once for each of `ends`, which takes the place of its question mark."""
-    return [{**row, "question": row["question"].replace("?", e)} for row in rows for e in ends]
+def the(item):
+    """How the questions name a thing: "the small red circle", or "the digit"."""
+    return "the digit" if item.is_digit else f"the {item.size} {item.colour} {item.shape}"
 
 
 def level_questions(captions, count, seed=0):
     """Rows about two things in one row or column, asked above or below, left or right: the answer is always no."""
     draw, rows = random.Random(seed), []
-    for image_id, text, scene in _told(captions):
+    for image_id, text, scene in told(captions):
         for one, other in permutations(scene.items, 2):
             for words in reversed(language.RELATIONS):
                 axis = language.PAIRS[words[0]][0]
                 if getattr(one, axis) == getattr(other, axis) and the(one) != the(other):
                     asked = f"is {the(one)} {draw.choice(words)} {the(other)}?"
-                    rows.append(_row(image_id, text, asked, "no"))
+                    rows.append(as_row(image_id, text, asked, "no"))
     return rows[:count]
 
 
@@ -217,22 +223,16 @@ def is_level(row):
 def more_questions(captions, count, seed=0):
     """Rows of "are there more circles than squares?" and the same turned round: two counts and a comparison."""
     draw, rows = random.Random(seed), []
-    for image_id, text, scene in _told(captions):
+    for image_id, text, scene in told(captions):
         here = [item.shape for item in scene.shapes]
         kinds = sorted(set(here)) if len(set(here)) > 1 else world.SHAPES
         for one, other in permutations(draw.sample(kinds, 2)) if len(here) > 1 else ():
             asked = f"are there more {plural(one, 2)} than {plural(other, 2)}?"
             right = "yes" if here.count(one) > here.count(other) else "no"
-            rows.append(_row(image_id, text, asked, right))
+            rows.append(as_row(image_id, text, asked, right))
     return rows[:count]
 
 
-def _told(captions):
-    """(image_id, description, its Scene) of each row of a captions table."""
-    ids, texts = captions["image_id"][:], captions["description"][:]
-    return zip(ids, texts, map(read_boxes, texts), strict=True)
-
-
-def _row(image_id, description, question, answer):
-    row = {"image_id": image_id, "description": description}
-    return {**row, "question": question, "answer": answer}
+def reworded(rows, ends):
+    """Each row once for each of `ends`, which takes the place of its question mark."""
+    return [{**row, "question": row["question"].replace("?", e)} for row in rows for e in ends]

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from tests.evals.official import save_embeddings
 from tests.small import refused
-from vlm_lite.evals.retrieval import chance_recall, read_embeddings, recall_at_k
-from vlm_lite.evals.zeroshot import zeroshot_scores
+from vlm_lite.lessons.retrieval import chance_recall, read_embeddings, recall_at_k, zeroshot_scores
 
 
 def brute_force(images, texts, owners, k, strings):

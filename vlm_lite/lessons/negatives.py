@@ -1,11 +1,6 @@
-"""Captions that are almost right: hard negatives for contrastive training.
+"""Recall@K and zero-shot accuracy with their ties, and hard negatives, under which the shipped CLIP is asked.
 
-Told only to find its caption among those of other images, an encoder learns *what* is in an image and not *where*, nor
-which colour belongs to which shape: a bag of words is enough. Beside its caption each image therefore gets the same
-words in another order, and must tell the two apart (NegCLIP: Yuksekgonul et al. 2023, "When and why vision-language
-models behave like bags-of-words, and what to do about it?", section 4). An encoder that only meets those learns places
-well and forgets part of the shapes, which such captions leave as they are: so there are captions with one word
-replaced, too ("replace" beside "swap" in SugarCrepe, Hsieh et al. 2023, section 3).
+Generated from notebooks/01c_retrieval_scores.py by `make notebooks`: edit the notebook.
 """
 
 import re
@@ -20,6 +15,18 @@ KIND_OF = {word: kind for kind in KINDS for word in kind}
 OPENING = re.compile(
     r"^(there is only a|there is|this picture shows|i see|a picture of|this is|a single) "
 )
+
+
+def joined(words):
+    return re.sub(r" ([.,])", r"\1", " ".join(words))
+
+
+def meaning(caption):
+    """The parts of a caption without their order. Two captions of other parts differ in meaning."""
+    parts = re.split(
+        r", with |, in | there is | there are |, | and ", OPENING.sub("", caption).rstrip(".")
+    )
+    return sorted(re.sub(r"^(an?|in) ", "", part) for part in parts)
 
 
 def hard_negative(caption, rng):
@@ -46,12 +53,12 @@ def hard_negative(caption, rng):
         else:
             other = int(rng.choice(others))
             new[one], new[other] = words[other], words[one]
-        if _meaning(text := _text(new)) != _meaning(caption):
+        if meaning(text := joined(new)) != meaning(caption):
             return text
     for one, word in enumerate(words):
         if word in COLOURS or word.isdigit():
             others = [other for other in KIND_OF[word] if other != word]
-            return _text([*words[:one], others[rng.integers(len(others))], *words[one + 1 :]])
+            return joined([*words[:one], others[rng.integers(len(others))], *words[one + 1 :]])
     return caption
 
 
@@ -68,16 +75,4 @@ def replaced_word(caption, rng):
     weights = np.array([3.0 if words[i] in SHAPES else 1.0 for i in places])
     one = int(rng.choice(places, p=weights / weights.sum()))
     words[one] = str(rng.choice([other for other in KIND_OF[words[one]] if other != words[one]]))
-    return _text(words)
-
-
-def _text(words):
-    return re.sub(r" ([.,])", r"\1", " ".join(words))
-
-
-def _meaning(caption):
-    """The parts of a caption without their order. Two captions of other parts differ in meaning."""
-    parts = re.split(
-        r", with |, in | there is | there are |, | and ", OPENING.sub("", caption).rstrip(".")
-    )
-    return sorted(re.sub(r"^(an?|in) ", "", part) for part in parts)
+    return joined(words)

@@ -1,7 +1,6 @@
-"""POPE: is there a chair in the image? Yes-no questions about objects, half of them about objects that are not there.
+"""The official scores of VQA v2 and POPE, as their authors' scripts compute them, habits included.
 
-Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models". A model that says yes to everything
-has a recall of 1 and a yes ratio of 1; published F1 figures are often the mean of the three splits.
+Generated from notebooks/05c_vqa_and_pope.py by `make notebooks`: edit the notebook.
 """
 
 import re

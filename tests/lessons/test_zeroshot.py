@@ -12,7 +12,7 @@ from tests import small
 from tests.evals.official import png
 from tests.small import refused
 from vlm_lite.cli.zeroshot import class_folders, classify_folder
-from vlm_lite.evals.zeroshot import zeroshot_scores
+from vlm_lite.lessons.retrieval import zeroshot_scores
 
 COLOURS = ["black", "blue_square", "green", "orange", "red", "white", "yellow"]
 TEMPLATES = ("a photo of a {}.", "art of the {}.", "a bad photo of the {}.")

@@ -1,9 +1,6 @@
-"""MMBench: multiple choice, where each question is asked again with its options rotated.
+"""MMBench's CircularEval with its reading of letters, and the controls that need no model.
 
-Liu et al. 2023, "MMBench: Is Your Multi-modal Model an All-around Player?", section 4. CircularEval: a question counts
-as right only if **every** rotation of it in the file is answered right; a liking for the letter A earns nothing.
-Reading of answers: the exact matching of VLMEvalKit (`can_infer` of vlmeval/utils/matching_util.py) as of 17 June
-2026, without a judge model.
+Generated from notebooks/05d_mmbench_and_controls.py by `make notebooks`: edit the notebook.
 """
 
 import random

@@ -1,6 +1,6 @@
-"""What a score must beat: answers without a look, images with their patches in disorder, pairs that no prior answers.
+"""MMBench's CircularEval with its reading of letters, and the controls that need no model.
 
-`probes` asks the model itself blind, with another image and with an empty one; here are the controls without a model.
+Generated from notebooks/05d_mmbench_and_controls.py by `make notebooks`: edit the notebook.
 """
 
 from collections import Counter, defaultdict
@@ -8,8 +8,6 @@ from collections import Counter, defaultdict
 import numpy as np
 import torch
 from einops import rearrange
-
-from vlm_lite.data.shapes import find_pairs as find_pairs
 
 
 def majority_answer(answers):
