@@ -74,6 +74,7 @@ from vlm_lite.data import language
 from vlm_lite.data.language import join, name_of, pick, place, thing
 from vlm_lite.data.tokenizer import plural
 from vlm_lite.files import UserError
+from vlm_lite.lessons import reading
 from vlm_lite.lessons.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 
 BOX = re.compile(
@@ -331,7 +332,7 @@ def stage_talks(data, seed=0, exchanged=0.0):
 def reading_rows(count, seed=7):
     """`count` texts as the language model was trained on: a scene in words before the first of five prompts."""
     rngs = (np.random.default_rng([seed, 9, k]) for k in range(count))
-    documents = (language.document(any_scene, rng, 5) for rng in rngs)
+    documents = (reading.document(any_scene, rng, 5) for rng in rngs)
     return [[(f"{text} {talk[0][0]}".strip(), talk[0][1]), *talk[1:]] for text, talk in documents]
 
 

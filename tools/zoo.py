@@ -26,7 +26,7 @@ from vlm_lite.data import language, shapes
 from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
 from vlm_lite.encoded import probe
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
-from vlm_lite.lessons import clip, llava
+from vlm_lite.lessons import clip, llava, reading
 from vlm_lite.lessons.negatives import hard_negative, replaced_word
 from vlm_lite.lessons.retrieval import recall_at_k
 from vlm_lite.lessons.scenes import any_scene
@@ -52,7 +52,7 @@ DOCUMENT_TOKENS = 160
 def _document(seed, index):
     """(ids, whether each is output) of one document, cut between its parts to DOCUMENT_TOKENS."""
     tokenizer, rng = language.make_tokenizer(), np.random.default_rng([seed, index])
-    description, exchanges = language.document(any_scene, rng, exchanges=6)
+    description, exchanges = reading.document(any_scene, rng, exchanges=6)
     segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
     ids, is_output = [], []
     for part, segment in enumerate(tokenizer(segments, add_special_tokens=False)["input_ids"]):

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.small import refused
 from vlm_lite.data import formats, language, shapes
-from vlm_lite.lessons import scenes
+from vlm_lite.lessons import reading, scenes
 
 
 def some_scenes(split, count=200):
@@ -123,7 +123,7 @@ def test_no_text_of_the_world_has_a_word_the_tokenizer_does_not_know():
     tokenizer = language.make_tokenizer()
     for index in range(150):
         rng = np.random.default_rng([4, index])
-        description, exchanges = language.document(scenes.sample_scene, rng)
+        description, exchanges = reading.document(scenes.sample_scene, rng)
         text = " ".join([description, *(f"{p} {a}" for p, a in exchanges)])
         assert not language.unknown_words(tokenizer, text), text
 

@@ -1,14 +1,14 @@
 """Words about Shapes scenes: descriptions, captions, questions and conversations.
 
 One grammar serves two readers. An image's captions and questions (`captions`, `questions`) go into the official file
-formats; the language model's text (`document`) adds scenes written in words, so that it learns to *read* a scene before
-it ever meets an image.
+formats; the language model's text (`lessons.reading`) adds scenes written in words, so that it learns to *read* a scene
+before it ever meets an image.
 """
 
 import re
 from itertools import permutations
 
-from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS, plural
+from vlm_lite.data.tokenizer import COLUMNS, ROWS, plural
 from vlm_lite.data.tokenizer import make_tokenizer as make_tokenizer
 from vlm_lite.data.tokenizer import unknown_words as unknown_words
 from vlm_lite.data.tokenizer import vocabulary as vocabulary
@@ -27,11 +27,6 @@ CAPTION_PROMPT = "caption:"
 RELATIONS = (("left of", "right of"), ("above", "below"))
 PAIRS = {"left of": ("col", -1), "right of": ("col", 1), "above": ("row", -1), "below": ("row", 1)}
 STEPS = "think step by step."
-REQUESTS = """describe the image.
-what do you see?
-describe this picture in detail.
-what is in the picture?
-please describe the picture in one sentence.""".split("\n")
 ANSWERS = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -85,7 +80,7 @@ def cell(item):
     return f"{ROWS[item.row]} row, {COLUMNS[item.col]} column"
 
 
-def _references(scene, item, hidden=()):
+def references(scene, item, hidden=()):
     """Every phrase that names `item` and nothing else in the scene, not using the attributes in `hidden`."""
     if item.is_digit:
         return [] if "value" in hidden else ["the digit"]
@@ -143,14 +138,14 @@ def _backwards(item, rng):
     return "the {} is {} and {}. it is in the {}.".format(*words, cell(item))
 
 
-def _compare(one, other, relation):
+def compare(one, other, relation):
     axis, sign = PAIRS[relation]
     return (getattr(one, axis) - getattr(other, axis)) * sign > 0
 
 
 def _comparison(scene, rng):
     one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
-    true = [r for r in PAIRS if _compare(one, other, r)]
+    true = [r for r in PAIRS if compare(one, other, r)]
     return f"the {name_of(one)} is {pick(rng, true)} the {name_of(other)}."
 
 
@@ -168,7 +163,7 @@ def captions(scene, rng):
         alone = f"a single {name_of(items[0])} on a dark background."
         last = pick(rng, [f"there is only {plain[0]}.", alone])
     else:
-        relation = pick(rng, [r for r in PAIRS if _compare(*items[:2], r)])
+        relation = pick(rng, [r for r in PAIRS if compare(*items[:2], r)])
         rest = f", with {join(plain[2:])}" if plain[2:] else ""
         last = f"{plain[0]} {relation} {plain[1]}{rest}."
     return [
@@ -191,13 +186,13 @@ def questions(scene, rng):
     """Candidate questions about a scene: a list of (question, answer, type), several of each type it allows."""
     found, shapes = [], scene.shapes
     for item in shapes:
-        for ref in _references(scene, item, hidden=("colour",)):
+        for ref in references(scene, item, hidden=("colour",)):
             found.append((f"what colour is {ref}?", item.colour, "colour"))
         for key, forms in (
             ("shape", ("what is {}?", "what kind of shape is {}?")),
             ("size", ("what size is {}?", "is {} small or large?")),
         ):
-            for ref in _references(scene, item, hidden=(key,)):
+            for ref in references(scene, item, hidden=(key,)):
                 second = rng.random() >= 0.5 if key == "shape" else int(rng.integers(2))
                 found.append((forms[second].format(ref), getattr(item, key), key))
     found.append(("how many shapes are there?", str(len(shapes)), "count"))
@@ -241,17 +236,17 @@ def _existence(scene, rng):
 
 
 def _relations(scene, rng):
-    found, named = [], [(item, _references(scene, item)) for item in scene.items]
+    found, named = [], [(item, references(scene, item)) for item in scene.items]
     for (one, its), (other, others) in permutations(named, 2):
         if not its or not others:
             continue
         a, b = pick(rng, its), pick(rng, others)
         for relations in RELATIONS:
-            level = not any(_compare(one, other, relation) for relation in relations)
+            level = not any(compare(one, other, relation) for relation in relations)
             if level and rng.random() >= 0.15:
                 continue
             relation = pick(rng, relations)
-            answer = "yes" if _compare(one, other, relation) else "no"
+            answer = "yes" if compare(one, other, relation) else "no"
             found.append((f"is {a} {relation} {b}?", answer, "relation"))
     return found
 
@@ -293,124 +288,3 @@ def sentence(question, answer, kind):
         r"is (.+?) (left of|right of|above|below) (.+)$", text
     ).groups()
     return f"{answer}, {subject} is {'not ' if answer == 'no' else ''}{relation} {other}."
-
-
-# ---------------------------------------------------------------- text for the language model
-
-
-def _options(question, answer, kind, rng):
-    others = [p for p in ANSWERS[kind] if p != answer]
-    chosen = [answer] + [others[i] for i in rng.permutation(len(others))[:3]]
-    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
-    listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, chosen, strict=False))
-    return short_prompt(f"{question} {listed}"), LETTERS[chosen.index(answer)]
-
-
-def _two(scene, rng):
-    """Two things of a scene, a relation to ask about, and what both need: (one, other, relation, axis, word, names)."""
-    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
-    relation = pick(rng, tuple(PAIRS))
-    return one, other, relation, *_axis(relation)
-
-
-def _axis(relation):
-    axis = PAIRS[relation][0]
-    return (axis, "column", COLUMNS) if axis == "col" else (axis, "row", ROWS)
-
-
-def _either(axis, difference):
-    """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
-    text = "left or right of" if axis == "col" else "above or below"
-    return text, text.split()[0 if difference < 0 else 2]
-
-
-def _steps(scene, rng):
-    """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
-    if len(scene.items) < 2:
-        return None
-    one, other, relation, axis, word, names = _two(scene, rng)
-    a, b = ("the digit" if i.is_digit else f"the {name_of(i)}" for i in (one, other))
-    true = [r for r in PAIRS if PAIRS[r][0] == axis and _compare(one, other, r)]
-    so = f"so {a} is {true[0]} {b}." if true else f"they are in the same {word}."
-    where = (f"{x} is in the {names[getattr(i, axis)]} {word}." for x, i in ((a, one), (b, other)))
-    answer = "yes" if relation in true else "no"
-    return (
-        short_prompt(f"is {a} {relation} {b}? {STEPS}"),
-        f"{' '.join(where)} {so} the answer is {answer}.",
-    )
-
-
-def _lines(scene, rng):
-    """The steps that a relation is made of: where a thing is, which of two places comes first, and for two things.
-
-    A relation asked for with yes or no is an exclusive-or: no part of it alone says anything about the answer. A small
-    model stays at chance for long unless it first learns to *name* the relation ("left or right of?").
-    """
-    kind = rng.random()
-    if len(scene.items) > 1 and kind < 0.4:
-        one, other, _, axis, *_ = _two(scene, rng)
-        a, b = _references(scene, one), _references(scene, other)
-        if a and b and getattr(one, axis) != getattr(other, axis):
-            either, answer = _either(axis, getattr(one, axis) - getattr(other, axis))
-            return short_prompt(f"is {pick(rng, a)} {either} {pick(rng, b)}?"), answer
-    relation = pick(rng, tuple(PAIRS))
-    axis, word, names = _axis(relation)
-    item = pick(rng, scene.items)
-    refs = _references(scene, item)
-    if refs and kind < 0.7:
-        return short_prompt(f"which {word} is {pick(rng, refs)} in?"), names[getattr(item, axis)]
-    one, other = (int(i) for i in rng.permutation(4)[:2])
-    if rng.random() < 0.4:
-        either, answer = _either(axis, one - other)
-        return short_prompt(
-            f"is the {names[one]} {word} {either} the {names[other]} {word}?"
-        ), answer
-    question = f"is the {names[one]} {word} {relation} the {names[other]} {word}?"
-    return short_prompt(question), "yes" if (one - other) * PAIRS[relation][1] > 0 else "no"
-
-
-def exchange(scene, rng, candidates=None):
-    """One (prompt, answer) pair about a scene, in one of the styles that the course uses.
-
-    `candidates` is the scene's `questions`, when the caller has them already.
-    """
-    style = rng.random()
-    if style < 0.06:
-        return CAPTION_PROMPT, pick(rng, captions(scene, rng))
-    if style < 0.10:
-        form = pick(rng, REQUESTS)
-        return chat_prompt(form), captions(scene, rng)[0]
-    if style < 0.15:
-        item = pick(rng, scene.items)
-        refs = _references(scene, item)
-        if refs:
-            ref = pick(rng, refs)
-            return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
-    if style < 0.21 and (steps := _steps(scene, rng)):
-        return steps
-    if style < 0.37:
-        return _lines(scene, rng)
-    candidates = candidates or questions(scene, rng)
-    kinds = sorted({k for _, _, k in candidates})
-    kind = "relation" if "relation" in kinds and rng.random() < 0.35 else pick(rng, kinds)
-    question, answer, kind = pick(rng, [c for c in candidates if c[2] == kind])
-    question = question.replace("colour", "color") if rng.random() < 0.2 else question
-    if style < 0.45:
-        return _options(question, answer, kind, rng)
-    if style < 0.53:
-        return chat_prompt(question), sentence(question, answer, kind)
-    if kind == "existence" and style < 0.63:
-        question = question.replace("?", pick(rng, [" in the image?", " in the picture?"]))
-    return short_prompt(question), answer
-
-
-def document(make_scene, rng, exchanges=8, blind=0.12):
-    """One text of the language model: (description or "", [(prompt, answer), ...]).
-
-    With probability `blind` there is no description, and every question is about another scene: the prior.
-    """
-    if rng.random() < blind:
-        return "", [exchange(make_scene(rng), rng) for _ in range(exchanges)]
-    scene = make_scene(rng)
-    candidates = questions(scene, rng)
-    return describe(scene, rng), [exchange(scene, rng, candidates) for _ in range(exchanges)]
