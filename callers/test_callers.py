@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.models.vlm import load_vlm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,8 +82,8 @@ def test_the_page_answers_in_a_browser():
 
 
 def test_the_page_draws_the_world_that_the_model_knows():
-    """scene.mjs and vlm_lite.data.scenes cover the same pixels, shape by shape and digit by digit."""
-    from vlm_lite.data import scenes
+    """scene.mjs and vlm_lite.lessons.world cover the same pixels, shape by shape and digit by digit."""
+    from vlm_lite.lessons import world
 
     code = """import(process.argv[1]).then((s) => console.log(JSON.stringify([
         s.SHAPES.flatMap((shape) => Object.values(s.SIZES).map((side) => s.coverage(shape, side))),
@@ -91,12 +91,12 @@ def test_the_page_draws_the_world_that_the_model_knows():
     path = ROOT / "docs/demo/scene.mjs"
     run = subprocess.run(["node", "-e", code, path], capture_output=True, text=True, timeout=60)
     shapes, digits = json.loads(run.stdout)
-    pairs = [(shape, side) for shape in scenes.SHAPES for side in scenes.SIZES.values()]
+    pairs = [(shape, side) for shape in world.SHAPES for side in world.SIZES.values()]
     for (shape, side), found in zip(pairs, shapes, strict=True):
-        assert np.array_equal(scenes._coverage(shape, side).ravel(), found), (shape, side)
+        assert np.array_equal(world.coverage(shape, side).ravel(), found), (shape, side)
     for value, found in enumerate(digits):
-        item = scenes.Item("digit", "white", "large", 0, 0, value)
-        expected = scenes._handwriting(scenes._glyph(item)).ravel()
+        item = world.Item("digit", "white", "large", 0, 0, value)
+        expected = world.handwriting(world.find_glyph(item)).ravel()
         assert (
             torch.tensor(found).sub(torch.tensor(expected)).abs().max() <= 1
         )  # rounded in two steps there

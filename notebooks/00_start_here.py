@@ -72,11 +72,12 @@ import torch
 from IPython.display import display
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data import language, scenes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import five_questions, load_shapes
+from vlm_lite.data.tokenizer import unknown_words
 from vlm_lite.embed import pixel_values
 from vlm_lite.evals.probes import CONDITIONS, run_probes
+from vlm_lite.lessons import language, reading, world
 from vlm_lite.lessons.instructions import facts
 from vlm_lite.models.vlm import load_vlm
 
@@ -113,7 +114,8 @@ diagrams.vision_language_model(vlm, image_of[1000066], language.short_prompt(que
 #   on Shapes text: scenes in words with questions, answers, captions and conversations.
 #
 # **Shapes** is a drawn world with real handwritten digits in it. We know what is in each image, so we can tell for
-# certain when the model is wrong, and everything runs on a laptop.
+# certain when the model is wrong, and everything runs on a laptop. ([00b](00b_world.ipynb) draws it, and
+# changes one thing at a time.)
 
 # %%
 parts = {"vision encoder": vlm.vision.vision_model, "connector": vlm.connector}
@@ -173,7 +175,7 @@ def probabilities(image, question):
 
 def ask(image, question, title=""):
     """A bar for each answer that is likely with or without the image."""
-    if unknown := language.unknown_words(vlm.tokenizer, question):
+    if unknown := unknown_words(vlm.tokenizer, question):
         print(f"not in the vocabulary, read as <unk>: {', '.join(unknown)}")
     seen, blind = probabilities(image, question), probabilities(None, question)
     likely = sorted(seen, key=lambda token: -max(seen[token], blind[token]))[:5]
@@ -258,7 +260,7 @@ for row, (text, answer, kind) in enumerate(zip(*columns, strict=True)):
         pairs.setdefault(kind, []).append((waiting.pop(text), row))
 rows = [row for kind in sorted(pairs) for pair in pairs[kind][:21] for row in pair]
 asked = questions.select(rows)  # the two rows of a pair stand together
-blank = torch.tensor(scenes.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+blank = torch.tensor(world.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 64, 64)
 features, empty = vlm.encode(pixel_values(images)), vlm.encode(pixel_values(blank))[0]
 result = run_probes(vlm, features, asked, blank_features=empty, image_ids=image_ids)
 title = f"{len(asked)} questions about Shapes"
@@ -327,9 +329,9 @@ written = {"vlm": with_image, "shuffled": with_image[1:] + with_image[:1]}
 written["blind"] = vlm.generate(None, [language.CAPTION_PROMPT], max_new_tokens=64) * 200
 written["oracle"] = vlm.generate(None, told, max_new_tokens=64)
 known = {
-    "colour": scenes.COLOURS,
-    "shape": scenes.SHAPES,
-    "size": scenes.SIZES,
+    "colour": world.COLOURS,
+    "shape": world.SHAPES,
+    "size": world.SIZES,
     "digit": "0123456789",
 }
 reference = [facts(five[0]) for five in captions["captions"][:200]]  # the first of five says it all
@@ -370,7 +372,7 @@ own = features[[index[image_id] for image_id in about_colour["image_id"][:]]]
 prompts = [language.short_prompt(text) for text in about_colour["question"][:]]
 told = [f"{a} {b}" for a, b in zip(about_colour["description"][:], prompts, strict=True)]
 trials = pd.DataFrame({"right": about_colour["answer"][:]})
-trials["there"] = [set(scenes.COLOURS) & set(t.split()) for t in about_colour["description"][:]]
+trials["there"] = [set(world.COLOURS) & set(t.split()) for t in about_colour["description"][:]]
 inputs = {"vlm": (own, prompts), "blind": (None, prompts), "oracle": (None, told)}
 inputs["shuffled"] = (own.roll(1, dims=0), prompts)
 for condition, (seen, texts) in inputs.items():
@@ -400,26 +402,26 @@ table
 # first:** which suffers when the pairing is new, the colour or the shape?
 
 # %%
-never = sorted(scenes.HELD_OUT)
+never = sorted(world.HELD_OUT)
 often = [
     (colour, shape) for (colour, _), (_, shape) in zip(never, never[1:] + never[:1], strict=True)
 ]
 rng, table = np.random.default_rng(0), pd.DataFrame(columns=list(inputs), dtype=float)
 for group, chosen in {"seen": often, "never seen": never}.items():
     objects = [
-        scenes.Item(shape, colour, ("small", "large")[k % 2], *rng.integers(4, size=2).tolist())
+        world.Item(shape, colour, ("small", "large")[k % 2], *rng.integers(4, size=2).tolist())
         for colour, shape in chosen
         for k in range(20)
     ]
-    single = [scenes.Scene((each,)) for each in objects]
-    drawn = torch.from_numpy(np.stack([scenes.render(each, rng) for each in single]))
+    single = [world.Scene((each,)) for each in objects]
+    drawn = torch.from_numpy(np.stack([world.render(each, rng) for each in single]))
     seen = vlm.encode(pixel_values(drawn.permute(0, 3, 1, 2)))  # (80, N, Dv)
     for kind, form in {
         "colour": "what colour is the {} shape?",
         "shape": "what is the {} shape?",
     }.items():
         prompts = [language.short_prompt(form.format(each.size)) for each in objects]
-        told = [f"{language.describe(s)} {text}" for s, text in zip(single, prompts, strict=True)]
+        told = [f"{reading.describe(s)} {text}" for s, text in zip(single, prompts, strict=True)]
         said = {"vlm": vlm.generate(seen, prompts), "blind": vlm.generate(None, prompts)}
         said["oracle"] = vlm.generate(None, told)
         said["shuffled"] = vlm.generate(seen.roll(20, dims=0), prompts)  # another pairing's image
@@ -457,17 +459,17 @@ plots.by_type_bars(
 # </details>
 
 # %%
-my_scene = scenes.Scene(
+my_scene = world.Scene(
     (
-        scenes.Item("star", "yellow", "large", row=0, col=0),
-        scenes.Item("heart", "pink", "small", row=1, col=2),
-        scenes.Item("square", "cyan", "large", row=3, col=3),
+        world.Item("star", "yellow", "large", row=0, col=0),
+        world.Item("heart", "pink", "small", row=1, col=2),
+        world.Item("square", "cyan", "large", row=3, col=3),
     )
 )
 my_questions = ["what is the small shape?", "what colour is the banana?"]
 
-mine = torch.from_numpy(scenes.render(my_scene, np.random.default_rng(0))).permute(2, 0, 1)
-print("shapes:", *scenes.SHAPES, "| colours:", *scenes.COLOURS, "| sizes:", *scenes.SIZES)
+mine = torch.from_numpy(world.render(my_scene, np.random.default_rng(0))).permute(2, 0, 1)
+print("shapes:", *world.SHAPES, "| colours:", *world.COLOURS, "| sizes:", *world.SIZES)
 seen = vlm.encode(pixel_values(mine[None]))
 print("caption:", *vlm.generate(seen, [language.CAPTION_PROMPT], max_new_tokens=64))
 for my_question in my_questions:

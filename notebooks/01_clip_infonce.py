@@ -68,11 +68,12 @@ print(describe(profile, compute, notebook="01_clip_infonce"))
 from IPython.display import display
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.labs import check
 from vlm_lite.lessons import clip as lesson  # what this notebook's cells are saved as
 
-tokenizer = language.make_tokenizer()
+tokenizer = make_tokenizer()
 val_images, val_captions, val_table = shapes.load_pairs("val", profile.val_images)
 diagrams.clip(val_images[:4], val_captions[:4], lesson.make_clip(tokenizer).config)
 
@@ -492,8 +493,7 @@ after = similarity_of(model.cpu())
 # %% tags=["thumbnail"]
 from vlm_lite.studies import load_study
 
-band = load_study("clip_infonce")["band"]
-log_n = math.log(recipe["batch_size"])
+band, log_n = load_study("clip_infonce")["band"], math.log(recipe["batch_size"])
 display(plots.loss_curve(history, band=band, chance=log_n, ylabel="InfoNCE loss (nats)"))
 plots.similarity_matrix(before[:8, :8], after[:8, :8], val_texts[:8], val_images[:8])
 

@@ -75,7 +75,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.lessons.clip import CLIP, info_nce, make_clip, recall_at_k, train_clip, zero_shot
 from vlm_lite.lessons.negatives import replaced_word
@@ -216,7 +217,7 @@ def small_recipe(profile, seed=0):
 
 def train_row(train, val, **recipe):
     """Train on (images, captions), measure on (images, captions, table) -> (model, History, {metric: value})."""
-    tokenizer, (images, captions, table) = language.make_tokenizer(), val
+    tokenizer, (images, captions, table) = make_tokenizer(), val
     model, history = train_variant(*train, tokenizer, **recipe)
     found = recall(model, images, captions, tokenizer)
     found["shape"] = shape_accuracy(model, images, table, tokenizer)
@@ -406,7 +407,7 @@ def study(seed, profile):
         model, histories[name], found = train_row(train, val, **{**recipe, **changes})
         for which, rank in {"copied": 0, "others": 1}.items() if name in pools else ():
             part = slice(rank * quarter, (rank + 1) * quarter)
-            some = recall(model, val[0][part], val[1][part], language.make_tokenizer())
+            some = recall(model, val[0][part], val[1][part], make_tokenizer())
             found[f"R@1 of {which}"] = some["R@1"]
         figures |= {f"{name}: {metric}": value for metric, value in found.items()}
     figures["images kept"] = float(len(pools["copies removed"][0]))
@@ -416,7 +417,7 @@ def study(seed, profile):
 def study_of_01(seed, profile):
     """Notebook 01's training: CLIP from scratch with InfoNCE on Shapes; R@K over held-out captions, and zero-shot."""
     images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     ids = tokenize([text for five in captions for text in five], tokenizer)
     ids, model = ids.view(len(images), len(captions[0]), -1), make_clip(tokenizer, seed)
     history = train_clip(model, images, ids, seed=seed, **profile.contrastive)

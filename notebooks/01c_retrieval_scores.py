@@ -203,7 +203,7 @@ def read_embeddings(path):
 import pandas as pd
 
 from vlm_lite.data import shapes
-from vlm_lite.data.language import make_tokenizer
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.models.clip import CLIP
 from vlm_lite.profiles import resolve_model
@@ -271,7 +271,7 @@ import re
 
 import numpy as np
 
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.lessons.world import COLOURS, SHAPES, SIZES
 
 OPPOSITES = (("top", "bottom"), ("left", "right"), ("above", "below"))
 KINDS = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple("0123456789"), *OPPOSITES)

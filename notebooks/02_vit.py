@@ -90,21 +90,21 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import scenes
+from vlm_lite.lessons import world
 from vlm_lite.profiles import get_compute
 
-CLASSES = (*scenes.SHAPES, "digit")
+CLASSES = (*world.SHAPES, "digit")
 
 
 def leftmost_task(split, count, axis="col", seed=0):
     """Images (count, 3, 64, 64) uint8, the class that comes first along `axis` (count,), and the scenes."""
     images, labels, kept, index = [], [], [], 0
     while len(kept) < count:
-        rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
-        scene, index = scenes.sample_scene(rng, split), index + 1
+        rng = np.random.default_rng([seed, world.SPLITS.index(split), index])
+        scene, index = world.sample_scene(rng, split), index + 1
         first, *others = sorted(scene.items, key=lambda item: getattr(item, axis))
         if others and getattr(first, axis) < getattr(others[0], axis):
-            images.append(scenes.render(scene, rng))
+            images.append(world.render(scene, rng))
             labels.append(CLASSES.index(first.shape))
             kept.append(scene)
     images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -121,8 +121,8 @@ import pandas as pd
 import timm.models.vision_transformer as timm_vit
 
 from vlm_lite import plots
-from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.labs import check
 from vlm_lite.lessons.clip_variants import recall
 from vlm_lite.models.clip import CLIP
@@ -575,7 +575,7 @@ for name, which in (("nothing", None), ("the leftmost", 0), ("the rightmost", -1
     images = val_images[clear].clone()
     for image, k in zip(images, clear if which is not None else (), strict=False):
         top, left = 16 * in_order[k][which].row, 16 * in_order[k][which].col
-        image[:, top : top + 16, left : left + 16] = torch.tensor(scenes.BACKGROUND).view(3, 1, 1)
+        image[:, top : top + 16, left : left + 16] = torch.tensor(world.BACKGROUND).view(3, 1, 1)
     rows[name] = [accuracy(vit, images, labels) for labels in (val_labels[clear], second)]
 assert not full_size or rows["the leftmost"][1] > 0.6 < rows["the rightmost"][0]
 pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.rename_axis("hidden")

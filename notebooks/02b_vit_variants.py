@@ -74,7 +74,8 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import pixel_values, tokenize
 from vlm_lite.lessons.clip import make_clip, train_clip
 from vlm_lite.lessons.clip_variants import SMALL, recall
@@ -219,7 +220,7 @@ def recall_from(start, profile, seed=0):
     """{"R@1": ..., "R@5": ...} on held-out images, of a small CLIP from one of STARTS."""
     images, captions, _ = shapes.load_pairs("train", profile.contrastive_images)
     held_out, texts, _ = shapes.load_pairs("val", profile.val_images)
-    steps, tokenizer = 2 * profile.contrastive_steps // 3, language.make_tokenizer()
+    steps, tokenizer = 2 * profile.contrastive_steps // 3, make_tokenizer()
     recipe = {"steps": steps, "batch_size": 64, "lr": 3e-3, "seed": seed}
     model = train_from(start, images, captions, tokenizer, **recipe)
     return recall(model, held_out, texts, tokenizer)
@@ -242,7 +243,7 @@ recipe = {"steps": 2 * profile.contrastive_steps // 3, "batch_size": 64, "lr": 3
 images, curves = shapes.load_pairs("train", profile.contrastive_images)[0], {}
 targets = feature_targets(images)
 for name, share in (("features, hidden", 0.4), ("features, in sight", 0)):
-    encoder = make_clip(language.make_tokenizer(), **SMALL).image_encoder
+    encoder = make_clip(make_tokenizer(), **SMALL).image_encoder
     history = pretrain(encoder, images, targets, share=share, **recipe)
     curves[name] = history.losses
 hidden, seen = (curve[-1] for curve in curves.values())

@@ -72,9 +72,9 @@ import pandas as pd
 from IPython.display import display
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.encoded import encode_shapes, occlusion, probe
 from vlm_lite.labs import check
+from vlm_lite.lessons.language import CAPTION_PROMPT
 from vlm_lite.models.vlm import load_vlm
 from vlm_lite.studies import load_study
 

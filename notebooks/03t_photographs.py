@@ -75,12 +75,12 @@ import torch
 from accelerate import PartialState
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import CAPTION_PROMPT
 from vlm_lite.data.photographs import FULL, load_photographs
 from vlm_lite.encoded import patch_features
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain, run_probes
 from vlm_lite.lessons.instructions import as_pairs
+from vlm_lite.lessons.language import CAPTION_PROMPT
 from vlm_lite.lessons.vqa import vqa_scores
 
 QFORMER = dict(
@@ -207,7 +207,7 @@ def evaluate_photos(vlm, held_out, prompt, *, images=200, questions=400, words=3
 from IPython.display import display
 
 from vlm_lite import plots
-from vlm_lite.data.language import short_prompt
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.lessons.qformer import QFormerConnector
 from vlm_lite.lessons.vlm import VLM, train_vlm
 from vlm_lite.models.text import load_language_model

@@ -70,11 +70,11 @@ from collections import Counter
 
 import numpy as np
 
-from vlm_lite.data import language
-from vlm_lite.data.language import join, name_of, pick, place, thing
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 from vlm_lite.data.tokenizer import plural
 from vlm_lite.files import UserError
+from vlm_lite.lessons import language, reading
+from vlm_lite.lessons.language import join, name_of, pick, place, thing
+from vlm_lite.lessons.world import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 
 BOX = re.compile(
     r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
@@ -83,7 +83,7 @@ BOX = re.compile(
 
 
 def read_boxes(description):
-    """The Scene, things and their cells, that a `language.describe` text is about; UserError for another text."""
+    """The Scene, things and their cells, that a `reading.describe` text is about; UserError for another text."""
     found, items = list(BOX.finditer(description)), []
     if not found or " ".join(match.group() for match in found) != description.strip():
         raise UserError(
@@ -110,7 +110,7 @@ table, questions = shapes.load_shapes("val", profile.val_images, progress=False)
 images, _ = image_tensor(table)
 texts, scenes = table["description"][:], [read_boxes(text) for text in table["description"][:]]
 print(texts[2], *table["captions"][2], sep="\n")
-assert [language.describe(scene) for scene in scenes] == texts  # nothing is lost
+assert [reading.describe(scene) for scene in scenes] == texts  # nothing is lost
 display(plots.show_images(images[:4], [f"image {k}" for k in range(4)]))
 pd.DataFrame(scenes[2].items)
 
@@ -154,7 +154,7 @@ def turns(scene, rng):
     all_said = " ".join(f"there is {thing(item)} in the {place(item)}." for item in items)
     found = [
         (f"{one[0]} {ONE_WORD}", one[1], "word"),
-        (other[0], language.sentence(*other), "sentence"),
+        (other[0], reading.sentence(*other), "sentence"),
         (f"list the {'things' if scene.digit else 'shapes'} in the picture.", listed, "list"),
         (IN_DETAIL, all_said, "detail"),
     ]
@@ -331,14 +331,16 @@ def stage_talks(data, seed=0, exchanged=0.0):
 def reading_rows(count, seed=7):
     """`count` texts as the language model was trained on: a scene in words before the first of five prompts."""
     rngs = (np.random.default_rng([seed, 9, k]) for k in range(count))
-    documents = (language.document(any_scene, rng, 5) for rng in rngs)
+    documents = (reading.document(any_scene, rng, 5) for rng in rngs)
     return [[(f"{text} {talk[0][0]}".strip(), talk[0][1]), *talk[1:]] for text, talk in documents]
 
 
 # %%
 from types import SimpleNamespace
 
-tokenizer, captions = language.make_tokenizer(), table["captions"][:]
+from vlm_lite.data.tokenizer import make_tokenizer
+
+tokenizer, captions = make_tokenizer(), table["captions"][:]
 data = SimpleNamespace(
     captions=captions, descriptions=texts, ids=table["image_id"][:], questions=questions
 )

@@ -100,8 +100,8 @@ import torch
 from IPython.display import display
 
 from vlm_lite import plots
-from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.lessons.coco import evaluate_photos, load_photos
+from vlm_lite.lessons.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.text import load_language_model
 from vlm_lite.models.vision import load_vision

@@ -69,12 +69,12 @@ import pandas as pd
 from IPython.display import display
 
 from vlm_lite import plots
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
 from vlm_lite.encoded import patch_features
 from vlm_lite.evals import captions, probes
 from vlm_lite.files import home
 from vlm_lite.labs import check
-from vlm_lite.lessons import benchmarks, controls, mmbench, pope, vqa
+from vlm_lite.lessons import benchmarks, controls, language, mmbench, pope, vqa
 from vlm_lite.models.vlm import load_vlm
 
 plots.style()

@@ -70,10 +70,10 @@ import pandas as pd
 import torch
 from IPython.display import display
 
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
 from vlm_lite.embed import embed_images, embed_texts, tokenize
 from vlm_lite.encoded import patch_features
-from vlm_lite.lessons import benchmarks, retrieval
+from vlm_lite.lessons import benchmarks, reading, retrieval
 from vlm_lite.lessons.clip import zero_shot
 from vlm_lite.lessons.evaluation import interval
 from vlm_lite.models.clip import CLIP
@@ -156,7 +156,7 @@ every = questions.remove_columns("image").to_list()
 relation = benchmarks.of_type(every, "relation", 200)
 chains, hits = pd.DataFrame(columns=["right", "low", "high"]), {}
 for name, asked in {"relation": relation, "level": benchmarks.level_questions(table, 200)}.items():
-    texts = {"at once": ask(asked), "in steps": ask(asked, suffix=f" {language.STEPS}", words=48)}
+    texts = {"at once": ask(asked), "in steps": ask(asked, suffix=f" {reading.STEPS}", words=48)}
     for way, said in texts.items():
         pairs = zip((re.findall("yes|no", f"no {text}")[-1] for text in said), asked, strict=True)
         hits[name, way] = torch.tensor([float(a == row["answer"]) for a, row in pairs])
@@ -193,10 +193,9 @@ import dataclasses
 
 import numpy as np
 
-from vlm_lite.data import language
 from vlm_lite.encoded import probe
 from vlm_lite.files import data_path, read_json
-from vlm_lite.lessons import instructions, llava
+from vlm_lite.lessons import instructions, language, llava, reading
 from vlm_lite.lessons.first_stage import (
     frozen_parts,
     make_connector,
@@ -234,7 +233,7 @@ def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
     """
     scene = instructions.read_boxes(description)
     candidates = language.questions(scene, rng)
-    found = [language.exchange(scene, rng, candidates) for _ in range(drawn)]
+    found = [reading.exchange(scene, rng, candidates) for _ in range(drawn)]
     kinds = sorted({kind for *_, kind in candidates})
     for number in range(asked):
         same = [row for row in candidates if row[2] == kinds[number % len(kinds)]]

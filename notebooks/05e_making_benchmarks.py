@@ -73,10 +73,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlm_lite.data import language, scenes
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import ANSWERS
 from vlm_lite.data.tokenizer import plural
+from vlm_lite.lessons import language, world
 from vlm_lite.lessons.controls import shuffle_patches
 from vlm_lite.lessons.instructions import read_boxes
 from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench
@@ -84,9 +84,9 @@ from vlm_lite.lessons.mmbench import ROTATION, read_mmbench, write_mmbench
 
 def controlled(images):
     """{condition: images (N, 3, S, S)}: the images, empty ones, each one's neighbour, and each with its patches in disorder."""
-    dark = torch.tensor(scenes.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand_as(images)
+    dark = torch.tensor(world.BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand_as(images)
     others = {"blank": dark, "shuffled": images.roll(1, dims=0)}
-    return {"vlm": images, **others, "patch-shuffled": shuffle_patches(images, scenes.CELL)}
+    return {"vlm": images, **others, "patch-shuffled": shuffle_patches(images, world.CELL)}
 
 
 class Asker:
@@ -202,10 +202,9 @@ def write_pope(path, captions, split, count, seed=0):
 
 
 # %%
-asked = {}
+splits = "random", "popular", "adversarial"
 with tempfile.TemporaryDirectory() as folder:
-    for kind in ("random", "popular", "adversarial"):
-        asked[kind] = write_pope(Path(folder, kind), table, kind, 60)
+    asked = {kind: write_pope(Path(folder, kind), table, kind, 60) for kind in splits}
     print(Path(folder, "popular").read_text().splitlines()[0])
 absent = {
     kind: Counter(row["question"][11:-14] for row in rows if row["answer"] == "no").most_common(3)
@@ -278,9 +277,9 @@ def one_word_apart(families, each, seed=0):
     "" for the scene that a family begins with.
     """
     found, index = [], 0
-    kinds = {"shape": scenes.SHAPES, "colour": scenes.COLOURS, "size": scenes.SIZES}
+    kinds = {"shape": world.SHAPES, "colour": world.COLOURS, "size": world.SIZES}
     while len(found) < families * each:
-        scene = scenes.sample_scene(np.random.default_rng([seed, 9, index]), "val")
+        scene = world.sample_scene(np.random.default_rng([seed, 9, index]), "val")
         index += 1
         changed = [
             (k, kind, word)
@@ -295,18 +294,18 @@ def one_word_apart(families, each, seed=0):
         for place in np.random.default_rng([seed, index]).permutation(len(changed))[: each - 1]:
             (k, kind, word), items = changed[place], list(scene.items)
             items[k] = dataclasses.replace(items[k], **{kind: word}, glyph=-1)
-            family.append((scenes.Scene(tuple(items)), kind))
+            family.append((world.Scene(tuple(items)), kind))
         for one, kind in family:
             text = language.captions(one, np.random.default_rng([seed, index]))[0]
             found.append((one, text, kind))
-    drawn = [scenes.render(one, np.random.default_rng(k)) for k, (one, *_) in enumerate(found)]
+    drawn = [world.render(one, np.random.default_rng(k)) for k, (one, *_) in enumerate(found)]
     images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
     return images, [text for _, text, _ in found], [kind for *_, kind in found]
 
 
 def fooling_captions(references):
     """For N images with five captions each, N captions of each kind that says less, or something else, than the first."""
-    first, colour = [five[0] for five in references], re.compile("|".join(scenes.COLOURS))
+    first, colour = [five[0] for five in references], re.compile("|".join(world.COLOURS))
     words = [sorted(re.findall(r"\w+", text)) for text in first]
     swapped = [
         colour.sub(lambda m: "red" if m[0] != "red" else "blue", text, count=1) for text in first
@@ -370,7 +369,7 @@ def more_questions(captions, count, seed=0):
     draw, rows = random.Random(seed), []
     for image_id, text, scene in told(captions):
         here = [item.shape for item in scene.shapes]
-        kinds = sorted(set(here)) if len(set(here)) > 1 else scenes.SHAPES
+        kinds = sorted(set(here)) if len(set(here)) > 1 else world.SHAPES
         for one, other in permutations(draw.sample(kinds, 2)) if len(here) > 1 else ():
             asked = f"are there more {plural(one, 2)} than {plural(other, 2)}?"
             right = "yes" if here.count(one) > here.count(other) else "no"

@@ -76,11 +76,11 @@ from transformers import CLIPImageProcessor, GPT2Config, GPT2LMHeadModel
 
 from vlm_lite import plots
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import short_prompt
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import embed_texts, pixel_values, tokenize
 from vlm_lite.labs import check
 from vlm_lite.lessons import vit
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.models.vlm import load_vlm
 
 plots.style()

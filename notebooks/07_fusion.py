@@ -68,9 +68,9 @@ import pandas as pd
 from IPython.display import display
 
 from vlm_lite import family, plots
-from vlm_lite.data.language import short_prompt
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.labs import check
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.lessons.vqa import vqa_scores
 from vlm_lite.models import text
 from vlm_lite.models.vlm import load_vlm

@@ -72,7 +72,7 @@ from transformers import LlamaForCausalLM, SmolVLMForConditionalGeneration
 from transformers.models.llama import modeling_llama as llama
 
 from vlm_lite import diagrams, plots
-from vlm_lite.data.language import make_tokenizer
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.encoded import encode_shapes, probe
 from vlm_lite.labs import check
 from vlm_lite.lessons.smolvlm import as_siglip, count, gflop, renamed, smolvlm_config

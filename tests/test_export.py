@@ -11,9 +11,9 @@ import torch
 from tests.small import refused
 from vlm_lite import cli
 from vlm_lite.cli import export
-from vlm_lite.data.language import short_prompt
-from vlm_lite.data.scenes import Item, Scene, render
 from vlm_lite.embed import pixel_values
+from vlm_lite.lessons.language import short_prompt
+from vlm_lite.lessons.world import Item, Scene, render
 from vlm_lite.models.vlm import load_vlm
 
 QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there a heart?"]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel
 
-from vlm_lite.data import language
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.lessons import clip
 from vlm_lite.models.clip import CLIP as LayoutCLIP
 from vlm_lite.models.layout import save_clip
@@ -17,7 +17,7 @@ def pairs(count=24):
     """count random images and two captions each, with a model for them."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(256, (count, 3, 64, 64), generator=generator, dtype=torch.uint8)
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     words = ["red", "blue", "circle", "star", "large", "small"]
     texts = [f"a {words[k % 6]} {words[k // 6 % 6]} {k % 10}." for k in range(2 * count)]
     return (

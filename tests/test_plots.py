@@ -12,9 +12,9 @@ from PIL import Image
 
 from vlm_lite import diagrams, figures, plots
 from vlm_lite.checkpoint import History
-from vlm_lite.data.scenes import render, sample_scene
 from vlm_lite.evals.probes import BridgeScore, Interval
 from vlm_lite.lessons import vit
+from vlm_lite.lessons.world import render, sample_scene
 from vlm_lite.models.vlm import load_vlm
 
 RNG = np.random.default_rng(3)

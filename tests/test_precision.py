@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_lite.data.language import make_tokenizer
 from vlm_lite.data.shapes import load_pairs
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import tokenize
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.lessons import clip as clip_lesson

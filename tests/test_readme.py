@@ -8,7 +8,7 @@ from PIL import Image
 
 from tools import notebooks, readme_gif
 from vlm_lite.cli import ZOO, build_parser
-from vlm_lite.data import scenes
+from vlm_lite.lessons import world
 
 ROOT = notebooks.ROOT
 PAGES = {
@@ -143,17 +143,17 @@ def test_the_glossary_is_in_order_and_whole():
 def test_the_data_card_lists_the_world_as_it_is():
     card = " ".join(PAGES["data/README.md"].split())
     for words in (
-        scenes.SHAPES,
-        scenes.COLOURS,
-        scenes.SIZES,
-        sorted(" ".join(pair) for pair in scenes.HELD_OUT),
+        world.SHAPES,
+        world.COLOURS,
+        world.SIZES,
+        sorted(" ".join(pair) for pair in world.HELD_OUT),
     ):
         assert f"({', '.join(words)})" in card
     assert (
-        f"{scenes.IMAGE_SIZE} pixels wide" in card
-        and f"{scenes.GRID} rows and {scenes.GRID} columns" in card
+        f"{world.IMAGE_SIZE} pixels wide" in card
+        and f"{world.GRID} rows and {world.GRID} columns" in card
     )
-    _, targets, pools = scenes._digits()
+    _, targets, pools = world.read_digits()
     assert f"{len(targets)} digits" in card
     assert (
         f"{len(pools['train'])} of them are for `train`, the other {len(pools['test'])} for" in card

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tests import small
 from tools import zoo
 from vlm_lite import embed, encoded, studies
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.files import UserError, data_path, read_json
 from vlm_lite.lessons.clip import info_nce
 from vlm_lite.models.clip import CLIP
@@ -25,7 +26,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return language.make_tokenizer()
+    return make_tokenizer()
 
 
 def small_clip(tokenizer, **options):

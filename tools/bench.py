@@ -30,13 +30,14 @@ sys.path.insert(0, str(ROOT))
 from tools import notebooks  # noqa: E402
 from tools.timing import ROWS, in_turn, line, now, seconds  # noqa: E402
 from vlm_lite.data.formats import image_tensor  # noqa: E402
-from vlm_lite.data.language import make_tokenizer, short_prompt  # noqa: E402
 from vlm_lite.data.records import read_vqa_rows  # noqa: E402
 from vlm_lite.data.shapes import load_shapes, write_shapes  # noqa: E402
+from vlm_lite.data.tokenizer import make_tokenizer  # noqa: E402
 from vlm_lite.embed import pixel_values, tokenize  # noqa: E402
 from vlm_lite.evals.captions import caption_scores, find_java  # noqa: E402
 from vlm_lite.files import read_json, write_json  # noqa: E402
 from vlm_lite.lessons import clip, smolvlm, vit  # noqa: E402
+from vlm_lite.lessons.language import short_prompt  # noqa: E402
 from vlm_lite.lessons.qformer import QFormer  # noqa: E402
 from vlm_lite.lessons.retrieval import recall_at_k  # noqa: E402
 from vlm_lite.lessons.vqa import normalize_answer, score_vqa  # noqa: E402

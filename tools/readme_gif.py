@@ -14,8 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vlm_lite.data.scenes import COLOURS  # noqa: E402
 from vlm_lite.files import atomic_write, data_path  # noqa: E402
+from vlm_lite.lessons.world import COLOURS  # noqa: E402
 from vlm_lite.plots import ask_panel  # noqa: E402
 
 TARGET = ROOT / "docs" / "ask.gif"
@@ -36,9 +36,9 @@ def answers():
     """([image (3, 64, 64), ..., None], [{colour: probability} with each, the last of them without one])."""
     import torch
 
-    from vlm_lite.data.language import short_prompt
     from vlm_lite.data.shapes import load_pairs
     from vlm_lite.embed import pixel_values
+    from vlm_lite.lessons.language import short_prompt
     from vlm_lite.models.vlm import load_vlm
 
     images, _, table = load_pairs("val", 1000)

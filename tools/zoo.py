@@ -22,15 +22,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import language, shapes
-from vlm_lite.data.scenes import any_scene
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
 from vlm_lite.encoded import probe
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
-from vlm_lite.lessons import clip, llava
+from vlm_lite.lessons import clip, llava, reading
 from vlm_lite.lessons.negatives import hard_negative, replaced_word
 from vlm_lite.lessons.retrieval import recall_at_k
 from vlm_lite.lessons.shipped import LONGER, ask_fixed, llava_parts, train_llava, train_long
+from vlm_lite.lessons.world import any_scene
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
 from vlm_lite.optim import MuonAdamW, adamw
@@ -51,8 +52,8 @@ DOCUMENT_TOKENS = 160
 
 def _document(seed, index):
     """(ids, whether each is output) of one document, cut between its parts to DOCUMENT_TOKENS."""
-    tokenizer, rng = language.make_tokenizer(), np.random.default_rng([seed, index])
-    description, exchanges = language.document(any_scene, rng, exchanges=6)
+    tokenizer, rng = make_tokenizer(), np.random.default_rng([seed, index])
+    description, exchanges = reading.document(any_scene, rng, exchanges=6)
     segments = [description, *(text for p, a in exchanges for text in (p, f"{a} <eos>"))]
     ids, is_output = [], []
     for part, segment in enumerate(tokenizer(segments, add_special_tokens=False)["input_ids"]):
@@ -101,7 +102,7 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
     from transformers import GPT2Config, GPT2LMHeadModel
 
     started = time.time()
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     eos = tokenizer.eos_token_id
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(
@@ -226,7 +227,7 @@ def info_nce_hard(image_embeds, text_embeds, logit_scale):
 def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
     """Train notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
     started, profile = time.time(), PROFILES["tiny"]
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     images, texts, _ = shapes.load_pairs("train", profile.train_images)
     model = clip.make_clip(tokenizer, seed)
 

@@ -5,13 +5,13 @@ import dataclasses
 import torch
 
 from vlm_lite.data.formats import image_tensor
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
-from vlm_lite.data.scenes import BACKGROUND
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.evals.probes import run_probes
 from vlm_lite.features import cache_features, weights_hash
+from vlm_lite.lessons.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.lessons.vqa import vqa_scores
+from vlm_lite.lessons.world import BACKGROUND
 from vlm_lite.profiles import get_compute
 
 

@@ -1,4 +1,4 @@
-// The Shapes world, drawn as vlm_lite.data.scenes.render draws it: 64 x 64 pixels, things in a grid of 4 x 4.
+// The Shapes world, drawn as vlm_lite.lessons.world.render draws it: 64 x 64 pixels, things in a grid of 4 x 4.
 
 export const SHAPES = ["circle", "square", "triangle", "star", "cross", "heart"];
 export const COLOURS = { red: [226, 52, 52], orange: [244, 142, 36], yellow: [246, 222, 62], green: [58, 176, 76],

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small import refused
-from vlm_lite.data.language import short_prompt
 from vlm_lite.evals.probes import bootstrap_interval, bridge_score, multimodal_gain, run_probes
+from vlm_lite.lessons.language import short_prompt
 
 COLOURS = ["red", "blue", "green", "gold", "pink"]
 IDS = [100, 101, 102, 103, 104]

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlm_lite.data import language, shapes
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.lessons import clip, clip_variants
 
 
@@ -48,7 +49,7 @@ def test_a_wrong_text_counts_only_where_an_image_is_near_it(embeds):
 
 
 def test_negatives_are_embedded_after_the_captions_by_the_same_weights():
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     plain = clip.make_clip(tokenizer, 3, **clip_variants.SMALL)
     torch.manual_seed(3)
     model = clip_variants.CLIPWithNegatives(plain.config)
@@ -72,7 +73,7 @@ def test_a_share_of_the_captions_is_swapped_and_none_is_lost():
 
 @pytest.mark.parametrize("row", clip_variants.variants(4, 8))
 def test_every_row_trains_and_is_scored(row):
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     images, captions, table = shapes.load_pairs("train", 24, progress=False)
     recipe = {
         "steps": 4,

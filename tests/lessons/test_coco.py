@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests import small
 from vlm_lite.data import photographs
-from vlm_lite.data.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
 from vlm_lite.evals import captions
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.lessons import coco, coco_stages
+from vlm_lite.lessons.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained

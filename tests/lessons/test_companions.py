@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm_lite.data.language import make_tokenizer
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.lessons import first_stage, vit, vit_variants
 from vlm_lite.lessons.clip import make_clip
 from vlm_lite.lessons.clip_variants import SMALL

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from tests.small import refused
-from vlm_lite.data import language, scenes
 from vlm_lite.data.readers import read_llava
-from vlm_lite.lessons import instructions, shipped
+from vlm_lite.data.tokenizer import make_tokenizer, unknown_words
+from vlm_lite.lessons import instructions, language, reading, shipped, world
 
 TEXT = "a small red circle in the top row, left column. a handwritten 5 in the bottom row, right column."
 
 
 def scene_of(seed):
-    return scenes.sample_scene(np.random.default_rng(seed))
+    return world.sample_scene(np.random.default_rng(seed))
 
 
 def test_boxes_read_from_a_description_are_the_scene_that_was_described():
     for seed in range(50):
-        text = language.describe(scene_of(seed))
-        assert language.describe(instructions.read_boxes(text)) == text
+        text = reading.describe(scene_of(seed))
+        assert reading.describe(instructions.read_boxes(text)) == text
     for bad in (
         "",
         "a small red circle.",
@@ -31,10 +31,10 @@ def test_boxes_read_from_a_description_are_the_scene_that_was_described():
 
 
 def test_every_instruction_is_in_the_vocabulary_and_its_own_reply_follows_it():
-    tokenizer, seen = language.make_tokenizer(), set()
+    tokenizer, seen = make_tokenizer(), set()
     for seed in range(100):
         for ask, reply, form in instructions.turns(scene_of(seed), np.random.default_rng(seed)):
-            assert not language.unknown_words(tokenizer, f"{ask} {reply}")
+            assert not unknown_words(tokenizer, f"{ask} {reply}")
             decoded = tokenizer.decode(
                 tokenizer(reply)["input_ids"]
             )  # with the tokenizer's own spaces
@@ -74,7 +74,7 @@ def test_facts_ignore_wording_and_number_but_count():
 
 
 def test_a_conversation_has_the_common_format_and_becomes_pairs():
-    text = language.describe(scene_of(3))
+    text = reading.describe(scene_of(3))
     messages = instructions.conversation(text, np.random.default_rng(0))
     assert [m["role"] for m in messages] == ["user", "assistant"] * 3
     pairs = instructions.as_pairs(messages)
@@ -129,9 +129,7 @@ def test_a_fixed_prompt_is_right_with_the_facts_and_the_form_asked_for(prompt, r
 
 
 def test_texts_to_read_are_the_same_every_time_and_in_the_vocabulary():
-    tokenizer, rows = language.make_tokenizer(), instructions.reading_rows(5)
+    tokenizer, rows = make_tokenizer(), instructions.reading_rows(5)
     assert rows == instructions.reading_rows(5)
-    assert all(
-        not language.unknown_words(tokenizer, " ".join(turn)) for row in rows for turn in row
-    )
+    assert all(not unknown_words(tokenizer, " ".join(turn)) for row in rows for turn in row)
     assert any(row[0][0].count(".") > 1 for row in rows)  # a scene before the first prompt

@@ -9,10 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 from tests import small
 from tests.small import refused
-from vlm_lite.data import language
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.files import data_path, read_json
-from vlm_lite.lessons import instructions, shipped
+from vlm_lite.lessons import instructions, language, shipped
 from vlm_lite.lessons import llava as lesson
 from vlm_lite.lessons.vlm import VLM, build_batch
 from vlm_lite.models.layout import load_trained, save_trained
@@ -23,7 +23,7 @@ CONTROLS = "blind", "shuffled", "hidden", "concrete"
 
 
 def small_vlm(width=32):
-    tokenizer = language.make_tokenizer()
+    tokenizer = make_tokenizer()
     eos = tokenizer.eos_token_id
     vision = small.clip(len(tokenizer), eos, image_size=64, width=128)
     reader = small.gpt2(len(tokenizer), width, bos_token_id=eos, eos_token_id=eos)

@@ -6,14 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from vlm_lite.data import language, scenes
+from vlm_lite.lessons import language, world
 from vlm_lite.lessons.negatives import KIND_OF, hard_negative, meaning, replaced_word
 
 
 @pytest.fixture(scope="module")
 def captions():
     rng = np.random.default_rng(3)
-    return [text for _ in range(300) for text in language.captions(scenes.sample_scene(rng), rng)]
+    return [text for _ in range(300) for text in language.captions(world.sample_scene(rng), rng)]
 
 
 def changes(text, wrong):
@@ -58,4 +58,4 @@ def test_a_replaced_word_is_one_word_of_the_same_kind_and_most_often_a_shape(cap
     for text in captions:
         ((old, _),) = changes(text, replaced_word(text, rng))
         kinds[KIND_OF[old]] += 1
-    assert len(kinds) == 4 and kinds.most_common(1)[0][0] == scenes.SHAPES
+    assert len(kinds) == 4 and kinds.most_common(1)[0][0] == world.SHAPES

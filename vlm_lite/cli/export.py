@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vlm_lite.data.language import short_prompt
 from vlm_lite.embed import CLIP_MEAN, CLIP_STD, pixel_values
 from vlm_lite.files import UserError, atomic_dir, write_json
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.models.text import special_ids
 
 TOLERANCE = 1e-4

@@ -15,8 +15,6 @@ from PIL import Image
 
 import vlm_lite
 from vlm_lite import plots
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
-from vlm_lite.data.scenes import IMAGE_SIZE
 from vlm_lite.data.shapes import find_pairs, load_shapes
 from vlm_lite.encoded import encode_shapes, patch_features, probe
 from vlm_lite.evals.captions import caption_scores
@@ -29,7 +27,9 @@ from vlm_lite.lessons.controls import (
     shuffle_patches,
     type_prior,
 )
+from vlm_lite.lessons.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.lessons.vqa import vqa_scores
+from vlm_lite.lessons.world import IMAGE_SIZE
 from vlm_lite.models.vlm import load_vlm
 
 ORDER = ("majority", "type prior", "blind", "blank", "shuffled", "patch-shuffled", "vlm", "oracle")

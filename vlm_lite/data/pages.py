@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vlm_lite.data.scenes import (
+from vlm_lite.lessons.world import (
     BACKGROUND,
     CELL,
     GRID,

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_lite.data import formats, language, scenes
+from vlm_lite.data import formats
 from vlm_lite.files import UserError, atomic_dir, home, write_json
+from vlm_lite.lessons import language, reading, world
 
 QUESTIONS_PER_IMAGE = 4
 FIRST_ID = {"train": 1, "val": 1_000_001, "novel": 2_000_001}  # no image id belongs to two splits
@@ -73,19 +74,19 @@ def write_shapes(folder, split="val", count=1000, *, seed=0, progress=True):
         pictures.mkdir(parents=True)
         looks = {"desc": f"drawing {split}", "unit": "image", "ncols": 90, "mininterval": 1}
         for index in tqdm(range(count), disable=not progress, **looks):
-            rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
-            scene, image_id = scenes.sample_scene(rng, split), FIRST_ID[split] + index
+            rng = np.random.default_rng([seed, world.SPLITS.index(split), index])
+            scene, image_id = world.sample_scene(rng, split), FIRST_ID[split] + index
             name = f"COCO_{subtype}_{image_id:012d}.png"
-            Image.fromarray(scenes.render(scene, rng)).save(pictures / name, compress_level=0)
-            size = {"width": scenes.IMAGE_SIZE, "height": scenes.IMAGE_SIZE}
+            Image.fromarray(world.render(scene, rng)).save(pictures / name, compress_level=0)
+            size = {"width": world.IMAGE_SIZE, "height": world.IMAGE_SIZE}
             images.append({"id": image_id, "file_name": name, **size})
             captions += [
                 {"id": 5 * image_id + k, "image_id": image_id, "caption": text}
                 for k, text in enumerate(language.captions(scene, rng))
             ]
-            descriptions[image_id] = language.describe(scene)
+            descriptions[image_id] = reading.describe(scene)
             asked += [(image_id, *question) for question in language.questions(scene, rng)]
-        rng = np.random.default_rng([seed, scenes.SPLITS.index(split), 1 << 30])
+        rng = np.random.default_rng([seed, world.SPLITS.index(split), 1 << 30])
         rows = complementary_pairs(asked, count * QUESTIONS_PER_IMAGE, rng)
         questions, annotations = [], []
         for number, (image_id, question, answer, kind) in enumerate(rows):
@@ -173,10 +174,10 @@ def zero_shot_task(captions):
 
     rows: n row numbers; the values: (C class names, n class numbers). A digit may stand beside the shape.
     """
-    named = re.compile(rf"({'|'.join(scenes.COLOURS)}) ({'|'.join(scenes.SHAPES)})")
+    named = re.compile(rf"({'|'.join(world.COLOURS)}) ({'|'.join(world.SHAPES)})")
     found = [named.findall(text) for text in captions["description"][:]]
     rows = [row for row, pairs in enumerate(found) if len(pairs) == 1]
-    classes = {"colour": list(scenes.COLOURS), "shape": list(scenes.SHAPES)}
+    classes = {"colour": list(world.COLOURS), "shape": list(world.SHAPES)}
     return rows, {
         kind: (names, [names.index(found[row][0][part]) for row in rows])
         for part, (kind, names) in enumerate(classes.items())
@@ -185,10 +186,10 @@ def zero_shot_task(captions):
 
 def zero_shot_prompts(kind):
     """The prompts of each colour, or of each shape: C lists that say the class with every size and every other word."""
-    colours, kinds = list(scenes.COLOURS), list(scenes.SHAPES)
+    colours, kinds = list(world.COLOURS), list(world.SHAPES)
     if kind == "colour":
-        return [[f"a {z} {c} {s}." for z in scenes.SIZES for s in kinds] for c in colours]
-    return [[f"a {z} {c} {s}." for z in scenes.SIZES for c in colours] for s in kinds]
+        return [[f"a {z} {c} {s}." for z in world.SIZES for s in kinds] for c in colours]
+    return [[f"a {z} {c} {s}." for z in world.SIZES for c in colours] for s in kinds]
 
 
 SCOREBOARD_TYPES = ("colour", "shape", "count", "relation", "digit")

@@ -1,6 +1,6 @@
 """The words of the course and the tokenizer that knows them: one for CLIP's text tower and the language model."""
 
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.lessons.world import COLOURS, SHAPES, SIZES
 
 # of the grid, in words of one token that do not depend on the next word
 ROWS = tuple("top upper lower bottom".split())

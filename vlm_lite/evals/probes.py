@@ -13,8 +13,8 @@ import pandas
 import torch
 from scipy.stats import bootstrap
 
-from vlm_lite.data.language import short_prompt
 from vlm_lite.files import UserError
+from vlm_lite.lessons.language import short_prompt
 from vlm_lite.lessons.vqa import column, vqa_scores
 
 CONDITIONS = ("vlm", "blind", "shuffled", "blank", "oracle")

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, GPT2Config, GPT2LMHeadModel
 
-from vlm_lite.data.language import make_tokenizer
+from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.labs.core import (
     close,
     exercise,

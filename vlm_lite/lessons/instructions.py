@@ -9,11 +9,11 @@ from collections import Counter
 
 import numpy as np
 
-from vlm_lite.data import language
-from vlm_lite.data.language import join, name_of, pick, place, thing
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 from vlm_lite.data.tokenizer import plural
 from vlm_lite.files import UserError
+from vlm_lite.lessons import language, reading
+from vlm_lite.lessons.language import join, name_of, pick, place, thing
+from vlm_lite.lessons.world import COLOURS, SHAPES, SIZES, Item, Scene, any_scene
 
 BOX = re.compile(
     r"an? (?:(?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)|handwritten (?P<value>\d)) in the "
@@ -22,7 +22,7 @@ BOX = re.compile(
 
 
 def read_boxes(description):
-    """The Scene, things and their cells, that a `language.describe` text is about; UserError for another text."""
+    """The Scene, things and their cells, that a `reading.describe` text is about; UserError for another text."""
     found, items = list(BOX.finditer(description)), []
     if not found or " ".join(match.group() for match in found) != description.strip():
         raise UserError(
@@ -60,7 +60,7 @@ def turns(scene, rng):
     all_said = " ".join(f"there is {thing(item)} in the {place(item)}." for item in items)
     found = [
         (f"{one[0]} {ONE_WORD}", one[1], "word"),
-        (other[0], language.sentence(*other), "sentence"),
+        (other[0], reading.sentence(*other), "sentence"),
         (f"list the {'things' if scene.digit else 'shapes'} in the picture.", listed, "list"),
         (IN_DETAIL, all_said, "detail"),
     ]
@@ -136,7 +136,7 @@ def stage_talks(data, seed=0, exchanged=0.0):
 def reading_rows(count, seed=7):
     """`count` texts as the language model was trained on: a scene in words before the first of five prompts."""
     rngs = (np.random.default_rng([seed, 9, k]) for k in range(count))
-    documents = (language.document(any_scene, rng, 5) for rng in rngs)
+    documents = (reading.document(any_scene, rng, 5) for rng in rngs)
     return [[(f"{text} {talk[0][0]}".strip(), talk[0][1]), *talk[1:]] for text, talk in documents]
 
 

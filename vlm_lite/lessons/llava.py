@@ -14,11 +14,11 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
 from vlm_lite.checkpoint import Checkpoint, digest
-from vlm_lite.data.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.encoded import probe, vqa
 from vlm_lite.evals.captions import caption_scores
 from vlm_lite.evals.probes import bootstrap_interval, multimodal_gain
 from vlm_lite.lessons import instructions
+from vlm_lite.lessons.language import CAPTION_PROMPT, short_prompt
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.text import pack
 from vlm_lite.optim import MuonAdamW, adamw

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from vlm_lite.data.scenes import COLOURS, SHAPES, SIZES
+from vlm_lite.lessons.world import COLOURS, SHAPES, SIZES
 
 OPPOSITES = (("top", "bottom"), ("left", "right"), ("above", "below"))
 KINDS = (tuple(COLOURS), SHAPES, tuple(SIZES), tuple("0123456789"), *OPPOSITES)

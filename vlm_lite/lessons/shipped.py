@@ -7,10 +7,9 @@ import dataclasses
 
 import numpy as np
 
-from vlm_lite.data import language
 from vlm_lite.encoded import probe
 from vlm_lite.files import data_path, read_json
-from vlm_lite.lessons import instructions, llava
+from vlm_lite.lessons import instructions, language, llava, reading
 from vlm_lite.lessons.first_stage import (
     frozen_parts,
     make_connector,
@@ -48,7 +47,7 @@ def more_exchanges(description, rng, *, drawn=12, asked=6, words=8):
     """
     scene = instructions.read_boxes(description)
     candidates = language.questions(scene, rng)
-    found = [language.exchange(scene, rng, candidates) for _ in range(drawn)]
+    found = [reading.exchange(scene, rng, candidates) for _ in range(drawn)]
     kinds = sorted({kind for *_, kind in candidates})
     for number in range(asked):
         same = [row for row in candidates if row[2] == kinds[number % len(kinds)]]

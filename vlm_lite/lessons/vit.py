@@ -14,21 +14,21 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vlm_lite.checkpoint import Checkpoint
-from vlm_lite.data import scenes
+from vlm_lite.lessons import world
 from vlm_lite.profiles import get_compute
 
-CLASSES = (*scenes.SHAPES, "digit")
+CLASSES = (*world.SHAPES, "digit")
 
 
 def leftmost_task(split, count, axis="col", seed=0):
     """Images (count, 3, 64, 64) uint8, the class that comes first along `axis` (count,), and the scenes."""
     images, labels, kept, index = [], [], [], 0
     while len(kept) < count:
-        rng = np.random.default_rng([seed, scenes.SPLITS.index(split), index])
-        scene, index = scenes.sample_scene(rng, split), index + 1
+        rng = np.random.default_rng([seed, world.SPLITS.index(split), index])
+        scene, index = world.sample_scene(rng, split), index + 1
         first, *others = sorted(scene.items, key=lambda item: getattr(item, axis))
         if others and getattr(first, axis) < getattr(others[0], axis):
-            images.append(scenes.render(scene, rng))
+            images.append(world.render(scene, rng))
             labels.append(CLASSES.index(first.shape))
             kept.append(scene)
     images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -70,8 +70,8 @@ def rehearse(profile, *, steps, batch_size):
     import pandas
     import torch
 
-    from vlm_lite.data.language import chat_prompt, short_prompt
     from vlm_lite.lessons import coco, coco_stages, llava
+    from vlm_lite.lessons.language import chat_prompt, short_prompt
     from vlm_lite.lessons.qformer import QFormerConnector
     from vlm_lite.lessons.vlm import VLM, train_vlm
     from vlm_lite.models.clip import CLIP

@@ -1,0 +1,206 @@
+"""Scenes in words, and the exchanges about them from which a small language model learns to read.
+
+Generated from notebooks/00d_reading.py by `make notebooks`: edit the notebook.
+"""
+
+import re
+
+from vlm_lite.data.tokenizer import COLUMNS, LETTERS, ROWS
+from vlm_lite.lessons.language import (
+    ANSWERS,
+    CAPTION_PROMPT,
+    PAIRS,
+    captions,
+    cell,
+    chat_prompt,
+    compare,
+    name_of,
+    pick,
+    place,
+    questions,
+    references,
+    short_prompt,
+    thing,
+    with_article,
+)
+
+STEPS = "think step by step."
+REQUESTS = """describe the image.
+what do you see?
+describe this picture in detail.
+what is in the picture?
+please describe the picture in one sentence.""".split("\n")
+
+
+def describe(scene, rng=None):
+    """The whole scene in exact words: every thing, its attributes and its cell. This is what the oracle reads.
+
+    Without `rng` the wording is plain and fixed; with it, one of several styles, attributes in any order.
+    """
+    items = list(scene.items)
+    style = 0
+    if rng is not None:
+        items = [items[i] for i in rng.permutation(len(items))]
+        style = int(rng.integers(5))
+    if style == 0:
+        text = " ".join(f"{thing(i)} in the {cell(i)}." for i in items)
+    elif style == 1:
+        text = " ".join(shape_first(i, rng) for i in items)
+    elif style == 2:
+        text = " ".join(f"{cell(i)}: {thing(i)}." for i in items)
+    else:  # notes, with the words in any order
+        notes = []
+        for i in items:
+            words = ["digit", str(i.value)] if i.is_digit else [i.size, i.colour, i.shape]
+            words += [f"{ROWS[i.row]} row", f"{COLUMNS[i.col]} column"]
+            if style != 3 or rng.random() >= 0.3:
+                words = [words[k] for k in rng.permutation(len(words))]
+            notes.append(" ".join(words))
+        text = "; ".join(notes) + "."
+    if rng is not None and rng.random() < 0.2 and len(items) > 1:
+        one, other = (scene.items[i] for i in rng.permutation(len(items))[:2])
+        true = [r for r in PAIRS if compare(one, other, r)]
+        text += f" the {name_of(one)} is {pick(rng, true)} the {name_of(other)}."
+    return text
+
+
+def shape_first(item, rng):
+    """ "the circle is red and small. it is in the top row, left column." """
+    if item.is_digit:
+        return f"the digit is {item.value}. it is in the {cell(item)}."
+    first, second = ("colour", "size")[:: (1, -1)[int(rng.integers(2))]]
+    words = (getattr(item, key) for key in ("shape", first, second))
+    return "the {} is {} and {}. it is in the {}.".format(*words, cell(item))
+
+
+def sentence(question, answer, kind):
+    """A short answer as a sentence: ("what colour is the circle?", "red") -> "the circle is red."."""
+    text = question.rstrip("?")
+    if kind in ("colour", "shape", "size"):
+        subject = text[text.index("the ") :].replace(" small or large", "")
+        return f"{subject} is {with_article(answer) if kind == 'shape' else answer}."
+    if kind == "count":
+        noun = re.sub(r"^how many | are there$", "", text)
+        if answer == "1":
+            noun = noun.removesuffix("es" if noun == "crosses" else "s")
+        be, many = "is" if answer == "1" else "are", "no" if answer == "0" else answer
+        return f"there {be} {many} {noun}."
+    if kind == "digit":
+        return f"the digit is {answer}."
+    if kind == "existence":
+        what = text.removeprefix("is there ")
+        return f"{answer}, there is {re.sub('^an? ', 'no ', what) if answer == 'no' else what}."
+    parts = re.match(r"is (.+?) (left of|right of|above|below) (.+)$", text)
+    subject, relation, other = parts.groups()
+    return f"{answer}, {subject} is {'not ' if answer == 'no' else ''}{relation} {other}."
+
+
+def with_options(question, answer, kind, rng):
+    """A question with up to four lettered answers to choose from: (prompt, the right letter)."""
+    others = [p for p in ANSWERS[kind] if p != answer]
+    chosen = [answer] + [others[i] for i in rng.permutation(len(others))[:3]]
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, chosen, strict=False))
+    return short_prompt(f"{question} {listed}"), LETTERS[chosen.index(answer)]
+
+
+def draw_two(scene, rng):
+    """Two things of a scene, a relation to ask about, and what both need: (one, other, relation, axis, word, names)."""
+    one, other = (scene.items[i] for i in rng.permutation(len(scene.items))[:2])
+    relation = pick(rng, tuple(PAIRS))
+    return one, other, relation, *axis_of(relation)
+
+
+def axis_of(relation):
+    axis = PAIRS[relation][0]
+    return (axis, "column", COLUMNS) if axis == "col" else (axis, "row", ROWS)
+
+
+def either_way(axis, difference):
+    """The words of "left or right of" or "above or below", and the one that a difference of places calls for."""
+    text = "left or right of" if axis == "col" else "above or below"
+    return text, text.split()[0 if difference < 0 else 2]
+
+
+def in_steps(scene, rng):
+    """A relation answered step by step, as a (prompt, answer) pair, or None when the scene has one thing."""
+    if len(scene.items) < 2:
+        return None
+    one, other, relation, axis, word, names = draw_two(scene, rng)
+    a, b = ("the digit" if i.is_digit else f"the {name_of(i)}" for i in (one, other))
+    true = [r for r in PAIRS if PAIRS[r][0] == axis and compare(one, other, r)]
+    so = f"so {a} is {true[0]} {b}." if true else f"they are in the same {word}."
+    where = (f"{x} is in the {names[getattr(i, axis)]} {word}." for x, i in ((a, one), (b, other)))
+    said = f"{' '.join(where)} {so} the answer is {'yes' if relation in true else 'no'}."
+    return short_prompt(f"is {a} {relation} {b}? {STEPS}"), said
+
+
+def part_of_relation(scene, rng):
+    """A (prompt, answer) about a part of a relation: where a thing is, which place comes first, or its name."""
+    kind = rng.random()
+    if len(scene.items) > 1 and kind < 0.4:
+        one, other, _, axis, *_ = draw_two(scene, rng)
+        a, b = references(scene, one), references(scene, other)
+        if a and b and getattr(one, axis) != getattr(other, axis):
+            either, answer = either_way(axis, getattr(one, axis) - getattr(other, axis))
+            return short_prompt(f"is {pick(rng, a)} {either} {pick(rng, b)}?"), answer
+    relation = pick(rng, tuple(PAIRS))
+    axis, word, names = axis_of(relation)
+    item = pick(rng, scene.items)
+    refs = references(scene, item)
+    if refs and kind < 0.7:
+        return short_prompt(f"which {word} is {pick(rng, refs)} in?"), names[getattr(item, axis)]
+    one, other = (int(i) for i in rng.permutation(4)[:2])
+    a, b = f"the {names[one]} {word}", f"the {names[other]} {word}"
+    if rng.random() < 0.4:
+        either, answer = either_way(axis, one - other)
+        return short_prompt(f"is {a} {either} {b}?"), answer
+    answer = "yes" if (one - other) * PAIRS[relation][1] > 0 else "no"
+    return short_prompt(f"is {a} {relation} {b}?"), answer
+
+
+def exchange(scene, rng, candidates=None):
+    """One (prompt, answer) pair about a scene, in one of the styles that the course uses.
+
+    `candidates` is the scene's `questions`, when the caller has them already.
+    """
+    style = rng.random()
+    if style < 0.06:
+        return CAPTION_PROMPT, pick(rng, captions(scene, rng))
+    if style < 0.10:
+        form = pick(rng, REQUESTS)
+        return chat_prompt(form), captions(scene, rng)[0]
+    if style < 0.15:
+        item = pick(rng, scene.items)
+        refs = references(scene, item)
+        if refs:
+            ref = pick(rng, refs)
+            return chat_prompt(f"where is {ref}?"), f"{ref} is in the {place(item)}."
+    if style < 0.21 and (steps := in_steps(scene, rng)):
+        return steps
+    if style < 0.37:
+        return part_of_relation(scene, rng)
+    candidates = candidates or questions(scene, rng)
+    kinds = sorted({k for _, _, k in candidates})
+    kind = "relation" if "relation" in kinds and rng.random() < 0.35 else pick(rng, kinds)
+    question, answer, kind = pick(rng, [c for c in candidates if c[2] == kind])
+    question = question.replace("colour", "color") if rng.random() < 0.2 else question
+    if style < 0.45:
+        return with_options(question, answer, kind, rng)
+    if style < 0.53:
+        return chat_prompt(question), sentence(question, answer, kind)
+    if kind == "existence" and style < 0.63:
+        question = question.replace("?", pick(rng, [" in the image?", " in the picture?"]))
+    return short_prompt(question), answer
+
+
+def document(make_scene, rng, exchanges=8, blind=0.12):
+    """One text of the language model: (description or "", [(prompt, answer), ...]).
+
+    With probability `blind` there is no description, and every question is about another scene: the prior.
+    """
+    if rng.random() < blind:
+        return "", [exchange(make_scene(rng), rng) for _ in range(exchanges)]
+    scene = make_scene(rng)
+    candidates = questions(scene, rng)
+    return describe(scene, rng), [exchange(scene, rng, candidates) for _ in range(exchanges)]
