@@ -65,8 +65,10 @@ demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and
 	@mkdir -p docs/demo/ort && cd callers/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
 	ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm $(CURDIR)/docs/demo/ort/
 
-real: $(READY)  ## real pretrained parts and photographs, proved, and notebook 10 on them (RECORD=1 SEEDS=3: its record)
+real: $(READY)  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them (RECORD=1 SEEDS=3: its record)
 	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
+	@$(if $(RECORD),,REAL_HOME=$$($(PY) -c "from vlm_lite.files import home; print(home())") \
+	$(PY) -m pytest -q tests/lessons/test_coco.py -k "any_encoder and 04t")
 
 export-test: demo  ## the exported model from JavaScript, and the page in a headless Chromium (CHROMIUM= names one)
 	@$(PY) -m pytest -q callers

