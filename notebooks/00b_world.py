@@ -386,7 +386,7 @@ drawn = draw([Scene(items) for items in changes.values()], [0] * len(changes))
 cells = (drawn != drawn[0]).any(1).unflatten(2, (GRID, CELL)).unflatten(1, (GRID, CELL))
 changed = cells.any(4).any(2).sum((1, 2)).tolist()  # cells in which a pixel differs
 assert changed == [0, 1, 1, 2, 1]
-plots.show_images(drawn, [f"{k}: {n} cells differ" for k, n in zip(changes, changed, strict=True)])
+plots.show_images(drawn, [f"{k}; changed: {n}" for k, n in zip(changes, changed, strict=True)])
 
 # %% [markdown]
 # Compare with 00, which exchanges the *whole* image: the answer may then follow anything that changed with it. Here one cell changes, so a changed answer has one possible cause. That makes two claims
