@@ -196,7 +196,7 @@ def test_verify_t4_runs_what_has_a_part_for_it_and_prints_rows_to_paste(
 ):
     """A GPU is claimed, and sums need none."""
     without = course_folder / "notebooks" / "00_sums.py"
-    good, bad = (without.with_name(f"{name}.py") for name in ("01_sums", "02_bad"))
+    good, bad = (without.with_name(f"{name}.py") for name in ("01t_sums", "02t_bad"))
     text = SOURCE.replace("title: Sums", "title: Sums\n#     minutes_t4_estimate: 3")
     text += "assert __import__('os').environ['VLM_LITE_PROFILE'] == 't4'\n"
     good.write_text(text)
@@ -215,9 +215,9 @@ def test_verify_t4_runs_what_has_a_part_for_it_and_prints_rows_to_paste(
     assert first.count("|") == head[0].count("|") and "torch" in machine and "made T4" in machine
     today = time.strftime("%Y-%m-%d")
     assert re.fullmatch(
-        rf"\| 01_sums \| {today} \| unknown \| 0\.\d \| 0\.0 GB \| 2 apples \|", first
+        rf"\| 01t_sums \| {today} \| unknown \| 0\.\d \| 0\.0 GB \| 2 apples \|", first
     )
-    assert re.search(r"\| 02_bad .* unknown \| FAILED in cell 4: ZeroDivisionError", second)
+    assert re.search(r"\| 02t_bad .* unknown \| FAILED in cell 4: ZeroDivisionError", second)
 
 
 def test_ctrl_c_says_where_make_course_stopped(course_folder, monkeypatch, capsys):

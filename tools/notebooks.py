@@ -184,21 +184,18 @@ def recorded(root=ROOT):
 def minutes_on_tiny(name, root=ROOT):
     """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16; "" where not measured."""
     plain, bf16 = (recorded(root)[kind]["seconds"].get(name) for kind in ("plain", "bf16"))
-    more = f" ({in_minutes(bf16):g} with bf16)" if bf16 else ""
-    return f"{in_minutes(plain):g} min{more}" if plain else ""
+    return f"{in_minutes(plain):g} min ({in_minutes(bf16):g} with bf16)" if plain else ""
 
 
 def minutes_of(target, root=ROOT):
     """Such as "about 16 minutes (8)": `make TARGET` on two plain CPU cores, and on two with bf16."""
     course = [source.stem for source in main_line(sources(root))]
     names = course if target == "course" else [target]
-    minutes = []
-    for kind in ("plain", "bf16"):
-        seconds = recorded(root)[kind]["seconds"]
-        known = seconds.keys() >= set(names)
-        minutes.append(str(round(sum(map(seconds.get, names)) / 60)) if known else "")
-    plain, bf16 = minutes
-    return f"about {plain} minutes" + f" ({bf16})" * bool(bf16) if plain else "not measured yet"
+    plain, bf16 = (
+        sum(recorded(root)[kind]["seconds"].get(name, 0) for name in names) / 60
+        for kind in ("plain", "bf16")
+    )
+    return f"about {plain:.0f} minutes ({bf16:.0f})"
 
 
 def memory_on_tiny(name, root=ROOT):
@@ -454,7 +451,7 @@ def notebook_table(root=ROOT):
         own = number(source.stem)
         more = [link for s, link in links.items() if s != source and s.stem.startswith(own)]
         builds = built[source] + f"<br><br>Companions: {', '.join(more)}" * bool(more)
-        minutes = minutes_on_tiny(source.stem, root) or "not measured yet"
+        minutes = minutes_on_tiny(source.stem, root)
         link = badge(f"notebooks/{source.stem}.ipynb", root)
         rows.append(f"| {links[source]} | {builds} | {minutes} | {link} |")
     return "\n".join(rows)

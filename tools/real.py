@@ -54,11 +54,10 @@ def proofs(parts):
     model.to(torch.float32)
     shown = {each.name.split(" ", 1)[1]: each for each in parts.cutouts}
     grey, right = PIL.Image.new("RGB", (224, 224), "grey"), 0
-    mean, std = (torch.tensor(vision.config[name]).view(3, 1, 1) for name in ("mean", "std"))
     for name in CLASSES:
         image = cutouts.compose(np.random.default_rng(0), [shown[name]], [0], grey, 224)
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-        best = int(vision.model((pixels / 255 - mean) / std).argmax())
+        best = int(vision.model(vision.pixel_values(pixels)).argmax())
         right += name in timm.data.ImageNetInfo().index_to_description(best).lower()
     what = f"the vision encoder's own classifier names {right} of {len(CLASSES)} cut-outs"
     yield what, right > len(CLASSES) / 2

@@ -75,10 +75,9 @@ def build_parser():
     parser.add_argument("--version", action="version", version=f"vlm-lite {vlm_lite.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    doctor = commands.add_parser(
+    commands.add_parser(
         "doctor", help="what this machine is, what was chosen and why, and what is missing"
-    )
-    doctor.set_defaults(call=run_doctor)
+    ).set_defaults(call=run_doctor)
 
     zoo = commands.add_parser("zoo", help="the small checkpoints that ship with the course")
     actions = zoo.add_subparsers(dest="action", metavar="ACTION", required=True)
