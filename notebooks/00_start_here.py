@@ -15,7 +15,7 @@
 #     title: Start here
 #     builds: nothing yet; ask a small finished vision-language model, exchange its image, hide it, score it
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: 3a624943e19c95389eb7549e7dbc1bd6f04797cb70d8d5d96f3a86a4d15e786d
+#     outputs_of: f9c4d0c0d479c83cd381c2486f3fe013aff6a0422c8d6fefa72ef41c95a4ad7c
 # ---
 
 # %% [markdown]

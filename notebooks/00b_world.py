@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 6dfdcaa0fe8849ff7e5899ed9b0186234c21c1da2d347afd6f1aa72b189e0c8e
 #     title: A world with exact truth
 #     builds: a drawn world whose truth is known before a pixel is drawn, with splits and images in which one thing is changed
 #     lesson: world

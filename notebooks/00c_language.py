@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 606882772ed5318e06573539a776164c4ab65c8cf593391d8b7cc22bf8292f98
 #     title: What is said and asked
 #     builds: captions and questions of a scene in many ways, with unique names and balanced answers
 #     lesson: language

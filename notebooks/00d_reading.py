@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 4c062202dec3c2fefabeefc64087ccfa987e8f89cc90a005cd0ec5275227ca9a
 #     title: What the language model reads
 #     builds: scenes in words, and the exchanges about them from which a small language model learns to read
 #     lesson: reading

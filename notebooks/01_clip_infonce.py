@@ -16,7 +16,7 @@
 #     builds: an image encoder, a text encoder and the InfoNCE loss, trained from captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
-#     outputs_of: d26f339dee30e9993d8212309ce0bd8fef67366643b2112371a2e9e30981d785
+#     outputs_of: 4d1709b505bb29d2d0fdc58b997f69280d4f4e7642c29d5ebeca1634b39dd9a5
 # ---
 
 # %% [markdown]

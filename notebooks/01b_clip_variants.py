@@ -16,7 +16,7 @@
 #     builds: other losses, noise, hard negatives, scaling, and a search for near-duplicates
 #     lesson: clip_variants
 #     reads: [results/contrastive_variants.json]
-#     outputs_of: 38bf4bf8fa5d51497a5d8166f2d2345780a4c6b42568aec7bf9dd857d9f3be20
+#     outputs_of: 6fe9609b2b56fda21a1decfb9df795935cc96d092b7d06cdb9456a2cf9dfea20
 # ---
 
 # %% [markdown]

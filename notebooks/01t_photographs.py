@@ -17,7 +17,7 @@
 #     builds: OpenAI's CLIP on CIFAR-10, Imagenette and COCO, beside a CLIP trained from nothing
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: 43f71ce139da1fceba4aba0581ef45cb5052ff1d2cb6d0bb60240e5dcbc0e900
+#     outputs_of: 11180aac1e2a46fb2e72c8bb432d3d7982b1bf45d7332112f3d14f631299eb2b
 # ---
 
 # %% [markdown]

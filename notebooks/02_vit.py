@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: 78e1956d0538808af7feea7db3271e5e8a37adee23f8bd7cf7e15363ad7b8d5d
+#     outputs_of: a12c8dbcf681870dfb56c5eab6bf632d37100e322643e61c542ea6ed8b6ff4a8
 # ---
 
 # %% [markdown]

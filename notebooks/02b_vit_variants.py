@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: b9dd9a004bf8a57753bbf620629162d0805d9f85a21f76456212770966350af9
+#     outputs_of: 3b261a5b9bb11757c20838bfe2d41c74cb600ebebbcfc4fdab90f5b823bb0556
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants

@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 52ff8a3fcbf3ff071c5fecbc28a65e3d2b889a5a70e6de24f23bb23cf00f18f1
+#     outputs_of: 76880cad9283513a36060c6bf85e980b866ddf7f59c7450ff1bf99ec6ffe8ea0
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 8dd0a6334847b6e1c3144d12b3d0d9e24b3a635f1205e1c8a10c12c1f125d656
+#     outputs_of: 73cdba4c1ddd21008d5b5012c2841f187db9b00ca17042b7b8a281c3cb05bc9c
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage

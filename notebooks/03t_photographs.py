@@ -17,7 +17,7 @@
 #     lesson: coco
 #     minutes_t4_estimate: 25
 #     reads: []
-#     outputs_of: 18423f73c0ed94ba95f4fa375777a9229bc03780202eeefd3146971a974d486e
+#     outputs_of: 664ef7a361893c871c71a179abe08e1c24a92e3e3820f73e137637c24345688d
 # ---
 
 # %% [markdown]

@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 8a1a17b2702c70b2841658609192630a34e256457a3f54976f69682ff9f0c76f
+#     outputs_of: 2e7dc3f6dff441b8fadc41eda2db7d7cd4c41a8d273a024179c7449b0b06880e
 # ---
 
 # %% [markdown]
@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="04_llava_projection"))
 #
 # **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 2.5 min (2.5 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2.5 min (2 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb): this notebook imports its `VLM` and `build_batch`. Photographs, and your own images, come in
 # [04t](04t_photographs.ipynb).

@@ -17,7 +17,7 @@
 #     lesson: coco_stages
 #     minutes_t4_estimate: 35
 #     reads: []
-#     outputs_of: 54ba180f97ba01c50a107c198c84c968d95d95f1e5b9ca5da1cccfd58607ea6e
+#     outputs_of: d107782837adda825321b2978f99e8a8e274098a9acf8d023e997151ecf60fda
 # ---
 
 # %% [markdown]

@@ -16,7 +16,7 @@
 #     builds: each metric of the field by hand, the controls beside it, and a model's failures as findings
 #     lesson: evaluation
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: b70a82909f09d9bb9d03d37b31b839ac1fb427766fe25e85c349ff9f2e9ab283
+#     outputs_of: e0a16e334697bc87caac6bb72fd54ea32a25f2c5677ef5ab664ef2ef343e840f
 # ---
 
 # %% [markdown]

@@ -16,7 +16,7 @@
 #     builds: a gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval
 #     lesson: shipped
 #     reads: [prompts/comparison.json, zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json, results/shapes_vlm.json, results/llava_stages.json, results/llava_longer.json]
-#     outputs_of: 29a42c50f7d5f53f373ca454a3599f48713b6f3dfb8a5bfda50d9a56a880cc46
+#     outputs_of: de620be5c4a080a7eda81aa312d45b83e886f9adc394a91232c37055ce5c536b
 # ---
 
 # %% [markdown]

@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: d82def87a5174681f1f0124d00f4d5ed34fd6ac988a0dbfac20a9c6851df3359
 #     title: VQA's and POPE's scores, in view
 #     builds: the official scores of VQA v2 and POPE, as their authors' scripts compute them, habits included
 #     lesson: [vqa, pope]

@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: d8dec4d045e7ed85e71575d7fbfbe1218ea64640829771a71ebb6e20537a15f9
 #     title: MMBench's score, and what a score must beat
 #     builds: MMBench's CircularEval with its reading of letters, and the controls that need no model
 #     lesson: [mmbench, controls]

@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: b1f95adb712095eac32cf7eb07045f155680d4264a11da63bbfad1359008ac9c
 #     title: Making a benchmark
 #     builds: POPE's and MMBench's files, captions one word apart and questions of one kind, made from known scenes
 #     lesson: benchmarks

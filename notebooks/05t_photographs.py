@@ -17,7 +17,7 @@
 #     lesson: smolvlm
 #     minutes_t4_estimate: 10
 #     reads: []
-#     outputs_of: 4878fdc54d213638b728cdf3404168250027502f247e66d84db8b33bdb731647
+#     outputs_of: 776af7e7c1ba3366ecf898b54fac344157a96b028f8042fc83f05946454dc7d2
 # ---
 
 # %% [markdown]

@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: twelve silent bugs of vision-language models, each with its cost as a score and a test that catches it
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: d6791611987896457a62199af835c9db67b4c08ea09c9ab6a9fcb2d6440a5e21
+#     outputs_of: 4e6f202e5e98592e86b4f649339e6feee67b8873ee6f5f6e16f594f2dc36f606
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: b5be6c0f83aecd6d1773a130b41b5a3c95950f731051b1d388366f166f6a2fb2
+#     outputs_of: 0bc7d2a292c1f85cc624fb81827c1aa7e70ce4176f4421b9ea33b703f08d12ad
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 384fff7829c9bbdaf80954d39d6ae633d593df80aa489b6a0fb2f55485d358fd
+#     outputs_of: 857c243b505877453dc206860862baebe74c35b228a2221768336e7b501abe16
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution

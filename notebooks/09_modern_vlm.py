@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: e7dcc5647e2764def2cdd7cd38f0df15d4432638c588a79f798042aa822a48ef
+#     outputs_of: 3705f0c68457452c0877b692d9425e162b2e303b0a9bd6e445d2fc7511417177
 #     title: A small modern VLM
 #     builds: SmolVLM's architecture, from RMSNorm to generation with a KV cache, equal to transformers' and trained on Shapes
 #     lesson: modern

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: 4c5b9865378bdb0f0e3eb0d47f556a4e650ba2186006f2c7d7e6c7b4eff159c2
+#     outputs_of: 962913b84651d24c4defc97caf20599a9115a4c0c96fdfa2714c49249aa03f3e
 # ---
 
 # %% [markdown]

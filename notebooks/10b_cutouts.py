@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 95bfdebc6cc5566836fe702e53cdc93968b30990ee218147379cbcc85b0a8964
 #     title: A photographic world
 #     builds: images of cut-outs on photographs, whose captions, questions and answers are right by construction
 #     lesson: cutouts
