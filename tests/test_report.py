@@ -14,13 +14,14 @@ from vlm_lite.files import data_path
 from vlm_lite.lessons.vqa import score_vqa
 from vlm_lite.models.vlm import load_vlm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():
     return report.collect("shapes-vlm", questions=60, pictures=64)
 
 
-@pytest.mark.slow
 def test_the_figures_are_those_of_the_evaluators(found):
     facts, pictures = found
     vlm = load_vlm("shapes-vlm")

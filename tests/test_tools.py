@@ -191,6 +191,7 @@ def test_make_course_runs_the_main_line_and_with_all_the_companions_too(monkeypa
         assert ran == [(name, len(expected)) for name in expected]
 
 
+@pytest.mark.slow
 def test_verify_t4_runs_what_has_a_part_for_it_and_prints_rows_to_paste(
     course_folder, monkeypatch, capsys
 ):

@@ -240,7 +240,9 @@ def check(files, benchmark, capsys, count):
 
 
 @pytest.mark.parametrize("benchmark", GIVEN)
-@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(50, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.soak)]
+)
 def test_damaged_files_end_in_an_error_or_in_the_right_score(
     files, benchmark, count, capsys, monkeypatch
 ):

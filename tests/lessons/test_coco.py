@@ -124,6 +124,7 @@ SIZES = SimpleNamespace(
 )
 
 
+@pytest.mark.slow
 def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offline, capsys):
     exec(cell_of("03t_photographs"), names("03t_photographs", SIZES, shown := []))
     printed = capsys.readouterr().out
@@ -141,6 +142,7 @@ def test_notebook_03t_trains_a_qformer_and_sets_cider_beside_its_controls(offlin
     assert "before training" in printed and len(shown) == 1
 
 
+@pytest.mark.slow
 def test_notebook_04t_trains_the_stages_and_then_your_own_images(offline, capsys, tmp_path):
     left = names("04t_photographs", SIZES, shown := [])
     exec(cell_of("04t_photographs").replace("minimal = False", "minimal = True"), left)
@@ -174,6 +176,7 @@ OTHERS = {  # of an image of 224 pixels: a map of 7 x 7; 14 x 14 patches and a c
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_language_model(
     name, offline, capsys, tmp_path, monkeypatch
@@ -284,6 +287,7 @@ def test_the_checks_are_clear_for_a_model_that_looks_and_about_zero_for_one_that
     )
 
 
+@pytest.mark.slow
 def test_a_rehearsal_runs_every_stage_and_times_it(offline, monkeypatch, capsys):
     """At small sizes; tests/data/test_photographs.py runs t4's own."""
     mirror, clip, reader = offline
