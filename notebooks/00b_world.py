@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="00b_world"))
 #
 # An optional companion of [00](00_start_here.ipynb): how the images of Shapes are made, and what it is worth to know all that is in them. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00, start here](00_start_here.ipynb).
 #

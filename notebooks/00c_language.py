@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="00c_language"))
 #
 # An optional companion of [00](00_start_here.ipynb): the captions, questions and answers of Shapes, and why they are balanced. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.7 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00b, a world with exact truth](00b_world.ipynb).
 #

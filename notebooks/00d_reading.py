@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="00d_reading"))
 #
 # An optional companion of [00](00_start_here.ipynb): the text that the shipped language model was trained on, and why. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.7 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00c, what is said and asked](00c_language.ipynb).
 #

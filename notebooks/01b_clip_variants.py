@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="01b_clip_variants"))
 #
 # **Reading time:** 15 minutes. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.5 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.6 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP from scratch](01_clip_infonce.ipynb), whose functions are imported here.
 #

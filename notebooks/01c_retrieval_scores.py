@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="01c_retrieval_scores"))
 #
 # An optional companion of [01](01_clip_infonce.ipynb): how a CLIP is scored, and what those scores do not see. `vlm-lite eval retrieval` and `vlm-lite eval zeroshot` run what stands here. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.0 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.2 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [01, CLIP from scratch](01_clip_infonce.ipynb).
 #

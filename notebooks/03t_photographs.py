@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="03t_photographs", t4_minutes=25))
 # `encoder_weights` names a file of its weights, for want of the hub; `encoder_side` averages the map over so many tokens a side (DINOv2 reads 518 pixels: 37 x 37 tokens; 16 makes them 256). `reader` is a hub id, a folder or a GGUF file; OPT-1.3B is about ten times as large as GPT-2.
 #
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.0 GB of memory on `tiny` (measured, 2 CPU cores); about 25 min on a T4 (an estimate until someone has measured it).
 # <!-- /figures -->
 # **Before this:** [03, a Q-Former and a VLM](03_qformer_gpt2.ipynb).
 #

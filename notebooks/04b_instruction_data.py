@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="04b_instruction_data"))
 #
 # An optional companion of [04](04_llava_projection.ipynb): the data behind its stages, and how a reply is judged. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [04, LLaVA](04_llava_projection.ipynb), section 4.
 #

@@ -51,7 +51,7 @@ print(describe(profile, compute, notebook="05b_retrieval_and_steps"))
 # An optional companion of [05](05_evaluation.ipynb): measurements that its main line leaves out, and how the model that they are made
 # on was trained. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.6 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb).
 #

@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="05c_vqa_and_pope"))
 #
 # An optional companion of [05](05_evaluation.ipynb): the two scripts that most papers' figures come from, line by line. `vlm-lite eval vqa` and `vlm-lite eval pope` run what stands here. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb), sections 1 and 6.
 #

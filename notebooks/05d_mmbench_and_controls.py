@@ -51,7 +51,7 @@ print(describe(profile, compute, notebook="05d_mmbench_and_controls"))
 # An optional companion of [05](05_evaluation.ipynb): how a multiple-choice benchmark reads a letter out of free text, why it asks each question several times, and four controls that need no model.
 # `vlm-lite eval mmbench` and `vlm-lite report` run what stands here. No exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [05, Evaluation](05_evaluation.ipynb), section 6, and [05e](05e_making_benchmarks.ipynb), which writes MMBench's file.
 #

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: 962913b84651d24c4defc97caf20599a9115a4c0c96fdfa2714c49249aa03f3e
+#     outputs_of: bc8d79a34551ae2263f0b2378a3d4a3328b832be496dd42926abe77c84402abf
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 95bfdebc6cc5566836fe702e53cdc93968b30990ee218147379cbcc85b0a8964
+#     outputs_of: 0f665128af85c8c710b59d20a927ed77c97419ac61ccdf88f77dce8612da8115
 #     title: A photographic world
 #     builds: images of cut-outs on photographs, whose captions, questions and answers are right by construction
 #     lesson: cutouts
@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="10b_cutouts"))
 #
 # An optional companion of [10](10_photographs.ipynb): how its images, questions and three tests are made. No training, no exercises.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 0.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 0.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [10, a VLM from real parts](10_photographs.ipynb), section 2.
 #
@@ -133,8 +133,8 @@ def read_cutouts(folder):
 def draw_parts():
     """A folder laid out as the real packages are, made without a network: drawn cut-outs with names, noise as scenes."""
     folder, shapes = (
-        home() / "real" / "drawn-2",
-        "triangle square star circle cross heart ring oval",
+        home() / "real" / "drawn-3",
+        "triangle square pentagon hexagon heptagon octagon nonagon decagon",
     )
     if folder.is_dir():
         return folder

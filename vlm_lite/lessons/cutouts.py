@@ -70,8 +70,8 @@ def read_cutouts(folder):
 def draw_parts():
     """A folder laid out as the real packages are, made without a network: drawn cut-outs with names, noise as scenes."""
     folder, shapes = (
-        home() / "real" / "drawn-2",
-        "triangle square star circle cross heart ring oval",
+        home() / "real" / "drawn-3",
+        "triangle square pentagon hexagon heptagon octagon nonagon decagon",
     )
     if folder.is_dir():
         return folder
