@@ -627,4 +627,4 @@ table
 #
 # ## Where next
 #
-# [Notebook 04](04_llava_projection.ipynb) replaces the Q-Former by a small map for each patch, and trains in stages.
+# [Notebook 04](04_llava_projection.ipynb) replaces the Q-Former by a map for each patch, and trains in stages.

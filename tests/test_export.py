@@ -16,6 +16,7 @@ from vlm_lite.lessons.language import short_prompt
 from vlm_lite.lessons.world import Item, Scene, render
 from vlm_lite.models.vlm import load_vlm
 
+pytestmark = pytest.mark.slow
 QUESTIONS = ["what colour is the star?", "how many shapes are there?", "is there a heart?"]
 
 

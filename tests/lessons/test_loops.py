@@ -72,6 +72,7 @@ def interrupt(name):
         trained(name)
 
 
+@pytest.mark.slow
 @each_loop
 def test_training_lowers_the_loss_and_a_seed_is_one_run(name):
     model, first, losses = trained(name, steps=30)
