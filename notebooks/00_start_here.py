@@ -93,7 +93,7 @@ diagrams.vision_language_model(vlm, image_of[1000066], language.short_prompt(que
 # %% [markdown]
 # ## 1. Three parts
 #
-# A VLM reads an image and a text, and writes text. Most VLMs today have three parts. Our sources call them the eye, the
+# A VLM reads an image and a text, and writes text. Most VLMs today have three parts. A common metaphor is the eye, the
 # nerve and the brain:
 #
 # | part | the metaphor | here | output | you build it in |
@@ -114,8 +114,8 @@ diagrams.vision_language_model(vlm, image_of[1000066], language.short_prompt(que
 #   on Shapes text: scenes in words with questions, answers, captions and conversations.
 #
 # **Shapes** is a drawn world with real handwritten digits in it. We know what is in each image, so we can tell for
-# certain when the model is wrong, and everything runs on a laptop. ([00b](00b_world.ipynb) draws it, and
-# changes one thing at a time.)
+# certain when the model is wrong, and everything runs on a laptop. ([00b](00b_world.ipynb) draws it and
+# changes one thing at a time; [00c](00c_language.ipynb) writes its captions and questions.)
 
 # %%
 parts = {"vision encoder": vlm.vision.vision_model, "connector": vlm.connector}
@@ -211,9 +211,8 @@ ask(None, question, "no image")
 # ## 4. Five fixed questions
 #
 # Five questions of five types, each about a fixed image. They are picked so that a guess seldom helps: each has the answer
-# that is rarest in its type, or *yes* where both are as frequent, since this language model leans to *no*. Nobody asked
-# first whether the VLM gets them right. Every later notebook ends with this scoreboard, so that you can watch *your* model
-# go from blind to seeing.
+# that is rarest in its type, or *yes* where yes and no are equally frequent, since this language model leans to *no*. They were
+# not chosen by whether the VLM gets them right.
 
 # %%
 five = five_questions(questions)
@@ -439,7 +438,7 @@ plots.by_type_bars(
 # (Shuffled is below blind here, because the other image always shows another colour and another shape.)
 #
 # The colour survives and the shape suffers: what the model learnt of a shape is tied to the colours that it came in. Told in
-# words, the language model names every pairing, so the loss is in the vision encoder or the connector. Naming known parts in
+# words, the language model names nearly every pairing, so the loss is in the vision encoder or the connector. Naming known parts in
 # a new combination is **compositional generalisation**; CLEVR has a test set for it (CoGenT, Johnson et al. 2017). A
 # held-out set drawn like the training set holds no such pairing, and says nothing about it.
 #
@@ -499,12 +498,12 @@ for my_question in my_questions:
 # number mean? (2) Suppose that shuffled images scored clearly *below* blind. Would that speak for or against the model?
 # (3) The oracle reads the scene in words. Why is it a ceiling for this connector, and why not for every VLM?
 #
-# **Where next.** [01](01_clip_infonce.ipynb) trains a vision encoder from captions alone, [02](02_vit.ipynb) opens it,
+# **Where next.** [01](01_clip_infonce.ipynb) trains a vision encoder from images and their captions alone, [02](02_vit.ipynb) opens it,
 # [03](03_qformer_gpt2.ipynb) builds the connector and this VLM, [04](04_llava_projection.ipynb) a chat model with a simpler
 # connector, [05](05_evaluation.ipynb) measures, [06](06_bug_museum.ipynb) shows silent bugs. Every term, also in Japanese:
 # the [glossary](../docs/glossary.md).
 #
-# ## Have you a T4?
+# ## Do you have a T4?
 #
 # Nobody has measured this course on one yet. In a clone of the repository, with a GPU and the model hub, this runs every notebook that has a part for photographs and
 # prints the rows of [the status page](../docs/status.md) with their environment, to paste into a report. It takes about an hour and a half (an estimate).

@@ -159,7 +159,7 @@ pd.DataFrame(scene.items).drop(columns="glyph")
 # that are inside is how much of the shape's colour the pixel takes. That is *anti-aliasing* by supersampling. The heart is $(u^2 + v^2 - 1)^3 \le u^2 v^3$; the star is what lies on the right side of at
 # least four of five lines.
 #
-# The digits are **real handwriting**: 1,797 images of 8 x 8 pixels from 43 people, which scikit-learn has kept since 1998 (`load_digits`). They are doubled in size and left otherwise as they were. A drawn digit would be one
+# The digits are **real handwriting**: 1,797 images of 8 x 8 pixels from 13 people, published in 1998 and shipped with scikit-learn (`load_digits`). They are doubled in size and left otherwise as they were. A drawn digit would be one
 # image for each value; these have the variety that makes reading hard. Some are kept for the tests, so nobody can know them by heart.
 
 
@@ -227,7 +227,7 @@ masks = torch.from_numpy(np.stack([*masks, *map(handwriting, sevens)]).astype(np
 plots.show_images(masks[:, None].expand(-1, 3, -1, -1), [*SHAPES, *["seven"] * 4], size=96)
 
 # %% [markdown]
-# `render` lays these on a dark ground. All is **integer arithmetic**: floats may differ in the last bit between machines, and then the recorded numbers of this course would be about another world.
+# `render` lays these on a dark ground. From the masks on, all is **integer arithmetic**: floats may differ in the last bit between machines, and then the recorded numbers of this course would be about another world.
 # Everything random comes from the generator that is passed in, in a fixed order: the noise of the ground, and for each thing its shade and its position in its cell.
 
 
@@ -362,13 +362,13 @@ assert 0.35 < leaks["val"][1] < 0.65 and leaks["val"][2:].max() < 0.01
 leaks.rename_axis("things").add_suffix(": in train").map("{:.1%}".format)
 
 # %% [markdown]
-# It does not. There are 1,408 scenes with one shape and nothing else (44 pairs, two sizes, sixteen cells), so about half of val's scenes with one thing have been in train, as scenes; their pixels are others.
+# Not all of them. There are 1,408 scenes with one shape and nothing else (44 pairs, two sizes, sixteen cells), so about half of val's scenes with one thing have been in train, as scenes; their pixels are others.
 # With each further thing the possibilities multiply, and the overlap is gone.
 # **What a split promises has to be counted.** Val promises other pixels and other handwriting, and mostly other scenes; *novel* promises combinations that training never held, and there nothing is shared.
 #
 # ## 5. What exact truth allows
 #
-# Four things that no data set of photographs can give:
+# Four things that a data set of photographs gives in part or not at all:
 #
 # - **An oracle.** The scene written out in words holds everything. Given to the language model in place of the image, it shows what that model can do when told all.
 # - **Controls.** Blind, blank and shuffled images are one line each, and every answer to them can be judged.
@@ -394,7 +394,7 @@ plots.show_images(drawn, [f"{k}; changed: {n}" for k, n in zip(changes, changed,
 # testable, about the VLM that ships with the course:
 #
 # 1. Repaint **the thing asked about**: the answer must follow. Twice: to another colour, and to the one that training held out for its shape.
-# 2. Repaint **its neighbour**: the answer must stay. A model that mixes up which thing has which colour fails here.
+# 2. Repaint **its neighbour**, another thing in the scene: the answer must stay. A model that mixes up which thing has which colour fails here.
 #
 # **Predict first:** which of the three is the hardest?
 
@@ -433,8 +433,8 @@ display(plots.show_images(pixels[:4], titles, columns=4))
 board.map("{:.0%}".format)
 
 # %% [markdown]
-# Most answers follow the paint, so they come from this cell. (*Right, as is the drawn one* counts the scenes in which both answers are right.) A held-out colour is followed less often: the model composes,
-# and not as surely as it remembers. The neighbour's paint disturbs few answers. No accuracy on a fixed set of images tells these three apart.
+# Under each image stands the answer to "what colour is the circle?". This first scene is a failure: all three edits are answered wrong, the last with the neighbour's paint. But most answers follow the paint, so they come from the cell that was painted. (*Right, as is the drawn one* counts the scenes in which both answers are right.) A held-out colour is followed less often: the model does compose,
+# but less surely than it remembers. The neighbour's paint disturbs few answers. No accuracy on a fixed set of images tells these three apart.
 
 # %%
 follows, composed, stays = board["right, as is the drawn one"][1:]

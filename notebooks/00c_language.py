@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="00c_language"))
 # ## 1. Names
 #
 # A text about an image has to *name* things, and a name is right only where it fits one thing. "The circle" is fine in a scene with one circle, and in a scene with two it is a question without an answer.
-# Data sets of photographs hold many of those, and people answer them all the same. Linguists call a phrase that picks out one thing among others a **referring expression** (RefCOCO: Kazemzadeh et al. 2014).
+# Data sets of photographs hold many of those, and people answer them all the same. Linguists call a phrase that picks out one thing among others a **referring expression** (ReferItGame: Kazemzadeh et al. 2014; RefCOCO: Yu et al. 2016).
 #
 # `references` lists every phrase that names one thing and nothing else in its scene. `hidden` takes an attribute away: a question about the colour must not say it.
 
@@ -141,7 +141,7 @@ assert not any("the circle" in phrases or "the red circle" in phrases for phrase
 pd.DataFrame({name: pd.Series(phrases) for name, phrases in named.items()}).fillna("")
 
 # %% [markdown]
-# How often is a name unique? **Predict first:** in what share of scenes with four things does "the circle" fit exactly one, when it fits any?
+# How often is a name unique? **Predict first:** in a scene with four things, how often does its shape alone name a thing?
 
 # %%
 N = 2000
@@ -224,16 +224,16 @@ assert told["sizes said"][1] == 1 > told["sizes said"][4]
 told.round(2)
 
 # %% [markdown]
-# The captions are templates, so they vary in what they say more than in how. What this costs shows in 01: two images whose captions hold the same words cannot be told apart by them, and retrieval has a ceiling that can be computed.
+# (*Different*: the share of the 2,000 texts that are distinct; *sizes said*: the share that say every size.) The captions are templates, so they vary in what they say more than in how. What this costs shows in 01: two images whose captions hold the same words cannot be told apart by them, and retrieval has a ceiling that can be computed.
 #
 # ## 3. Questions of seven types
 #
 # A score over all questions hides what a model can do: yes or no is half right by chance, a colour one time in eight. So every question has a **type**, and every table of this course goes by type.
 #
 # - *colour, shape, size*: of a thing named without that attribute. They ask for **binding**: which colour belongs to which thing.
-# - *count*: all shapes, or those of a kind, none among them.
+# - *count*: all shapes, or those of one kind, which may be zero.
 # - *existence*: "is there a red star?". Some of the *no* questions change one attribute of a thing that is there, so that each word may fit something in the image.
-# - *relation*: between two things with unique names. Things in the same column are asked about now and then: *no*, both ways.
+# - *relation*: between two things with unique names. Things in the same row or column are asked about now and then: *no*, both ways.
 # - *digit*: to read the handwriting.
 
 
@@ -318,12 +318,12 @@ some.sample(frac=1, random_state=0).groupby("type").head(2).sort_values("type")
 # %% [markdown]
 # ## 4. Balance: what a blind model gets
 #
-# VQA v1 asked "Is there a clock tower?" mostly where there was one, and people learnt that a model without the image got about half of all points. VQA v2 fixed it with **complementary pairs** (Goyal et al. 2017):
+# VQA v1 asked "Is there a clock tower?" mostly where there was one, and people learnt that a model without the image got about half of all points. VQA v2 reduced this with **complementary pairs** (Goyal et al. 2017):
 # for each question a second image in which the *same words* have another answer. Whoever ignores the image gives both the same answer, and has one right at most.
 #
-# `complementary_pairs` (in `data/shapes.py`) does this here: it goes through the questions of all images, shuffled, and pairs the same words with two answers. The types get equal shares.
+# `complementary_pairs` (in `data/shapes.py`) does this here: it goes through the questions of all images, shuffled, and pairs the same words with two answers. The types get equal shares, as far as there are pairs (*digit* has too few).
 #
-# **Predict first:** a model that always gives the commonest answer to the type: which type gains the most from balancing?
+# **Predict first:** a model that always gives the commonest answer to the type: for which type does its score fall most when the questions are balanced?
 
 # %%
 from vlm_lite.data.shapes import complementary_pairs
@@ -352,8 +352,8 @@ blind.astype({c: int for c in blind if c not in share}).assign(**blind[share].ma
 
 # %% [markdown]
 # Read each pair of columns. *By type* is the model that knows the type alone, *by words* one that knows the commonest answer to these very words; both are scored on the data they were counted on, so they flatter the blind model (*relation* by words most of all:
-# many of its questions stand there once).
-# On the pairs no words have an answer above one half, whatever the type; yes-or-no questions sit at exactly one half. Pairs cannot take away more than that: a blind model is still right on half of "is the star left of the heart?".
+# many of its questions are asked only once).
+# By type, *count* falls most, from 52% to 44%. *Colour* and *shape* rise a little by words: fewer questions share the same words, so the commonest answer weighs more. On the pairs no words have an answer above one half, whatever the type; yes-or-no questions sit at exactly one half. Pairs cannot take away more than that: a blind model is still right on half of "is the star left of the heart?".
 # **So the blind score stands beside every score of this course.** ([04b](04b_instruction_data.ipynb) lets a guesser learn on one half and guess on the other.)
 #
 # ## 5. Prompts, and answers in other forms
@@ -411,7 +411,7 @@ print(
 # %% [markdown]
 # ## What this does not show
 #
-# - Language as people write it: there are some dozens of sentence forms. A model that reads these has not learnt English, and an unknown word is an unknown word.
+# - Language as people write it: there are a few dozen sentence forms. A model that reads these has not learnt English, and an unknown word is an unknown word.
 # - Questions that cannot be answered, or whose premise is false ("what colour is the cat?"). None are asked, so none of the scores says what a model does with them.
 # - That balance removes every shortcut. Pairs balance the answers to the same *words*; a shortcut from part of the image to the answer is still open. 00b repaints single things for that.
 #

@@ -60,7 +60,7 @@ print(describe(profile, compute, notebook="00d_reading"))
 # out of its context and answer with them: first the scene **in words**, then questions. Later the connector's vectors take the place of the words. A model that
 # has read captions and questions alone, with no description before them, knows how often each answer comes and has no habit of looking it up.
 #
-# `describe` writes a scene exactly: every thing, its attributes and its cell. Without a generator the wording is fixed: this is what the **oracle** reads. With one it takes one of five wordings, since a model that has learnt one wording
+# `describe` writes a scene exactly: every thing, its attributes and its cell. Without a generator the wording is fixed: this is what the **oracle** reads. The rows are called top, upper, lower and bottom, the columns leftmost, left, right and rightmost. With a generator it takes one of five styles, since a model that has learnt one wording
 # learns positions in a string, and not to read.
 
 # %% tags=["save"]
@@ -208,11 +208,11 @@ pd.DataFrame(rows, ["question", "short", "in a chat", "with options", "its answe
 # %% [markdown]
 # ## 3. A relation is an exclusive-or
 #
-# "Is the star left of the heart?" needs two places, their order, and the relation's word: "left" makes *yes* of what "right" makes *no* of. So the answer is an **exclusive-or** of order and word, and a model that has learnt one of the two has gained nothing
-# yet: nothing draws it on. So the parts are trained as well. `part_of_relation` asks where a thing is, which of two columns comes first, and for the relation's *name* ("left or right of?"); `in_steps` writes the
+# "Is the star left of the heart?" needs two places, their order, and the relation's word: "left" makes *yes* of what "right" makes *no* of. So the answer is an **exclusive-or** of order and word, and a model that has learnt only the order, or only the word, has gained nothing
+# yet: nothing draws it on. (The word with *one* place does help, 83% below: the leftmost thing is left of every other.) So the parts are trained as well. `part_of_relation` asks where a thing is, which of two columns comes first, and for the relation's *name* ("left or right of?"); `in_steps` writes the
 # whole way down before the answer, a **chain of thought** (Wei et al. 2022), which [05b](05b_retrieval_and_steps.ipynb) measures.
 #
-# **Predict first:** who knows both columns and not the word, how often is the best guess right?
+# **Predict first:** of a model that knows both columns and not the word, how often is the best guess right?
 
 
 # %% tags=["save"]

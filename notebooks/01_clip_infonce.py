@@ -13,7 +13,7 @@
 #     name: python3
 #   vlm_lite:
 #     title: CLIP from scratch
-#     builds: an image encoder, a text encoder and the InfoNCE loss, trained from captions alone
+#     builds: an image encoder, a text encoder and the InfoNCE loss, trained from images and captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
 #     outputs_of: 4d1709b505bb29d2d0fdc58b997f69280d4f4e7642c29d5ebeca1634b39dd9a5
@@ -457,8 +457,8 @@ def recall_at_k(similarity, k):
 recall_at_k = check.recall_at_k(recall_at_k)
 
 # %% [markdown]
-# **Predict first.** After a minute of training, each of 1,000 test images looks for its caption. For what share will it be
-# among the first five?
+# **Predict first.** After a minute of training, each of 1,000 test images looks for its caption. For what share is it among
+# the first five?
 
 # %%
 my_guess = 0.50  # image-to-text R@5, from 0 to 1
@@ -628,7 +628,7 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 #
 # ## What this does not show
 #
-# - That CLIP understands sentences: notebook 03 asks *who is left of whom*.
+# - That CLIP understands sentences, such as *who is left of whom*.
 # - Anything about photographs: the images are drawn and the vocabulary is small.
 # - What another loss or batch size would bring: see [01b](01b_clip_variants.ipynb).
 #

@@ -60,7 +60,7 @@ print(describe(profile, compute, notebook="01c_retrieval_scores"))
 #
 # $$ r_i = \big|\{\, j \notin T_i : s_{ij} \ge \max_{t \in T_i} s_{it} \,\}\big|, \qquad R@K = \frac{1}{N} \sum_i \mathbb{1}[\, r_i < K \,] $$
 #
-# Three details decide the figure. **Ties** ("at least"): with $>$ instead, an encoder that maps everything to one vector would have $R@1 = 100\%$. **Several captions an image**: any is a hit one way, and each is asked for itself the other way.
+# Three details decide the figure. **Ties** ("at least"): with $>$ instead, an encoder that maps everything to one vector would have $R@1 = 100\%$. **Several captions an image**: any of them is a hit one way, and each is a query of its own the other way.
 # **Equal strings** count as one text: nobody could tell them apart. Below, similarities are computed in chunks, since 25,000 captions by 5,000 images would be half a gigabyte.
 
 # %% tags=["save"]
@@ -136,7 +136,7 @@ def chance_recall(n, k, relevant=1):
 
 
 # %% [markdown]
-# Embeddings may come from anywhere, so the border is guarded: kinds of numbers, shapes, NaN. A NaN would win or lose every comparison in silence.
+# Embeddings may come from anywhere, so everything is checked at the entrance: type of number, shape, NaN. A NaN would win or lose every comparison in silence.
 
 
 # %% tags=["save"]
@@ -227,7 +227,7 @@ pd.DataFrame(rows).T.map("{:.1%}".format).rename(columns="R@{}".format)
 # %% [markdown]
 # ## 2. Zero-shot: retrieval among classes
 #
-# The classes are texts, and an image belongs to the nearest. Here again a wrong class that ties stands before the right one.
+# The classes are texts, and an image belongs to the nearest. The images are those with exactly one shape. Here again a wrong class that ties stands before the right one.
 
 
 # %% tags=["save"]
@@ -261,11 +261,11 @@ for kind, (names, labels) in tasks.items():
 # %% [markdown]
 # ## 3. Captions that are almost right
 #
-# Told only to find its caption among those of other images, an encoder learns *what* is in an image and not *where*, nor which colour belongs to which shape: **a bag of words is enough**. NegCLIP (Yuksekgonul et al. 2023) therefore shows each image
+# Told only to find its caption among those of other images, an encoder need only learn *what* is in an image, not *where*, nor which colour belongs to which shape: **a bag of words is enough**. NegCLIP (Yuksekgonul et al. 2023) therefore shows each image
 # its caption beside *the same words in another order*, and asks for the right one. An encoder that only meets those learns places and forgets part of the shapes, which such captions leave as they are; so there are captions with **one word replaced**, too ("replace" beside "swap"
 # in SugarCrepe, Hsieh et al. 2023).
 #
-# The trap is a "wrong" caption that is still true. "A star and a ring" and "a ring and a star" say the same, so two captions are compared by their parts without order, `meaning`, before one is called wrong.
+# The trap is a "wrong" caption that is still true. "A star and a heart" and "a heart and a star" say the same, so two captions are compared by their parts without order, `meaning`, before one is called wrong.
 
 # %% tags=["save-negatives"]
 import re
@@ -365,9 +365,9 @@ print(f"HEADLINE: the true caption before one almost right: {low:.0%} to {high:.
 share.map("{:.0%}".format)
 
 # %% [markdown]
-# The shipped encoder met such captions in its training (`tools/zoo.py`), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
+# *Order alone*: the wrong caption has the same words in another order; *another word*: it has not the same words, as after every replacement (hence nan%). The shipped encoder met such captions in its training (`tools/zoo.py`), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
 #
 # ## What this does not show
 #
-# - What these captions do to a large CLIP: Yuksekgonul et al. found OpenAI's near chance on word order, and we ran no such model here.
+# - What these captions do to a large CLIP: Yuksekgonul et al. found OpenAI's hardly above a coin on relations, and weak on word order, and we ran no such model here.
 # - That a high recall means understanding: among unrelated images one thing gives each away. [05b](05b_retrieval_and_steps.ipynb) makes the gallery hard.

@@ -53,7 +53,7 @@ print(describe(profile, compute, notebook="02_vit"))
 #
 # **You will be able to show** that each part equals `timm`'s, weight for weight; what position embeddings are worth, against
 # a ceiling that you compute beforehand; on which patch an answer depends, by hiding it; and that your ViT can replace
-# the image encoder of a trained CLIP without changing one retrieved caption.
+# the image encoder of a trained CLIP with exactly the same recall.
 #
 # **Reading time:** 25 minutes. Six exercises, 51 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
@@ -73,7 +73,7 @@ diagrams.vision_transformer(lesson.ViT(), lesson.leftmost_task("val", 1)[0][0], 
 #
 # The Shapes world draws 64-pixel images: one to four objects on a 4 x 4 grid, each a shape or a handwritten digit. The
 # question is always the same: **which object stands furthest to the left?** There are seven classes, six shapes and "digit".
-# Images whose leftmost column holds two objects are left out, so that each question has one answer.
+# Images of one object, or with two leftmost ones, are left out, so that each question has one answer.
 #
 # A model that sees *what* is in an image and not *where* can only pick one of the objects present. Its best choice is the shape
 # that occurs most often. So its accuracy has a ceiling that can be computed from the scenes, before any training.
@@ -196,8 +196,8 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # `timm` calls `F.scaled_dot_product_attention`, which computes the same without ever storing the $(B, H, N, N)$ weights.
 # That saves memory, and leaves no weights to look at. Below the check, yours is proved equal to it.
 #
-# **Exercise 2: multi-head attention.** ★★★ 12 minutes. Write `forward`. `qkv` computes all three at once, one above the
-# other: its $3D$ outputs are ordered (q, k, v), then head, then $h$. Keep the attention weights (detached) in
+# **Exercise 2: multi-head attention.** ★★★ 12 minutes. Write `forward`. `qkv` computes all three at once,
+# stacked: its $3D$ outputs are ordered (q, k, v), then head, then $h$. Keep the attention weights (detached) in
 # `self.weights`; we look at them in section 8.
 #
 # <details><summary>Hint</summary>
@@ -287,7 +287,7 @@ check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True),
 # ## 5. The whole model
 #
 # Two parts are left. Attention treats its input as a *set*: shuffle the patches, and each token's output is the same as
-# before. So a **position embedding**, one learnt vector per patch, is added to the patches. And one more token is put in
+# before. So a **position embedding**, one learnt vector per token, is added. And one more token is put in
 # front of them, the **class token**: it belongs to no patch, collects what the answer needs, and the **head** reads the
 # answer from it.
 #
@@ -392,7 +392,7 @@ training_step = check.vit_training_step(training_step)
 
 # %% [markdown]
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
-# `Checkpoint` seeds each step, draws the bar, and saves, so that a run that was cut goes on where it stood. Beside
+# `Checkpoint` seeds each step, draws the bar, and saves, so that an interrupted run continues where it stopped. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
 
 
@@ -484,7 +484,7 @@ table
 # belong together, and an object looks the same elsewhere. This **inductive bias** helps most when data are few.
 # With far more images the order turns round (Dosovitskiy et al. 2021, figure 3).
 #
-# **What the table has learnt.** It started as small noise (standard deviation 0.02), and training moved it. The figure
+# **What the positions have learnt.** It started as small noise (standard deviation 0.02), and training moved it. The figure
 # has one small map for each of the 16 positions: the cosine of its vector with all the others. As a control, the
 # same model is trained on another question: *which object stands highest?*
 #
@@ -516,7 +516,7 @@ plots.position_similarity(tables)
 # ## 8. Where it looks
 #
 # In a block, row 0 of $A$ holds the weights of the class token. But tokens have exchanged information in the blocks before, so
-# one block alone doesn't say where it came from. **Attention rollout** (Abnar and Zuidema 2020) traces it back: average the heads of each
+# one block alone doesn't say where that came from. **Attention rollout** (Abnar and Zuidema 2020) traces it back: average the heads of each
 # block, give half to the residual (a token keeps what it was), and multiply over the blocks.
 #
 # $$\hat A_l = \tfrac12\,\bar A_l + \tfrac12\, I \qquad R = \hat A_L \cdots \hat A_2\, \hat A_1$$
@@ -588,7 +588,7 @@ pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.ren
 #
 # Put your class in the place of the image encoder of the CLIP that ships with the course, its weights copied, and ask a
 # thousand images for their captions again. If anything were wrong (heads split in another order, a norm in another place)
-# recall would fall. The control is your ViT without the weights.
+# recall would fall. The control is your ViT with random weights.
 #
 # (The position embeddings of this encoder *started* as large noise, N(0, 1), so that a short training has distinct
 # positions from the beginning. Training hardly moved them, so they aren't drawn here as learnt.)
@@ -615,7 +615,7 @@ pd.DataFrame(found).T
 #   that ceiling. With them it goes far beyond.
 # - The table of positions learns what the question needs: columns for *leftmost*, rows for *highest*.
 # - The answer depends on the leftmost object: hide it, and the model names the next one.
-# - In a trained CLIP your ViT retrieves the same captions.
+# - In a trained CLIP your ViT reaches the same recall.
 #
 # ## What this does not show
 #

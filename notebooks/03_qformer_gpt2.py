@@ -108,7 +108,7 @@ plots.show_images(train.images[:5], [turns[-1][0] for turns in train.turns[:5]])
 # $q$ is computed from $x$, and $k$ and $v$ from a **source**: the patches, or $x$ itself. There is no mask, so queries see each other both ways:
 # they are a set, not a sequence.
 #
-# **Exercise 1: attention to a source.** ★★☆ 8 minutes. Write `forward`. Keep the detached weights in `self.weights`; section 9 looks at them.
+# **Exercise 1: attention to a source.** ★★☆ 8 minutes. Write `forward`. Keep the detached weights in `self.weights`; section 9 draws them.
 #
 # <details><summary>Hint</summary>
 #
@@ -198,7 +198,7 @@ QFormerLayer = check.QFormerLayer(QFormerLayer)
 # checkpoint is loaded) all $Q$ outputs would be equal. BLIP-2 has cross-attention in every second layer
 # (`cross_attention_frequency=2`). **We use 1, cross-attention in every layer,** since three layers are few.
 #
-# **Exercise 3: the forward pass.** ★☆☆ 5 minutes. Queries for each image of the batch, `input_norm`, the layers. The cell below the check copies the weights of
+# **Exercise 3: the forward pass.** ★☆☆ 5 minutes. Queries for each image of the batch, `input_norm`, the layers. The check's cell then copies the weights of
 # `transformers`' model, with BLIP-2's frequency of 2, into yours: the same patches must give the same numbers.
 #
 # <details><summary>Hint</summary>
@@ -445,7 +445,7 @@ check.alone_as_together(model, val.features[:8], [turns[-1][0] for turns in val.
 # %% [markdown]
 # ## 6. Two bounds, and the start
 #
-# What can this language model know at all? Two prompts without an image bound it:
+# What can this language model answer at all? Two prompts without an image bound it:
 #
 # - **blind**: the question alone. What it gets right comes from priors (which answer usually follows such a question) and luck.
 # - **oracle**: the scene in words, then the question. No connector can make this language model much better.
@@ -496,7 +496,7 @@ training_step = check.vlm_training_step(training_step)
 # rare ones (a digit, a shape) are learnt as fast as common ones (a colour). `MuonAdamW` gives matrices to Muon and the rest to AdamW. `Checkpoint` seeds each step and
 # saves, so that an interrupted run goes on where it was.
 #
-# **Predict first.** After a minute of training, how many percent of the questions will be answered rightly?
+# **Predict first.** After a minute of training, what percentage of the questions will it answer correctly?
 #
 # The same file runs on several processes, `torchrun --standalone --nproc_per_node 2 notebooks/03_qformer_gpt2.py`: each takes its share of the rows.
 
@@ -590,7 +590,7 @@ plots.attention_over_image(val.images[0], maps, titles=["attention", "fall when 
 # %% [markdown]
 # ## 10. How many queries?
 #
-# Here 16 queries read 16 patches. A real image has 196 patches or more, and each would cost the language model a position and time in every layer. The Q-Former
+# Here 16 queries read 16 patches. A photograph has 196 patches or more, and each would cost the language model a position and time in every layer. The Q-Former
 # compresses *before* it. The training with other numbers of queries, shortened to 100 steps and recorded over three seeds (`vlm-lite study qformer_queries`):
 
 # %%

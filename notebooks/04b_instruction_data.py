@@ -123,7 +123,7 @@ pd.DataFrame(scenes[2].items)
 #
 # | LLaVA's kind | form | a reply |
 # |---|---|---|
-# | conversation | word, sentence, list | `red` · `the star is red.` · `red star, blue ring` |
+# | conversation | word, sentence, list | `red` · `the star is red.` · `red star, blue heart` |
 # | detailed description | detail | one sentence a thing, in reading order |
 # | reasoning | reason | a number, and what it was counted from |
 #
@@ -175,7 +175,7 @@ pd.DataFrame(turns(scenes[2], np.random.default_rng(2)), columns=["instruction",
 # ## 3. A conversation, and the official file
 #
 # A conversation is a few of these turns, kept as everybody keeps them today: a list of messages with a role and a content. LLaVA's file says
-# `from: human / gpt` instead, and puts `<image>` into the first turn, where the image's features will stand. `writer_prompt` is what LLaVA gave
+# `from: human / gpt` instead, and puts `<image>` into the first turn, where the image's features will stand. `writer_prompt` (printed in 04) has the parts of what LLaVA gave
 # GPT-4: instructions, examples of a context with the conversation wanted, then the new context.
 
 
@@ -256,7 +256,7 @@ print(f"words to learn: {share['detail']:.0%} in descriptions, {share['word']:.0
 sizes
 
 # %% [markdown]
-# Each form has about as many records, but not as many **words**, and the loss is a mean over tokens: long replies rule it. A single instruction
+# All forms have about equally many records, but not equally many **words**, and the loss is a mean over tokens: long replies rule it. A single instruction
 # asks for every description, so its wording teaches nothing; LLaVA drew it from a list of phrasings. Ours are templates: *different: instruction* counts how few.
 #
 # ## 5. What a question may reveal
@@ -298,13 +298,13 @@ display(
 guessed.map("{:.0%}".format)
 
 # %% [markdown]
-# The pairs take most of the prior away where there are two answers or a few. *Relation* falls **below** chance: where the guesser has learnt an answer from one
+# The bars show how the answers to "how many" are spread: the pairs level them only a little. The pairs take most from *relation*, *existence* and *size*, which fall **below** the half that a coin gets: where the guesser has learnt an answer from one
 # of a pair, the other has the opposite one. A colour, a shape or a digit is hard to guess in either set, because Shapes draws them evenly; COCO's world does not.
 #
 # ## 6. What each stage reads
 #
 # Notebook 04's stages read captions, conversations and VQA questions, or all mixed. Every second question has the response-format prompt, the others
-# Shapes' own `question: … answer:`. `exchanged` gives a share of the images another image's caption: data that are false but look right.
+# Shapes' own `question: … answer:`. `exchanged` gives a share of the images another image's caption: data that are false but look right. `reading_rows` gives texts as the language model was trained on, with the scene in words.
 
 
 # %% tags=["save"]

@@ -48,7 +48,7 @@ print(describe(profile, compute, notebook="05c_vqa_and_pope"))
 # %% [markdown]
 # # 5c. VQA's and POPE's scores, in view
 #
-# An optional companion of [05](05_evaluation.ipynb): the two scripts that most papers' figures come from, line by line. `vlm-lite eval vqa` and `vlm-lite eval pope` run what stands here. No exercises.
+# An optional companion of [05](05_evaluation.ipynb): the two scripts that papers' figures on VQA and POPE come from, line by line. `vlm-lite eval vqa` and `vlm-lite eval pope` run what stands here. No exercises.
 # <!-- figures -->
 # **Run time:** about 0.5 min (0.5 with bf16) and 0.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
@@ -60,7 +60,7 @@ print(describe(profile, compute, notebook="05c_vqa_and_pope"))
 # apostrophes. Everybody who writes this anew gets it slightly differently, and two figures by two scripts cannot be compared. Here is the official one (Antol et al. 2015), its slips included: they are
 # part of every published number.
 #
-# **Predict first:** which of the answers below does it take for "1000 dogs"?
+# **Predict first:** which of "1,000 dogs", "The 1000 dogs!" and "one thousand dogs" does it take for "1000 dogs"?
 
 # %% tags=["save"]
 import re
@@ -369,4 +369,4 @@ pandas.DataFrame(found).loc[["accuracy", "precision", "recall", "f1", "yes_ratio
 # ## What this does not show
 #
 # - That these scripts are good: they are what others used. A model judged by another model, or by people, is measured on something else, and its figure has to say so.
-# - That ours equal them on every text: tests hold each habit by values worked out by hand, and POPE's metrics against scikit-learn's.
+# - That ours equal them on every text: tests compare each habit with values worked out by hand, and POPE's metrics against scikit-learn's.

@@ -48,12 +48,12 @@ print(describe(profile, compute, notebook="05d_mmbench_and_controls"))
 # %% [markdown]
 # # 5d. MMBench's score, and what a score must beat
 #
-# An optional companion of [05](05_evaluation.ipynb): how a multiple-choice benchmark reads a letter out of free text, why it asks each question several times, and four controls that need no model.
+# An optional companion of [05](05_evaluation.ipynb): how a multiple-choice benchmark reads a letter out of free text, why it asks each question several times, and three controls.
 # `vlm-lite eval mmbench` and `vlm-lite report` run what stands here. No exercises.
 # <!-- figures -->
 # **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
-# **Before this:** [05, Evaluation](05_evaluation.ipynb), section 6, and [05e](05e_making_benchmarks.ipynb), which writes MMBench's file.
+# **Before this:** [05, Evaluation](05_evaluation.ipynb), section 6. ([05e](05e_making_benchmarks.ipynb) writes MMBench's file.)
 #
 # ## 1. Which letter did it say?
 #
@@ -212,7 +212,7 @@ assert scores["says A"]["circular"] == 0 and scores["knows 80%"]["circular"] < 0
 scores.T.map("{:.0%}".format)
 
 # %% [markdown]
-# A model that is right on about 85% of the rows has every rotation right in about half of the questions, if its errors fall by chance. So a CircularEval figure is no share of questions that a model "knows": it also measures how steady it is.
+# *Rows* is the share of all rows that are right, *plain* is VanillaEval. (*Guesses* gets 32% there by chance: a hundred questions are few.) *Knows 80%* says A where it does not know. A model that is right on about 85% of the rows has every rotation right in 55% of the questions, if its errors fall by chance. So a CircularEval figure is no share of questions that a model "knows": it also measures how steady it is.
 #
 # ## 3. Parts of a file, and files of answers
 #

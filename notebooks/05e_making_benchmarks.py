@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="05e_making_benchmarks"))
 # ## 1. Ask under controls
 #
 # A benchmark is questions with right answers, and a rule that says what a wrong one is worth. Where the scenes are known, questions cost nothing, so they can be made
-# *for one thing at a time*. First the one who asks: the same questions with the image, with an **empty** one, with **another**, with its **patches in disorder** (what is there stays, where goes),
+# *for one thing at a time*. First come the conditions under which one asks: the same questions with the image, with an **empty** one, with **another**, with its **patches in disorder** (what is there stays, where goes),
 # **blind**, and of an **oracle** that reads the scene in words. A benchmark on which these agree measures nothing.
 
 # %% tags=["save"]
@@ -154,11 +154,13 @@ display(plots.show_images([seen[0] for seen in ask.seen.values()], list(ask.seen
 pd.Series(right).map("{:.0%}".format).to_frame("right")
 
 # %% [markdown]
+# *Patches in disorder* cost only four points: one patch holds one whole thing, and of the seven types only *relation* asks where. So this set of questions hardly measures places; [05](05_evaluation.ipynb) shows it by type.
+#
 # ## 2. POPE: what is asked for when nothing is there
 #
 # POPE (Li et al. 2023) asks "Is there a …?" for each thing that is there and for as many that are not, so that *always yes* gets a half. Its point is **which absent things**: any
 # (*random*), the most frequent of the data set (*popular*), or those that most often come together with what is there (*adversarial*). A model that answers by habit hallucinates what usually stands
-# beside the things that it saw. In Shapes things come together by chance, so here the three should differ little; on COCO they do not.
+# beside the things that it saw. In Shapes things come together by chance, so here the three should differ little; on COCO they differ.
 
 
 # %% tags=["save"]
@@ -218,9 +220,9 @@ pd.DataFrame({kind: [f"{name}: {n}" for name, n in top] for kind, top in absent.
 # %% [markdown]
 # The most frequent absent things of each split, and how often they are asked for: *popular* asks for the same few again and again.
 #
-# ## 3. MMBench: every order of the options
+# ## 3. MMBench: every rotation of the options
 #
-# A model that likes the letter A is right a quarter of the time without an image. MMBench's **CircularEval** (Liu et al. 2023) asks each question once for each rotation of its options, and counts it only when all are right.
+# A model that likes the letter A is right on a quarter of the questions with four options, and half of those with two, without an image. MMBench's **CircularEval** (Liu et al. 2023) asks each question once for each rotation of its options, and counts it only when all are right.
 # Its file is a table with one row a rotation; the image stands in the first, and the others point to it by their number.
 
 
@@ -331,7 +333,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## 5. Questions of one kind
 #
-# A mean over all questions hides what a model cannot do. *Level* questions ask of two things in one row which is above: neither, so the answer is always no, and a model that has learnt to guess "one of the two" fails. "Are there
+# A mean over all questions hides what a model cannot do. *Level* questions ask whether one of two things in one row is above the other (or, in one column, left of it): the answer is always no, and a model that has learnt to guess "one of the two" fails. "Are there
 # more circles than squares?" needs two counts and a comparison. `reworded` puts the same question in other words: a model that changes its answer did not have one.
 
 
@@ -393,6 +395,8 @@ print(f"HEADLINE: relations {score['relation']:.0%} right, of level things {scor
 pd.DataFrame({"right": score, "answer is yes": yes}).map("{:.0%}".format)
 
 # %% [markdown]
+# Read the table beside *answer is yes*. Of *level* questions, where "no" is always right, the model gets about half. Of *more*, it gets 44%, where "no" to everything gets 78%: worse than not looking. The 87% of *relation* says nothing of either.
+#
 # ## What this does not show
 #
 # - That a benchmark with exact answers is a *good* one: it measures what it was made for. Whether that matters to anybody is another question.

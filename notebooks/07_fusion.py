@@ -48,13 +48,13 @@ print(describe(profile, compute, notebook="07_fusion"))
 # %% [markdown]
 # # 7. Fusion: late, deep, early
 #
-# How does an image enter a language model? So far (03, 04) it was a *prefix*: a few vectors in front of the text. **Flamingo** (Alayrac et al. 2022) leaves the text alone and lets each layer look at the image. **CogVLM** (Wang et al. 2023)
+# How does an image enter a language model? So far (03, 04) it was a *prefix*: a few vectors in front of the text. **Flamingo** (Alayrac et al. 2022) leaves the text alone and lets layers of the language model look at the image. **CogVLM** (Wang et al. 2023)
 # gives image positions weights of their own. Here you build both, around the same frozen language model as in 03, and compare them.
 #
 # **You will build** a Perceiver resampler, gated cross-attention, the mask by which a text reads the last image before it, and the visual expert.
 #
 # **You will be able to show** that resampler and cross-attention equal those of `transformers`' Idefics (the open copy of Flamingo); that both kinds of deep fusion leave
-# the language model as it was, bit for bit; and what four ways in reach after the same few steps, beside their controls.
+# the language model as it was, bit for bit; and how far four ways in come after the same few steps, beside their controls.
 #
 # **Reading time:** 20 minutes. Six exercises, 46 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
@@ -311,7 +311,7 @@ GatedCrossAttention = check.GatedCrossAttention(GatedCrossAttention)
 check.same_as_idefics(GatedCrossAttention, last_image_mask)  # a text with two images
 
 # %% [markdown]
-# **Around the language model.** A layer is replaced by `[gated cross-attention, layer]`. The media are handed to the layers before each call, as OpenFlamingo does, so the language model's own code stays as it is. The text is not longer: an image takes **no position** in it.
+# **Around the language model.** A layer is replaced by `[gated cross-attention, layer]`. The media are handed to the layers before each call, as OpenFlamingo does, so the language model's own code stays as it is. The text is not longer: an image takes **no position** in it (several take a marker each).
 
 
 # %% tags=["save"]
@@ -557,12 +557,12 @@ family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {m
 # **Without an image all four are the same model**: *blind* and *oracle* are equal in every row, because nothing in the frozen language model was changed. So each row's *vlm* may be compared with the others', and with its own *shuffled*:
 # what an answer gains from *its* image and not from any image.
 #
-# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`). What is sure is the price: the expert trains thirty times as many
+# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`); the expert is ahead of all here, by more than the intervals of this one run. What is sure is the price: the expert trains thirty times as many
 # parameters as the projector that it contains, and cross-attention is the only one whose text stays as short as it was.
 #
 # **Is my loss normal?** Projector and expert fall from the start. Resampler and cross-attention first wait on a plateau near 0.7, where an answer follows its question alone, and leave it after some fifty steps. One that never leaves it: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
 #
-# **The gates.** They start at 0 and open as far as the image helps. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW moves a number by about its learning rate a step, here by 0.0025 at most, so after eighty steps no gate is far open: this kind pays for its safe start with time.
+# **The gates.** They start at 0 and open as they are trained, the first layer's the least. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW moves a number by about its learning rate a step, here by 0.0025 at most, so after eighty steps no gate is far open: this kind pays for its safe start with time.
 
 # %%
 opened = torch.stack(gates[1:])[..., 0].abs()  # (steps, layers), without the first, which is 0
@@ -596,8 +596,10 @@ scores = {name: 100 * vqa_scores(answers, asked).mean() for name, answers in sai
 pd.Series(scores, name="VQA accuracy (%)").round(1).to_frame()
 
 # %% [markdown]
-# The last two rows are the controls. With the images exchanged, the text is the same, but the question's words read the wrong image, and the right one stands at the example. By the mask alone this row would fall to *no image*. Where it stays above, the image came by another way: every word of the example has read its own image, and the
+# The last two rows are the controls. With the images exchanged, the text is the same, but the question's words read the wrong image, and the right one stands at the example. By the mask alone this row would fall to the level of a wrong image (*shuffled* above). Where it stays above, the image came by another way: every word of the example has read its own image, and the
 # question attends to these words. The mask says who reads an image, not who hears of it.
+#
+# The two rows with two images differ by less than chance allows in 300 questions, so the score does not show that the order of the images matters to this model at all.
 #
 # Does an example *help*? Not here: the first row is the highest. Flamingo was trained on pages with many images; this model has never seen two, nor the marker, and its language model is small.
 #
@@ -644,7 +646,7 @@ check.progress()
 # ## To answer in words
 #
 # 1. With cross-attention, a later text position can know something of an earlier image, although the mask forbids it. How?
-# 2. The visual expert doubles the layers' parameters. By how much does the arithmetic of one answer grow?
+# 2. The visual expert nearly doubles the layers' parameters. By how much does the arithmetic of one answer grow?
 #
 # ## Where next
 #

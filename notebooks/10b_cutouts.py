@@ -245,8 +245,8 @@ print(
 # %% [markdown]
 # ## 4. Composition
 #
-# One thing is large and lies anywhere; of two or three each gets a quarter of the image, in which size, place and mirroring are drawn at random. A little blur on the
-# background takes away the one thing that always gives a paste away: that the cut-out is sharper (or softer) than what is behind it.
+# One thing is large and lies anywhere; of two or three each gets a quarter of the image, in which size, place and mirroring are drawn at random. The
+# background is blurred a little, as behind a thing in focus. It does not hide the paste: a sharp outline gives it away still.
 
 
 # %% tags=["save"]
@@ -295,7 +295,7 @@ plots.show_images(pixels, ["seed 0", "seed 1", "seed 2", "one alone"])
 # ## 5. What is said about it
 #
 # Six types of questions, each with one right answer, in the words with which a language model would begin: "There are two." and not "two", since a frozen language model has habits.
-# `told` is the scene in words, with its places: what the **oracle** reads in place of the image. It must hold the answer to every question; the caption need not.
+# `told` is the scene in words, with its places: what the **oracle** reads in place of the image. It must hold the answer to every question (but the *kind* has to be known from the name); the caption need not.
 
 
 # %% tags=["save"]
@@ -341,7 +341,7 @@ pd.DataFrame(asked, columns=["type", "question", "answer"])
 # %% [markdown]
 # ## 6. The world, and what a blind model gets of it
 #
-# `make_world` goes through the cut-outs in turn, so that all are shown, and draws everything else from one generator for each image: **the same seed, split and number
+# `make_world` goes through the cut-outs in turn, so that all are shown, and draws everything else from one generator for each image: **the same seed, split, number and count
 # make the same image on every machine**, whatever was made before it. Its table has the columns of the other data sets of this course (VQA v2's ten answers among them),
 # so the same evaluation takes it.
 #
@@ -399,7 +399,7 @@ display(plots.show_images(worlds["train"][0][:5], [row[0] for row in worlds["tra
 blind.map("{:.0%}".format)
 
 # %% [markdown]
-# Half of the images show one thing, so "There is one." is right half of the time; names are many, and the commonest is seldom right. *Kind* has eight answers, but
+# *How many*: in *train* and *same* half of the images show one thing, so "There is one." is right half of the time; in *another* and *new* all do, hence 100%, and no questions about places (nan%). Otherwise names are many, and the commonest is seldom right. *Kind* has eight answers, but in the real packages
 # not as many cut-outs of each: 10 therefore scores it **balanced**, the mean over the kinds, where one answer for all gets an eighth.
 
 # %%
@@ -414,5 +414,5 @@ print(
 # ## What this does not show
 #
 # - A photograph as people take them: things overlap, are cut off, belong to their background, and have shadows. None of that is here, so a score on this world is no score on COCO.
-# - That a model reads the *thing*: it may read the outline. The polygons of the small parts are nothing but outlines.
+# - That a model reads the *thing*: it may read the outline. The polygons of the small parts are nothing but an outline and a colour.
 # - Many photographs of one name: most names have one, and "another" is small. [10](10_photographs.ipynb) gives its intervals, and says what they leave out.

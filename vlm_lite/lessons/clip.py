@@ -1,4 +1,4 @@
-"""An image encoder, a text encoder and the InfoNCE loss, trained from captions alone.
+"""An image encoder, a text encoder and the InfoNCE loss, trained from images and captions alone.
 
 Generated from notebooks/01_clip_infonce.py by `make notebooks`: edit the notebook.
 """
