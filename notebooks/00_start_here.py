@@ -13,7 +13,8 @@
 #     name: python3
 #   vlm_lite:
 #     title: Start here
-#     builds: nothing yet; ask a small finished vision-language model, exchange its image, hide it, score it
+#     lesson: conditions
+#     builds: nothing yet; the loop that asks a finished vision-language model with its image, another, or none
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
 #     outputs_of: f9c4d0c0d479c83cd381c2486f3fe013aff6a0422c8d6fefa72ef41c95a4ad7c
 # ---
@@ -145,9 +146,8 @@ with torch.no_grad():
     x = pixel_values(image_of[1000066][None])  # (B, 3, S, S): one image, normalised
     features = vlm.encode(x)  # (B, N, Dv): a vector for each of N patches
     prefix = vlm.connector(features)  # (B, Q, D): Q vectors as wide as the token embeddings
-    ids = vlm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)[
-        "input_ids"
-    ]  # (B, T)
+    tokens = vlm.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    ids = tokens["input_ids"]  # (B, T)
     p = vlm(features, ids, torch.ones_like(ids))[:, -1].softmax(-1)  # (B, V): after the last token
 
 assert prefix.shape[-1] == vlm.language_model.config.hidden_size and abs(p.sum() - 1) < 1e-4
@@ -246,6 +246,43 @@ plots.scoreboard(shown, texts, right, given)
 # one word, sometimes a synonym ("big" for "large"). The questions come in **complementary pairs**, as in VQA v2: the same
 # words about two images with two different answers.
 #
+# The loop below asks a list of prompts in batches, each with one image or with none, under every condition. (A cell tagged *save* is
+# copied into the package: this one is `vlm_lite.lessons.conditions`, and the later notebooks import it from there.)
+
+
+# %% tags=["save"]
+import torch
+
+
+@torch.no_grad()
+def ask_conditions(vlm, features, blank, own, other, prompts, told, *, batch_size=256,
+                   max_new_tokens=4):  # fmt: skip
+    """Q prompts -> {condition: Q answers}, greedy.
+
+    features (N, T, D): those of N images; own, other: the numbers of each prompt's image and of another one, Q of each;
+    blank (T, D): an empty image's features; told: Q prompts with the scene in words in front, or none.
+    """
+
+    def ask(prompts, numbers, features=features):
+        asked = list(dict.fromkeys(zip(prompts, numbers, strict=True)))  # the same is asked once
+        answers = {}
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            texts, images = zip(*batch, strict=True)
+            seen = None if images[0] is None else features[list(images)].float()  # (B, T, D)
+            said = vlm.generate(seen, list(texts), max_new_tokens=max_new_tokens)
+            answers |= zip(batch, said, strict=True)
+        return [answers[each] for each in zip(prompts, numbers, strict=True)]
+
+    no_image, empty = [None] * len(prompts), [0] * len(prompts)
+    answers = {"vlm": ask(prompts, own), "blind": ask(prompts, no_image)}
+    answers |= {"shuffled": ask(prompts, other), "blank": ask(prompts, empty, blank[None])}
+    return answers | ({"oracle": ask(told, no_image)} if told else {})
+
+
+# %% [markdown]
+# `run_probes` picks another image for each question, calls this loop, scores the answers and adds intervals.
+#
 # **Predict first:** what accuracy will the VLM reach, in percent? Your guess is a dashed line.
 
 # %%
@@ -327,12 +364,8 @@ told = [f"{text} {language.CAPTION_PROMPT}" for text in captions["description"][
 written = {"vlm": with_image, "shuffled": with_image[1:] + with_image[:1]}
 written["blind"] = vlm.generate(None, [language.CAPTION_PROMPT], max_new_tokens=64) * 200
 written["oracle"] = vlm.generate(None, told, max_new_tokens=64)
-known = {
-    "colour": world.COLOURS,
-    "shape": world.SHAPES,
-    "size": world.SIZES,
-    "digit": "0123456789",
-}
+known = {"colour": world.COLOURS, "shape": world.SHAPES, "size": world.SIZES}
+known["digit"] = "0123456789"
 reference = [facts(five[0]) for five in captions["captions"][:200]]  # the first of five says it all
 said = {name: [facts(text) for text in texts] for name, texts in written.items()}
 f1 = pd.DataFrame(index=list(known), columns=list(written), dtype=float)

@@ -30,7 +30,7 @@ EOS = WORDS.index("<eos>")
 BPE = [  # a GGUF's tokens: any text
     *("<unk>", "<s>", "<|end|>"),
     *sorted(pre_tokenizers.ByteLevel.alphabet()),
-    "ab",
+    *("ab", "abd"),
 ]
 PROMPTS = [
     "caption :",
@@ -97,7 +97,7 @@ def write_gguf(path, model, architecture="llama", chat_template=None):
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(BPE)
     writer.add_token_types([3, 3, 3] + [1] * (len(BPE) - 3))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "ab d"])  # two: transformers 5.15 reads a list of one as text
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     if chat_template:

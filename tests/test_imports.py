@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lowest first. A module may import from its own layer and from those below; what is not named is a single file.
 LAYERS = [
     r"(|files|source|machine|speed|distributed|embed|optim|hub|profiles|checkpoint|features)",
-    r"(data(\..*)?|lessons\.(cutouts|instructions|language|negatives|reading|world))",
+    r"(data(\..*)?|lessons\.(conditions|cutouts|instructions|language|negatives|reading|world))",
     r"models(\..*)?",
     r"(evals(\..*)?|lessons\.(benchmarks|controls|mmbench|pope|retrieval|vqa))",
     r"(figures|plots|diagrams|family)",
-    r"(lessons(\.(?!(benchmarks|controls|cutouts|instructions|language|mmbench|negatives|pope|reading|retrieval|vqa|world)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
+    r"(lessons(\.(?!(benchmarks|conditions|controls|cutouts|instructions|language|mmbench|negatives|pope|reading|retrieval|vqa|world)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
 ]

@@ -72,7 +72,8 @@ def endless(x):
     ],
 )
 def test_what_stops_an_attempt_is_named_with_its_own_line(monkeypatch, learner, status, named):
-    monkeypatch.setenv("VLM_LITE_GRADING", "0.2")
+    # the others must not meet the limit where a machine is slow
+    monkeypatch.setenv("VLM_LITE_GRADING", "0.2" if learner is endless else "60")
     found = double.verdict(learner)
     assert found.status == status and named in found.message
     assert double.verdict(double_reference).status == "right"

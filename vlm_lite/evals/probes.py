@@ -14,6 +14,7 @@ import torch
 from scipy.stats import bootstrap
 
 from vlm_lite.files import UserError
+from vlm_lite.lessons.conditions import ask_conditions
 from vlm_lite.lessons.language import short_prompt
 from vlm_lite.lessons.vqa import column, vqa_scores
 
@@ -152,33 +153,16 @@ def run_probes(
     own, other = _pictures(column(rows, "image_id"), image_ids, seed)
     blank = torch.as_tensor(blank_features).float().reshape(features.shape[1:])
 
-    def ask(texts, pick):
-        """Answers, a batch at a time; `pick(indices)` gives the features (B, T, D) of a batch."""
-        said = []
-        for at in torch.arange(len(texts)).split(batch_size):
-            part = [texts[i] for i in at.tolist()]
-            said += vlm.generate(pick(at), part, max_new_tokens=max_new_tokens)
-        return said
-
-    def once(texts, pick=lambda at: None):
-        answer = dict.fromkeys(texts)
-        answer.update(zip(answer, ask(list(answer), pick), strict=True))
-        return [answer[text] for text in texts]
-
-    answers = {
-        "vlm": ask(prompts, lambda at: features[own[at]].float()),
-        "blind": once(prompts),
-        "shuffled": ask(prompts, lambda at: features[other[at]].float()),
-        "blank": once(prompts, lambda at: blank.expand(len(at), *blank.shape)),
-    }
-    descriptions = column(rows, "description")
+    descriptions, told = column(rows, "description"), ()
     if any(descriptions):
         if not all(descriptions):
             raise UserError(
                 f"rows[{list(map(bool, descriptions)).index(False)}].description is empty, others are not. Describe every "
                 "image, or none."
             )
-        answers["oracle"] = once([f"{d} {p}" for d, p in zip(descriptions, prompts, strict=True)])
+        told = [f"{d} {p}" for d, p in zip(descriptions, prompts, strict=True)]
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    answers = ask_conditions(vlm, features, blank, own, other, prompts, told, **options)
     scores = {name: vqa_scores(given, rows) for name, given in answers.items()}
     types = np.array(list(map(str, column(rows, "question_type"))))
 
@@ -195,7 +179,7 @@ def run_probes(
 
 
 def _pictures(asked, image_ids, seed):
-    """Index tensors (Q,) into the features: each row's own image, and another one, never with the same image_id."""
+    """Numbers of images, two lists of Q: each row's own image, and another one, never with the same image_id."""
     number = {image_id: k for k, image_id in enumerate(image_ids)}
     ids = list(dict.fromkeys(asked))
     lacking = [image_id for image_id in ids if image_id not in number]
@@ -207,7 +191,7 @@ def _pictures(asked, image_ids, seed):
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
     order = [ids[i] for i in order]  # one cycle: none keeps its own
     following = dict(zip(order, order[1:] + order[:1], strict=True))
-    return torch.tensor([[number[i] for i in asked], [number[following[i]] for i in asked]])
+    return [number[i] for i in asked], [number[following[i]] for i in asked]
 
 
 def _scores(*arrays):

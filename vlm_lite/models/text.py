@@ -44,13 +44,16 @@ def load_language_model(folder_or_id):
     if str(source).endswith(".gguf"):
         source, options = Path(source).parent, {"gguf_file": Path(source).name}
     with faults_named(folder_or_id):
-        family = AutoConfig.from_pretrained(source, **options).model_type
+        config = AutoConfig.from_pretrained(source, **options)
+        family = config.model_type
         if family not in FAMILIES:
             raise UserError(
                 f"{folder_or_id} is of the type {show(family)}. Take a language model of a type proved to work in "
                 f"the VLM: {', '.join(sorted(FAMILIES))}."
             )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if options:  # transformers 5.15 gives a GGUF's tokenizer the file's BOS for its EOS
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     options["attn_implementation"] = None if torch.cuda.is_available() else "eager"
     load = AutoModelForCausalLM.from_pretrained
     return load_pretrained(load, source, exact=False, **options), tokenizer
