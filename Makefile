@@ -33,7 +33,7 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench newest colab lock gif setup demo real export-test
+.PHONY: help course test check notebooks soak bench newest colab lock gif setup demo real real-parts export-test
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,7 +66,10 @@ demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and
 	ort-wasm-simd-threaded.mjs $(CURDIR)/docs/demo/ort/ && gzip -9nc ort-wasm-simd-threaded.wasm \
 	> $(CURDIR)/docs/demo/ort/ort-wasm-simd-threaded.wasm.gz
 
-real: $(READY)  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them (RECORD=1 SEEDS=3: its record)
+real:  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them, in a venv of its own (RECORD=1 SEEDS=3: its record)
+	@$(MAKE) real-parts VENV=.venv-real
+
+real-parts: $(READY)
 	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
 	@$(if $(RECORD),,REAL_HOME=$$($(PY) -c "from vlm_lite.files import home; print(home())") \
 	$(PY) -m pytest -q tests/lessons/test_coco.py -k "any_encoder and 04t")
