@@ -33,7 +33,7 @@ endif
 # RECORD=1 writes how long a target took into data/times.json: with it, run nothing else beside it.
 timed = start=$$(date +%s); $(1) && : $(if $(RECORD),&& $(PY) tools/course.py --record-seconds $@ $$(($$(date +%s) - start)))
 
-.PHONY: help course test check notebooks soak bench newest colab lock gif setup demo real export-test
+.PHONY: help course test check notebooks soak bench newest colab lock gif setup demo real real-parts export-test
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,18 +60,33 @@ gif: $(READY)  ## make docs/ask.gif, the README's picture, from what shapes-vlm 
 	@$(PY) tools/readme_gif.py
 
 demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and the browser's runtime (needs npm)
-	@cd callers && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
+	@cd callers && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
 	@$(PY) -m vlm_lite export shapes-vlm docs/demo/model
-	@mkdir -p docs/demo/ort && cd callers/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
-	ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm $(CURDIR)/docs/demo/ort/
+	@rm -rf docs/demo/ort && mkdir -p docs/demo/ort && cd callers/node_modules/onnxruntime-web/dist && cp ort.wasm.min.mjs \
+	ort-wasm-simd-threaded.mjs $(CURDIR)/docs/demo/ort/ && gzip -9nc ort-wasm-simd-threaded.wasm \
+	> $(CURDIR)/docs/demo/ort/ort-wasm-simd-threaded.wasm.gz
 
-real: $(READY)  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them (RECORD=1 SEEDS=3: its record)
+real:  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them, in a venv of its own (RECORD=1 SEEDS=3: its record)
+	@$(MAKE) real-parts VENV=.venv-real
+
+real-parts: $(READY)
 	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
 	@$(if $(RECORD),,REAL_HOME=$$($(PY) -c "from vlm_lite.files import home; print(home())") \
 	$(PY) -m pytest -q tests/lessons/test_coco.py -k "any_encoder and 04t")
 
-export-test: demo  ## the exported model from JavaScript, and the page in a headless Chromium (CHROMIUM= names one)
+export-test: demo build/callers/libvlm.so  ## the exported model from JavaScript and C, and the page in a headless Chromium (CHROMIUM= names one)
 	@$(PY) -m pytest -q callers
+
+# The C caller: headers of a Debian package, the library of npm's onnxruntime-node.
+HEADERS = build/callers/usr/include
+
+$(HEADERS)/onnxruntime:
+	@rm -rf build/callers && callers/headers.sh build/callers
+
+build/callers/libvlm.so: callers/answer.c demo $(HEADERS)/onnxruntime
+	@library=$$(realpath callers/node_modules/onnxruntime-node/bin/*/linux/$$(node -p process.arch)/libonnxruntime.so.1) && \
+	$(CC) -O2 -Wall -Wextra -Wno-unused-function -shared -fPIC -o $@ $< -isystem $(HEADERS)/onnxruntime -isystem $(HEADERS)/stb \
+	"$$library" -Wl,-rpath,"$${library%/*}" -lm
 
 newest:  ## `make test` on the newest versions that requirements.txt allows, in a venv of their own
 	@rm -f .venv-newest/.vlm-lite-ready

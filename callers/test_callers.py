@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,81 @@ def test_javascript_says_what_is_wrong(images, tmp_path):
     assert cut.returncode == 2 and "vision.onnx" in cut.stderr and not cut.stdout
 
 
+IN_C = """import ctypes, json, sys
+function, buffer = ctypes.CDLL(sys.argv[1]).vlm_answer, ctypes.create_string_buffer(4096)
+for image, question, size in json.loads(sys.argv[2]):
+    buffer.value = b"untouched"
+    size = function(image and image.encode(), question.encode(), buffer, size)
+    print(json.dumps([size, buffer.value.decode()]))"""
+
+
+def in_c(asked, model=MODEL):
+    """For each (image or None, question, size of the buffer): [what vlm_answer returned, the buffer]; and its stderr."""
+    asked = json.dumps([(image and str(image), question, size) for image, question, size in asked])
+    run = subprocess.run(
+        [sys.executable, "-c", IN_C, ROOT / "build/callers/libvlm.so", asked],
+        env=os.environ | {"VLM_LITE_MODEL": str(model)},  # read once: a process for each model
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()], run.stderr
+
+
+def test_c_answers_as_pytorch(images):
+    found, said = in_c([(path, question, 256) for path, question, _ in images])
+    assert found == [[len(answer) + 1, answer] for *_, answer in images] and not said
+    questions = [question for _, question, _ in images]
+    blind = load_vlm("shapes-vlm").generate(None, [*map(short_prompt, questions)])
+    assert [each for _, each in in_c([(None, each, 256) for each in questions])[0]] == blind
+
+
+def test_c_says_how_large_a_buffer_it_needs(images):
+    path, question, answer = images[0]
+    needed = len(answer) + 1
+    sizes = (0, 1, needed - 1, needed)
+    found, _ = in_c([(path, question, size) for size in sizes])
+    assert found == [[needed, "untouched"]] * 3 + [[needed, answer]]
+
+
+def test_c_says_what_is_wrong(images, tmp_path):
+    path = images[0][0]
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "wide.png")
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:100])
+    asks = [(each, "is there a star?") for each in (tmp_path / "wide.png", tmp_path / "cut.png")]
+    asks += [(tmp_path / "none.png", "is there a star?"), (path, "star " * 300)]
+    found, _ = in_c([(*ask, 256) for ask in asks])
+    for (size, text), said in zip(
+        found, ("64 x 32", "cut.png", "none.png", "Shorten"), strict=True
+    ):
+        assert size == -1 and said in text
+    assert in_c([(path, "is there a star?", 256)])[0][0][0] > 0  # and goes on after a mistake
+    assert "banana" in in_c([(path, "what colour is the banana?", 256)])[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["vision.onnx", "language.onnx", "vocabulary.txt", "manifest.json"]
+)
+def test_no_caller_takes_a_file_that_does_not_fit_the_manifest(images, tmp_path, name):
+    path, question, _ = images[0]
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    data = bytearray((model / name).read_bytes())
+    if name == "manifest.json":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 1  # as long as before
+    (model / name).write_bytes(data)
+    found, _ = in_c([(path, question, 256)] * 2, model)
+    assert all(size == -1 and name in text for size, text in found)
+    run = node("answer.mjs", path, question, model=model)
+    assert run.returncode == 2 and not run.stdout and (name in run.stderr or "JSON" in run.stderr)
+    (model / name).unlink()
+    assert in_c([(path, question, 256)], model)[0][0][0] == -1
+    assert node("answer.mjs", path, question, model=model).returncode == 2
+
+
 def test_the_page_answers_in_a_browser():
     run = node("page.mjs", ROOT / "build/demo")
     assert run.returncode == 0, run.stderr
@@ -79,6 +155,11 @@ def test_the_page_answers_in_a_browser():
     assert page["hidden"][0].startswith("A guess") and "alone" in page["hidden"][1]
     assert "banana" in page["unknown"] and "language.onnx" in page["damaged"]
     assert page["wide"] and page["narrow"]  # nothing runs out at the side
+
+
+def test_the_page_is_small_enough_to_load():
+    sizes = [path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file()]
+    assert sum(sizes) < 20e6  # 15.7 MB, most of it the model
 
 
 def test_the_page_draws_the_world_that_the_model_knows():

@@ -134,13 +134,16 @@ function show() {
 draw();
 $("ask").disabled = true;
 try {
-  const ort = await import("./ort/ort.wasm.min.mjs");
-  ort.env.wasm.numThreads = 1; // a static host sends no headers that threads would need
-  vlm = await loadVLM(ort, async (file) => {
-    const found = await fetch(`model/${file}`);
-    if (!found.ok) throw new Error(`model/${file} cannot be read (${found.status}). Build the page with: make demo`);
+  const read = async (file) => {
+    const found = await fetch(file);
+    if (!found.ok) throw new Error(`${file} cannot be read (${found.status}). Build the page with: make demo`);
     return found.arrayBuffer();
-  });
+  };
+  const ort = await import("./ort/ort.wasm.min.mjs"), runtime = await read("ort/ort-wasm-simd-threaded.wasm.gz");
+  const packed = new Uint8Array(runtime)[0] === 0x1f; // some hosts unpack a .gz on its way
+  ort.env.wasm.wasmBinary = packed ? await new Response(new Blob([runtime]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer() : runtime;
+  ort.env.wasm.numThreads = 1; // a static host sends no headers that threads would need
+  vlm = await loadVLM(ort, (file) => read(`model/${file}`));
   $("ask").disabled = false;
   say("");
   ask();
