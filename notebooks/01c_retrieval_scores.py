@@ -362,10 +362,10 @@ share = pd.DataFrame(right)
 assert profile.name == "smoke" or share.min().min() > 0.6  # a coin: 0.5
 low, high = share.min().min(), share.max().max()
 print(f"HEADLINE: the true caption before one almost right: {low:.0%} to {high:.0%}")
-share.map("{:.0%}".format)
+share.map("{:.0%}".format).replace("nan%", "")
 
 # %% [markdown]
-# *Order alone*: the wrong caption has the same words in another order; *another word*: it has not the same words, as after every replacement (hence nan%). The shipped encoder met such captions in its training (`tools/zoo.py`), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
+# *Order alone*: the wrong caption has the same words in another order; *another word*: it has not the same words, as after every replacement (hence the gaps). The shipped encoder met such captions in its training (`tools/zoo.py`), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
 #
 # ## What this does not show
 #

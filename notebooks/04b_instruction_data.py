@@ -107,6 +107,7 @@ from vlm_lite import plots
 from vlm_lite.data import shapes
 from vlm_lite.data.formats import image_tensor
 
+pd.options.display.max_colwidth = 200
 table, questions = shapes.load_shapes("val", profile.val_images, progress=False)
 images, _ = image_tensor(table)
 texts, scenes = table["description"][:], [read_boxes(text) for text in table["description"][:]]

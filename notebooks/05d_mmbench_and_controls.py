@@ -117,6 +117,7 @@ def extract_letter(prediction, options):
 
 
 # %%
+pandas.options.display.max_colwidth = 100
 options, tried = (
     {"A": "cat", "B": "dog", "C": "hippopotamus", "D": "grasshopper"},
     """B

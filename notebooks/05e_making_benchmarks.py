@@ -144,6 +144,7 @@ from vlm_lite.encoded import patch_features
 from vlm_lite.lessons.mmbench import mmbench_scores
 from vlm_lite.models.vlm import load_vlm
 
+pd.options.display.max_colwidth = 150
 count = min(200, profile.val_images)
 table, questions = shapes.load_shapes("val", count, progress=False)
 ask = Asker(load_vlm("shapes-vlm"), table, patch_features)

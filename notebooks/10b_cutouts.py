@@ -396,10 +396,10 @@ again = make_world(cutouts, scenes, "new", len(worlds["new"][0]), size=64)
 assert torch.equal(again[0], worlds["new"][0]) and again[1:3] == worlds["new"][1:3]
 assert blind["train"]["how many"] > 0.4 > blind["train"]["what"]
 display(plots.show_images(worlds["train"][0][:5], [row[0] for row in worlds["train"][1][:5]]))
-blind.map("{:.0%}".format)
+blind.map("{:.0%}".format).replace("nan%", "")
 
 # %% [markdown]
-# *How many*: in *train* and *same* half of the images show one thing, so "There is one." is right half of the time; in *another* and *new* all do, hence 100%, and no questions about places (nan%). Otherwise names are many, and the commonest is seldom right. *Kind* has eight answers, but in the real packages
+# *How many*: in *train* and *same* half of the images show one thing, so "There is one." is right half of the time; in *another* and *new* all do, hence 100%, and no questions about places (a gap). Otherwise names are many, and the commonest is seldom right. *Kind* has eight answers, but in the real packages
 # not as many cut-outs of each: 10 therefore scores it **balanced**, the mean over the kinds, where one answer for all gets an eighth.
 
 # %%
