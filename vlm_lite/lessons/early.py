@@ -176,14 +176,15 @@ def pad_rows(rows):  # (ids, labels, whose) each -> ids (B, T), mask (B, T, T), 
     return ids, mask.tril(), labels
 
 
-def mixed_batch(vocabulary, codes, data, batch_size=16, per_row=4, blind=0.1):
-    """Half drawing, half reading, of an EncodedDataset and its images' codes (N, 16) -> ids, mask, labels."""
+def mixed_batch(vocabulary, codes, data, batch_size=16, per_row=8, blind=0.1):
+    """A third drawing, the others reading, of an EncodedDataset and its images' codes (N, 16) -> ids, mask, labels."""
     rows = []
     for place, k in enumerate(random.sample(range(len(codes)), batch_size)):
-        turns = random.sample(data.turns[k], min(per_row, len(data.turns[k])))
+        turns = data.turns[k][1:] or data.turns[k]  # questions; without any, the caption
+        turns = random.sample(turns, min(per_row, len(turns)))
         seen = None if random.random() < blind else codes[k]
         drawing = vocabulary.drawing(codes[k], data.captions[k][0])
-        rows.append(drawing if place % 2 else vocabulary.reading(seen, turns))
+        rows.append(vocabulary.reading(seen, turns) if place % 3 else drawing)
     return pad_rows(rows)
 
 
@@ -223,8 +224,10 @@ class EarlyFusion(nn.Module):
         return self.text_model.embed_tokens(ids)
 
     def forward(self, ids, mask, labels):  # (B, T), (B, T, T), (B, T) -> loss ()
-        logits = self.text_model(self.embed(ids), mask)[0][:, :-1].float()
-        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        logits, wanted = self.text_model(self.embed(ids), mask)[0].float(), labels[:, 1:]
+        losses = F.cross_entropy(logits[:, :-1].mT, wanted, reduction="none")  # (B, T - 1)
+        counted = (wanted != text.IGNORE).sum(dim=1)
+        return (losses.sum(dim=1) / counted).mean()  # each row counts once
 
     def left_padded(self, rows):  # lists of ids -> ids and mask (B, T)
         length = max(map(len, rows))
@@ -256,10 +259,21 @@ class EarlyFusion(nn.Module):
         return torch.cat(drawn, dim=1)
 
 
-def train_fusion(codes, data, *, qk_norm=True, seed=0, **recipe):
-    """An EarlyFusion trained on an EncodedDataset and its images' codes (N, 16) -> (model, History)."""
+@torch.no_grad()
+def start_from(codebook, model):
+    """Set the rows of the image codes, where they enter and where they leave, to projections of codebook (K, d)."""
+    vocabulary, codebook = model.vocabulary, (codebook - codebook.mean(dim=0)) / codebook.std()
+    for weight in (model.text_model.embed_tokens.weight, model.text_model.lm_head.weight):
+        projection = torch.randn(codebook.shape[1], weight.shape[1]) / codebook.shape[1] ** 0.5
+        weight[vocabulary.first : vocabulary.begin] = weight.std() * (codebook @ projection)
+
+
+def train_fusion(image_tokenizer, data, *, qk_norm=True, seed=0, **recipe):
+    """An EarlyFusion trained on an EncodedDataset, its images read by an ImageTokenizer -> (model, History)."""
     torch.manual_seed(seed)
+    codes = image_tokenizer.encode(data.images)
     model = EarlyFusion(Vocabulary(make_tokenizer()), qk_norm=qk_norm)
+    start_from(image_tokenizer.quantizer.embedding.weight, model)
     draw_batch = lambda: mixed_batch(model.vocabulary, codes, data)  # noqa: E731
     return model, train_early("early fusion", model, draw_batch, seed=seed, **recipe)
 
@@ -299,17 +313,16 @@ def study(seed, profile):
     train = encode_shapes(clip, "train", profile.train_images)
     val, figures = encode_shapes(clip, "val", profile.val_images), {}
     for name, restart in (("no restart", False), ("restart", True)):
-        recipe = {"steps": 4 * steps, "seed": seed, "restart": restart}
+        recipe = {"steps": 2 * steps, "seed": seed, "restart": restart}
         made = train_tokenizer(choose_cells(train.images), **recipe)
         figures |= {f"{name}: {k}": v for k, v in codebook_report(made, val.images).items()}
-    codes = made.encode(train.images)
-    model, history = train_fusion(codes, train, steps=8 * steps, seed=seed)
+    model, history = train_fusion(made, train, steps=6 * steps, seed=seed)
     result, _, found = measure(model, made, clip, val)
     figures |= {f"VQA: {name}": each.value for name, each in result.accuracy.items()}
     figures |= {f"R@5: {what}": each for what, each in found.items()}
-    recipe = {"steps": steps, "lr": 4e-2, "seed": seed}
+    recipe = {"steps": steps // 2, "lr": 4e-2, "seed": seed}
     for name, norm in (("norm", True), ("no norm", False)):
-        high, losses = train_fusion(codes, train, qk_norm=norm, **recipe)
+        high, losses = train_fusion(made, train, qk_norm=norm, **recipe)
         figures[f"{name}: loss"] = losses.losses[-1]
         figures |= {f"{name}: {k}": v for k, v in logit_bound(high).items()}
     return history, figures
