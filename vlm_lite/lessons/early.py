@@ -62,7 +62,7 @@ def cut(images):  # uint8 (B, 3, 64, 64) -> cells (16 B, 3, 16, 16), row after r
 
 
 class ImageTokenizer(nn.Module):
-    """uint8 cells (M, 3, 16, 16) -> a code each, and back, by an MLP each way."""
+    # uint8 cells (M, 3, 16, 16) -> a code each, and back, by an MLP each way
 
     def __init__(self, num_codes=512, width=32, hidden=256, pixels=768):
         super().__init__()
@@ -100,7 +100,7 @@ def choose_cells(images):  # -> the cells that show something, and one empty cel
 
 
 def train_early(name, model, draw_batch, *, steps, lr=1e-2, seed=0, look=None):
-    """Train a model that returns its loss on batches of draw_batch(), tuples of tensors -> History."""
+    # Train a model that returns its loss on batches of draw_batch(), tuples of tensors -> History
     accelerator = Accelerator(**get_compute().for_accelerate)
     optimizer = MuonAdamW(model, lr)
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
@@ -123,7 +123,7 @@ def train_early(name, model, draw_batch, *, steps, lr=1e-2, seed=0, look=None):
 
 
 def train_tokenizer(cells, *, seed=0, restart=True, **recipe):
-    """An ImageTokenizer trained on uint8 cells (M, 3, 16, 16), 128 a step."""
+    # An ImageTokenizer trained on uint8 cells (M, 3, 16, 16), 128 a step
     torch.manual_seed(seed)
     model, look = ImageTokenizer(), (lambda model: model.quantizer.restart()) if restart else None
     draw_batch = lambda: (cells[torch.randint(len(cells), (128,))],)  # noqa: E731
@@ -132,7 +132,7 @@ def train_tokenizer(cells, *, seed=0, restart=True, **recipe):
 
 
 def codebook_report(model, images):
-    """{metric: value} on held-out images: error where objects are, codes in use, and their perplexity there."""
+    # {metric: value} on held-out images: error where objects are, codes in use, and their perplexity there
     codes = model.encode(images)
     some = is_object(right := cut(images))
     right, found = right[some].float(), cut(model.decode(codes))[some].float()
@@ -143,7 +143,7 @@ def codebook_report(model, images):
 
 
 class Vocabulary:
-    """Words of a tokenizer, then num_codes image codes, then the two marks around an image."""
+    # Words of a tokenizer, then num_codes image codes, then the two marks around an image
 
     def __init__(self, tokenizer, num_codes=512):
         self.tokenizer, self.first = tokenizer, len(tokenizer)
@@ -177,7 +177,7 @@ def pad_rows(rows):  # (ids, labels, whose) each -> ids (B, T), mask (B, T, T), 
 
 
 def mixed_batch(vocabulary, codes, data, batch_size=16, per_row=8, blind=0.1):
-    """A third drawing, the others reading, of an EncodedDataset and its images' codes (N, 16) -> ids, mask, labels."""
+    # A third drawing, the others reading, of an EncodedDataset and its images' codes (N, 16) -> ids, mask, labels
     rows = []
     for place, k in enumerate(random.sample(range(len(codes)), batch_size)):
         turns = data.turns[k][1:] or data.turns[k]  # questions; without any, the caption
@@ -202,7 +202,7 @@ class HeadNorm(nn.Module):
 
 
 def llama(vocab_size, width=128, layers=4, heads=4, inner=384, qk_norm=True):
-    """09's Llama of these sizes, with Chameleon's query-key norm or without."""
+    # 09's Llama of these sizes, with Chameleon's query-key norm or without
     sizes = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": heads}
     sizes |= {"num_hidden_layers": layers, "rms_norm_eps": 1e-5, "vocab_size": vocab_size}
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -214,7 +214,7 @@ def llama(vocab_size, width=128, layers=4, heads=4, inner=384, qk_norm=True):
 
 
 class EarlyFusion(nn.Module):
-    """One transformer for words and image codes: the loss of mixed rows, answers, and images."""
+    # One transformer for words and image codes: the loss of mixed rows, answers, and images
 
     def __init__(self, vocabulary, **sizes):
         super().__init__()
@@ -261,7 +261,7 @@ class EarlyFusion(nn.Module):
 
 @torch.no_grad()
 def start_from(codebook, model):
-    """Set the rows of the image codes, where they enter and where they leave, to projections of codebook (K, d)."""
+    # Set the rows of the image codes, where they enter and where they leave, to projections of codebook (K, d)
     vocabulary, codebook = model.vocabulary, (codebook - codebook.mean(dim=0)) / codebook.std()
     for weight in (model.text_model.embed_tokens.weight, model.text_model.lm_head.weight):
         projection = torch.randn(codebook.shape[1], weight.shape[1]) / codebook.shape[1] ** 0.5
@@ -269,7 +269,7 @@ def start_from(codebook, model):
 
 
 def train_fusion(image_tokenizer, data, *, qk_norm=True, seed=0, **recipe):
-    """An EarlyFusion trained on an EncodedDataset, its images read by an ImageTokenizer -> (model, History)."""
+    # An EarlyFusion trained on an EncodedDataset, its images read by an ImageTokenizer -> (model, History)
     torch.manual_seed(seed)
     codes = image_tokenizer.encode(data.images)
     model = EarlyFusion(Vocabulary(make_tokenizer()), qk_norm=qk_norm)
@@ -279,7 +279,7 @@ def train_fusion(image_tokenizer, data, *, qk_norm=True, seed=0, **recipe):
 
 
 def measure(model, image_tokenizer, clip, val):
-    """-> ProbeResult of 384 questions, 128 drawings, {what is shown: R@5 of its caption among 128}."""
+    # -> ProbeResult of 384 questions, 128 drawings, {what is shown: R@5 of its caption among 128}
     count, codes = min(128, len(val.images)), image_tokenizer.encode(val.images)
     rows = val.questions.select(range(3 * count))
     blank = torch.tensor(BACKGROUND, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 64, 64)
@@ -296,7 +296,7 @@ def measure(model, image_tokenizer, clip, val):
 
 @torch.no_grad()
 def logit_bound(model):
-    """{name: the largest |q| |k| / sqrt(h) of any head} on a row of all ids: no attention logit is above it."""
+    # {name: the largest |q| |k| / sqrt(h) of any head} on a row of all ids: no attention logit is above it
     norms, h = [], model.text_model.head_dim
     keep = lambda _, __, out: norms.append(out.unflatten(-1, (-1, h)).norm(dim=-1).amax((0, 1)))  # noqa: E731
     parts = [getattr(x.self_attn, n) for x in model.text_model.layers for n in ("q_proj", "k_proj")]
