@@ -205,3 +205,24 @@ def test_one_seed_gives_one_model_and_a_batch_is_learnt(tmp_path, monkeypatch):
     assert after < 0.5 * before
     for mine, other in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_codes_that_are_alike_start_alike_and_words_stay_as_they_are():
+    model, codebook = small_model(), torch.randn(512, 8)
+    codebook[1] = codebook[0]
+    before = [w.clone() for w in model.parameters()]
+    weights, first = model.text_model.embed_tokens.weight, model.vocabulary.first
+    words = weights[:first].clone()
+    early.start_from(codebook, model)
+    assert torch.equal(weights[:first], words)
+    torch.testing.assert_close(weights[first], weights[first + 1])
+    assert not torch.allclose(weights[first], weights[first + 2])
+    assert sum(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) == 2
+
+
+def test_a_row_counts_once_whatever_it_has_to_write():
+    model, vocabulary = small_model(), early.Vocabulary(make_tokenizer())
+    rows = [vocabulary.reading(CODES, [("question: a answer:", "red")])]
+    rows.append(vocabulary.drawing(CODES, "a red star."))
+    alone = [model(*early.pad_rows([row])) for row in rows]
+    torch.testing.assert_close(model(*early.pad_rows(rows)), sum(alone) / 2)
