@@ -86,15 +86,6 @@ from vlm_lite.models.clip import CLIP
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import get_compute, resolve_model
 
-# %% tags=["hide"] cellView="form"
-# @title Figures and checks
-import pandas as pd
-from IPython.display import display
-
-from vlm_lite import plots
-from vlm_lite.labs import check
-from vlm_lite.labs import early as proof
-
 # %% [markdown]
 # ## 1. A list of vectors
 #
@@ -150,6 +141,15 @@ class VectorQuantizer(nn.Module):
         self.used.zero_()
         return {"dead codes": len(dead)}
 
+
+# %% tags=["hide"] cellView="form"
+# @title Figures and checks
+import pandas as pd
+from IPython.display import display
+
+from vlm_lite import plots
+from vlm_lite.labs import check
+from vlm_lite.labs import early as proof
 
 # %% nbgrader={"grade": true, "grade_id": "VectorQuantizer-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 VectorQuantizer = check.VectorQuantizer(VectorQuantizer)
@@ -519,7 +519,7 @@ model, history = train_fusion(image_tokenizer, train, steps=profile.connector_st
 result, drawn, found = measure(model, image_tokenizer, clip, val)
 board = {name: result.accuracy[name] for name in ("vlm", "shuffled", "blank", "blind")}
 scores = [f"{name} {each.value:.0%}" for name, each in board.items()]
-print(f"HEADLINE: VQA {', '.join(scores[:2])}; R@5 of a drawing {found['drawing']:.0%}")
+print(f"HEADLINE: VQA {', '.join(scores[:2])}; R@5 drawn {found['drawing']:.0%}")
 plots.loss_curve(history, ylabel="loss (nats)", title=f"trained for {history.seconds[-1]:.0f} s")
 
 # %%
@@ -591,7 +591,7 @@ recipe = {"steps": max(20, profile.connector_steps // 6), "lr": 4e-2, "look": lo
 names = {"with query-key norm": True, "without": False}
 rows = {k: train_fusion(image_tokenizer, train, qk_norm=v, **recipe)[1] for k, v in names.items()}
 bounds = {k: [value for _, value in each.figures["logit bound"]] for k, each in rows.items()}
-display(plots.losses(bounds, "how large an attention logit can be", ylabel="|q| |k| / √h", every=10))
+display(plots.losses(bounds, "bound of the attention logits", ylabel="|q| |k| / √h", every=10))
 pd.DataFrame({k: [f"{v.losses[-1]:.2f}"] for k, v in rows.items()}, index=["loss at the end"])
 
 # %% [markdown]
