@@ -189,7 +189,7 @@ def mixed_batch(vocabulary, codes, data, batch_size=16, per_row=8, blind=0.1):
 
 
 class HeadNorm(nn.Module):
-    """x (..., H h) -> the same, each head's h numbers normalised, with a scale and a shift for each."""
+    # x (..., H h) -> the same, each head's h numbers normalised, with a scale and a shift for each
 
     def __init__(self, heads, head_dim):
         super().__init__()
