@@ -9,6 +9,7 @@ from vlm_lite.labs.clip import (
     training_step,
 )
 from vlm_lite.labs.core import progress, random_weights, same_outputs, same_values
+from vlm_lite.labs.early import HeadNorm, VectorQuantizer
 from vlm_lite.labs.evaluation import (
     bleu,
     circular_and_vanilla,
@@ -76,6 +77,7 @@ __all__ = [
     "CrossAttention",
     "GatedCrossAttention",
     "GroupedQueryAttention",
+    "HeadNorm",
     "ImageEncoder",
     "MediaAttention",
     "MultiHeadAttention",
@@ -86,6 +88,7 @@ __all__ = [
     "RMSNorm",
     "SwiGLU",
     "TextEncoder",
+    "VectorQuantizer",
     "ViT",
     "VisualExpert",
     "alone_as_together",
