@@ -16,7 +16,7 @@
 #     lesson: conditions
 #     builds: nothing yet; the loop that asks a finished vision-language model with its image, another, or none
 #     reads: [zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2]
-#     outputs_of: f9c4d0c0d479c83cd381c2486f3fe013aff6a0422c8d6fefa72ef41c95a4ad7c
+#     outputs_of: 3516dfb11e910605b277680516ad05f3894dd229df32ccd0cf944fc34d281a2b
 # ---
 
 # %% [markdown]

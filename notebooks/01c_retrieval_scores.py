@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: a2767e21b6ef03c83876b8314108d7ab1ac38c0119761489e98ced17b93726f1
+#     outputs_of: 61f23c2e1ca8b280a03288769e08b0b91c152bd0215b9183ba02eb778b3bec84
 #     title: Retrieval, zero-shot and captions almost right
 #     builds: Recall@K and zero-shot accuracy with their ties, and hard negatives, under which the shipped CLIP is asked
 #     lesson: [retrieval, negatives]

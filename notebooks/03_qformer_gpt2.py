@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 76880cad9283513a36060c6bf85e980b866ddf7f59c7450ff1bf99ec6ffe8ea0
+#     outputs_of: 0a51885423bc9dc14aac6d1c5be2f1f812929e0fad502b0b560f0fb365fd613b
 # ---
 
 # %% [markdown]

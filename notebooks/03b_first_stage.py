@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 73cdba4c1ddd21008d5b5012c2841f187db9b00ca17042b7b8a281c3cb05bc9c
+#     outputs_of: 836e7f943fd360f75487aa926e970415dcab785050ae38953f96db2742c4f074
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage

@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 2e7dc3f6dff441b8fadc41eda2db7d7cd4c41a8d273a024179c7449b0b06880e
+#     outputs_of: 63190b95b1808df82377e4bdb2ceb420ec35948676e286c9c6fcd1c6789c0b1c
 # ---
 
 # %% [markdown]

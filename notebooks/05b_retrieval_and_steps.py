@@ -16,7 +16,7 @@
 #     builds: a gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval
 #     lesson: shipped
 #     reads: [prompts/comparison.json, zoo/shapes-vlm, zoo/shapes-clip, zoo/shapes-gpt2, results/qformer_connector.json, results/shapes_vlm.json, results/llava_stages.json, results/llava_longer.json]
-#     outputs_of: de620be5c4a080a7eda81aa312d45b83e886f9adc394a91232c37055ce5c536b
+#     outputs_of: 8aadb7a31b0d8fe1cc9019bef2c4ad6163a69fd2127e7be0b6fd1c344be3974e
 # ---
 
 # %% [markdown]

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: bc8d79a34551ae2263f0b2378a3d4a3328b832be496dd42926abe77c84402abf
+#     outputs_of: e7db33ade07867e2f8127b2c41be1cd6e110c30e16661e38882ba1732ec5424d
 # ---
 
 # %% [markdown]
