@@ -542,7 +542,7 @@ history = train_vlm(model, train.features, train.turns, **recipe)
 print(f"{recipe['steps']} steps of {recipe['batch_size']} images in {history.seconds[-1]:.0f} s")
 
 # %% [markdown]
-# **Is my loss normal?** The band is a recorded study of the same function with three seeds (`vlm-lite study qformer_connector`). If your curve *stays* outside, check in this order. *Above, or flat*: are the features of this encoder and layer, do the queries differ, has the connector gradients? *Below from the start*: the
+# **Is my loss normal?** The band is a recorded study of the same function with three seeds (`vlm-lite study qformer_connector`). If your curve *stays* outside: *Above, or flat*: are the features of this encoder and layer, do the queries differ, has the connector gradients? *Below from the start*: the
 # loss counts easy tokens; are prompt, prefix and padding -100?
 
 # %%
@@ -553,7 +553,7 @@ plots.loss_curve(history, band=band, ylabel="loss on answer tokens (nats)", titl
 # %% [markdown]
 # ## 8. Do the answers come from the image?
 #
-# The same questions with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
+# The same questions (by `probe`, with the loop of [00](00_start_here.ipynb)) with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
 # minus blind. The course's own **bridge score** is the share of the possible gain that came through the connector:
 #
 # $$\text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
@@ -578,7 +578,7 @@ plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.
 #
 # ## 9. On which patch does an answer depend?
 #
-# An attention map shows from where queries *read*, and no more: the encoder has already mixed the patches. **Occlusion** is an intervention, so it shows a cause: paint
+# An attention map shows only from where queries *read*: the encoder has already mixed the patches. **Occlusion** is an intervention, so it shows a cause: paint
 # one cell over, encode the image again, and see how far the probability of the answer falls.
 
 # %%

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 78bcc1d4d8275ce50dc3743c34d7f6e8240514848bad98efb3af6fdfffa1de88
+#     outputs_of: 68b1cb605e16acb442db19785a90e31a3807ab90bb663b8145546d076323b43b
 #     title: How instruction data are made
 #     builds: instruction data written by rule from captions and boxes, their official format, and a check of form and facts
 #     lesson: instructions

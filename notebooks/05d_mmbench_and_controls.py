@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: d8dec4d045e7ed85e71575d7fbfbe1218ea64640829771a71ebb6e20537a15f9
+#     outputs_of: 5c1ff0b1de673d133459bfa872d372a0656fcd6129f204923516b8f99ada6d7f
 #     title: MMBench's score, and what a score must beat
 #     builds: MMBench's CircularEval with its reading of letters, and the controls that need no model
 #     lesson: [mmbench, controls]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: b1f95adb712095eac32cf7eb07045f155680d4264a11da63bbfad1359008ac9c
+#     outputs_of: 0e2aac704e6b937f92e01051b447a113ac0f3e1979be3e5aacb7bd5efeb1c8f9
 #     title: Making a benchmark
 #     builds: POPE's and MMBench's files, captions one word apart and questions of one kind, made from known scenes
 #     lesson: benchmarks

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 0f665128af85c8c710b59d20a927ed77c97419ac61ccdf88f77dce8612da8115
+#     outputs_of: 1d98b27cb22bfe6ccae9f9ab93c6ec5264b9eb32c2ee5cc903331c514f96c737
 #     title: A photographic world
 #     builds: images of cut-outs on photographs, whose captions, questions and answers are right by construction
 #     lesson: cutouts

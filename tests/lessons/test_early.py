@@ -193,6 +193,7 @@ def test_only_with_the_norm_do_larger_weights_leave_the_bound_as_it_is(qk_norm):
     assert (before <= after <= 4.01) if qk_norm else after > 50 * before
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_model_and_a_batch_is_learnt(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     images = torch.full((12, 3, 16, 16), 60, dtype=torch.uint8)

@@ -104,6 +104,7 @@ def test_a_strip_leaves_no_pixel_in_tiles():
         resolution.tiles(noise(1, 5000))
 
 
+@pytest.mark.slow
 def test_pages_hold_one_digit_and_the_same_seed_gives_the_same_pages():
     digits, values, shapes, _ = pages.cells("val", 200)
     first, again = (pages.digit_pages("val", 96, 6, np.random.default_rng(3)) for _ in range(2))
