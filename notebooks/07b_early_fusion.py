@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 7faa5417025847d2ddf700e1246374e2f676ebe41e26a29d3505d97666211485
 #     title: Early fusion
 #     builds: an image tokenizer with a codebook, and one transformer that reads and draws images
 #     lesson: early
@@ -59,6 +60,7 @@ print(describe(profile, compute, notebook="07b_early_fusion"))
 #
 # **Reading time:** 12 minutes. Two exercises, 15 minutes if you write them; neither is needed to go on.
 # <!-- figures -->
+# **Run time:** not measured yet on `tiny`.
 # <!-- /figures -->
 # **Before this:** [07](07_fusion.ipynb), and [09](09_modern_vlm.ipynb), whose Llama and `generate` are imported here.
 
