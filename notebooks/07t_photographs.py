@@ -154,9 +154,8 @@ if on_photographs:
 
     vision = load_vision(MODELS.get(encoder, encoder), encoder_weights, encoder_side)
     language_model, tokenizer = load_language_model(resolve_model(MODELS.get(reader, reader)))
-    prompt = (
-        str if tokenizer.chat_template else short_prompt
-    )  # `VLM` applies a model's own template
+    # `VLM` applies a model's own template
+    prompt = str if tokenizer.chat_template else short_prompt
     train, test = (load_photos(vision, split, FULL) for split in ("train", "val"))
     said = photo_texts(train, prompt)
     turns = [some + asked for some, asked in zip(said["captions"], said["vqa"], strict=True)]
@@ -166,9 +165,8 @@ if on_photographs:
     }
     torch.manual_seed(0)
     models, scores, costs = {}, {}, {}
-    for name, connector in connectors(
-        vision.feature_width, language_model.config.hidden_size
-    ).items():
+    widths = vision.feature_width, language_model.config.hidden_size
+    for name, connector in connectors(*widths).items():
         model = VLM(vision, connector, language_model, tokenizer).to(compute.device)
         lr = rates.get(name, on_photographs.connector_lr)
         history = train_vlm(
@@ -185,16 +183,6 @@ if on_photographs:
         for name, each in scores.items()
     }
     print(pd.DataFrame(table).to_string())
-else:
-    print('photographs: only with profile = "t4", which needs a GPU and the model hub')
-
-# %% [markdown]
-# **How to read the table.** A CIDEr counts for as much as it exceeds *CIDEr blind*, one caption for all images, and *CIDEr shuffled*, each image with the caption of the next; *concrete* is the second difference with
-# its interval. A VQA accuracy counts for as much as it exceeds *blind* (*sees*) and the accuracy with another image (*swap*) or an empty one (*hide*). **A connector whose *sees* or *swap* includes 0 was not shown
-# to look**, however good its score. Two connectors whose intervals overlap are not told apart by this run, and it has one seed.
-
-# %% tags=["look"]
-if on_photographs:
     people = [texts[0] for texts in test.captions["captions"][:4]]
     captions = {
         name: model.generate(test.features[:4], [CAPTION_PROMPT] * 4, max_new_tokens=32)
@@ -203,6 +191,13 @@ if on_photographs:
     shown = [row["image"] for row in test.captions.select(range(4))]
     columns = {"a person's words": people, **captions}
     display(plots.answer_table(shown, columns, widths=(150,) * len(columns)))
+else:
+    print('photographs: only with profile = "t4", which needs a GPU and the model hub')
+
+# %% [markdown]
+# **How to read the table.** A CIDEr counts for as much as it exceeds *CIDEr blind*, one caption for all images, and *CIDEr shuffled*, each image with the caption of the next; *concrete* is the second difference with
+# its interval. A VQA accuracy counts for as much as it exceeds *blind* (*sees*) and the accuracy with another image (*swap*) or an empty one (*hide*). **A connector whose *sees* or *swap* includes 0 was not shown
+# to look**, however good its score. Two connectors whose intervals overlap are not told apart by this run, and it has one seed.
 
 # %% [markdown]
 # **What this does not show.** Which connector is best: each has its own best rate, number of steps and number of tokens, and here one was taken for all or from its authors. BLIP-2 trains its Q-Former in a first stage of its own

@@ -190,7 +190,6 @@ def test_notebook_07t_trains_three_connectors_and_sets_each_beside_its_controls(
     for kind in kinds:
         before, after = fresh[kind].state_dict(), left["models"][kind].connector.state_dict()
         assert not all(torch.equal(before[name], after[name]) for name in before), kind
-    exec(cell_of("07t_photographs", "look"), left)
     assert len(shown) == 1
 
 
