@@ -632,6 +632,7 @@ check.progress()
 # ## What this does not show
 #
 # - **Which kind is best.** Eighty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
+# - **Anything about photographs**: [07t](07t_photographs.ipynb) puts three connectors between OpenAI's CLIP and GPT-2.
 # - **Early fusion.** Chameleon needs an image tokenizer and a transformer trained from nothing: [07b](07b_early_fusion.ipynb) builds it, with a budget of its own, since it can't be compared with these four.
 # - **Which data suits which kind.** All four were trained on captions and questions; `fusion_row` takes other turns.
 # - **What deep fusion costs a large model.** Here the new layers are of the language model's own order of size.

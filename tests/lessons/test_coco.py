@@ -1,4 +1,4 @@
-"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of notebooks 03t and 04t, run offline
+"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of 03t, 04t and 07t, run offline
 on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
 
 import copy
@@ -170,9 +170,33 @@ def test_notebook_04t_trains_the_stages_and_then_your_own_images(offline, capsys
     )
 
 
+@pytest.mark.slow
+def test_notebook_07t_trains_three_connectors_and_sets_each_beside_its_controls(offline, capsys):
+    left = names("07t_photographs", SIZES, shown := [])
+    exec(cell_of("07t_photographs"), left)
+    printed = capsys.readouterr().out
+    kinds = "MLP", "resampler", "Q-Former"
+    assert re.search(rf"^ +{' +'.join(kinds)}$", printed, flags=re.M)
+    for name in ("CIDEr", "CIDEr blind", "CIDEr shuffled", "VQA", "blind", "oracle", *CHECKS):
+        row = re.search(rf"^{name} +(\S.*)$", printed, flags=re.M)
+        assert row and len(re.findall(r"\S+ \[\S+, \S+\]", row[1])) == 3, name
+    assert (
+        len({str(left["scores"][kind]["blind"]) for kind in kinds}) == 1
+    )  # no image: no connector
+    prefixes = [left["models"][kind].connector(torch.randn(1, 9, 32)).shape for kind in kinds]
+    assert prefixes == [(1, 9, 32), (1, 4, 32), (1, 4, 32)]
+    torch.manual_seed(0)
+    fresh = left["connectors"](32, 32)
+    for kind in kinds:
+        before, after = fresh[kind].state_dict(), left["models"][kind].connector.state_dict()
+        assert not all(torch.equal(before[name], after[name]) for name in before), kind
+    assert len(shown) == 1
+
+
 OTHERS = {  # of an image of 224 pixels: a map of 7 x 7; 14 x 14 patches and a class token, averaged
     "03t_photographs": ("tf_efficientnet_lite0", 0, 49),
     "04t_photographs": ("vit_tiny_patch16_224", 4, 16),
+    "07t_photographs": ("vit_tiny_patch16_224", 4, 16),
 }
 
 
@@ -206,7 +230,7 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
         assert found == 1, field
     left = names(name, sizes, shown := [])
     exec(cell, left)
-    features = (left["train"] if name[:2] == "03" else left["photos"]).features
+    features = left["photos" if name[:2] == "04" else "train"].features
     assert features.shape == (16, count, left["vision"].feature_width)
     right = torch.load(weights, weights_only=True).values()
     assert all(map(torch.equal, left["vision"].model.state_dict().values(), right))
@@ -214,7 +238,7 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
     assert re.search(r"^CIDEr +\S", capsys.readouterr().out, flags=re.M)
 
 
-@pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs"])
+@pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs", "07t_photographs"])
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
     monkeypatch.setattr(coco, "load_photos", lambda *a, **k: pytest.fail("a download on tiny"))
     exec(cell_of(name), names(name, None, []))
