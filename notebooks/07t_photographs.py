@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: fa20f98676daf1d94cf32dee47cd052f43558bad46602c957ea072e0c0218b92
 #     title: Three connectors on photographs
 #     builds: an MLP, a resampler and a Q-Former between OpenAI's CLIP and GPT-2, at one budget, on COCO
 #     minutes_t4_estimate: 30
