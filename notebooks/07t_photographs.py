@@ -124,7 +124,7 @@ assert sizes["million parameters"].idxmin() == "MLP" == sizes["a step, GFLOP"].i
 sizes.round(1)
 
 # %% [markdown]
-# **What a small connector saves, the language model pays.** The MLP has two or three per cent of the others' parameters, and it is the dearest to train: it hands on all 196 tokens, which every layer of the language model reads, at every step
+# **What a small connector saves, the language model pays.** The MLP has two or three per cent of the others' parameters, and it costs the most to train: it hands on all 196 tokens, which every layer of the language model reads, at every step
 # and for every question. In exchange nothing is lost on the way: a resampler and a Q-Former must choose 32 summaries before they know the question. MM1 (McKinzie et al. 2024) found that on web-scale data
 # the number of image tokens and the resolution matter far more than which connector makes them.
 #

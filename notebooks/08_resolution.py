@@ -579,7 +579,7 @@ check.progress()
 #
 # ## What this does not show
 #
-# - **Anything about photographs**, or a large encoder.
+# - **Anything about photographs**, or a large encoder: [08t](08t_photographs.ipynb) has both.
 # - **That RoPE reads better than a table.** The two encoders were trained on different views. Reading one digit needs hardly any positions; 02's *leftmost* does.
 # - **Digits across patches.** On a page in full, a digit fills exactly one patch. Resized or in tiles it may lie across several. Part of the gap at 96 pixels may be this.
 # - **The cost for a language model.** Its attention reads these tokens in every layer; the readers here are small.

@@ -1,22 +1,25 @@
-"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of 03t, 04t and 07t, run offline
+"""Photographs in stages: what is trained on, what is measured, and the `t4` cells of 03t to 08t, run offline
 on a made mirror of the sites with small random models of OpenAI's CLIP's and GPT-2's form."""
 
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
+import pandas as pd
 import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, SmolVLMImageProcessor
 
 from tests import small
+from tests.models.test_pretrained import smol  # noqa: F401
 from vlm_lite import real
 from vlm_lite.data import photographs
 from vlm_lite.data.photographs import Choice, load_photographs
@@ -28,6 +31,7 @@ from vlm_lite.lessons.language import CAPTION_PROMPT, chat_prompt
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.layout import load_trained
+from vlm_lite.models.pretrained import PretrainedVLM
 from vlm_lite.models.text import load_language_model, pack
 from vlm_lite.profiles import REHEARSAL, Compute
 from vlm_lite.rehearsal import mirror as rehearsal
@@ -193,6 +197,41 @@ def test_notebook_07t_trains_three_connectors_and_sets_each_beside_its_controls(
     assert len(shown) == 1
 
 
+def test_08t_counts_the_tiles_of_transformers_whatever_the_photograph():
+    left = names("08t_photographs", None, [])
+    sizes = [(640, 480), (480, 640), (500, 500), (640, 427), (375, 500), (612, 612), (640, 100)]
+    for size, edge in itertools.product(sizes, (512, 1024, 1536, 2048)):
+        processor = SmolVLMImageProcessor(
+            size={"longest_edge": edge}, max_image_size={"longest_edge": 512}
+        )
+        made = processor([[Image.new("RGB", size)]], return_tensors="pt")["pixel_values"]
+        assert made.shape[1] == left["tiles_of"](*size, edge), (size, edge)
+    assert left["resized"](Image.new("RGB", (640, 480)), 128).size == (128, 96)
+
+
+def test_notebook_08t_asks_in_every_way_with_its_controls(offline, smol, capsys, monkeypatch):  # noqa: F811
+    left = names("08t_photographs", SimpleNamespace(vlm_model=str(smol)), [])
+    left |= {"SIDE": 32, "WAYS": {"resized": (16, 32), "tiles": (64,)}}
+    seen, answer = [], PretrainedVLM.answer
+
+    def watched(vlm, images, texts, words):
+        seen.append((vlm.longest_edge, images and [image.size for image in images]))
+        return answer(vlm, images, texts, words)
+
+    monkeypatch.setattr(PretrainedVLM, "answer", watched)
+    exec(cell_of("08t_photographs"), left)
+    table = pd.DataFrame(left["table"])
+    assert list(table["longest edge"]) == [16, 32, 64] and list(table["image tokens"]) == [4, 4, 20]
+    assert {"VQA", "blind", "shuffled", "VQA - blind", "VQA - shuffled"} <= set(table)
+    sizes = {(edge, size) for edge, images in seen for size in images or [None]}
+    own = {(32, (16, 12)), (32, (32, 24)), (64, (640, 480))}  # small ones are enlarged to a tile
+    assert sizes == own | {(None, None)}
+    images, turned = left["images"], left["turned"]
+    assert set(turned.values()) == set(images) and all(k != v for k, v in turned.items())
+    printed = capsys.readouterr().out
+    assert "VQA - shuffled" in printed and "people" in printed
+
+
 OTHERS = {  # of an image of 224 pixels: a map of 7 x 7; 14 x 14 patches and a class token, averaged
     "03t_photographs": ("tf_efficientnet_lite0", 0, 49),
     "04t_photographs": ("vit_tiny_patch16_224", 4, 16),
@@ -238,7 +277,9 @@ def test_any_encoder_of_timm_and_a_gguf_file_take_the_place_of_clip_and_the_lang
     assert re.search(r"^CIDEr +\S", capsys.readouterr().out, flags=re.M)
 
 
-@pytest.mark.parametrize("name", ["03t_photographs", "04t_photographs", "07t_photographs"])
+@pytest.mark.parametrize(
+    "name", ["03t_photographs", "04t_photographs", "07t_photographs", "08t_photographs"]
+)
 def test_on_tiny_nothing_is_asked_for(name, capsys, monkeypatch):
     monkeypatch.setattr(coco, "load_photos", lambda *a, **k: pytest.fail("a download on tiny"))
     exec(cell_of(name), names(name, None, []))
