@@ -60,7 +60,7 @@ print(describe(profile, compute, notebook="07b_early_fusion"))
 #
 # **Reading time:** 12 minutes. Two exercises, 15 minutes if you write them; neither is needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 2 min (2 with bf16) and 1.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [07](07_fusion.ipynb), and [09](09_modern_vlm.ipynb), whose Llama and `generate` are imported here.
 
