@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import sys
 
 import numpy as np
@@ -71,6 +72,19 @@ def test_what_differs_from_pytorch_is_not_kept(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(vlm, "generate", lambda features, prompts: ["red"] * len(prompts))
     with refused("differently"):
         export.export(vlm, tmp_path / "model", images, QUESTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [1_000_000, 6_000_000])  # ends in the first file, in the second
+def test_a_disk_that_fills_up_leaves_nothing(exported, tmp_path, room):
+    vlm, images, _, _ = exported
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, kept[1]))
+    try:
+        with refused("cannot write .*model: File too large.*nothing half-written"):
+            export.export(vlm, tmp_path / "model", images, QUESTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
     assert not list(tmp_path.iterdir())
 
 
