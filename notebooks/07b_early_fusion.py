@@ -468,11 +468,11 @@ class EarlyFusion(nn.Module):
 # %% [markdown]
 # ## 5. Trained from nothing
 #
-# **One step that Chameleon doesn't need.** A code comes up in some forty training images, too few to learn what it shows. So the rows of the image codes, where they
+# **One step that Chameleon doesn't need.** A code comes up in too few training images for the model to learn from them alone what it shows. So the rows of the image codes, where they
 # enter and where they leave the model, start as a random projection of the codebook: codes that draw alike start alike (`start_from`). All else starts at random.
 #
 # **The budget** is this page's own, apart from 07's comparison: there a trained CLIP and a language model that reads are joined, here nothing is known before. Live it is
-# some minute of a CPU; `vlm-lite study early_fusion --seeds 3` trains six times as many steps.
+# a minute or two of a CPU; `vlm-lite study early_fusion --seeds 3` trains six times as many steps.
 #
 # **How a drawing is scored.** Not by the model itself: `shapes-clip`, the CLIP that ships with the course, has to find the caption among 128 by the
 # drawn image (R@5, chance 4%). The ceilings are the same measure of the true images, and of what the tokenizer keeps of them;
@@ -539,7 +539,7 @@ plots.show_images([*val.images[:5], *drawn[:5]], [c[0] for c in val.captions[:5]
 # **There is no oracle here.** Elsewhere in the course the oracle reads the scene in words; this model was never trained to. For the drawings the true image and the tokenizer's copy
 # are the ceilings.
 #
-# The live run is short. What it gains over *blind* is nearly all in one type of question, the digits; where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
+# The live run is short. In the run saved here, what it gains over *blind* is nearly all in one type of question, the digits; where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
 # made of whole objects, but few of these are the caption's.
 #
 # **Recorded, three seeds**, six times as many steps (`vlm-lite study early_fusion --seeds 3`): mean, lowest and highest of each measure of this page.
