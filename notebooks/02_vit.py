@@ -511,7 +511,8 @@ plots.position_similarity(tables)
 # %% [markdown]
 # At the start no two positions are much alike. Trained for *leftmost*, positions of one column have become
 # nearly the same vector: the question never needs the row. Columns 1 and 2 point one way, 3 and 4 the other; they differ in
-# length, which a cosine leaves out. For *highest*, read rows for columns. The model prefers neither; the task does.
+# length, which a cosine leaves out. For *highest*, read rows for columns. Nothing in the model prefers columns or rows. The
+# task does, and little of the start is left.
 #
 # ## 8. Where it looks
 #
