@@ -99,7 +99,7 @@ def ImageEncoder(learner):
         .expand_as(found)
         .clone()
     ]
-    return explain(found, values) or generic(found, expected)
+    return explain(found, values, expected)
 
 
 def _text(encoder, ids, *, causal=True, place=True, norm=True, read="eos"):
@@ -407,7 +407,8 @@ def recall_at_k(learner):
                 of(lambda s, k: clip.recall_at_k(s, k - 1))
             ],
         },
-    ) or generic(found, right)
+        right,
+    )
 
 
 def _ties(learner, matrix):
@@ -482,7 +483,8 @@ def class_embeddings(learner):
                 torch.stack([each.sum(0) for each in parts]) for parts in (raw, unit)
             ],
         },
-    ) or generic(found, right)
+        right,
+    )
 
 
 def _lengths(vectors):

@@ -202,8 +202,10 @@ def shape_problem(result, expected, what="your result"):
     return None
 
 
-def explain(found, mistakes):
-    """The diagnosis in {diagnosis: [values that this mistake gives]} whose value is nearest to `found`, else None.
+def explain(found, mistakes, right=None):
+    """The diagnosis in {diagnosis: [values that this mistake gives]} whose value is nearest to `found`.
+
+    Where none is: None, or `generic(found, right)` where the right value is given.
 
     The nearest, not the first: on one draw in some thousands two mistakes give nearly the same number.
     """
@@ -223,7 +225,9 @@ def explain(found, mistakes):
         for value in values
         if close(found, value)
     ]
-    return min(near, key=lambda pair: pair[0])[1] if near else None
+    if near:
+        return min(near, key=lambda pair: pair[0])[1]
+    return right if right is None else generic(found, right)
 
 
 def generic(found, right):

@@ -15,7 +15,6 @@ from vlm_lite.labs.core import (
     close,
     exercise,
     explain,
-    generic,
     random_weights,
     same_outputs,
     same_values,
@@ -44,7 +43,7 @@ def _judge(learner, reference, run, mistakes):
         if close(found, right):
             return None
         values = {said: [run(_edited(reference, edits))] for said, edits in mistakes.items()}
-    return explain(found, values) or generic(found, right)
+    return explain(found, values, right)
 
 
 def _judge_module(learner, reference, sizes, call, mistakes):

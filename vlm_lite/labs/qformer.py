@@ -112,7 +112,7 @@ def CrossAttention(learner):
             values["it attends to x alone: keys and values come from the source"] = [
                 reference(x, x)
             ]
-            return explain(found, values) or generic(found, right)
+            return explain(found, values, right)
         if not close(module(x, source[:, :3]), reference(x, source[:, :3])):
             return "it is right only where the source is as long as x: take N from the source"
     if module.weights is None:
@@ -191,7 +191,7 @@ def QFormerLayer(learner):
                 said: [_layer(reference, queries, patches, change=how)]
                 for said, how in mistakes.items()
             }
-            return explain(found, values) or generic(found, right)
+            return explain(found, values, right)
         reference = random_weights(qformer.QFormerLayer(*sizes, cross=False))
         module, problem = with_weights_of(learner, reference, *sizes, cross=False)
         if problem:
@@ -240,7 +240,7 @@ def QFormer(learner):
                 right[:1].expand_as(right)
             ],
         }
-        return None if close(found, right) else explain(found, mistakes) or generic(found, right)
+        return None if close(found, right) else explain(found, mistakes, right)
 
 
 def same_as_blip2(learner):

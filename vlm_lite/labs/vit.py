@@ -18,7 +18,6 @@ from vlm_lite.labs.core import (
     close,
     exercise,
     explain,
-    generic,
     random_weights,
     shape_problem,
     with_weights_of,
@@ -70,7 +69,8 @@ def patchify(learner):
                 rearrange(images, "b c (p rows) (q columns) -> b (rows columns) (c p q)", p=p, q=p)
             ],
         },
-    ) or generic(found, right)
+        right,
+    )
 
 
 def _attended(
@@ -142,7 +142,7 @@ def MultiHeadAttention(learner):
         }
         if not close(found, right):
             values = {said: [_attended(reference, x, **how)[0]] for said, how in mistakes.items()}
-            return explain(found, values) or generic(found, right)
+            return explain(found, values, right)
     kept = getattr(module, "weights", None)
     if kept is None:
         return (
@@ -220,7 +220,8 @@ def Block(learner):
                 "the activation is ReLU; a ViT has nn.GELU()": [activated(F.relu)],
                 "the MLP is missing": [middle],
             },
-        ) or generic(found, right)
+            right,
+        )
 
 
 @exercise(lesson.ViT)
@@ -278,7 +279,7 @@ def ViT(learner):
             ],
         }
         if not close(found, right):
-            return explain(found, mistakes) or generic(found, right)
+            return explain(found, mistakes, right)
         if not close(module(pixels), reference(pixels)):
             return "the tokens are right, but `forward` is not the head of the class token; it was given, set it back"
     return None
@@ -366,7 +367,7 @@ def vit_training_step(learner):
             "the loss is a sum over the batch; take the mean": _step(total=True),
         }
         values = {said: [_two_steps(step, start, batch)[0][0]] for said, step in values.items()}
-        return explain(losses[0], values) or generic(losses[0], right_losses[0])
+        return explain(losses[0], values, right_losses[0])
     before = torch.cat([p.detach().flatten() for p in start.parameters()])
     if close(found, before, 1e-7):
         return "the weights did not change: optimizer.step() comes after backward and before zero_grad()"
@@ -379,7 +380,7 @@ def vit_training_step(learner):
         "neither zero_grad nor the schedule is there": _step(zero="never", schedule=False),
     }
     values = {said: [_two_steps(step, start, batch)[1]] for said, step in mistakes.items()}
-    return explain(found, values) or generic(found, right)
+    return explain(found, values, right)
 
 
 @exercise(lesson.attention_rollout)
@@ -435,4 +436,5 @@ def attention_rollout(learner):
                 right.transpose(-2, -1)
             ],
         },
-    ) or generic(found, right)
+        right,
+    )
