@@ -201,5 +201,5 @@ def follow(model, clips):
 def went_left(x):
     """x (B, F, shapes) on rings -> the number of the shape that went left (B,), or -1 where none did."""
     steps = (x.diff(dim=1) + IMAGE_SIZE / 2) % IMAGE_SIZE - IMAGE_SIZE / 2  # the shorter way round
-    mean, shape = steps.nanmean(dim=1).nan_to_num(torch.inf).min(dim=1)
-    return torch.where(mean < -STEP, shape, -1)
+    gap = (steps + CELL).abs().nan_to_num(8.0).mean(dim=1)  # a step not seen: 8 pixels
+    return torch.where(gap.amin(dim=1) <= 6, gap.argmin(dim=1), -1)
