@@ -12,6 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
+#     outputs_of: 01c2ad406354bb432aa28341fd419f3082ea9832d78b3e7dc8e1374f08a6292b
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing
@@ -19,10 +20,30 @@
 # ---
 
 # %% [markdown]
-# Read it: [![Open in Colab](...)](...)
+# Read it: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/notebooks/08b_places_and_time.ipynb) Do the exercises: [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/vlm-lite/vlm-lite/blob/main/labs/08b_places_and_time.ipynb)
 
 # %% tags=["setup"]
-...
+profile = "tiny"  # @param ["tiny"]
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("vlm_lite") is None:
+    # Naming what is installed keeps pip from changing it.
+    kept = [
+        f"{name}=={importlib.metadata.version(name)}"
+        for name in ("torch", "torchvision", "numpy", "transformers")
+        if importlib.util.find_spec(name)
+    ]
+    source = "git+https://github.com/vlm-lite/vlm-lite@main"
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", *kept, source])
+
+from vlm_lite.profiles import describe, get_compute, get_profile
+
+profile, compute = get_profile(default=profile, offers=("tiny", "smoke")), get_compute()
+print(describe(profile, compute, notebook="08b_places_and_time"))
 
 # %% [markdown]
 # # 8b. Several images, clips, and pointing
