@@ -414,11 +414,14 @@ points = pd.DataFrame({
     "gives a point": {name: (each < np.inf).mean() for name, each in far.items()},
 })  # fmt: skip
 display(points.round(2))
-captions = [f"{prompts[k][10:-8]} {far['with places'][k]:.0f} pixels" for k in range(5)]
+captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for k in range(5)]
 mark(plots.show_images(val.images[numbers[:5]], captions), found["with places"], truth)
 
 # %% [markdown]
-# PROSE5
+# The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels, closer than the middle of a cell would be sure to be: part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
+#
+# *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: captions, which taught this connector, know quarters of an image and no cells. The rows are there, LoRA is there; what is missing is a vector that says which cell.
+#
 #
 # ## 6. Counting by pointing
 #
@@ -444,7 +447,9 @@ counts = pd.DataFrame(table)
 counts["commonest number"] = pd.Series(number).value_counts(normalize=True).iloc[0]
 display(counts.round(2))
 shown = [k for k, right in enumerate(all_right(pointed["own"], truth)) if not right][:5]
-captions = [f"{prompts['each'][k][10:-8]} {len(pointed['own'][k])}, not {number[k]}" for k in shown]
+captions = [
+    f"{prompts['each'][k][10:-8]} {len(pointed['own'][k])} points, {number[k]} there" for k in shown
+]
 mark(
     plots.show_images(val.images[[each[k][0] for k in shown]], captions),
     [pointed["own"][k] for k in shown],
@@ -452,57 +457,71 @@ mark(
 )
 
 # %% [markdown]
-# PROSE6
+# **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo's gain is reported on photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
+#
+# The commonest number alone is right about half of the time: hold every figure of this table against it.
+#
 #
 # ## 7. A clip: which shape moved left?
 #
 # Three frames of 64 x 64. One shape goes a cell to the left in each, another a cell to the right. The rows are rings: what leaves on one side comes in on the other, so neither one frame nor a set of frames without order tells which went left.
 #
-# The model of this page was trained on single images and has never seen a clip. It is asked about **each frame as an image**, *point to the stars.*, and each point gets the frame's number as its time. Then the answer is arithmetic: which shape's $x$ fell?
+# The model of this page was trained on single images and has never seen a clip. It is asked about **each frame as an image**, *point to the star.*, and each point gets the frame's number as its time. The question names two shapes, *did the star or the heart go left?*, and the answer is arithmetic: whose $x$ fell by a cell in each frame? Where neither did, there is no answer. Guessing between the two is right half of the time.
 #
 # **Predict first.** With the frames in random order, how often is the answer right? Backwards? With the first frame three times?
 
 
 # %% tags=["save"]
 @torch.no_grad()
-def follow(model, clips):
-    """x, in pixels, of each shape in each frame of clips, uint8 (B, F, 3, 64, 64) -> (B, F, shapes), NaN where it isn't."""
+def follow(model, clips, pairs):
+    """Point to two shapes in each frame of clips, uint8 (B, F, 3, 64, 64); pairs (B, 2): their numbers in SHAPES.
+
+    -> x in pixels (B, F, 2), NaN where there is no point.
+    """
     if not 1 <= clips.shape[1] <= FRAMES:
         raise ValueError(
             f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES}: each needs a word"
         )
     features, found = model.encode(pixel_values(clips.flatten(0, 1))), []
-    for name in SHAPES:
-        prompts = [short_prompt(f"point to the {plural(name, 2)}.")] * len(features)
-        points = ask_points(model, features, prompts)
+    for own in pairs.T:
+        names = [SHAPES[k] for k in own.repeat_interleave(clips.shape[1])]
+        points = ask_points(model, features, [short_prompt(f"point to the {n}.") for n in names])
         found.append([each[0][1] if each else np.nan for each in points])
     return torch.tensor(found).T.unflatten(0, clips.shape[:2])
 
 
 def went_left(x):
-    """x (B, F, shapes) on rings -> the number of the shape that went left (B,), or -1 where none did."""
+    """x (B, F, shapes) on rings -> which of them went a cell to the left in each frame (B,), or -1 for none."""
     steps = (x.diff(dim=1) + IMAGE_SIZE / 2) % IMAGE_SIZE - IMAGE_SIZE / 2  # the shorter way round
     gap = (steps + CELL).abs().nan_to_num(8.0).mean(dim=1)  # a step not seen: 8 pixels
     return torch.where(gap.amin(dim=1) <= 6, gap.argmin(dim=1), -1)
 
 
 # %%
-clips, moved = pages.moving_clips("val", 60 if full_size else 6, rng)
+clips, moved, others = pages.moving_clips("val", 100 if full_size else 6, rng, others=True)
+pairs = (
+    torch.stack([moved, others], dim=1).sort(dim=1).values
+)  # asked in an order that tells nothing
 ground = torch.tensor(BACKGROUND, dtype=torch.uint8).view(3, 1, 1)
 orders = {"in order": clips, "shuffled frames": torch.stack([c[rng.permutation(3)] for c in clips])}
 orders |= {"backwards": clips.flip(1), "first frame three times": clips[:, [0, 0, 0]]}
 orders |= {"another clip": clips.roll(1, 0), "blind (empty frames)": ground.expand_as(clips)}
-answers = {name: went_left(follow(pointing, each)) for name, each in orders.items()}
-table = {"right": {name: (each == moved).float().mean().item() for name, each in answers.items()}}
-table["no answer"] = {name: (each < 0).float().mean().item() for name, each in answers.items()}
+answers = {name: went_left(follow(pointing, each, pairs)) for name, each in orders.items()}
+named = {
+    k: torch.where(v < 0, -1, pairs.gather(1, v.clamp(0)[:, None])[:, 0])
+    for k, v in answers.items()
+}
+table = {
+    what: {name: (each == right).float().mean().item() for name, each in named.items()}
+    for what, right in {"right": moved, "the other shape": others, "no answer": -1}.items()
+}
 motion = pd.DataFrame(table)
 display(motion.round(2))
 figure = plots.show_images(clips[0], [f"frame {t}" for t in range(3)])
-for axes, x in zip(figure.axes, follow(pointing, clips[:1])[0], strict=True):
-    for name, place in zip(SHAPES, x.tolist(), strict=True):
-        if place == place:  # no NaN
-            axes.axvline(2.25 * place, color="w", lw=1)
-            axes.text(2.25 * place + 3, 140, name, color="w", fontsize=8)
+for axes, found in zip(figure.axes, follow(pointing, clips[:1], pairs[:1])[0], strict=True):
+    for k, x in enumerate(found.tolist()):
+        axes.axvline(144 / IMAGE_SIZE * x, color="w", lw=1, ls=("-", ":")[k])
+        axes.text(4, 14 + 14 * k, f"{('—', '···')[k]} {SHAPES[pairs[0, k]]}", color="w", fontsize=8)
 figure
 
 # %% [markdown]
@@ -514,8 +533,8 @@ figure
 
 # %%
 for what, attempt in {
-    "zero frames": lambda: follow(pointing, clips[:, :0]),
-    "a hundred frames": lambda: follow(pointing, clips[:1, :1].expand(1, 100, -1, -1, -1)),
+    "zero frames": lambda: follow(pointing, clips[:, :0], pairs),
+    "a hundred frames": lambda: follow(pointing, clips[:1, [0] * 100], pairs),
     "half an image": lambda: pointing.connector(val.features[:1, :8].float()),
     "a point to write, outside": lambda: say_points([(0, 70, 10)]),
     "a point to read, outside": lambda: parse_points("<point> <frame0> <x16> <y3>"),
@@ -528,8 +547,37 @@ for what, attempt in {
         print(f"{what}: {error}")
     else:
         raise AssertionError(f"{what}: not noticed")
-print("HEADLINE: right within 8 pixels:", points["within 8 pixels"].round(2).to_dict())
+right = points["within 8 pixels"]
+assert not full_size or right["with places"] > 0.8 > 0.3 > right.drop("with places").max()
+print("HEADLINE: right within 8 pixels:", right.round(2).to_dict())
 check.progress()
 
 # %% [markdown]
-# PROSE8
+# ## What you showed
+#
+# - M-RoPE's three numbers are those of Qwen2-VL in `transformers`.
+# - New tokens take new rows, and every old row stays as it was, bit for bit.
+# - A VLM that answers in words learns to point in 120 steps once each patch says where it stands; without that it doesn't, with the same rows and LoRA.
+# - Points can be parsed, scored by distance and refused where they are bad.
+#
+# ## What this does not show
+#
+# - **Time inside the model.** M-RoPE's numbers are computed here and not trained with; the frames of a clip are read one by one, and the frame's number is the program's. Three frames in one sequence, with the words of their frames on the patches (`Placed` can do it), is left to try.
+# - **Pointing where it is hard.** Things stand in cells here, four at most, on a dark ground, and each cell is one patch.
+# - **What a shape that isn't there does.** Asked for one, the model often points at something else. So the clips' question names two shapes that are there.
+# - **More than one seed.** Train with another `seed` before you rest anything on a difference.
+#
+# ## Check yourself
+#
+# - [ ] I can write the three numbers of a text, an image and a text.
+# - [ ] I can add a token to a trained model, and say which numbers change.
+# - [ ] I know why a malformed point must be an error, and not a point at (0, 0).
+#
+# ## To answer in words
+#
+# 1. Counting by pointing shows its work. Which wrong answers can you now tell apart?
+# 2. Why are the rows of the clips rings? Which control would fail without it?
+#
+# ## Where next
+#
+# Give `train_pointing` rows of three images side by side, `features[[a, b, c]].flatten(0, 1)`, with the frame's number in the points, and measure how often the frame is right. [09](09_modern_vlm.ipynb) builds a VLM as they are built today.

@@ -121,7 +121,7 @@ def test_clips_without_frames_or_with_too_many_are_refused(model):
     clips = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
     for frames in (0, 4, 100):
         with pytest.raises(ValueError, match=f"a clip of {frames} frames"):
-            pointing.follow(model, clips.expand(1, 1, 3, 64, 64)[:, [0] * frames])
+            pointing.follow(model, clips[:, [0] * frames], torch.zeros(1, 2, dtype=torch.long))
 
 
 def test_what_went_left_is_read_from_true_places_and_not_from_one_frame():

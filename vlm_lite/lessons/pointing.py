@@ -184,22 +184,25 @@ def all_right(found, truth, limit=8):
 
 
 @torch.no_grad()
-def follow(model, clips):
-    """x, in pixels, of each shape in each frame of clips, uint8 (B, F, 3, 64, 64) -> (B, F, shapes), NaN where it isn't."""
+def follow(model, clips, pairs):
+    """Point to two shapes in each frame of clips, uint8 (B, F, 3, 64, 64); pairs (B, 2): their numbers in SHAPES.
+
+    -> x in pixels (B, F, 2), NaN where there is no point.
+    """
     if not 1 <= clips.shape[1] <= FRAMES:
         raise ValueError(
             f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES}: each needs a word"
         )
     features, found = model.encode(pixel_values(clips.flatten(0, 1))), []
-    for name in SHAPES:
-        prompts = [short_prompt(f"point to the {plural(name, 2)}.")] * len(features)
-        points = ask_points(model, features, prompts)
+    for own in pairs.T:
+        names = [SHAPES[k] for k in own.repeat_interleave(clips.shape[1])]
+        points = ask_points(model, features, [short_prompt(f"point to the {n}.") for n in names])
         found.append([each[0][1] if each else np.nan for each in points])
     return torch.tensor(found).T.unflatten(0, clips.shape[:2])
 
 
 def went_left(x):
-    """x (B, F, shapes) on rings -> the number of the shape that went left (B,), or -1 where none did."""
+    """x (B, F, shapes) on rings -> which of them went a cell to the left in each frame (B,), or -1 for none."""
     steps = (x.diff(dim=1) + IMAGE_SIZE / 2) % IMAGE_SIZE - IMAGE_SIZE / 2  # the shorter way round
     gap = (steps + CELL).abs().nan_to_num(8.0).mean(dim=1)  # a step not seen: 8 pixels
     return torch.where(gap.amin(dim=1) <= 6, gap.argmin(dim=1), -1)
