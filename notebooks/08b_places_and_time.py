@@ -249,7 +249,7 @@ def two_rates(model, lr):
 # %% [markdown]
 # ## 4. Where does a patch stand?
 #
-# The connector of 04 maps each patch by itself. Where a patch stands has to come from CLIP's features, or from its place in the sequence. Look at the lengths of the vectors before you trust the second: beside a patch, what position embeddings add is nothing.
+# The connector of 04 maps each patch by itself. Where a patch stands has to come from CLIP's features, or from its place in the sequence. Look at the lengths of the vectors before you trust the second: beside a patch, what a position embedding adds is next to nothing.
 
 # %%
 full_size = profile.name != "smoke"  # what the text says of results holds at full size
@@ -418,9 +418,9 @@ captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for
 mark(plots.show_images(val.images[numbers[:5]], captions), found["with places"], truth)
 
 # %% [markdown]
-# The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels, closer than the middle of a cell would be sure to be: part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
+# The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
 #
-# *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: captions, which taught this connector, know quarters of an image and no cells. The rows are there, LoRA is there; what is missing is a vector that says which cell.
+# *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: the captions that taught this connector speak of quarters of an image, not of cells. The rows are there, LoRA is there; what each patch's vector lacks, it seems, is its cell in a form that so few steps can use.
 #
 #
 # ## 6. Counting by pointing
@@ -457,7 +457,7 @@ mark(
 )
 
 # %% [markdown]
-# **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo's gain is reported on photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
+# **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
 #
 # The commonest number alone is right about half of the time: hold every figure of this table against it.
 #
@@ -525,7 +525,7 @@ for axes, found in zip(figure.axes, follow(pointing, clips[:1], pairs[:1])[0], s
 figure
 
 # %% [markdown]
-# **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and most others leave no shape that goes a cell to the left twice. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
+# **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
 #
 # The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give.
 #
