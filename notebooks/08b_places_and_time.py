@@ -108,16 +108,14 @@ def mrope_positions(parts):
 
 # %% tags=["hide"] cellView="form"
 # @title Figures and checks
-from types import SimpleNamespace
-
 import pandas as pd
 from IPython.display import display
-from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from vlm_lite import plots
 from vlm_lite.data import pages
 from vlm_lite.encoded import encode_shapes
 from vlm_lite.labs import check
+from vlm_lite.labs import pointing as lab
 from vlm_lite.lessons.llava import Projector
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.models.clip import CLIP
@@ -131,15 +129,7 @@ from vlm_lite.profiles import resolve_model
 # %% nbgrader={"grade": true, "grade_id": "mrope_positions-check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 mrope_positions = check.mrope_positions(mrope_positions)
 
-kinds = torch.tensor([[0] * 2 + [1] * 6 + [0] * 2 + [2] * 8 + [0]])  # text, image, text, clip, text
-merged = {"image_grid_thw": torch.tensor([[1, 4, 6]]), "video_grid_thw": torch.tensor([[2, 4, 4]])}
-ids_of = SimpleNamespace(config=Qwen2VLConfig())
-ids_of.get_vision_position_ids = lambda *a, **k: Qwen2VLModel.get_vision_position_ids(None, *a, **k)
-theirs, _ = Qwen2VLModel.get_rope_index(ids_of, torch.ones_like(kinds), kinds, **merged)
-mine = mrope_positions([2, (1, 2, 3), 2, (2, 2, 2), 1])  # in merged fours
-assert torch.equal(mine, theirs[:, 0])
-names = [{0: "text", 1: "image", 2: "clip"}[kind] for kind in kinds[0].tolist()]
-pd.DataFrame(mine, index=["time", "row", "column"], columns=names)
+lab.same_positions(mrope_positions)
 
 # %% [markdown]
 # (The paper goes on after the largest number. `transformers` goes on after the larger *side* of the grid: the same, as here, unless a clip has more frames than its side has merged fours.)
@@ -388,34 +378,29 @@ def all_right(found, truth, limit=8):
 
 
 # %% tags=["thumbnail"]
-def mark(figure, said, truth):  # + what the model says, o what is right, on images of 144 pixels
-    for axes, *both in zip(figure.axes, said, truth, strict=False):
-        for points, sign in zip(both, "+o", strict=True):
-            x, y = 144 / IMAGE_SIZE * np.reshape(points, (-1, 3))[:, 1:].T
-            axes.plot(x, y, sign, color="w", mfc="none", ms=13, mew=2)
-    return figure
-
-
 rng = np.random.default_rng(0)
 asked = [requests(i, text, rng) for i, text in zip(val.images, val.descriptions, strict=True)]
 rows = [(k, *pick(rng, each["one"])) for k, each in enumerate(asked) if each["one"]]
 numbers, prompts, _, truth = map(list, zip(*rows, strict=True))
 own = val.features[numbers].float()
-views = {
-    "with places": (models["with places"], own),
-    "shuffled": (models["with places"], own.roll(1, 0)),
-}
-views |= {"blind": (models["with places"], None), "without places": (models["without"], own)}
+pointing = models["with places"]
+views = {"with places": (pointing, own), "shuffled": (pointing, own.roll(1, 0))}
+views |= {"blind": (pointing, None), "without places": (models["without"], own)}
 found = {name: ask_points(model, x, prompts) for name, (model, x) in views.items()}
 far = {name: gaps(points, truth) for name, points in found.items()}
-points = pd.DataFrame({
-    "within 8 pixels": {name: (each < 8).mean() for name, each in far.items()},
-    "median distance (pixels)": {name: np.median(each[each < np.inf]) if (each < np.inf).any() else np.nan for name, each in far.items()},
-    "gives a point": {name: (each < np.inf).mean() for name, each in far.items()},
-})  # fmt: skip
+points = pd.DataFrame(
+    {
+        name: {
+            "within 8 pixels": (each < 8).mean(),
+            "median distance (pixels)": np.median(each),
+            "gives a point": np.isfinite(each).mean(),
+        }
+        for name, each in far.items()
+    }
+).T
 display(points.round(2))
 captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for k in range(5)]
-mark(plots.show_images(val.images[numbers[:5]], captions), found["with places"], truth)
+lab.marked(val.images[numbers[:5]], captions, found["with places"], truth)
 
 # %% [markdown]
 # The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
@@ -434,7 +419,7 @@ each = [(k, int(rng.integers(len(found["each"]))), found) for k, found in enumer
 features = val.features[[k for k, *_ in each]].float()
 prompts = {kind: [found[kind][j][0] for _, j, found in each] for kind in ("each", "number")}
 truth = [found["each"][j][2] for _, j, found in each]
-number, pointing = np.array([str(len(points)) for points in truth]), models["with places"]
+number = np.array([str(len(points)) for points in truth])
 table, pointed = {}, {}
 for view, x in {"own": features, "shuffled": features.roll(1, 0), "blind": None}.items():
     pointed[view] = ask_points(pointing, x, prompts["each"])
@@ -447,14 +432,9 @@ counts = pd.DataFrame(table)
 counts["commonest number"] = pd.Series(number).value_counts(normalize=True).iloc[0]
 display(counts.round(2))
 shown = [k for k, right in enumerate(all_right(pointed["own"], truth)) if not right][:5]
-captions = [
-    f"{prompts['each'][k][10:-8]} {len(pointed['own'][k])} points, {number[k]} there" for k in shown
-]
-mark(
-    plots.show_images(val.images[[each[k][0] for k in shown]], captions),
-    [pointed["own"][k] for k in shown],
-    [truth[k] for k in shown],
-)
+said, right = ([each[k] for k in shown] for each in (pointed["own"], truth))
+captions = [f"{prompts['each'][k][10:-8]} {number[k]} there" for k in shown]
+lab.marked(val.images[[each[k][0] for k in shown]], captions, said, right)
 
 # %% [markdown]
 # **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
@@ -479,9 +459,7 @@ def follow(model, clips, pairs):
     -> x in pixels (B, F, 2), NaN where there is no point.
     """
     if not 1 <= clips.shape[1] <= FRAMES:
-        raise ValueError(
-            f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES}: each needs a word"
-        )
+        raise ValueError(f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES} of them")
     features, found = model.encode(pixel_values(clips.flatten(0, 1))), []
     for own in pairs.T:
         names = [SHAPES[k] for k in own.repeat_interleave(clips.shape[1])]
@@ -499,30 +477,21 @@ def went_left(x):
 
 # %%
 clips, moved, others = pages.moving_clips("val", 100 if full_size else 6, rng, others=True)
-pairs = (
-    torch.stack([moved, others], dim=1).sort(dim=1).values
-)  # asked in an order that tells nothing
+pairs = torch.stack([moved, others], dim=1).sort(dim=1).values  # the order tells nothing
 ground = torch.tensor(BACKGROUND, dtype=torch.uint8).view(3, 1, 1)
 orders = {"in order": clips, "shuffled frames": torch.stack([c[rng.permutation(3)] for c in clips])}
 orders |= {"backwards": clips.flip(1), "first frame three times": clips[:, [0, 0, 0]]}
 orders |= {"another clip": clips.roll(1, 0), "blind (empty frames)": ground.expand_as(clips)}
-answers = {name: went_left(follow(pointing, each, pairs)) for name, each in orders.items()}
-named = {
-    k: torch.where(v < 0, -1, pairs.gather(1, v.clamp(0)[:, None])[:, 0])
-    for k, v in answers.items()
-}
+names = F.pad(pairs, (0, 1), value=-1)  # went_left's -1 is the last
+answers = {k: went_left(follow(pointing, each, pairs)) for k, each in orders.items()}
+named = {k: names[torch.arange(len(clips)), each] for k, each in answers.items()}
 table = {
     what: {name: (each == right).float().mean().item() for name, each in named.items()}
     for what, right in {"right": moved, "the other shape": others, "no answer": -1}.items()
 }
 motion = pd.DataFrame(table)
 display(motion.round(2))
-figure = plots.show_images(clips[0], [f"frame {t}" for t in range(3)])
-for axes, found in zip(figure.axes, follow(pointing, clips[:1], pairs[:1])[0], strict=True):
-    for k, x in enumerate(found.tolist()):
-        axes.axvline(144 / IMAGE_SIZE * x, color="w", lw=1, ls=("-", ":")[k])
-        axes.text(4, 14 + 14 * k, f"{('—', '···')[k]} {SHAPES[pairs[0, k]]}", color="w", fontsize=8)
-figure
+lab.tracks(clips[0], follow(pointing, clips[:1], pairs[:1])[0], [SHAPES[k] for k in pairs[0]])
 
 # %% [markdown]
 # **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
