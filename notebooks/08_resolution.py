@@ -598,4 +598,4 @@ check.progress()
 #
 # ## Where next
 #
-# `train_encoder(Encoder(num_classes=6), "clips", ...)` trains the same encoder on clips, with time as a third axis of `rope_2d`: *which shape went left?* Shuffle the frames as a control. Or go back to [04](04_llava_projection.ipynb): which of the four ways would you put before its projector?
+# [08b](08b_places_and_time.ipynb) goes on with several images, clips, and answers as coordinates. Or go back to [04](04_llava_projection.ipynb): which of the four ways would you put before its projector?

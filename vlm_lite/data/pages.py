@@ -83,14 +83,14 @@ def digit_pages(split, side, count, rng):
     )
 
 
-def moving_clips(split, count, rng, frames=3):
+def moving_clips(split, count, rng, frames=3, others=False):
     """Clips (N, F, 3, 64, 64) in which one shape goes left and another right, a cell a frame; kinds (N,) of the first.
 
     The rows are rings: what leaves on one side comes in on the other. So neither one frame nor a set of frames without
-    their order says which shape went left.
+    their order says which shape went left. others: return the kinds (N,) of what went right as well.
     """
     _, _, shapes, kinds = cells(split)
-    clips, moved = _ground(rng, count, frames, GRID, GRID), []
+    clips, moved = _ground(rng, count, frames, GRID, GRID), ([], [])
     for clip in clips:
         one, other = rng.integers(len(shapes), size=2)
         while kinds[one] == kinds[other]:
@@ -98,6 +98,8 @@ def moving_clips(split, count, rng, frames=3):
         rows, columns = rng.permutation(GRID)[:2], rng.integers(GRID, size=2)
         for time, frame in enumerate(clip):
             frame[rows, (columns + (-time, time)) % GRID] = shapes[[one, other]]
-        moved.append(kinds[one])
+        for found, k in zip(moved, (one, other), strict=True):
+            found.append(kinds[k])
     clips = _joined(rearrange(clips, "n f ... -> (n f) ..."))
-    return clips.unflatten(0, (count, frames)), torch.tensor(np.array(moved))
+    moved = [torch.tensor(np.array(found)) for found in moved]
+    return clips.unflatten(0, (count, frames)), *moved[: 1 + others]

@@ -43,6 +43,7 @@ from vlm_lite.labs.modern import (
     insert_images,
 )
 from vlm_lite.labs.museum import load_weights, position_ids, split_by_image
+from vlm_lite.labs.pointing import mrope_positions, parse_points
 from vlm_lite.labs.qformer import (
     CrossAttention,
     QFormer,
