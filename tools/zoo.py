@@ -9,7 +9,6 @@ All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenize
 
 import json
 import math
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -64,12 +63,12 @@ def _document(seed, index):
     return torch.tensor(ids), torch.tensor(is_output)
 
 
-def text_corpus(documents, *, seed=0, workers=None):
+def text_corpus(documents, *, seed=0):
     """The language model's text: ids (documents, T) and is_output (documents, T), T at most 160, by length.
 
     An output is an answer, a caption or an assistant's sentence with its `<eos>`.
     """
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    with ProcessPoolExecutor() as pool:
         made = list(pool.map(_document, [seed] * documents, range(documents), chunksize=500))
     made.sort(key=lambda document: len(document[0]))
     return (pad_sequence(parts, batch_first=True) for parts in zip(*made, strict=True))
