@@ -69,7 +69,7 @@ def test_a_text_beyond_the_context_is_named_before_anything_is_computed(tokenize
 
 
 def test_the_text_corpus_marks_answers_and_nothing_else(tokenizer):
-    ids, is_output = zoo.text_corpus(24, seed=1, workers=1)
+    ids, is_output = zoo.text_corpus(24, seed=1)
     lengths = (ids > 0).sum(1)
     assert (lengths.diff() >= 0).all() and not (is_output & (ids == 0)).any()
     assert is_output[ids == tokenizer.eos_token_id].all(), (

@@ -182,7 +182,7 @@ def recorded(root=ROOT):
 
 
 def minutes_on_tiny(name, root=ROOT):
-    """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16 (or "unknown"); "" where neither is measured."""
+    """Such as "3.5 min (1.5 with bf16)", of two plain CPU cores and of two with bf16; "" where not measured."""
     plain, bf16 = (recorded(root)[kind]["seconds"].get(name) for kind in ("plain", "bf16"))
     fast = f"{in_minutes(bf16):g}" if bf16 else "unknown"
     return f"{in_minutes(plain):g} min ({fast} with bf16)" if plain else ""
