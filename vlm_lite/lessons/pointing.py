@@ -190,9 +190,7 @@ def follow(model, clips, pairs):
     -> x in pixels (B, F, 2), NaN where there is no point.
     """
     if not 1 <= clips.shape[1] <= FRAMES:
-        raise ValueError(
-            f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES}: each needs a word"
-        )
+        raise ValueError(f"a clip of {clips.shape[1]} frames; give 1 to {FRAMES} of them")
     features, found = model.encode(pixel_values(clips.flatten(0, 1))), []
     for own in pairs.T:
         names = [SHAPES[k] for k in own.repeat_interleave(clips.shape[1])]
