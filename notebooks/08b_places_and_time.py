@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 9264579d0777268e906dc8a5981735cd99418352e543d5efccb13d70979662fd
+#     outputs_of: f714e708efeab5960ffbd50a9f0266bb4d7665246f5d0232bf463e9d989d0d36
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing
@@ -402,10 +402,9 @@ captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for
 places.marked(val.images[numbers[:5]], captions, found["with places"], truth)
 
 # %% [markdown]
-# The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
+# The circle is the thing that was asked for, the cross the model's answer. (A median of *inf*: most answers have no point.) **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
 #
 # *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: the captions that taught this connector speak of quarters of an image, not of cells. The rows are there, LoRA is there; what each patch's vector lacks, it seems, is its cell in a form that so few steps can use.
-#
 #
 # ## 6. Counting by pointing
 #
@@ -439,7 +438,6 @@ places.marked(val.images[[each[k][0] for k in shown]], captions, said, right)
 # **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
 #
 # The commonest number alone is right about half of the time: hold every figure of this table against it.
-#
 #
 # ## 7. A clip: which shape moved left?
 #
@@ -496,7 +494,6 @@ places.tracks(clips[0], follow(pointing, clips[:1], pairs[:1])[0], [SHAPES[k] fo
 # **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
 #
 # The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give.
-#
 #
 # ## 8. At the border
 #
