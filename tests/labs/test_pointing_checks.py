@@ -1,4 +1,4 @@
-"""Notebook 08b's checks: right answers in another style pass, and each known mistake is called by its name.
+"""Notebook 08b's checks: right answers in another style pass, and each known mistake is caught, with what it gives.
 
 An attempt is a function, or the lesson's own code with an edit (what stands there, what instead).
 """
@@ -45,24 +45,24 @@ RIGHT = {check.parse_points: [by_pattern], check.mrope_positions: [by_counting]}
 POINT = "(t, STEP * (x + 0.5), STEP * (y + 0.5))"
 WRONG = {
     check.parse_points: {
-        "these are levels": (POINT, "(t, x, y)"),
-        "give its middle": (POINT, "(t, STEP * x, STEP * y)"),
-        "are exchanged": (POINT, "(t, STEP * (y + 0.5), STEP * (x + 0.5))"),
-        "only the first": ("for t, x, y in points]", "for t, x, y in points[:1]]"),
-        "lies outside": ("max(x, y) >= LEVELS", "False"),
-        "in no frame": ("t >= FRAMES or", ""),
-        "is malformed": ("if any(text", "if False and any(text"),
+        "not [(0, 3, 5)": (POINT, "(t, x, y)"),
+        "not [(0, 12.0, 20.0)": (POINT, "(t, STEP * x, STEP * y)"),
+        "not [(0, 22.0, 14.0)": (POINT, "(t, STEP * (y + 0.5), STEP * (x + 0.5))"),
+        "not [(0, 14.0, 22.0)]": ("for t, x, y in points]", "for t, x, y in points[:1]]"),
+        "<x16> <y0> is outside": ("max(x, y) >= LEVELS", "False"),
+        "<frame3> <x0> <y0> is outside": ("t >= FRAMES or", ""),
+        "<x4> <frame0> <y3> is outside or malformed": ("if any(text", "if False and any(text"),
     },
     check.mrope_positions: {
-        "each patch took a number": (
+        "these are not time": (
             "int(found[-1].max()) + 1",
             "start + (part if isinstance(part, int) else part[0] * part[1] * part[2])",
         ),
-        "time is left out": ("int(found[-1].max()) + 1", "int(found[-1][1:].max()) + 1"),
-        "rows and columns begin at 0": (
+        "time, row and column": ("int(found[-1].max()) + 1", "int(found[-1][1:].max()) + 1"),
+        "row and column, each": (
             "start + numbers",
             "numbers + start * (1 if isinstance(part, int) else torch.tensor([[1], [0], [0]]))",
         ),
-        "your numbers are not": ("int(found[-1].max()) + 1", "int(found[-1].max())"),
+        "where the part before ended": ("int(found[-1].max()) + 1", "int(found[-1].max())"),
     },
 }
