@@ -48,8 +48,8 @@ print(describe(profile, compute, notebook="00_start_here"))
 # %% [markdown]
 # # 0. Start here: does it look at the image?
 #
-# Ask a vision-language model (VLM) about an image and it answers with confidence. It would sound just as confident if it
-# had not looked. This course is about the difference, and about how to show it.
+# Ask a vision-language model (VLM) about an image and it answers. Hide the image, and it answers all the same. This course
+# is about whether an answer comes from the image, and how to show it.
 #
 # **You will build** nothing yet. You question a small finished VLM, exchange its image, hide it, and draw images for
 # it. From notebook 01 on you build its parts yourself.
@@ -108,9 +108,8 @@ diagrams.vision_language_model(vlm, image_of[1000066], language.short_prompt(que
 # through the connector.
 #
 # What ships, exactly:
-# - The **vision encoder** is our own CLIP, trained on Shapes. Its position embeddings *started* from N(0, 1), fifty times
-#   transformers' 0.02, so that a short training learns where things are. They stayed close to that start: never read
-#   them as learnt positions.
+# - The **vision encoder** is our own CLIP, trained on Shapes. ([01](01_clip_infonce.ipynb) says why its position embeddings
+#   aren't to be read as learnt.)
 # - The **language model** isn't OpenAI's GPT-2. It has GPT-2's architecture, 3.3M parameters and 320 tokens, and was trained
 #   on Shapes text: scenes in words with questions, answers, captions and conversations.
 #
@@ -383,7 +382,7 @@ f1.rename_axis("F1 in %")
 #
 # ## 7. Where it fails, and why
 #
-# Here are some wrong answers. What do they have in common?
+# Here are some wrong answers. Look at one about a colour: where in the image is the colour that the model names?
 
 # %%
 wrong = [row for row in range(len(asked)) if result.scores["vlm"][row] < 0.5]
@@ -471,7 +470,7 @@ plots.by_type_bars(
 # (Shuffled is below blind here, because the other image always shows another colour and another shape.)
 #
 # The colour survives and the shape suffers: what the model learnt of a shape is tied to the colours that it came in. Told in
-# words, the language model names nearly every pairing, so the loss is in the vision encoder or the connector. Naming known parts in
+# words, the language model names every pairing, so the fault lies in the vision encoder or the connector. Naming known parts in
 # a new combination is **compositional generalisation**; CLEVR has a test set for it (CoGenT, Johnson et al. 2017). A
 # held-out set drawn like the training set holds no such pairing, and says nothing about it.
 #
@@ -535,6 +534,14 @@ for my_question in my_questions:
 # [03](03_qformer_gpt2.ipynb) builds the connector and this VLM, [04](04_llava_projection.ipynb) a chat model with a simpler
 # connector, [05](05_evaluation.ipynb) measures, [06](06_bug_museum.ipynb) shows silent bugs. Every term, also in Japanese:
 # the [glossary](../docs/glossary.md).
+#
+# **How they work.** An exercise says "Write `forward`", and its solution stands in the cell below. To write it yourself, open
+# the copy with blanks: "Do the exercises", at the top. Then comes a line such as `patchify = check.patchify(patchify)`. It
+# tests what you wrote and returns it if it is right. If not, it says what is wrong and returns the course's own, so that
+# the cells below run all the same.
+#
+# `profile`, in the first code cell, sets the sizes. `tiny` is the course as described here. `smoke` takes 64 images and a few
+# steps: it shows that the code runs, and its scores mean nothing.
 #
 # ## Do you have a T4?
 #

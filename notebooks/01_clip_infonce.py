@@ -51,9 +51,9 @@ print(describe(profile, compute, notebook="01_clip_infonce"))
 # **You will build** CLIP (Radford et al. 2021): an image encoder, a text encoder, and the contrastive loss that makes a
 # matching image and caption similar. You train both from random weights on pairs of images and captions.
 #
-# **You will be able to show** that your model and loss equal `transformers.CLIPModel`; that your model finds an
-# image's caption among a thousand, and no longer does when the images are shuffled or blank; that sentences make a classifier of
-# classes it was never trained on; and what a model with a high retrieval score has *not* learnt.
+# **You will be able to show** that your model and loss equal `transformers.CLIPModel`; that your model has an
+# image's caption among its first five of a thousand, and not when images are shuffled or blank; that sentences make a
+# classifier, without labels or further training; and what a model with a high retrieval score has *not* learnt.
 #
 # **Reading time:** 25 minutes. Six exercises, 58 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
@@ -82,7 +82,7 @@ diagrams.clip(val_images[:4], val_captions[:4], lesson.make_clip(tokenizer).conf
 #
 # A **pair** is an image and a sentence that somebody wrote about it. That is all the supervision: no class names, no
 # boxes. Each Shapes image holds one to four objects, coloured shapes and at most one handwritten digit, and has five
-# captions that order and omit things differently. Test images are other scenes, and their digits come from handwriting
+# captions that order and omit things differently. Validation images are other scenes, and their digits come from handwriting
 # that training never shows.
 #
 # The tokenizer gives every word an id. Each caption ends with an EOS token; what follows is padding. Below: the sizes, and
@@ -168,8 +168,8 @@ class Block(nn.Module):
 # a learnt **class token** in front, adds a learnt position to each, and normalises (a step that CLIP adds to the ViT).
 # After the blocks, the class token is the summary of the image.
 #
-# One choice of ours: positions start from N(0, 1). From a small start such as N(0, 0.02), a training this short hardly
-# learns where things are. So never read them as *learnt* positions.
+# One choice of ours: positions start from N(0, 1). From N(0, 0.02), the model hardly
+# learns in time from this loss where things are (from 02's task it does). So never read them as *learnt* positions.
 #
 # **Exercise 1: the image encoder.** ★★☆ 12 minutes. Write `forward`.
 #
@@ -222,7 +222,7 @@ ImageEncoder = check.ImageEncoder(ImageEncoder)
 # <details><summary>Hint</summary>
 #
 # `block(x, is_causal=True)`. The position of the first EOS in each row is
-# `(input_ids == self.eos_token_id).int().argmax(dim=1)`. Columns after the batch's last EOS are padding: cut them off.
+# `(input_ids == self.eos_token_id).int().argmax(dim=1)`. Columns after the largest of these are padding: cut them off.
 # </details>
 
 
@@ -331,11 +331,12 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # ratio $f(i, j) = \frac{p(j \mid i)}{p(j)}$ (van den Oord et al. 2018, section 2.3). With it
 # $L = E\log\bigl(1 + \tfrac{1}{f(i,i)}\sum_{j \ne i} f(i, j)\bigr) \approx E\log\bigl(1 + \tfrac{N-1}{f(i,i)}\bigr)
 # \ge E\log\tfrac{N}{f(i,i)} = \log N - I$, where $I$ is the mutual information of image and caption. So on fresh pairs
-# $I \ge \log N - L$: the loss measures information, and as $L \ge 0$ a batch of $N$ can prove at most $\log N$.
+# $I \ge \log N - L$: the loss bounds information, and as $L \ge 0$ a batch of $N$ can prove at most $\log N$.
 # </details>
 #
 # **Exercise 3: the loss.** ★★☆ 12 minutes. Write it for embeddings of any length; `logit_scale` is $\log(1/\tau)$. Return
-# one number that carries gradients to all three inputs and survives $1/\tau = 100$.
+# one number that carries gradients to all three inputs and survives $1/\tau = 100$. (Untrained, it lies above $\log N$:
+# random weights guess unevenly.)
 #
 # <details><summary>Hint</summary>
 #
@@ -361,12 +362,11 @@ loss = info_nce(image_embeds, text_embeds, logit_scale)
 print(f"untrained, 8 pairs: loss {loss:.3f}, log 8 = {math.log(8):.3f}")
 
 # %% [markdown]
-# ## 4. The training loop
+# ## 4. Training, and its score
 #
-# (Untrained, the loss lies above $\log N$: random weights guess unevenly.) A batch is $N$ random images, each with one of
-# its captions. `Accelerator` (Hugging Face) chooses device and precision: inside the model bf16 or fp16 where the hardware
-# is fast at it, and fp32 embeddings out of it, since cosines times 100 are too coarse in bf16. On several processes
-# `gather` brings all embeddings together, so that the negatives come from all of them.
+# A batch is $N$ random images, each with one of its captions. `Accelerator` (Hugging Face) chooses device and precision:
+# the model runs in bf16 or fp16 where that is fast, and returns fp32 embeddings, since bf16 is too coarse for cosines times
+# 100. On several processes `gather` collects all embeddings, so that the negatives come from all.
 #
 # **Exercise 4: the training step.** ★★☆ 10 minutes. Forward, loss, backward, clip the gradient's norm to 1, optimizer step,
 # scheduler step, gradients back to zero. Return the loss without its graph.
@@ -397,7 +397,7 @@ training_step = check.training_step(training_step)
 
 # %% [markdown]
 # The loop: AdamW, a short warm-up, a cosine to zero. Two lines make it **resumable**. `Checkpoint` keeps model, optimizer
-# and schedule on disk, and `run.steps` seeds each step by its number. Interrupt the cell and run it again: it goes on
+# and schedule on disk, and `run.steps` sets train mode and seeds each step by its number. Interrupt the cell and run it again: it goes on
 # where it was; if you edited the code, it starts afresh and says so. `evaluate` gives numbers to log.
 
 
@@ -457,7 +457,7 @@ def recall_at_k(similarity, k):
 recall_at_k = check.recall_at_k(recall_at_k)
 
 # %% [markdown]
-# **Predict first.** After a minute of training, each of 1,000 test images looks for its caption. For what share is it among
+# **Predict first.** After its short training, each of 1,000 validation images looks for its caption. For what share is it among
 # the first five?
 
 # %%
@@ -486,7 +486,7 @@ after = similarity_of(model.cpu())
 #
 # ## 5. Before and after
 #
-# Below the curve, eight test images: rows are images, columns captions, true pairs on the diagonal. Before training all
+# Below the curve, eight validation images: rows are images, columns captions, true pairs on the diagonal. Before training all
 # rows look alike; afterwards the diagonal stands out. Captions in bright *wrong* cells share colours or positions with the
 # right one.
 
@@ -517,11 +517,11 @@ display(plots.percent_table(recall))
 plots.recall_bars(recall, guess={"R@5": my_guess})
 
 # %% [markdown]
-# The trained model is near the ceiling, and both controls are at chance: the score comes from the images.
+# R@5 is near the ceiling, R@1 is not. Both controls are at chance: the score comes from the images.
 #
 # ## 7. Zero-shot: a classifier made of sentences
 #
-# No classifier was trained. A sentence for each class is a point in the joint space; an image belongs to the nearest. One sentence a class works; the mean of several, a **prompt ensemble**, averages out what the wording adds.
+# No classifier was trained. A sentence for each class is a point in the joint space; an image belongs to the nearest. One sentence a class works; the mean of several is a **prompt ensemble**. See what it adds.
 #
 # **Exercise 6: classes from sentences.** ★★☆ 6 minutes. From the prompts of each class make one unit vector: embed,
 # normalise each prompt, average, normalise again. `encode_text` takes a list of strings and returns (n, P).
@@ -553,7 +553,7 @@ def zero_shot(model, images, prompts, tokenizer):
 class_embeddings = check.class_embeddings(class_embeddings)
 
 # %% [markdown]
-# We take the test images with exactly one shape and ask for its colour (8 classes) and its shape (6 classes). One prompt
+# We take the validation images with exactly one shape and ask for its colour (8 classes) and its shape (6 classes). One prompt
 # is "red."; the ensemble has one for every size and shape, as "a large red circle." Beside your CLIP stands `shapes-clip`,
 # which ships with the course: the same sizes and world, trained far longer, with hard negatives in the loss ("a red circle"
 # against "a red star"). **Predict first:** is shape as easy as colour?
@@ -575,10 +575,10 @@ assert profile.name == "smoke" or accuracy["shape, ensemble"]["shapes-clip"] > 0
 plots.percent_table(accuracy)
 
 # %% [markdown]
-# The colour is learnt. At shape this live model is little better than chance, although its R@5 is above 90%. Colours, sizes
+# The colour is learnt. At shape your model is little better than chance, although its R@5 is above 90%. Colours, sizes
 # and positions nearly suffice to find one caption among 64, so the loss hardly presses for shapes. **A high recall is no
-# proof that everything in the caption was learnt.** The longer training with hard negatives, in which shapes decide, reads
-# nine in ten; later notebooks build on that checkpoint.
+# proof that everything in the caption was learnt.** `shapes-clip`, trained longer with hard negatives in which shapes decide, names
+# nine in ten; later notebooks build on it.
 #
 # ## 8. Temperature and the modality gap
 #
@@ -623,7 +623,7 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 # ## What you showed
 #
 # - An image encoder, a text encoder and a loss written by you equal `transformers.CLIPModel` at the same weights.
-# - Trained on captions alone, the model finds an image's caption among a thousand, but not from shuffled or blank images.
+# - Trained on captions alone, the model has an image's caption among its first five of a thousand, but not from shuffled or blank images.
 # - Sentences make a classifier without training one: colours are read well, shapes hardly.
 #
 # ## What this does not show

@@ -59,8 +59,8 @@ print(describe(profile, compute, notebook="02_vit"))
 # <!-- figures -->
 # **Run time:** about 1 min (1 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
-# **Before this:** PyTorch modules, softmax, cross-entropy, LayerNorm. The code in this notebook is the code behind every
-# number in it: the package's copy, `vlm_lite/lessons/vit.py`, is generated from these cells.
+# **Before this:** PyTorch modules, softmax, cross-entropy, LayerNorm. Cells tagged `save` are copied
+# into the package, as `vlm_lite/lessons/vit.py`; the recorded studies import them from there.
 
 # %% tags=["hide"]
 from vlm_lite import diagrams
@@ -153,7 +153,7 @@ plots.show_images(val_images[:5], [CLASSES[label] for label in val_labels[:5]])
 # $$(3, S, S) \ \to\ N = (S / p)^2 \ \text{ patches of } \ 3 p^2 \ \text{ numbers} \ \to\ (N, D)$$
 #
 # **The same as a convolution.** A convolution whose stride is its kernel's size never lets two windows overlap, so it is this
-# linear layer, its weights flattened. `timm` and `transformers` write it that way. The cell after the exercise proves it.
+# linear layer, its weights flattened. `timm` and `transformers` write it that way. The cell after the exercise compares the two.
 #
 # **Exercise 1: patchify.** ★★☆ 6 minutes. Return the patches row by row. Inside a patch the order is channel, row, column.
 #
@@ -194,7 +194,7 @@ torch.testing.assert_close(by_linear, conv(pixels).flatten(2).mT, atol=1e-5, rto
 # its own $h = D / H$ of the $D$ numbers, so that a token can attend to several things for several reasons.
 #
 # `timm` calls `F.scaled_dot_product_attention`, which computes the same without ever storing the $(B, H, N, N)$ weights.
-# That saves memory, and leaves no weights to look at. Below the check, yours is proved equal to it.
+# That saves memory, and leaves no weights to look at. Below the check, yours is compared with it.
 #
 # **Exercise 2: multi-head attention.** ★★★ 12 minutes. Write `forward`. `qkv` computes all three at once,
 # stacked: its $3D$ outputs are ordered (q, k, v), then head, then $h$. Keep the attention weights (detached) in
@@ -291,7 +291,7 @@ check.same_outputs(Block(64, 4), timm_vit.Block(64, num_heads=4, qkv_bias=True),
 # front of them, the **class token**: it belongs to no patch, collects what the answer needs, and the **head** reads the
 # answer from it.
 #
-# Below the check, the whole model is proved equal to `timm`'s with copied weights.
+# Below the check, the whole model is compared with `timm`'s, its weights copied.
 #
 # **Exercise 4: the forward pass.** ★★☆ 10 minutes. Write `forward_features`: patches, class token, position embedding,
 # `norm_pre`, blocks, `norm`. (`norm_pre` does nothing here; CLIP has a LayerNorm in its place.)
@@ -392,7 +392,7 @@ training_step = check.vit_training_step(training_step)
 
 # %% [markdown]
 # The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
-# `Checkpoint` seeds each step, draws the bar, and saves, so that an interrupted run continues where it stopped. Beside
+# `Checkpoint` sets train mode, seeds each step, draws the bar, and saves, so that an interrupted run continues where it stopped. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
 
 
@@ -477,15 +477,15 @@ assert not full_size or table.high[names[1]] < ceiling + 0.03 < table.low["ViT"]
 table
 
 # %% [markdown]
-# Without positions the ViT ends at the ceiling, as it must: it sees *what*, and guesses *where*. All that the ViT has above the
-# ceiling comes from its 16 position embeddings.
+# Without positions the ViT ends near the ceiling (an expected value: a seed may lie above): it sees *what*, and guesses
+# *where*. All above it comes from the position embeddings.
 #
-# The CNN does better still. A convolution takes for granted what the ViT has to learn: neighbouring pixels
+# The CNN is more accurate still. A convolution takes for granted what the ViT has to learn: neighbouring pixels
 # belong together, and an object looks the same elsewhere. This **inductive bias** helps most when data are few.
 # With far more images the order turns round (Dosovitskiy et al. 2021, figure 3).
 #
 # **What the positions have learnt.** It started as small noise (standard deviation 0.02), and training moved it. The figure
-# has one small map for each of the 16 positions: the cosine of its vector with all the others. As a control, the
+# has one small map for each of the 16 positions: the cosine of its vector with all the others, the table's mean subtracted. As a control, the
 # same model is trained on another question: *which object stands highest?*
 #
 # **Predict first.** To find the leftmost object, which positions may look alike to the model?
@@ -509,9 +509,10 @@ plots.position_similarity(tables)
 
 
 # %% [markdown]
-# At the start no two positions are more alike than any others. Trained for *leftmost*, positions of one column have become
-# nearly the same vector: the question needs the column and never the row. For *highest* it is the other way round. Nothing in
-# the model prefers columns or rows. The task does, and little of the start is left.
+# At the start no two positions are much alike. Trained for *leftmost*, positions of one column have become
+# nearly the same vector: the question never needs the row. Columns 1 and 2 point one way, 3 and 4 the other; they differ in
+# length, which a cosine leaves out. For *highest*, read rows for columns. Nothing in the model prefers columns or rows. The
+# task does, and little of the start is left.
 #
 # ## 8. Where it looks
 #
@@ -560,8 +561,8 @@ shown = torch.stack([each[k].view(4, 4) for each in maps.values()])
 plots.attention_over_image(val_images[k], shown, titles=list(maps))
 
 # %% [markdown]
-# The table says in how many images the class token's strongest patch is the leftmost object. Rollout finds it most often;
-# no single block tells the whole story, since each continues the work of those before.
+# The table says in how many images the class token's strongest patch is the leftmost object. Rollout finds it most often,
+# in this one model and 250 images; the last block comes close.
 #
 # **A map is a claim; test it.** So intervene: paint the leftmost object over with the background's colour. Now the right
 # answer is the *next* object from the left. A model that depends on that patch must change its answer to that one.
@@ -581,17 +582,14 @@ assert not full_size or rows["the leftmost"][1] > 0.6 < rows["the rightmost"][0]
 pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.rename_axis("hidden")
 
 # %% [markdown]
-# With the leftmost object hidden, the model names the next one in most images, as the task asks. With the rightmost hidden
-# its answer stays. So the answer depends on that patch: not because a map shows it, but because changing it changes the answer.
+# (A row can exceed 1 in sum: both objects may share a shape.) With the leftmost object hidden, the model mostly names the
+# next one, as the task asks. With the rightmost hidden its answer stays. So the answer depends on that patch: not because a map shows it, but because changing it changes the answer.
 #
 # ## 9. Your ViT in a trained CLIP
 #
 # Put your class in the place of the image encoder of the CLIP that ships with the course, its weights copied, and ask a
 # thousand images for their captions again. If anything were wrong (heads split in another order, a norm in another place)
 # recall would fall. The control is your ViT with random weights.
-#
-# (The position embeddings of this encoder *started* as large noise, N(0, 1), so that a short training has distinct
-# positions from the beginning. Training hardly moved them, so they aren't drawn here as learnt.)
 
 # %%
 clip, tokenizer = CLIP.from_pretrained(resolve_model(profile.vision_model)), make_tokenizer()
@@ -619,7 +617,7 @@ pd.DataFrame(found).T
 #
 # ## What this does not show
 #
-# - That a ViT is the better choice here: the CNN learns this task faster and better.
+# - That a ViT is the better choice here: the CNN is more accurate.
 # - That positions matter for every task. Where what is in the image is enough, they matter little.
 # - That position embeddings always show rows or columns. Trained on photographs they become smooth in both
 #   (Dosovitskiy et al. 2021, figure 7).

@@ -52,9 +52,9 @@ print(describe(profile, compute, notebook="03_qformer_gpt2"))
 # A CLIP cannot speak, and a language model cannot see. Freeze both, and train a small **connector**
 # that turns image features into vectors which the language model reads like words. That is BLIP-2 (Li et al. 2023), and its connector is the **Q-Former**.
 #
-# The language model here, `shapes-gpt2`, has GPT-2's *architecture* and 3.3M parameters. It was trained on texts about Shapes:
-# scene descriptions with questions and answers. It is not OpenAI's GPT-2, and it has never met an image. The vision encoder is
-# `shapes-clip`, the CLIP of [01](01_clip_infonce.ipynb), trained for longer; its position embeddings started at N(0, 1).
+# The language model here, `shapes-gpt2`, has GPT-2's *architecture* and 3.3M parameters. It was trained on texts about Shapes,
+# never on images, and is not OpenAI's GPT-2. The vision encoder is
+# `shapes-clip`, the CLIP of [01](01_clip_infonce.ipynb), trained for longer.
 #
 # **You will build** the Q-Former, labels that train answers only, the VLM with its loss, generation with a KV cache, and the loop.
 #
@@ -64,7 +64,7 @@ print(describe(profile, compute, notebook="03_qformer_gpt2"))
 # <!-- figures -->
 # **Run time:** about 1.5 min (1.5 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
-# **Before this:** attention, as in [02](02_vit.ipynb). Photographs, OpenAI's CLIP and its GPT-2 come in [03t](03t_photographs.ipynb).
+# **Before this:** attention, as in [02](02_vit.ipynb). Cells tagged `save` become `lessons/qformer.py`, `save-vlm` `lessons/vlm.py`. Photographs, OpenAI's CLIP and its GPT-2 come in [03t](03t_photographs.ipynb).
 
 # %% tags=["hide"] cellView="form"
 # @title The whole model in one diagram
@@ -106,7 +106,7 @@ plots.show_images(train.images[:5], [turns[-1][0] for turns in train.turns[:5]])
 # $$A = \mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt{h}}\right) \qquad \text{out} = A\,v$$
 #
 # $q$ is computed from $x$, and $k$ and $v$ from a **source**: the patches, or $x$ itself. There is no mask, so queries see each other both ways:
-# they are a set, not a sequence.
+# a set, not a sequence.
 #
 # **Exercise 1: attention to a source.** ★★☆ 8 minutes. Write `forward`. Keep the detached weights in `self.weights`; section 9 draws them.
 #
@@ -288,11 +288,11 @@ class QFormerConnector(nn.Module):
 # OpenAI's GPT-2 has no padding token, so people use EOS. A mask by `ids == pad` then erases the true EOS too, and the model
 # never learns to stop. **Mask by length.**
 #
-# **Exercise 4: a batch with labels.** ★★★ 12 minutes. A row is a list of turns, one after another: prompt, `" " + answer`, EOS. Pad on the right.
+# **Exercise 4: a batch with labels.** ★★★ 12 minutes. A row is a list of turns, one after another: prompt, `" " + answer`, EOS. Pad on the right. With a `tokenizer.chat_template`, use `text.conversation(tokenizer, turns)`.
 #
 # <details><summary>Hint</summary>
 #
-# `tokenizer(text, add_special_tokens=False)["input_ids"]` is a list of ids. Build for each row a list of ids and one of labels, in step.
+# `tokenizer(text, add_special_tokens=False)["input_ids"]` is a list of ids. Build each row's ids and labels in step.
 # `pad_sequence(tensors, batch_first=True, padding_value=pad)` pads on the right; the mask is padded ones.
 # </details>
 
@@ -340,15 +340,15 @@ row = {"token": tokenizer.convert_ids_to_tokens(ids[0]), "mask": mask[0], "label
 pd.DataFrame(row).T
 
 # %% [markdown]
-# ## 5. The VLM
+# ## 5. The VLM, and generation
 #
 # Embed the text, put the prefix in front (`text.prefixed` adds mask and positions), and call the language model as it is. Gradients
-# reach the connector *through* it. Its output head runs on text positions only (`logits_to_keep`): with GPT-2's 50,257 words the other logits would fill the memory.
+# reach the connector *through* it. Its output head runs on text positions only (`logits_to_keep`): with GPT-2's 50,257 tokens other logits would fill the memory.
 #
-# **Sequence packing.** Several turns about one image share a row and its prefix, which makes a step here 1.7 times as fast. A block-diagonal mask (`text.block_mask`) keeps
+# **Sequence packing.** Several turns about one image share a row, so its prefix is computed once. A block-diagonal mask (`text.block_mask`) keeps
 # each turn from reading the others, or a caption would give the answers away.
 #
-# The proof is below the class: `transformers` computes the loss itself, with labels of -100 for the prefix. Loss and logits must be equal.
+# Below the class, `transformers` computes the loss itself, with labels of -100 for the prefix. Loss and logits must be equal.
 
 
 # %% tags=["save-vlm"]
@@ -393,8 +393,8 @@ check.same_as_transformers(model, train.features[:2], ids, mask, labels)
 # **Generation.** Greedy: take the most probable token, append it, repeat until EOS. Keys and values of what was read don't change, so
 # they stay in a **KV cache**, and from the second round the model reads a single token.
 #
-# Prompts of a batch differ in length, and the new token must follow the last of the prompt in *every* row. So the padding goes to the left, in front of the prefix
-# (`text.padding_first`). Then each row gets the answer that it would get alone.
+# Prompts of a batch differ in length, and the new token must follow the prompt in *every* row. So the padding goes to the left, in front of the prefix
+# (`text.padding_first`). Then each row gets the answer it would get alone.
 #
 # **Exercise 5: generate.** ★★★ 15 minutes. The beginning is given. In each round: call the language model, take the argmax of the last logits, keep it in `answers`, note
 # which rows are `finished`, and make the next inputs.
@@ -402,7 +402,7 @@ check.same_as_transformers(model, train.features[:2], ids, mask, labels)
 # <details><summary>Hint</summary>
 #
 # Call `model.language_model` on `**inputs` with a cache, and keep one position's logits. The next inputs: the embedding of the new tokens (B, 1, D), a
-# mask that is one column wider, positions that are one higher, and the cache `output[cache]` under the name `cache`.
+# mask one column wider, positions one higher, and the cache `output[cache]` under the name `cache`.
 # </details>
 
 
@@ -445,10 +445,10 @@ check.alone_as_together(model, val.features[:8], [turns[-1][0] for turns in val.
 # %% [markdown]
 # ## 6. Two bounds, and the start
 #
-# What can this language model answer at all? Two prompts without an image bound it:
+# Two prompts without an image bound what this language model can answer:
 #
 # - **blind**: the question alone. What it gets right comes from priors (which answer usually follows such a question) and luck.
-# - **oracle**: the scene in words, then the question. No connector can make this language model much better.
+# - **oracle**: the scene in words, then the question. In practice, no connector makes it much better.
 
 # %%
 captions = {"before training": model.generate(val.features[5:8], [CAPTION_PROMPT] * 3, 48)}
@@ -460,10 +460,10 @@ probe(model, val, limit=100).frame().round(1)
 #
 # ## 7. Training
 #
+# With one process `answers / whole` is 1. On several, it makes the mean of their gradients that of the whole batch.
+#
 # **Exercise 6: one training step.** ★★☆ 8 minutes. In this order: the loss under `accelerator.autocast()`, times `answers / whole`; `accelerator.backward`; clip the
 # gradient's norm to 1 with `accelerator.clip_grad_norm_`; step optimizer and schedule; set the gradients to zero. Return the detached loss, averaged over processes.
-#
-# With one process `answers / whole` is 1. On several, the factor makes the mean of their gradients that of the whole batch.
 #
 # <details><summary>Hint</summary>
 #
@@ -493,10 +493,10 @@ training_step = check.vlm_training_step(training_step)
 
 # %% [markdown]
 # **The loop.** AdamW scales each number of a gradient by itself. **Muon** (Jordan et al. 2024) makes all directions of a *matrix's* gradient about equally large, so that
-# rare ones (a digit, a shape) are learnt as fast as common ones (a colour). `MuonAdamW` gives matrices to Muon and the rest to AdamW. `Checkpoint` seeds each step and
-# saves, so that an interrupted run goes on where it was.
+# rare ones (a digit, a shape) are learnt as fast as common ones (a colour). `MuonAdamW` gives matrices to Muon and the rest to AdamW. `Checkpoint` sets train mode, seeds each step and
+# saves, so that an interrupted run goes on.
 #
-# **Predict first.** After a minute of training, what percentage of the questions will it answer correctly?
+# **Predict first.** After a minute of training, what percentage will it answer correctly?
 #
 # The same file runs on several processes, `torchrun --standalone --nproc_per_node 2 notebooks/03_qformer_gpt2.py`: each takes its share of the rows.
 
@@ -542,7 +542,7 @@ history = train_vlm(model, train.features, train.turns, **recipe)
 print(f"{recipe['steps']} steps of {recipe['batch_size']} images in {history.seconds[-1]:.0f} s")
 
 # %% [markdown]
-# **Is my loss normal?** The band is a recorded study of the same function with three seeds (`vlm-lite study qformer_connector`). If your curve *stays* outside: *Above, or flat*: are the features of this encoder and layer, do the queries differ, has the connector gradients? *Below from the start*: the
+# **Is my loss normal?** The band: three recorded seeds in fp32 (`vlm-lite study qformer_connector`). A run in bf16 may end just above it. *Well above, or flat*: are the features of this encoder and layer, do the queries differ, has the connector gradients? *Below from the start*: the
 # loss counts easy tokens; are prompt, prefix and padding -100?
 
 # %%
@@ -553,7 +553,7 @@ plots.loss_curve(history, band=band, ylabel="loss on answer tokens (nats)", titl
 # %% [markdown]
 # ## 8. Do the answers come from the image?
 #
-# The same questions (by `probe`, with the loop of [00](00_start_here.ipynb)) with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
+# The same questions (`probe` calls the loop and VQA score of [00](00_start_here.ipynb), section 5) with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
 # minus blind. The course's own **bridge score** is the share of the possible gain that came through the connector:
 #
 # $$\text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
@@ -572,14 +572,14 @@ display(result.frame().round(2))
 plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.bridge)
 
 # %% [markdown]
-# With the image the model is far above blind; with another image it falls back near it. So the answers come from the image. *Relation* questions gain little in so short
-# a training: they need two objects at once. `shapes-vlm`, the checkpoint that ships with the course, is this model after 1,040 steps of 32 images. It
-# answers 78% of them and reaches a bridge score of 0.89 (recorded, `vlm-lite study shapes_vlm`).
+# With the image the model is far above blind, with another near it: the answers come from the image. In the saved captions, cross and digit take each
+# other's row, and the blue square becomes a cross: 00's binding. *Relation* questions gain little: they need two objects at once. `shapes-vlm`, shipped with the course,
+# is this model after 1,040 steps of 32 images. It answers 78% of the relation questions, bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
 #
 # ## 9. On which patch does an answer depend?
 #
 # An attention map shows only from where queries *read*: the encoder has already mixed the patches. **Occlusion** is an intervention, so it shows a cause: paint
-# one cell over, encode the image again, and see how far the probability of the answer falls.
+# one cell over, encode the image again, and see how far the probability of the answer falls. In the saved run, attention is spread over three objects; only the red heart matters much (0.48).
 
 # %%
 question, answer = val.turns[0][1]
@@ -601,7 +601,7 @@ assert table["high"].iloc[2] < table["low"].iloc[3] < table["high"].iloc[4]
 table
 
 # %% [markdown]
-# Eight queries, half of the patches, keep four fifths of what sixteen bring; four keep two fifths. Thirty-two *expand* the image and bring nothing more.
+# After 100 steps, eight queries reach four fifths of sixteen's bridge score, four two fifths; thirty-two are no better than sixteen.
 #
 # ## What you showed
 #

@@ -31,6 +31,7 @@ BAND = {
     "high": [x + 0.1 for x in LOSSES],
     "seeds": 3,
 }
+ROUNDED = {**BAND, "low": np.round(LOSSES, 4).tolist(), "high": np.round(LOSSES, 4).tolist()}
 CUES = [
     "what color is the heart?",
     "is there a small yellow triangle to the right of the large pink square?",
@@ -150,6 +151,8 @@ def test_the_loss_curve_says_how_much_lies_inside_the_band_and_how_much_of_one_m
         (half, BAND, ["51%", "50%"]),
         (History(STEPS, LOSSES), BAND, ["100%", "50%"]),
         (half, {**BAND, "seeds": 5}, ["51%", "67%"]),
+        (History(STEPS, LOSSES), ROUNDED, ["100%", "50%"]),  # a study keeps four decimals
+        (History(STEPS, [loss + 2e-4 for loss in LOSSES]), ROUNDED, ["0%", "50%"]),
     ):
         (title,) = (t for t in texts(plots.loss_curve(history, band=band)) if "range of" in t)
         assert re.findall(r"\d+%", title) == shares

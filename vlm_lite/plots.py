@@ -85,7 +85,8 @@ def loss_curve(history, *, band=None, chance=None, ylabel="loss", title=""):
     """A live loss over the recorded band of several seeds, with how much of it lies inside, and how much usually does.
 
     history: a checkpoint.History. band: a study's dict of lists `steps`, `low`, `high`, `mean`, and `seeds`, their number
-    n: of a further run's points, (n - 1) / (n + 1) lie inside on average. chance: the loss of a model that knows nothing.
+    n: of a further run's points, (n - 1) / (n + 1) lie inside on average. A study keeps four decimals, so a point up to
+    half a unit of the fourth beyond an edge is inside. chance: the loss of a model that knows nothing.
     """
     steps, curve = array(history.steps), array(history.losses)
     figure, (axes,) = _panels(680, 350, f"{ylabel} against training step")
@@ -99,7 +100,9 @@ def loss_curve(history, *, band=None, chance=None, ylabel="loss", title=""):
         held = (steps >= recorded[0]) & (steps <= recorded[-1])
         if held.any():
             floor, roof = (np.interp(steps[held], recorded, edge) for edge in (low, high))
-            share = np.mean((floor <= curve[held]) & (curve[held] <= roof))
+            rounded = 5e-5
+            inside = (floor - rounded <= curve[held]) & (curve[held] <= roof + rounded)
+            share = np.mean(inside)
             # Of n + 1 like runs each is as likely as another to be the highest, or the lowest.
             usual = (band["seeds"] - 1) / (band["seeds"] + 1)
             title = f"{title}\n" * bool(title)
