@@ -245,7 +245,11 @@ for metric in (*titles, "instructions followed"):
     display(pd.DataFrame(columns))
 
 # %% [markdown]
-# PROSE4
+# **Captions alone teach answering as well as questions do.** No caption holds a question. But the language model could answer before this training, from scenes in words; it lacked the image, and a caption names everything in it. A one-word answer tells the connector one fact about the image, a caption a dozen.
+#
+# **Conversations come last, for each of the four.** Their replies are long, and most of their words can be told without the image (*there is a … in the …*), so the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already, and pay. Here nothing has been read before.
+#
+# **Relations are learnt from none of these sets.** They are questions for yes or no, about half of them *no*, and 63 of the 400: all figures are near a coin's, in steps and without, or below it where the reply breaks off before an answer. 03 shows what they take: ten times as many steps.
 #
 # ## 5. Does the advice hold?
 #
@@ -281,7 +285,9 @@ with pd.option_context("display.max_colwidth", None):
     display(verdicts)
 
 # %% [markdown]
-# PROSE5
+# No reading of the advice for *linear* or *resampler* survives: captions alone serve both better, and the Q-Former is ahead of both on their own sets. For the Q-Former with questions, and for cross-attention, see the table: with so few seeds a difference of three points decides nothing.
+#
+# It would be wrong to conclude that the advice is wrong about LLaVA or Flamingo. It was read off models whose language model had to be taught to follow instructions at all. Ours had been.
 #
 # ## 6. Seven connectors, and what they cost
 #
@@ -310,7 +316,9 @@ for kind in every:
 display(pd.DataFrame(shown))
 
 # %% [markdown]
-# PROSE6
+# **What is ahead is what is largest**: the visual expert, with three million trained parameters, then Q-Former and MLP. The fewest tokens, four after pixel shuffle, learn slowest here: a vector must hold four patches, and the language model must learn to take them apart. Cross-attention takes no position in the text, and its gates open slowly (07).
+#
+# CIDEr follows the same order: what names more things answers more questions.
 
 # %% tags=["thumbnail"]
 gains = {
@@ -327,4 +335,25 @@ print(
 )
 
 # %% [markdown]
-# PROSE7
+# ## Which model when, with figures
+#
+# - *A finished language model, little compute, answers in words:* captions first, whatever the connector. Then a Q-Former if a fixed number of tokens matters, an MLP if simplicity does (the rows above).
+# - *Text must stay as it was, and memory is there:* the visual expert learns fastest; cross-attention leaves the context free and needs more steps.
+# - *A long conversation in steps as the first training set:* no, for any of the four.
+#
+# ## What you showed
+#
+# - Four training sets about the same images, and 19 rows at one budget, each beside its own shuffled and blind score.
+# - That popular advice about connectors and data can be put to a test, and most of it fails in this world.
+# - What the rows share (a language model that already reads scenes) explains more than what they differ in.
+#
+# ## What this does not show
+#
+# - **The order after a longer training.** A hundred steps measure how a training begins. 07's cross-attention has left its plateau only after fifty.
+# - **Anything about a language model that can't answer yet**, the case that instruction data were made for.
+# - **The same number of words.** The sets differ in words a step, and a row on long texts takes up to twice the time; nothing was made equal but images and texts.
+# - **More than a few seeds.** Two rows whose ranges overlap have not been told apart.
+#
+# ## Where next
+#
+# Train a row on captions first and on a conversation afterwards, with `comparison_row` and half of the steps for each: does the order matter more than the set? Then go on to [08](08_resolution.ipynb).
