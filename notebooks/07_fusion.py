@@ -634,7 +634,7 @@ check.progress()
 # - **Which kind is best.** Eighty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
 # - **Anything about photographs**: [07t](07t_photographs.ipynb) puts three connectors between OpenAI's CLIP and GPT-2.
 # - **Early fusion.** Chameleon needs an image tokenizer and a transformer trained from nothing: [07b](07b_early_fusion.ipynb) builds it, with a budget of its own, since it can't be compared with these four.
-# - **Which data suits which kind.** All four were trained on captions and questions; `fusion_row` takes other turns.
+# - **Which data suits which kind.** All four were trained on captions and questions: [07c](07c_which_data.ipynb) compares four sets.
 # - **What deep fusion costs a large model.** Here the new layers are of the language model's own order of size.
 #
 # ## Check yourself
@@ -651,4 +651,4 @@ check.progress()
 #
 # ## Where next
 #
-# `fusion_row` takes `"linear"`, `"pixel shuffle + MLP"` and `"Q-Former"`, more steps and other turns. Predict the order first. Then go on to [08](08_resolution.ipynb): more pixels, more tokens.
+# [07c](07c_which_data.ipynb) asks which connector goes with which data. Then go on to [08](08_resolution.ipynb): more pixels, more tokens.

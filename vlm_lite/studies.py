@@ -19,7 +19,15 @@ import torch
 from vlm_lite.checkpoint import step_seed
 from vlm_lite.data import shapes
 from vlm_lite.files import UserError, data_path, home, read_json, write_json
-from vlm_lite.lessons import clip_variants, early, first_stage, photographs, shipped, vit_variants
+from vlm_lite.lessons import (
+    clip_variants,
+    comparison,
+    early,
+    first_stage,
+    photographs,
+    shipped,
+    vit_variants,
+)
 from vlm_lite.profiles import PROFILES, get_compute
 from vlm_lite.source import code_hash
 
@@ -56,6 +64,7 @@ STUDIES = {
     "llava_stages": (shipped.llava_stages, STAGES, ZOO),
     "llava_longer": (shipped.llava_longer, STAGES, ZOO),
     "early_fusion": (early.study, ("train_images", "val_images", "connector_steps"), ZOO[:1]),
+    "fusion": (comparison.study, CONNECTOR, ZOO),
     "photographs_real": (photographs.study, (), ()),
     "vit_positions": (vit_variants.study_of_02, VIT, ()),
     "vit_variants": (vit_variants.study, VIT + CONTRASTIVE, ZOO[:1]),
