@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: f714e708efeab5960ffbd50a9f0266bb4d7665246f5d0232bf463e9d989d0d36
+#     outputs_of: bb03f3a667d214996fd121199b8d91baf89662f348967c29cb3280a2477e42f8
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing
@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="08b_places_and_time"))
 #
 # **Reading time:** 12 minutes. Two exercises, 16 minutes if you write them; neither is needed to go on.
 # <!-- figures -->
-# **Run time:** not measured yet on `tiny`.
+# **Run time:** about 3 min (unknown with bf16) and 1.7 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [04](04_llava_projection.ipynb), whose model learns to point here.
 
