@@ -13,7 +13,7 @@ LAYERS = [
     r"(data(\..*)?|lessons\.(conditions|cutouts|instructions|language|negatives|reading|world))",
     r"models(\..*)?",
     r"(evals(\..*)?|lessons\.(benchmarks|controls|mmbench|pope|retrieval|vqa))",
-    r"(figures|plots|diagrams|family)",
+    r"(figures|plots|diagrams|family|places)",
     r"(lessons(\.(?!(benchmarks|conditions|controls|cutouts|instructions|language|mmbench|negatives|pope|reading|retrieval|vqa|world)$).*)?|models\.vlm|encoded|studies|real|rehearsal(\..*)?)",
     r"labs(\..*)?",
     r"(cli(\..*)?|__main__|(.*\.)?commands)",
