@@ -460,7 +460,7 @@ probe(model, val, limit=100).frame().round(1)
 #
 # ## 7. Training
 #
-# With one process `answers / whole` is 1. On several, it makes the mean of their gradients that of the whole batch.
+# The factor `answers / whole` is 1 with one process. On several, it makes the mean of their gradients that of the whole batch.
 #
 # **Exercise 6: one training step.** ★★☆ 8 minutes. In this order: the loss under `accelerator.autocast()`, times `answers / whole`; `accelerator.backward`; clip the
 # gradient's norm to 1 with `accelerator.clip_grad_norm_`; step optimizer and schedule; set the gradients to zero. Return the detached loss, averaged over processes.
@@ -553,7 +553,7 @@ plots.loss_curve(history, band=band, ylabel="loss on answer tokens (nats)", titl
 # %% [markdown]
 # ## 8. Do the answers come from the image?
 #
-# The same questions (`probe` calls the loop and VQA score of [00](00_start_here.ipynb), section 5) with the image, **blind**, with a **blank** image, with another image (**shuffled**), and by the **oracle**. The *multimodal gain* is VLM
+# The same questions (`probe` calls the loop and VQA score of [00](00_start_here.ipynb), section 5) with the image, **blind**, with a **blank** image, with another image (**shuffled**), and the **oracle**. The *multimodal gain* is VLM
 # minus blind. The course's own **bridge score** is the share of the possible gain that came through the connector:
 #
 # $$\text{bridge score} = \frac{\text{VLM} - \text{blind}}{\text{oracle} - \text{blind}}$$
@@ -574,7 +574,7 @@ plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.
 # %% [markdown]
 # With the image the model is far above blind, with another near it: the answers come from the image. In the saved captions, cross and digit take each
 # other's row, and the blue square becomes a cross: 00's binding. *Relation* questions gain little: they need two objects at once. `shapes-vlm`, shipped with the course,
-# is this model after 1,040 steps of 32 images. It answers 78% of the relation questions, bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
+# is this model after 1,040 steps of 32 images. It answers 78% of the relation questions; overall bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
 #
 # ## 9. On which patch does an answer depend?
 #
