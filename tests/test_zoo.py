@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from vlm_lite import embed, encoded, studies
 from vlm_lite.data import shapes
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.files import UserError, data_path, read_json
+from vlm_lite.lessons import comparison
 from vlm_lite.lessons.clip import info_nce
 from vlm_lite.models.clip import CLIP
 from vlm_lite.models.vlm import load_vlm
@@ -88,8 +90,10 @@ def test_every_record_is_of_the_code_and_zoo_that_are_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_path):
-    profile = dataclasses.replace(PROFILES["smoke"], val_images=100)  # 07c captions a hundred
+def test_a_short_form_of_each_study_runs_and_writes_the_same_fields(name, tmp_path, monkeypatch):
+    fewer = functools.partial(comparison.comparison_row, limit=64, images=8)  # in each of 19 rows
+    monkeypatch.setattr(comparison, "comparison_row", fewer)
+    profile = dataclasses.replace(PROFILES["smoke"], val_images=64)
     record = read_json(
         studies.run(
             name, seeds=2 if name == "clip_infonce" else 1, profile=profile, folder=tmp_path
