@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="07c_which_data"))
 #
 # A companion to [07](07_fusion.ipynb), optional and short. Lectures on vision-language models often give advice of this kind: a **linear**
 # projection goes with captions + instructions, a **Q-Former** with captions + VQA, a **resampler** with captions + reasoning, **cross-attention**
-# with VQA + compositional questions. Is it so? Each of the four is named after the model that first used it with such data, and these models
+# with VQA + compositional questions. Is it so? Such advice is read off models that were trained so, and they
 # differ in much else. Here everything else is held fixed.
 #
 # **You will build** four training sets about the same images, which differ only in what is said, and one row of a table: a connector, a training
@@ -81,7 +81,7 @@ from vlm_lite.models.vlm import load_vlm
 #
 # - **captions**: the five captions of an image.
 # - **captions + instructions**: two captions, and the conversation that 04b writes from the image's boxes: a word, a sentence, a list, a description in detail.
-# - **captions + VQA**: two captions, and the image's questions with one-word answers. Three in ten are about a *relation* ("is the circle left of the square?"): our compositional questions.
+# - **captions + VQA**: two captions, and the image's questions with one-word answers. About one in six is about a *relation* ("is the circle left of the square?"): our compositional questions.
 # - **captions + reasoning**: two captions, and up to two relations answered in steps: where is one, where is the other, so the answer is.
 #
 # In each step the model reads 16 images and four texts about each (fewer where there are fewer), drawn at random. So the sets differ in what is said and also in *how much*: an answer in steps is thirty words long, an answer to a question one. That is part of what such data are.
@@ -251,7 +251,7 @@ for metric in (*titles, "instructions followed"):
 #
 # **Conversations come last, for each of the four, in both seeds**, some below *blind*. Their replies are of five kinds, a word, a list, three sentences, and much in them can be told without the image (*there is a … in the …*). Perhaps the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already. Here nothing has been read before.
 #
-# **Relations are learnt from none of these sets.** They are 63 questions for yes or no; in steps and without, the figures are near a coin's, or far below where the reply breaks off before its answer. `shapes-vlm`, the same model as 03's after ten times the steps, answers 78%.
+# **Relations are learnt from none of these sets.** They are 63 questions for yes or no; in steps and without, the figures are near a coin's, or far below it where the last word is neither. `shapes-vlm`, the same model as 03's after ten times the steps of twice as many images, answers 78%.
 #
 # ## 5. Does the advice hold?
 #
@@ -289,7 +289,7 @@ with pd.option_context("display.max_colwidth", None):
 # %% [markdown]
 # Two of eight readings hold: a Q-Former is the best of the four on captions + VQA, and for cross-attention that is the best of the four sets. For linear and resampler the advised set is beaten by captions alone. The rest fails, or two seeds can't tell.
 #
-# This does not show that the advice is wrong about LLaVA or Flamingo. It was read off models whose language model had yet to learn to follow instructions. Ours had been trained to, in words.
+# This does not show that the advice is wrong about LLaVA or Flamingo. Their parts are larger, their images photographs, their training longer; and our language model had answered all these kinds of questions in words before.
 #
 # ## 6. Seven connectors, and what they cost
 #
@@ -346,20 +346,19 @@ print(
 # %% [markdown]
 # ## Which model when, with figures
 #
-# - *A finished language model, little compute, answers in words:* captions first, whatever the connector. Then a Q-Former if a fixed number of tokens matters, an MLP if simplicity does (both rows above).
+# - *A finished language model, little compute, answers in words:* captions first (cross-attention: with questions). Then a Q-Former if a fixed number of tokens matters, an MLP if simplicity does (both rows above).
 # - *Text must stay as it was, and memory is there:* the visual expert learns fastest; cross-attention leaves the context free and needs more steps.
-# - *A long conversation in steps as the first training set:* no, for any of the four.
+# - *Conversations as the first training set:* no, for any of the four.
 #
 # ## What you showed
 #
 # - Four training sets about the same images, and 19 rows at one budget, each beside its own shuffled and blind score.
 # - That popular advice about connectors and data can be put to a test: in this world half of its readings fail, and a quarter holds.
-# - What the rows share (a language model that already reads scenes) explains more than what they differ in.
 #
 # ## What this does not show
 #
 # - **The order after a longer training.** A hundred steps measure how a training begins. 07's cross-attention has left its plateau only after fifty.
-# - **Anything about a language model that can't answer yet**, the case that instruction data were made for.
+# - **Anything about a language model that can't answer yet**.
 # - **The same number of words.** The sets differ in words a step, and a row on long texts takes up to twice the time; nothing was made equal but images and texts.
 # - **More than two seeds.** Two rows whose ranges overlap have not been told apart.
 #

@@ -1,5 +1,7 @@
 """Notebook 08b's program: points survive being written and read, only new rows learn, and bad input is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from vlm_lite.data import pages
 from vlm_lite.lessons import pointing
 from vlm_lite.lessons.llava import Projector
+from vlm_lite.lessons.reading import describe
 from vlm_lite.lessons.vlm import VLM
 from vlm_lite.lessons.world import SPLITS, render, sample_scene
 from vlm_lite.models.clip import CLIP
@@ -77,13 +80,8 @@ def test_new_rows_learn_and_the_old_ones_stay_bit_for_bit(model, scenes):
     images = torch.stack([image for _, image in scenes[:4]])
     with torch.no_grad():
         features = model.encode(pointing.pixel_values(images))
-    texts = [pointing_text(scene) for scene, _ in scenes[:4]]
-
-    class Data:
-        pass
-
-    data = Data()
-    data.images, data.descriptions, data.features = images, texts, features
+    texts = [describe(scene) for scene, _ in scenes[:4]]
+    data = SimpleNamespace(images=images, descriptions=texts, features=features)
     pointing.train_pointing(model, data, steps=3, batch_size=4)
     after = model.language_model.get_input_embeddings().weight.detach()
     assert model.language_model.lm_head.weight is model.language_model.get_input_embeddings().weight
@@ -92,12 +90,6 @@ def test_new_rows_learn_and_the_old_ones_stay_bit_for_bit(model, scenes):
     for name, value in model.language_model.named_parameters():
         if name in frozen:
             assert torch.equal(value, frozen[name])
-
-
-def pointing_text(scene):
-    from vlm_lite.lessons.reading import describe
-
-    return describe(scene)
 
 
 def test_places_are_the_rows_of_their_words_and_only_whole_frames_are_read(model):
