@@ -304,7 +304,7 @@ plots.controls_bars(result.accuracy, bridge=result.bridge, guess=guess, title=ti
 
 # %% [markdown]
 # The VLM is far above blind. Another image or an empty one leaves it at about the blind level: the answer needs *this*
-# image. Nearly everything that the words are worth comes through the connector. By type of question:
+# image. The connector delivers nearly all of what the words are worth. By type of question:
 
 # %%
 accuracy = result.accuracy
@@ -425,7 +425,7 @@ table
 # %% [markdown]
 # Accuracy drops when the image holds several colours, and the wrong answers name the colour of another object. The model
 # sees the colours and mixes up which object has which: the **binding problem**, which CLIPs trained on the web have as well
-# (Yuksekgonul et al. 2023). The language model isn't to blame: told the scene in words, it binds well.
+# (Yuksekgonul et al. 2023). The language model is the lesser cause: told the scene in words (*oracle*), it loses far less.
 #
 # **Hypothesis 2: a known colour on a known shape is no guarantee.** Four pairings of colour and shape were kept out of *every*
 # image that the vision encoder and the connector were trained on. The control differs in nothing else: the same four colours
@@ -536,7 +536,7 @@ for my_question in my_questions:
 # the [glossary](../docs/glossary.md).
 #
 # **How they work.** An exercise says "Write `forward`", and its solution stands in the cell below. To write it yourself, open
-# the copy with blanks: "Do the exercises", at the top. Then comes a line such as `patchify = check.patchify(patchify)`. It
+# the copy with blanks: "Do the exercises", at the top of 01. Then comes a line such as `patchify = check.patchify(patchify)`. It
 # tests what you wrote and returns it if it is right. If not, it says what is wrong and returns the course's own, so that
 # the cells below run all the same.
 #

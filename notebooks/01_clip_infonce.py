@@ -168,8 +168,8 @@ class Block(nn.Module):
 # a learnt **class token** in front, adds a learnt position to each, and normalises (a step that CLIP adds to the ViT).
 # After the blocks, the class token is the summary of the image.
 #
-# One choice of ours: positions start from N(0, 1). From N(0, 0.02), the model hardly
-# learns in time from this loss where things are (from 02's task it does). So never read them as *learnt* positions.
+# One choice of ours: positions start with standard deviation 1. With 0.02, so short a training hardly learns *where*
+# things are (02's task does). So never read them as *learnt* positions.
 #
 # **Exercise 1: the image encoder.** ★★☆ 12 minutes. Write `forward`.
 #
@@ -334,7 +334,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # $I \ge \log N - L$: the loss bounds information, and as $L \ge 0$ a batch of $N$ can prove at most $\log N$.
 # </details>
 #
-# **Exercise 3: the loss.** ★★☆ 12 minutes. Write it for embeddings of any length; `logit_scale` is $\log(1/\tau)$. Return
+# **Exercise 3: the loss.** ★★☆ 12 minutes. Write it for embeddings of any norm; `logit_scale` is $\log(1/\tau)$. Return
 # one number that carries gradients to all three inputs and survives $1/\tau = 100$. (Untrained, it lies above $\log N$:
 # random weights guess unevenly.)
 #
@@ -364,12 +364,12 @@ print(f"untrained, 8 pairs: loss {loss:.3f}, log 8 = {math.log(8):.3f}")
 # %% [markdown]
 # ## 4. Training, and its score
 #
-# A batch is $N$ random images, each with one of its captions. `Accelerator` (Hugging Face) chooses device and precision:
+# **A batch** is $N$ random images, each with one of its captions (drawn in the loop below). `Accelerator` (Hugging Face) chooses device and precision:
 # the model runs in bf16 or fp16 where that is fast, and returns fp32 embeddings, since bf16 is too coarse for cosines times
 # 100. On several processes `gather` collects all embeddings, so that the negatives come from all.
 #
-# **Exercise 4: the training step.** ★★☆ 10 minutes. Forward, loss, backward, clip the gradient's norm to 1, optimizer step,
-# scheduler step, gradients back to zero. Return the loss without its graph.
+# **Exercise 4: the training step.** ★★☆ 10 minutes. Forward, `gather` both embeddings, loss, backward, clip the gradient's
+# norm to 1, step optimizer and scheduler, zero the gradients. Return the detached loss.
 #
 # <details><summary>Hint</summary>
 #
@@ -396,7 +396,7 @@ def training_step(model, pixels, input_ids, loss_fn, accelerator, optimizer, sch
 training_step = check.training_step(training_step)
 
 # %% [markdown]
-# The loop: AdamW, a short warm-up, a cosine to zero. Two lines make it **resumable**. `Checkpoint` keeps model, optimizer
+# **The loop:** AdamW, a short warm-up, a cosine to zero. Two lines make it **resumable**. `Checkpoint` keeps model, optimizer
 # and schedule on disk, and `run.steps` sets train mode and seeds each step by its number. Interrupt the cell and run it again: it goes on
 # where it was; if you edited the code, it starts afresh and says so. `evaluate` gives numbers to log.
 
@@ -472,14 +472,14 @@ def watch(model):
     return {"R@5 of 200": recall_at_k(similarity_of(model, val_images[:200]), 5)}
 
 
-model = make_clip(tokenizer, seed)  # from the start again, if you run this cell a second time
-before = similarity_of(model)  # (1000, 1000)
+model = make_clip(tokenizer, seed)  # a finished run starts afresh; an interrupted one goes on
+before = similarity_of(model)  # (1000, 1000) cosines
 print(recipe := profile.contrastive)
 history = train_clip(model, images, input_ids, **recipe, seed=seed, evaluate=watch)
 after = similarity_of(model.cpu())
 
 # %% [markdown]
-# **Is my loss normal?** The band was recorded with three seeds (`vlm-lite study clip_infonce --seeds 3`). If your curve *stays* outside,
+# **Is my loss normal?** The band below: three recorded seeds (`vlm-lite study clip_infonce --seeds 3`). If your curve *stays* outside,
 # check in this order. *Flat at the dotted line*: is the loss detached, are images and captions in the
 # same order? *Above the band*: another learning rate, embeddings not of unit length, or a temperature that does not learn.
 # *Below*: a smaller batch, whose $\log N$ is lower, or half of the loss missing.
@@ -521,7 +521,7 @@ plots.recall_bars(recall, guess={"R@5": my_guess})
 #
 # ## 7. Zero-shot: a classifier made of sentences
 #
-# No classifier was trained. A sentence for each class is a point in the joint space; an image belongs to the nearest. One sentence a class works; the mean of several is a **prompt ensemble**. See what it adds.
+# No classifier was trained. A sentence for each class is a point in the joint space; an image belongs to the nearest. One sentence per class works; the mean of several is a **prompt ensemble**.
 #
 # **Exercise 6: classes from sentences.** ★★☆ 6 minutes. From the prompts of each class make one unit vector: embed,
 # normalise each prompt, average, normalise again. `encode_text` takes a list of strings and returns (n, P).
@@ -575,8 +575,8 @@ assert profile.name == "smoke" or accuracy["shape, ensemble"]["shapes-clip"] > 0
 plots.percent_table(accuracy)
 
 # %% [markdown]
-# The colour is learnt. At shape your model is little better than chance, although its R@5 is above 90%. Colours, sizes
-# and positions nearly suffice to find one caption among 64, so the loss hardly presses for shapes. **A high recall is no
+# Colour is learnt; the ensemble adds little. At shape your model is little better than chance, although its R@5 is above 90%. Perhaps colours, sizes
+# and positions nearly suffice to find one caption among 64, and the loss hardly presses for shapes. **A high recall is no
 # proof that everything in the caption was learnt.** `shapes-clip`, trained longer with hard negatives in which shapes decide, names
 # nine in ten; later notebooks build on it.
 #
@@ -623,7 +623,7 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 # ## What you showed
 #
 # - An image encoder, a text encoder and a loss written by you equal `transformers.CLIPModel` at the same weights.
-# - Trained on captions alone, the model has an image's caption among its first five of a thousand, but not from shuffled or blank images.
+# - Trained on pairs alone, the model nearly always has an image's caption among its first five of a thousand; from shuffled or blank images it has not.
 # - Sentences make a classifier without training one: colours are read well, shapes hardly.
 #
 # ## What this does not show
@@ -640,7 +640,7 @@ print(f"the loss of eight pairs: yours {mine[2]:.6f}, theirs {output.loss:.6f}")
 # ## To answer in words
 #
 # 1. Two images in one batch have the same caption. What does the loss ask of the model, and how low can it get?
-# 2. Double the batch: the loss goes up and the model gets better. How can both be true?
+# 2. Double the batch, and the loss goes up. Why is the model no worse for it?
 #
 # ## Where next
 #

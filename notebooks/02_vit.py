@@ -112,7 +112,7 @@ def leftmost_task(split, count, axis="col", seed=0):
 
 
 def pixel_values(images):
-    """uint8 (B, 3, S, S) -> floats, normalised: (x - mean) / std."""
+    """uint8 (B, 3, S, S) -> floats, normalised by about the mean and the std of these images."""
     return (images / 255 - 0.12) / 0.14
 
 
@@ -391,7 +391,7 @@ training_step = check.vit_training_step(training_step)
 
 
 # %% [markdown]
-# The loop around it: `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
+# **The loop around it:** `Accelerator` knows the device and the precision; the learning rate warms up, then falls along a cosine.
 # `Checkpoint` sets train mode, seeds each step, draws the bar, and saves, so that an interrupted run continues where it stopped. Beside
 # the ViT stands the baseline that you know: a small CNN, four convolutions that halve the resolution, then a linear layer.
 
@@ -462,7 +462,7 @@ plots.loss_curve(history, band=study["band"], chance=np.log(7), ylabel="cross-en
 # %% [markdown]
 # ## 7. What positions are worth
 #
-# The same ViT without positions, and the CNN: recorded with the functions above by `vlm-lite study vit_positions --seeds 3`,
+# The same ViT with its positions frozen at zero, and the CNN: recorded with the functions above by `vlm-lite study vit_positions --seeds 3`,
 # with the same images, steps, batch size and learning rate.
 #
 # **Predict first.** Where does the ViT without positions end: at chance, at the ceiling, between?
@@ -481,11 +481,11 @@ table
 # *where*. All above it comes from the position embeddings.
 #
 # The CNN is more accurate still. A convolution takes for granted what the ViT has to learn: neighbouring pixels
-# belong together, and an object looks the same elsewhere. This **inductive bias** helps most when data are few.
-# With far more images the order turns round (Dosovitskiy et al. 2021, figure 3).
+# belong together, and an object looks the same elsewhere. This **inductive bias** helps with few images (here 16,000).
+# With far more the order turns round (Dosovitskiy et al. 2021, figure 3).
 #
-# **What the positions have learnt.** It started as small noise (standard deviation 0.02), and training moved it. The figure
-# has one small map for each of the 16 positions: the cosine of its vector with all the others, the table's mean subtracted. As a control, the
+# **What the positions have learnt.** They started as small noise (standard deviation 0.02), and training moved them. The figure
+# has one small map for each of the 16 positions: the cosine of its vector with all the others, their mean subtracted. As a control, the
 # same model is trained on another question: *which object stands highest?*
 #
 # **Predict first.** To find the leftmost object, which positions may look alike to the model?
@@ -509,9 +509,9 @@ plots.position_similarity(tables)
 
 
 # %% [markdown]
-# At the start no two positions are much alike. Trained for *leftmost*, positions of one column have become
-# nearly the same vector: the question never needs the row. Columns 1 and 2 point one way, 3 and 4 the other; they differ in
-# length, which a cosine leaves out. For *highest*, read rows for columns. Nothing in the model prefers columns or rows. The
+# At the start no two positions are much alike. Trained for *leftmost*, positions of one column point
+# nearly the same way: the question never needs the row. Columns 1 and 2 point one way, 3 and 4 the other (a cosine
+# leaves lengths out). For *highest*, read rows for columns. Nothing in the model prefers columns or rows. The
 # task does, and little of the start is left.
 #
 # ## 8. Where it looks
@@ -583,7 +583,7 @@ pd.DataFrame(rows, index=["answers the leftmost", "answers the next one"]).T.ren
 
 # %% [markdown]
 # (A row can exceed 1 in sum: both objects may share a shape.) With the leftmost object hidden, the model mostly names the
-# next one, as the task asks. With the rightmost hidden its answer stays. So the answer depends on that patch: not because a map shows it, but because changing it changes the answer.
+# next one, as the task asks. With the rightmost hidden its accuracy stays. So the answer depends on the leftmost patch: not because a map shows it, but because changing it changes the answer.
 #
 # ## 9. Your ViT in a trained CLIP
 #

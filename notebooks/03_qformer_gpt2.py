@@ -335,20 +335,20 @@ def build_batch(tokenizer, rows):
 # %% nbgrader={"grade": true, "grade_id": "build_batch-check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 build_batch = check.build_batch(build_batch)
 
-ids, mask, labels = build_batch(tokenizer, [train.turns[0][1:2], train.turns[0][3:4]])
+ids, mask, labels = build_batch(tokenizer, [train.turns[0][2:3], train.turns[0][3:4]])
 row = {"token": tokenizer.convert_ids_to_tokens(ids[0]), "mask": mask[0], "label": labels[0]}
 pd.DataFrame(row).T
 
 # %% [markdown]
-# ## 5. The VLM, and generation
+# ## 5. The VLM, its loss, and generation
 #
 # Embed the text, put the prefix in front (`text.prefixed` adds mask and positions), and call the language model as it is. Gradients
-# reach the connector *through* it. Its output head runs on text positions only (`logits_to_keep`): with GPT-2's 50,257 tokens other logits would fill the memory.
+# reach the connector *through* it. Its output head runs on the text and the last prefix vector only (`logits_to_keep`): 50,257 logits per position, GPT-2's, cost memory.
 #
-# **Sequence packing.** Several turns about one image share a row, so its prefix is computed once. A block-diagonal mask (`text.block_mask`) keeps
-# each turn from reading the others, or a caption would give the answers away.
+# **Sequence packing.** Several turns about one image share a row, so its prefix is computed once. `text.block_mask` finds the turns by their labels: each
+# reads itself and the prefix, or a caption would give the answers away.
 #
-# Below the class, `transformers` computes the loss itself, with labels of -100 for the prefix. Loss and logits must be equal.
+# **The proof.** Below the class, `transformers` computes the loss itself, with labels of -100 for the prefix. Loss and logits must be equal.
 
 
 # %% tags=["save-vlm"]
@@ -402,7 +402,7 @@ check.same_as_transformers(model, train.features[:2], ids, mask, labels)
 # <details><summary>Hint</summary>
 #
 # Call `model.language_model` on `**inputs` with a cache, and keep one position's logits. The next inputs: the embedding of the new tokens (B, 1, D), a
-# mask one column wider, positions one higher, and the cache `output[cache]` under the name `cache`.
+# mask one column wider, positions one higher, and `output[cache]` under the key `cache`, a string.
 # </details>
 
 
@@ -443,12 +443,12 @@ VLM.generate = generate
 check.alone_as_together(model, val.features[:8], [turns[-1][0] for turns in val.turns[:8]])
 
 # %% [markdown]
-# ## 6. Two bounds, and the start
+# ## 6. Two references, and the start
 #
-# Two prompts without an image bound what this language model can answer:
+# Two prompts without an image to compare with (section 8 explains the other columns):
 #
 # - **blind**: the question alone. What it gets right comes from priors (which answer usually follows such a question) and luck.
-# - **oracle**: the scene in words, then the question. In practice, no connector makes it much better.
+# - **oracle**: the scene in words, then the question. Connectors hardly pass it.
 
 # %%
 captions = {"before training": model.generate(val.features[5:8], [CAPTION_PROMPT] * 3, 48)}
@@ -460,7 +460,7 @@ probe(model, val, limit=100).frame().round(1)
 #
 # ## 7. Training
 #
-# The factor `answers / whole` is 1 with one process. On several, it makes the mean of their gradients that of the whole batch.
+# `answers / whole` is this process's answer tokens over the processes' mean (1 with one process): then the mean of their gradients is the whole batch's.
 #
 # **Exercise 6: one training step.** ★★☆ 8 minutes. In this order: the loss under `accelerator.autocast()`, times `answers / whole`; `accelerator.backward`; clip the
 # gradient's norm to 1 with `accelerator.clip_grad_norm_`; step optimizer and schedule; set the gradients to zero. Return the detached loss, averaged over processes.
@@ -493,7 +493,7 @@ training_step = check.vlm_training_step(training_step)
 
 # %% [markdown]
 # **The loop.** AdamW scales each number of a gradient by itself. **Muon** (Jordan et al. 2024) makes all directions of a *matrix's* gradient about equally large, so that
-# rare ones (a digit, a shape) are learnt as fast as common ones (a colour). `MuonAdamW` gives matrices to Muon and the rest to AdamW. `Checkpoint` sets train mode, seeds each step and
+# weak ones are learnt as fast as strong ones. `MuonAdamW` gives matrices to Muon and the rest to AdamW. `Checkpoint` sets train mode, seeds each step and
 # saves, so that an interrupted run goes on.
 #
 # **Predict first.** After a minute of training, what percentage will it answer correctly?
@@ -535,7 +535,7 @@ def train_vlm(model, features, turns, *, steps, batch_size, lr, per_row=None, se
 
 # %%
 my_guess = 50  # percent
-torch.manual_seed(0)  # from the start again, if you run this cell a second time
+torch.manual_seed(0)  # a finished run starts afresh; an interrupted one goes on
 model.connector = QFormerConnector(128, language_model.config.hidden_size, **sizes)
 recipe = {k: getattr(profile, f"connector_{k}") for k in ("steps", "batch_size", "per_row", "lr")}
 history = train_vlm(model, train.features, train.turns, **recipe)
@@ -572,13 +572,13 @@ display(result.frame().round(2))
 plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.bridge)
 
 # %% [markdown]
-# With the image the model is far above blind, with another near it: the answers come from the image. In the saved captions, cross and digit take each
-# other's row, and the blue square becomes a cross: 00's binding. *Relation* questions gain little: they need two objects at once. `shapes-vlm`, shipped with the course,
-# is this model after 1,040 steps of 32 images. It answers 78% of the relation questions; overall bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
+# With its image the model is far above blind, with another near it: the answers come from the image. In the saved captions, cross and digit take each
+# other's row, and the blue square becomes a cross: 00's binding. *Relation* questions, about two objects at once, gain little. `shapes-vlm`, shipped with the course,
+# is this model after 1,040 steps of 32 images. On 1,000 questions: relation 78%, bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
 #
 # ## 9. On which patch does an answer depend?
 #
-# An attention map shows only from where queries *read*: the encoder has already mixed the patches. **Occlusion** is an intervention, so it shows a cause: paint
+# An attention map (here the last layer's mean) shows only where queries *read*: the encoder has already mixed the patches. **Occlusion** is an intervention, so it shows a cause: paint
 # one cell over, encode the image again, and see how far the probability of the answer falls. In the saved run, attention is spread over three objects; only the red heart matters much (0.48).
 
 # %%
@@ -601,12 +601,12 @@ assert table["high"].iloc[2] < table["low"].iloc[3] < table["high"].iloc[4]
 table
 
 # %% [markdown]
-# After 100 steps, eight queries reach four fifths of sixteen's bridge score, four two fifths; thirty-two are no better than sixteen.
+# After 100 steps, 8 queries reach four fifths of 16's bridge score, 4 reach two fifths; 32 are no better.
 #
 # ## What you showed
 #
 # - With the same weights your Q-Former equals `Blip2QFormerModel`; loss and logits of your VLM are those of `transformers`.
-# - A batched answer equals the answer alone, whatever the padding.
+# - Eight prompts of different lengths get the same answers together as alone.
 # - After a minute of training, half of what this language model could know comes through.
 #
 # ## What this does not show
