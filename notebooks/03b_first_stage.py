@@ -306,7 +306,7 @@ widths = vision.feature_width, language_model.config.hidden_size
 connector = QFormerConnector(*widths, num_query_tokens=profile.num_query_tokens)
 held_out = val.features[:200], [five[0] for five in val.captions[:200]], tokenizer
 before = caption_recall(FirstStage(connector, len(tokenizer)), *held_out)
-recipe = {"steps": min(150, profile.connector_steps), "batch_size": 32, "lr": 5e-3}
+recipe = {"steps": min(75, profile.connector_steps), "batch_size": 32, "lr": 5e-3}
 stage, history = train_first_stage(connector, train.features, train.captions, tokenizer, **recipe)
 after = caption_recall(stage, *held_out)
 print(f"R@5 of 200 held-out captions: {before:.1%} before, {after:.1%} after (chance 2.5%)")
@@ -319,7 +319,7 @@ plots.losses(curves, "the first stage")
 # %% [markdown]
 # **ITC and ITG learn, ITM hardly does.** Contrastive, the queries find their caption among two hundred; for generation they
 # give away most of its words. Matching stays near $\ln 2 = 0.69$, a coin's toss: the wrong captions are chosen to be hard, and
-# one that differs in a single word needs more than 150 steps. BLIP-2 took 250,000.
+# one that differs in a single word needs more than 75 steps (the record below has 150). BLIP-2 took 250,000.
 #
 # ## 4. Does it take a Q-Former?
 #

@@ -89,10 +89,11 @@ family.tree()
 # The words are not used alike: some surveys (Wadekar et al. 2024) call image vectors at the input *early*, because no layer of the language model comes before. Here the image encoder decides: where one was trained apart, fusion is not early.
 
 # %%
-family.models()
+with pd.option_context("display.max_colwidth", None):
+    display(family.models())
 
 # %% [markdown]
-# **Often said, and wrong.** *Molmo is early fusion*: it has CLIP and a connector, so it is late. *Qwen2-VL's naive deduplication*: it is naive dynamic **resolution**. *SmolVLM2 hears audio*: it takes text, images and video. *LLaVA compresses 256
+# **Often said, and wrong.** *Molmo is early fusion*: it has CLIP and a connector, so it is late. *Qwen2-VL's naive deduplication*: it is naive dynamic **resolution** ([08](08_resolution.ipynb)). *SmolVLM2 hears audio*: it takes text, images and video. *LLaVA compresses 256
 # patches to 32 tokens*: its projector keeps them all; it is BLIP-2's Q-Former that has 32 queries.
 #
 # ## 2. The Perceiver resampler
@@ -278,7 +279,7 @@ MediaAttention = check.MediaAttention(MediaAttention)
 
 
 # %% [markdown]
-# **Exercise 5: the gated layer.** ★★☆ 8 minutes. Write `forward`: pre-norm, attention or MLP, gate, sum. The norms are RMSNorm and the MLP is SwiGLU, as in Idefics; 09 builds both.
+# **Exercise 5: the gated layer.** ★★☆ 8 minutes. Write `forward`: pre-norm, attention or MLP, gate, sum. The norms are RMSNorm (LayerNorm without the mean) and the MLP is SwiGLU (with a gate), as in Idefics; 09 builds both.
 # <details><summary>Hint</summary>
 #
 # Two lines of the form `x = x + gate.tanh() * step(norm(x))`. The MLP reads what the first line made.
@@ -390,7 +391,7 @@ assert moved and all("alpha" in name for name in moved)
 print(f"{len(moved)} of {len(grads)} trained tensors get a gradient in the first step")
 
 # %% [markdown]
-# (Your prediction: none but the gates themselves. What stands behind a closed gate has no effect yet, so it gets no gradient; a gate has one because what it *would* let in changes the loss. From the second step on everything learns.)
+# (The answer: only the gates themselves. What stands behind a closed gate has no effect yet, so it gets no gradient; a gate has one because what it *would* let in changes the loss. From the second step on everything learns.)
 #
 # ## 4. The visual expert
 #
@@ -543,7 +544,7 @@ trained, losses, results, rows = {}, {}, {}, {}
 for kind in kinds:
     keep = kind == "cross-attention"  # its gates
     look = (lambda model, _: gates.append(model.gates())) if keep else no_watch
-    made = fusion_row(kind, parts, train, val, watch=look, **recipe)
+    made = fusion_row(kind, parts, train, val, watch=look, limit=300, **recipe)
     trained[kind], losses[kind], results[kind], rows[kind] = made[0], made[1].losses, *made[2:]
 table = pd.DataFrame(rows).T
 assert table["blind"].nunique() == table["oracle"].nunique() == 1
@@ -557,12 +558,12 @@ family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {m
 # **Without an image all four are the same model**: *blind* and *oracle* are equal in every row, because nothing in the frozen language model was changed. So each row's *vlm* may be compared with the others', and with its own *shuffled*:
 # what an answer gains from *its* image and not from any image.
 #
-# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`); the expert is ahead of all here, by more than the intervals of this one run. What is sure is the price: the expert trains thirty times as many
+# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`), and this one's is not among them; the expert is ahead of all here, by more than the intervals of this one run. What is sure is the price: the expert trains thirty times as many
 # parameters as the projector that it contains, and cross-attention is the only one whose text stays as short as it was.
 #
 # **Is my loss normal?** Projector and expert fall from the start. Resampler and cross-attention first wait on a plateau near 0.7, where an answer follows its question alone, and leave it after some fifty steps. One that never leaves it: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
 #
-# **The gates.** They start at 0 and open as they are trained, the first layer's the least. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW moves a number by about its learning rate a step, here by 0.0025 at most, so after eighty steps no gate is far open: this kind pays for its safe start with time.
+# **The gates.** They start at 0 and open as they are trained, the first layer's the least. Their signs mean nothing: the weights behind a gate may have the opposite one. AdamW, which has a quarter of the learning rate 0.01, moves a number by about 0.0025 a step at most, so after eighty steps no gate is far open: this kind pays for its safe start with time.
 
 # %%
 opened = torch.stack(gates[1:])[..., 0].abs()  # (steps, layers), without the first, which is 0
@@ -596,7 +597,7 @@ scores = {name: 100 * vqa_scores(answers, asked).mean() for name, answers in sai
 pd.Series(scores, name="VQA accuracy (%)").round(1).to_frame()
 
 # %% [markdown]
-# The last two rows are the controls. With the images exchanged, the text is the same, but the question's words read the wrong image, and the right one stands at the example. By the mask alone this row would fall to the level of a wrong image (*shuffled* above). Where it stays above, the image came by another way: every word of the example has read its own image, and the
+# The last two rows are the controls. With the images exchanged, the text is the same, but the question's words read the wrong image, and the right one stands at the example. By the mask alone this row would fall to about the level of a wrong image (*shuffled* above, though without an example). Where it stays above, the image came by another way: every word of the example has read its own image, and the
 # question attends to these words. The mask says who reads an image, not who hears of it.
 #
 # The two rows with two images differ by less than chance allows in 300 questions, so the score does not show that the order of the images matters to this model at all.
@@ -633,7 +634,7 @@ check.progress()
 #
 # - **Which kind is best.** Eighty steps and one seed say how a training begins. A difference of a few points between two rows is inside their intervals.
 # - **Anything about photographs**: [07t](07t_photographs.ipynb) puts three connectors between OpenAI's CLIP and GPT-2.
-# - **Early fusion.** Chameleon needs an image tokenizer and a transformer trained from nothing: [07b](07b_early_fusion.ipynb) builds it, with a budget of its own, since it can't be compared with these four.
+# - **Early fusion.** Chameleon needs an image tokenizer and a transformer trained from nothing: [07b](07b_early_fusion.ipynb) builds it (read it after 09), with a budget of its own, since it can't be compared with these four.
 # - **Which data suits which kind.** All four were trained on captions and questions: [07c](07c_which_data.ipynb) compares four sets.
 # - **What deep fusion costs a large model.** Here the new layers are of the language model's own order of size.
 #

@@ -292,12 +292,12 @@ plots.show_images(torch.cat([val.images[:5], *copies]), size=96)
 # Upper row: held-out images. Middle row: what their 16 tokens keep without the restart; lower row: with it.
 #
 # **Compare the two rows of the table**: codes in use, their perplexity, and the error where objects are. Without a restart the codes that win in the first steps
-# take all the work: the encoder moves towards them, and what is not chosen gets no gradient. Look at what is still lost: neighbouring colours, and the tips of
-# a shape. No reader of these tokens can know what they don't hold.
+# take all the work: the encoder moves towards them, and what is not chosen gets no gradient. Look at what is still lost: neighbouring colours, the tips of
+# a shape, sometimes the shape. No reader of these tokens can know what they don't hold.
 #
 # ## 3. One vocabulary
 #
-# The words keep their ids; behind them stand the 512 image codes, and two marks, *begin* and *end of image*. Two kinds of row, twice as many of the first:
+# The words keep their ids; behind them stand the 512 image codes, and two marks, *begin* and *end of image*. Two kinds of row, about twice as many of the first:
 #
 # - **reading**: `begin` 16 codes `end`, then turns of question and answer. Each reads the image and itself, not the other turns.
 # - **drawing**: a caption, then `begin` 16 codes `end`.
@@ -359,8 +359,8 @@ def mixed_batch(vocabulary, codes, data, batch_size=16, per_row=8, blind=0.1):
 #
 # The model is 09's Llama. Chameleon's authors found that their larger models diverged: words and image codes compete in one softmax, each
 # makes itself heard by larger norms, and attention logits grow until training breaks. Their remedy is a LayerNorm of every
-# head's query and key, with a learnt scale. A logit $q \cdot k / \sqrt h$ is then bounded by $\sqrt h$ times the two scales,
-# however large the weights become.
+# head's query and key, with a learnt scale. A logit $q \cdot k / \sqrt h$ is then bounded by about $\sqrt h$ times the two scales
+# (and what the LayerNorm's shifts add), however large the weights become.
 #
 # It stands between the projection and RoPE, so it can be put *behind the projection*, and 09's attention stays as it is.
 #
@@ -539,13 +539,17 @@ plots.show_images([*val.images[:5], *drawn[:5]], [c[0] for c in val.captions[:5]
 # **There is no oracle here.** Elsewhere in the course the oracle reads the scene in words; this model was never trained to. For the drawings the true image and the tokenizer's copy
 # are the ceilings.
 #
-# The live run is short. In the run saved here, what it gains over *blind* is nearly all in one type of question, the digits; where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
+# The live run is short. In the run saved here, what it gains over *blind* is nearly all in one type of question, the digits (on relations it is below *blind*); where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
 # made of whole objects, but few of these are the caption's.
 #
-# **Recorded, three seeds**, six times as many steps (`vlm-lite study early_fusion --seeds 3`): mean, lowest and highest of each measure of this page.
+# **Recorded, three seeds**, six times as many steps for the answers and drawings, twice for the tokenizers, three times for the last section's pair (`vlm-lite study early_fusion --seeds 3`): mean, lowest and highest seed.
 
 # %%
-recorded = pd.DataFrame(load_study("early_fusion")["summary"]).drop(columns="VQA: oracle").T
+recorded = (
+    pd.DataFrame(load_study("early_fusion")["summary"])
+    .drop(columns="VQA: oracle")
+    .T[["mean", "low", "high"]]
+)
 assert recorded["low"]["VQA: vlm"] > recorded["high"].filter(regex="VQA: [bs]").max()
 recorded.round(2)
 
@@ -606,7 +610,7 @@ bounds = {k: [value for _, value in each.figures["logit bound"]] for k, each in 
 plots.losses(bounds, "bound of the attention logits", ylabel="|q| |k| / √h", every=10)
 
 # %% [markdown]
-# Read the figure: with the norm the bound moves only as its learnt scales do; without it the bound is free. The line above it says whether this mattered to
+# Read the figure: with the norm the bound moves only as its learnt scales do; without it the bound is free. The figure ends at four fifths of the steps. The line above it says whether this mattered to
 # the loss *here*: four layers and a few dozen steps. Chameleon saw the divergence with billions of parameters, late in training, so equal losses here are no argument against the norm.
 #
 # ## What you showed

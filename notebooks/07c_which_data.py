@@ -56,8 +56,8 @@ print(describe(profile, compute, notebook="07c_which_data"))
 # **You will build** four training sets about the same images, which differ only in what is said, and one row of a table: a connector, a training
 # set, one budget, and what came of it.
 #
-# **You will be able to show** which parts of the advice hold in this world over two seeds, and which don't; what reasoning in steps adds to a
-# training set; and what each connector costs.
+# **You will be able to show** which parts of the advice hold in this world over two seeds, and which don't; how
+# far training sets that differ only in their words lie apart; and what each connector costs.
 #
 # **Reading time:** 10 minutes. One live row of the table; the other rows are recorded (`vlm-lite study fusion --seeds 2`).
 # <!-- figures -->
@@ -191,7 +191,7 @@ made = comparison_row("Q-Former", parts, train, val, sets["captions + VQA"], **r
 family.rows({live: result}, f"{live}, after {recipe['steps']} steps")
 
 # %% [markdown]
-# The three bars are one model: its answers with the image, with another question's image, and without one.
+# The bars are one model, asked half of the record's questions: without an image, with another question's image, with its own.
 #
 # ## 4. Four connectors, four sets
 #
@@ -247,15 +247,15 @@ for metric in (*titles, "instructions followed"):
     display(pd.DataFrame(columns))
 
 # %% [markdown]
-# **Captions alone teach answering about as well as questions do.** For linear and resampler they are better in both seeds, for the Q-Former neither is, and cross-attention gains three to four points from questions. No caption holds a question. But the language model could answer before this training, from scenes in words; it lacked the image, and a caption names everything in it. A one-word answer tells the connector one fact about the image, a caption a dozen.
+# **Captions alone teach answering about as well as questions do.** For linear and resampler they are better in both seeds (for the resampler by a handful of questions), for the Q-Former neither is, and cross-attention gains three to four points from questions. No caption holds a question. But the language model could answer before this training, from scenes in words; it lacked the image, and a caption names everything in it. A one-word answer tells the connector one fact about the image, a caption a dozen.
 #
-# **Conversations come last, for each of the four, in both seeds**, some below *blind*. Their replies are of five kinds, a word, a list, three sentences, and much in them can be told without the image (*there is a … in the …*). Perhaps the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already. Here nothing has been read before.
+# **Conversations come last, for each of the four, in both seeds**, some below *blind*. Their replies are of several kinds, a word, a list, three sentences, and much in them can be told without the image (*there is a … in the …*). Perhaps the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already. Here nothing has been read before.
 #
-# **Relations are learnt from none of these sets.** They are 63 questions for yes or no; in steps and without, the figures are near a coin's, or far below it where the last word is neither. `shapes-vlm`, the same model as 03's after ten times the steps of twice as many images, answers 78%.
+# **Relations are learnt from none of these sets.** They are 63 questions for yes or no; in steps and without, the figures are near a coin's, or far below it where the last word is neither. `shapes-vlm`, 03's model after 1,040 steps of 32 images, answers 78% (03).
 #
 # ## 5. Does the advice hold?
 #
-# It can be read in two ways. *For this connector, take this set*: then of the four sets it should bring the best answers. *For this set, take this connector*: then of the four connectors it should be best at what the set teaches. **Holds** means ahead of each of the others in every seed; **fails** means that one of the others, the one named, is ahead in every seed.
+# It can be read in two ways. *For this connector, take this set*: then of the four sets it should bring the best answers. *For this set, take this connector*: then of the four connectors it should be best at what the set teaches. **Holds** means ahead of each of the others in every seed; **fails** means that one of the others, the one named, is ahead in every seed. Of two equal rows one is so in half of the cases: with two seeds, read it with care.
 
 # %%
 advice = {
@@ -352,7 +352,7 @@ print(
 #
 # ## What you showed
 #
-# - Four training sets about the same images, and 19 rows at one budget, each beside its own shuffled and blind score.
+# - Four training sets about the same images, and 19 rows at one budget, recorded with shuffled and blind scores.
 # - That popular advice about connectors and data can be put to a test: in this world half of its readings fail, and a quarter holds.
 #
 # ## What this does not show

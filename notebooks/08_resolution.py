@@ -116,7 +116,7 @@ diagrams.resolutions({name: view(page) for name, view in lesson.VIEWS.items()}, 
 # A page holds **one handwritten digit of 16 pixels**, and shapes that don't matter. *Which digit is it?* A page may be 64, 96, 128 or 192 pixels wide;
 # the digit stays as small as it is. An encoder of 64 pixels needs the page resized, and then a digit on the largest page has 5 pixels.
 #
-# More pixels are more tokens. Here is the table of the lecture that this course implements, 224 to 672 pixels in patches of 14, beside our pages in patches of 16. Every side grows by the same factors, so both columns of tokens do.
+# More pixels are more tokens. Here are sides that are common in practice, 224 to 672 pixels in patches of 14, beside our pages in patches of 16. Both columns of sides grow by the same factors, so both columns of tokens do.
 #
 # The last column is a control: can 5 pixels show a digit at all? Each held-out digit, *alone* and resized, is compared with 1,229 training digits, and gets the value of the nearest.
 
@@ -507,7 +507,7 @@ ways = {"square": (square, "square"), "interpolated": (square, "whole")}
 ways |= {"tiles": (square, "tiles"), "2D RoPE": (dynamic, "whole")}
 rows = []
 for side in SIDES:
-    images, values = pages.digit_pages("val", side, 200 if full_size else 8, rng)
+    images, values = pages.digit_pages("val", side, 100 if full_size else 8, rng)
     for way, (model, view) in ways.items():
         crops, start = [VIEWS[view](image) for image in images], perf_counter()
         found = torch.no_grad()(model.eval())(crops)
@@ -518,7 +518,8 @@ for side in SIDES:
             rows.append((way, reader, side, tokens // share, *hits, ms))
 names = "way, reader, pixels, tokens, right, another page, ms".split(", ")
 table = pd.DataFrame(rows, columns=names)
-means = table.drop(columns="pixels").groupby(names[:2]).mean().sort_values(["tokens", "right"])
+means = table.drop(columns="pixels").groupby(names[:2]).mean()
+means = means.sort_values(["tokens", "right"], ascending=[True, False])
 means["front"] = means.right > means.right.cummax().shift(fill_value=0)
 display(table.pivot(index=names[:2], columns="pixels", values=["right", "tokens"]).round(2))
 display(means.round(2))
@@ -526,29 +527,29 @@ figure = figures.Figure(width=720, height=320, label="digits read", layout="cons
 left, right = figure.subplots(1, 2, sharey=True)
 looks = zip("ov^s", (figures.BLUE, figures.VERMILLION, figures.GREEN, figures.ORANGE), strict=True)
 for (way, own), (mark, colour) in zip(table.groupby("way", sort=False), looks, strict=True):
-    left.plot("pixels", "right", mark + "-", color=colour, mfc="none", label=way, data=own[::2])
+    left.plot("pixels", "right", mark + "-", color=colour, label=way, data=own[::2])
     for reader, fill in (("all", "full"), ("merged", "none")):
         right.plot(*means.loc[(way, reader), ["tokens", "right"]], mark, c=colour, fillstyle=fill)
 front = {"zorder": 0, "label": "Pareto front", "data": means[means.front]}
 right.plot("tokens", "right", "--", color="0.6", **front)
 left.set(xlabel="page (pixels)", ylabel="share of digits read", xticks=SIDES, ylim=(0, 1.03))
-right.set(xlabel="tokens, mean of sizes (hollow: merged by four)", xscale="log")
+right.set(xlabel="tokens, mean of sizes (filled: all; hollow: merged)", xscale="log")
 right.set(xticks=(4, 16, 64), xticklabels=("4", "16", "64"))
 figure.legend(loc="outside lower center", ncols=5)
 figure
 
 # %% [markdown]
-# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. What is missing seems to be **tokens**: on the largest page each of the 16 patches holds nine of its squares of 16 pixels, and a resized digit lies anywhere in its patch, beside other things. Longer training might help; it can't add tokens.
+# - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. Resized, a digit is of a size that was not trained, lies anywhere in its patch, and on the largest page shares it with nine squares' worth of other things. Longer training on resized pages might help; it can't add tokens.
 # - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
-# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
+# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen: there it reads hardly more than chance, with more tokens than any other. Tiles also take nearly twice as long as the page in full. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
 # - **RoPE** reads all sizes with one set of weights and no table.
 # - **Merged.** A quarter of the tokens for the reader, at the same cost in the encoder. It costs tiles most: 0.61 at 192, where interpolated pages, with nearly as many tokens, keep 0.93.
 #
-# The **Pareto front** holds the ways for which no other reads more with fewer tokens, averaged over the four sizes.
+# The **Pareto front** holds the ways for which no other reads more with as many tokens or fewer, averaged over the four sizes.
 #
 # ## 7. At the border
 #
-# Input that can't be read must raise an error where it comes in, with a sentence that helps. Which of these would pass without a check, and what would the model then say?
+# Input that can't be read must raise an error where it comes in, with a sentence that helps.
 
 # %%
 for what, attempt in {
@@ -588,7 +589,7 @@ check.progress()
 #
 # - [ ] I can say what `cu_seqlens` holds, and why no padding is needed.
 # - [ ] I can write a rotation with its partner, and say what it keeps.
-# - [ ] I can compute the tokens of a 672 x 448 image for each of the four ways.
+# - [ ] I can compute the tokens of a 672 x 448 image for each of the four ways, with patches of 14 and tiles of 224.
 # - [ ] I know what a thumbnail is for.
 #
 # ## To answer in words

@@ -131,7 +131,7 @@ mrope_positions = check.mrope_positions(mrope_positions)
 places.same_positions(mrope_positions)
 
 # %% [markdown]
-# (The paper goes on after the largest number. `transformers` goes on after the larger *side* of the grid: the same, as here, unless a clip has more frames than its side has merged fours.)
+# (The paper goes on after the largest number. `transformers` goes on after the larger *side* of the grid: the same, as here, unless a clip has more frames than the larger side of its merged grid.)
 #
 # ## 2. Points as words
 #
@@ -244,7 +244,7 @@ def two_rates(model, lr):
 full_size = profile.name != "smoke"  # what the text says of results holds at full size
 vision = CLIP.from_pretrained(resolve_model(profile.vision_model))
 train = encode_shapes(vision, "train", min(profile.train_images, 2000))
-val = encode_shapes(vision, "val", min(profile.val_images, 300))
+val = encode_shapes(vision, "val", min(profile.val_images, 200))
 
 
 def shipped():  # 04's model after a longer training
@@ -297,8 +297,8 @@ class Placed(nn.Module):
 # %% [markdown]
 # ## 5. To point
 #
-# Three kinds of request, drawn at random for each image: a thing with a unique name (*point to the red circle*), a kind of thing (*point to the red shapes*: every one, in reading order; *nothing* where there is none), and *how many red shapes are there?*, to be answered by a number. So that
-# counting in both ways is trained alike.
+# Three kinds of request, drawn at random for each image: a thing with a unique name (*point to the red circle*), a kind of thing (*point to the red shapes*: every one, in reading order; *nothing* where there is none), and *how many red shapes are there?*, to be answered by a number. So
+# both ways of counting are trained, pointing by more requests.
 
 
 # %% tags=["save"]
@@ -402,7 +402,7 @@ captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for
 places.marked(val.images[numbers[:5]], captions, found["with places"], truth)
 
 # %% [markdown]
-# The circle is the thing that was asked for, the cross the model's answer. (A median of *inf*: most answers have no point.) **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or has to guess; without any image it gives no point.
+# The circle is the thing that was asked for, the cross the model's answer. (A median of *inf*: most answers have no point.) **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or guesses, or (one in four) gives none; without any image it gives no point.
 #
 # *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: the captions that taught this connector speak of quarters of an image, not of cells. The rows are there, LoRA is there; what each patch's vector lacks, it seems, is its cell in a form that so few steps can use.
 #
@@ -423,7 +423,7 @@ for view, x in {"own": features, "shuffled": features.roll(1, 0), "blind": None}
     pointed[view] = ask_points(pointing, x, prompts["each"])
     said = {"by pointing": [str(len(p)) for p in pointed[view]]}
     said["by a number"] = pointing.generate(x, prompts["number"], 3)
-    said["by a number, before this page"] = answering.generate(x, prompts["number"], 3)
+    said["by a number, before this training"] = answering.generate(x, prompts["number"], 3)
     table[view] = {name: np.mean(np.array(answers) == number) for name, answers in said.items()}
     table[view]["by pointing, and each point right"] = all_right(pointed[view], truth).mean()
 counts = pd.DataFrame(table)
@@ -435,7 +435,7 @@ captions = [f"{prompts['each'][k][10:-8]} {number[k]} there" for k in shown]
 places.marked(val.images[[each[k][0] for k in shown]], captions, said, right)
 
 # %% [markdown]
-# **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
+# **Pointing is not more accurate here**: in the run saved here a number is right a little more often, and before this page's training more often still. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing (*blind* gets the questions with nothing to point at, and no other). A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
 #
 # The commonest number alone is right about half of the time: hold every figure of this table against it.
 #
@@ -473,7 +473,7 @@ def went_left(x):
 
 
 # %%
-clips, moved, others = pages.moving_clips("val", 100 if full_size else 6, rng, others=True)
+clips, moved, others = pages.moving_clips("val", 60 if full_size else 6, rng, others=True)
 pairs = torch.stack([moved, others], dim=1).sort(dim=1).values  # the order tells nothing
 ground = torch.tensor(BACKGROUND, dtype=torch.uint8).view(3, 1, 1)
 orders = {"in order": clips, "shuffled frames": torch.stack([c[rng.permutation(3)] for c in clips])}
@@ -491,7 +491,7 @@ display(motion.round(2))
 places.tracks(clips[0], follow(pointing, clips[:1], pairs[:1])[0], [SHAPES[k] for k in pairs[0]])
 
 # %% [markdown]
-# **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
+# **In order**, nearly every clip is answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in five is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. **Another clip's** frames give either shape about equally often. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
 #
 # The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give.
 #
@@ -525,7 +525,7 @@ check.progress()
 #
 # - M-RoPE's three numbers are those of Qwen2-VL in `transformers`.
 # - New tokens take new rows, and every old row stays as it was, bit for bit.
-# - A VLM that answers in words learns to point in 120 steps once each patch says where it stands; without that it doesn't, with the same rows and LoRA.
+# - A VLM that answers in words learns to point in 120 steps once each patch says where it stands; without that it hardly does, with the same rows and LoRA.
 # - Points can be parsed, scored by distance and refused where they are bad.
 #
 # ## What this does not show

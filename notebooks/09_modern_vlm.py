@@ -497,11 +497,11 @@ check.same_values("tokens ", generate(mine, ids, mask, mine.encode(pixels), 12),
 # %% [markdown]
 # ## 8. Trained on Shapes
 #
-# (Your prediction: 300 + 31 vectors with the cache, 300 + 301 + … + 331 = 10,096 without, 30 times as many.)
+# (The answer: 300 + 31 vectors with the cache, 300 + 301 + … + 331 = 10,096 without, 30 times as many.)
 #
 # **Where the weights start.** The Llama starts from nothing: it has to learn what the questions mean, too. The vision encoder takes the first three blocks of `shapes-clip`, the CLIP of
 # [01](01_clip_infonce.ipynb) (its last block works for the class token alone). Two of CLIP's parts have no counterpart here: the class token is left out, and the LayerNorm in front of the
-# first block becomes a constant scale. The features stay nearly the same (a cosine of 0.99, which a test keeps). Then everything is trained.
+# first block becomes a constant scale. The features stay nearly the same (cosine 0.99; a test checks it). Then everything is trained.
 #
 # **The loop** is 03's `train_vlm`, as it is, with 03's recipe for twice as many steps: it asks for `model(images, ids, mask, labels)` and a tokenizer. A row is an image and four turns that don't read one
 # another, each with the image tokens in front. One row in ten loses its image (its image tokens are masked), so that the *blind* control below is asked of a model that knows such rows.
@@ -566,7 +566,7 @@ plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out i
 # random weights and has read 7,680 rows. 03's had learnt to read scenes in words before it met an image; SmolLM2 has read two trillion tokens (Ben Allal et al. 2025).
 #
 # **Is my loss normal?** It falls fast at first (the words of captions, then which answers are possible), and slowly after. *Flat from the start*: do the image tokens of each row agree with the images, and is every label
-# -100 but the answers? *Far below*: do turns read each other? The mask must be `text.block_mask`.
+# -100 but the answers? *Far below*: do turns read each other? The mask must keep each from the others (03's `text.block_mask`).
 
 # %% [markdown]
 # ## 9. Where SmolVLM2-256M spends
@@ -601,7 +601,7 @@ display(spent.round(2))
 plots.share_bars(spent, title="Where SmolVLM2-256M spends")
 
 # %% [markdown]
-# **Most parameters are the language model's; nearly all the arithmetic of an image is the vision encoder's**: it has 1,024 positions where the language model reads 64. One tile costs as much as some 850 new words.
+# **Most parameters are the language model's (embeddings and head included); nearly all the arithmetic of an image is the vision encoder's**: it has 1,024 positions where the language model reads 64. One tile costs as much as some 850 new words.
 #
 # What pixel shuffle saves is on the language model's side. Say an image comes as 17 tiles (a grid of 4 x 4, and a small copy of the whole). For each position, the cache holds keys and values in 30 layers, for 3 groups of 64
 # numbers, 2 bytes each:
@@ -622,7 +622,7 @@ saved.round(1)
 # ## What you showed
 #
 # - Each part, the logits and the greedy text equal those of `transformers`, with the same weights.
-# - Queries and keys turned by RoPE see distances alone, and a cache changes nothing but the time.
+# - Queries and keys turned by RoPE see distances alone, and with a cache the text is the same.
 # - Trained from a CLIP's ViT and a Llama of random weights, the model uses the image: with another image it falls back.
 # - 256,484,928 parameters: two in five are the language layers', and 94% of a tile's arithmetic is the encoder's.
 #

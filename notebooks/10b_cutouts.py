@@ -178,7 +178,7 @@ pd.Series([each.kind for each in cutouts]).value_counts().to_frame("cut-outs")
 #
 # - **same**: cut-outs of the training, newly composed. Right answers need no more than memory of the cut-out.
 # - **another**: of a name with several photographs, the last one. The name is known, the photograph is not.
-# - **new**: one name of seven of each kind. No training text holds it, so no model can say it; its *kind* it can.
+# - **new**: one name of seven of each kind. No training text teaches it; its *kind* can be told all the same.
 
 
 # %% tags=["save"]
@@ -339,13 +339,13 @@ print(f"caption: {said}\noracle:  {told}")
 pd.DataFrame(asked, columns=["type", "question", "answer"])
 
 # %% [markdown]
-# ## 6. The world, and what a blind model gets of it
+# ## 6. The world, and what the commonest answer gets of it
 #
 # `make_world` goes through the cut-outs in turn, so that all are shown, and draws everything else from one generator for each image: **the same seed, split, number and count
 # make the same image on every machine**, whatever was made before it. Its table has the columns of the other data sets of this course (VQA v2's ten answers among them),
 # so the same evaluation takes it.
 #
-# **Predict first:** a model without the image always gives the commonest answer to a question's type. Which types does that answer best?
+# **Predict first:** suppose that the commonest answer to a question's type is always given. Which types does that answer best? (A blind *model* can do better: it reads the question, which may name the thing.)
 
 
 # %% tags=["save"]
@@ -400,11 +400,11 @@ blind.map("{:.0%}".format).replace("nan%", "")
 
 # %% [markdown]
 # *How many*: in *train* and *same* half of the images show one thing, so "There is one." is right half of the time; in *another* and *new* all do, hence 100%, and no questions about places (a gap). Otherwise names are many, and the commonest is seldom right. *Kind* has eight answers, but in the real packages
-# not as many cut-outs of each: 10 therefore scores it **balanced**, the mean over the kinds, where one answer for all gets an eighth.
+# not as many cut-outs of each: 10 therefore scores it **balanced**, the mean over the kinds, where one answer for all gets one in so many kinds.
 
 # %%
 kinds = pd.Series([each.kind for each in split["new"]]).value_counts(normalize=True)
-print(f"the commonest kind, of new things: {kinds.max():.0%}; balanced: {1 / len(kinds):.1%}")
+print(f"the commonest kind, of new things: {kinds.max():.1%}; balanced: {1 / len(kinds):.1%}")
 n = sum(len(images) for images, *_ in worlds.values())
 print(
     f"HEADLINE: {n} images of {len(known)} known and {len(names['new'])} new names, right by construction"

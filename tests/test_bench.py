@@ -34,13 +34,15 @@ def test_the_ratio_of_two_models_is_ours_over_theirs_and_they_must_do_the_same_w
     assert 2 < row["value"] < 3.5 and row["aim"] == "1.1 or less" and row["met"] is False
     with pytest.raises(AssertionError):
         bench.compare("pair", model(0), model(0, bias=0.1), FP32, 1)
+    bench.compare("both precisions", model(0), model(0), BF16, 1)
+    assert [each["name"][-8:] for each in timing.ROWS[1:]] == [" float32", "bfloat16"]
 
 
 @pytest.mark.slow
 def test_every_part_runs_in_its_small_form_and_its_rows_reach_the_record_and_the_page(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(bench, "get_compute", lambda: BF16)
+    monkeypatch.setattr(bench, "get_compute", lambda: FP32)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "data").mkdir()

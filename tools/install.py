@@ -124,7 +124,9 @@ def on_top(python, locked):
 
 def pip(python, arguments, environment=None):
     """pip install, with errors and a line every `EVERY` seconds; stops the set-up with a hint where pip fails."""
-    command = [str(part) for part in (python, "-m", "pip", "install", "-qq", *arguments)]
+    command = [
+        str(part) for part in (python, "-m", "pip", "install", "-qq", "--no-compile", *arguments)
+    ]
     started, free = time.monotonic(), shutil.disk_usage(ROOT).free
     process = subprocess.Popen(
         command,

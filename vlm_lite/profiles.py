@@ -1,7 +1,7 @@
 """The one knob: which world a notebook runs in (`Profile`), and on what device and precision (`Compute`).
 
-`tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 64
-images and a few steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
+`tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 32
+images and two steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
 `tiny` is the default, on a GPU as well: `t4` downloads gigabytes, and is chosen by hand. Nothing is probed, and torch is
 not imported, before a function here is called.
 """
@@ -21,22 +21,22 @@ vision_model            shapes-clip  openai/clip-vit-base-patch16               
 language_model          shapes-gpt2  openai-community/gpt2                       shapes-gpt2
 vlm_model               shapes-vlm   HuggingFaceTB/SmolVLM2-256M-Video-Instruct  shapes-vlm
 image_size              64           224                                         64
-train_images            8000         5000                                        64
-val_images              1000         1000                                        64
-contrastive_images      8000         5000                                        64
-contrastive_batch_size  64           128                                         16
-contrastive_steps       360          1500                                        4
+train_images            8000         5000                                        32
+val_images              1000         1000                                        24
+contrastive_images      8000         5000                                        32
+contrastive_batch_size  64           128                                         8
+contrastive_steps       360          1500                                        2
 contrastive_lr          1e-3         5e-4                                        1e-3
-vit_batch_size          64           64                                          16
-vit_steps               800          800                                         4
+vit_batch_size          64           64                                          8
+vit_steps               800          800                                         2
 vit_lr                  2e-3         2e-3                                        2e-3
-connector_batch_size    16           64                                          16
-connector_per_row       4            6                                           4
-connector_steps         240          1500                                        4
+connector_batch_size    16           64                                          8
+connector_per_row       4            6                                           2
+connector_steps         240          1500                                        2
 connector_lr            1e-2         3e-4                                        1e-2
 num_query_tokens        16           32                                          16
-stage_images            8000         5000                                        64
-stage_batch_size        32           64                                          16
+stage_images            8000         5000                                        32
+stage_batch_size        32           64                                          8
 stage_steps             120,40,60    600,600,600                                 2,2,2
 download_gb             0.0          3.5                                         0.0
 """  # learning rates are peaks; download_gb is an estimate

@@ -60,7 +60,7 @@ def run_rehearse(options):
         print(f"written to {options.json}")
 
 
-def rehearse(profile, *, steps, batch_size):
+def rehearse(profile, *, steps, batch_size, questions=64):
     """Run t4's path on a rehearsal's `profile`, print each part's time as it ends, and return the figures.
 
     Returns {"stages": {name: {"seconds", "per_second"}}, "memory_gb", "gpu_memory_gb" or None, ...}.
@@ -135,7 +135,7 @@ def rehearse(profile, *, steps, batch_size):
     for name, history in histories.items():
         note(f"stage {name}, a step", history.seconds[-1] / steps, plan[name]["batch_size"])
     # At t4's sizes a CPU needs tenths of a second for each word.
-    asked = {"images": 64, "questions": 64, "words": 32 if compute.device == "cuda" else 4}
+    asked = {"images": 64, "questions": questions, "words": 32 if compute.device == "cuda" else 4}
     scores = {
         name: timed(
             "evaluate",
