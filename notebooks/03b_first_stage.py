@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 836e7f943fd360f75487aa926e970415dcab785050ae38953f96db2742c4f074
+#     outputs_of: 64dd1f0a7aec6a187a157d05258acd7b44cb677a675f44bf0235e5ff114a66d0
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage
@@ -306,7 +306,7 @@ widths = vision.feature_width, language_model.config.hidden_size
 connector = QFormerConnector(*widths, num_query_tokens=profile.num_query_tokens)
 held_out = val.features[:200], [five[0] for five in val.captions[:200]], tokenizer
 before = caption_recall(FirstStage(connector, len(tokenizer)), *held_out)
-recipe = {"steps": min(75, profile.connector_steps), "batch_size": 32, "lr": 5e-3}
+recipe = {"steps": min(40, profile.connector_steps), "batch_size": 32, "lr": 5e-3}
 stage, history = train_first_stage(connector, train.features, train.captions, tokenizer, **recipe)
 after = caption_recall(stage, *held_out)
 print(f"R@5 of 200 held-out captions: {before:.1%} before, {after:.1%} after (chance 2.5%)")
@@ -319,7 +319,7 @@ plots.losses(curves, "the first stage")
 # %% [markdown]
 # **ITC and ITG learn, ITM hardly does.** Contrastive, the queries find their caption among two hundred; for generation they
 # give away most of its words. Matching stays near $\ln 2 = 0.69$, a coin's toss: the wrong captions are chosen to be hard, and
-# one that differs in a single word needs more than 75 steps (the record below has 150). BLIP-2 took 250,000.
+# one that differs in a single word needs more than 40 steps (the record below has 150). BLIP-2 took 250,000.
 #
 # ## 4. Does it take a Q-Former?
 #

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 0bc7d2a292c1f85cc624fb81827c1aa7e70ce4176f4421b9ea33b703f08d12ad
+#     outputs_of: cd8d2ad507be681fae4f195e6af99c35f8c9a761308606ab1534cd776e446be7
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion

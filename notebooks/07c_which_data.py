@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: ffa7fd004397a04f968c5f7c0391382bce400d0490e99340c6e8b7d896e65971
+#     outputs_of: b7a8b406f437473e796771c27193dd48fc98520866773c6915a6be82f4eee88f
 #     title: Which connector for which data?
 #     builds: four training sets of one world, and 19 rows of connectors by data at one budget
 #     lesson: comparison

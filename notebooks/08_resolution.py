@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 857c243b505877453dc206860862baebe74c35b228a2221768336e7b501abe16
+#     outputs_of: 24ff1a8837a23eca1510fa3a230ece8f7e716c3262f01366a2bb6f0955fe8c7c
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution
@@ -533,7 +533,7 @@ for (way, own), (mark, colour) in zip(table.groupby("way", sort=False), looks, s
 front = {"zorder": 0, "label": "Pareto front", "data": means[means.front]}
 right.plot("tokens", "right", "--", color="0.6", **front)
 left.set(xlabel="page (pixels)", ylabel="share of digits read", xticks=SIDES, ylim=(0, 1.03))
-right.set(xlabel="tokens, mean of sizes (filled: all; hollow: merged)", xscale="log")
+right.set(xlabel="mean tokens (filled: all; hollow: merged)", xscale="log")
 right.set(xticks=(4, 16, 64), xticklabels=("4", "16", "64"))
 figure.legend(loc="outside lower center", ncols=5)
 figure
@@ -543,7 +543,7 @@ figure
 # - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
 # - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen: there it reads hardly more than chance, with more tokens than any other. Tiles also take nearly twice as long as the page in full. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
 # - **RoPE** reads all sizes with one set of weights and no table.
-# - **Merged.** A quarter of the tokens for the reader, at the same cost in the encoder. It costs tiles most: 0.61 at 192, where interpolated pages, with nearly as many tokens, keep 0.93.
+# - **Merged.** A quarter of the tokens for the reader, at the same cost in the encoder. It costs tiles most: 0.69 at 192, where interpolated pages, with nearly as many tokens, keep 0.96.
 #
 # The **Pareto front** holds the ways for which no other reads more with as many tokens or fewer, averaged over the four sizes.
 #

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: bb03f3a667d214996fd121199b8d91baf89662f348967c29cb3280a2477e42f8
+#     outputs_of: 29c3b301022cd854c0a154fb0c0a60b8986d320f68c60d31d961493aae83bb98
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: e7db33ade07867e2f8127b2c41be1cd6e110c30e16661e38882ba1732ec5424d
+#     outputs_of: b2f96528cba10b2608d122a32e8fee0a44f8054d2e8ff026cfa0b936768dc63b
 # ---
 
 # %% [markdown]

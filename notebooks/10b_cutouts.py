@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 1d98b27cb22bfe6ccae9f9ab93c6ec5264b9eb32c2ee5cc903331c514f96c737
+#     outputs_of: b535e0dda6b49c595b4ae6aab1cc3d6f73b2f339c6c01fd199c44c32bfe49d20
 #     title: A photographic world
 #     builds: images of cut-outs on photographs, whose captions, questions and answers are right by construction
 #     lesson: cutouts

@@ -144,5 +144,5 @@ def test_notebook_00_runs_against_the_installed_wheel_from_an_empty_folder(wheel
     code += f"    assert str(p).startswith({str(site)!r}), p"
     notebook.cells.append(nbformat.v4.new_code_cell(code))
     environment = {"PYTHONPATH": str(site), "VLM_LITE_HOME": str(tmp_path / "home")}
-    run = execute.run_notebook(notebook, environment=environment)
+    run = execute.run_notebook(notebook, profile="smoke", environment=environment)
     assert run.failure is None, f"cell {run.failure.cell}: {run.failure.error}"
