@@ -472,8 +472,8 @@ def watch(model):
     return {"R@5 of 200": recall_at_k(similarity_of(model, val_images[:200]), 5)}
 
 
-model = make_clip(tokenizer, seed)  # a finished run starts afresh; an interrupted one goes on
-before = similarity_of(model)  # (1000, 1000) cosines
+model = make_clip(tokenizer, seed)  # from the start again, if you run this cell a second time
+before = similarity_of(model)  # (1000, 1000)
 print(recipe := profile.contrastive)
 history = train_clip(model, images, input_ids, **recipe, seed=seed, evaluate=watch)
 after = similarity_of(model.cpu())

@@ -112,7 +112,7 @@ def leftmost_task(split, count, axis="col", seed=0):
 
 
 def pixel_values(images):
-    """uint8 (B, 3, S, S) -> floats, normalised by about the mean and the std of these images."""
+    """uint8 (B, 3, S, S) -> floats, normalised: (x - mean) / std."""
     return (images / 255 - 0.12) / 0.14
 
 

@@ -17,7 +17,7 @@
 #     lesson: [qformer, vlm]
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm, results/qformer_connector.json,
 #             results/qformer_queries.json]
-#     outputs_of: 0a51885423bc9dc14aac6d1c5be2f1f812929e0fad502b0b560f0fb365fd613b
+#     outputs_of: 5bee4510f90aa6b9b1c3480e5d45407a2812d79b2ab6a75f53057c8a751dad2f
 # ---
 
 # %% [markdown]

@@ -89,8 +89,7 @@ family.tree()
 # The words are not used alike: some surveys (Wadekar et al. 2024) call image vectors at the input *early*, because no layer of the language model comes before. Here the image encoder decides: where one was trained apart, fusion is not early.
 
 # %%
-with pd.option_context("display.max_colwidth", None):
-    display(family.models())
+family.models().style  # uncut
 
 # %% [markdown]
 # **Often said, and wrong.** *Molmo is early fusion*: it has CLIP and a connector, so it is late. *Qwen2-VL's naive deduplication*: it is naive dynamic **resolution** ([08](08_resolution.ipynb)). *SmolVLM2 hears audio*: it takes text, images and video. *LLaVA compresses 256

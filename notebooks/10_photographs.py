@@ -168,7 +168,7 @@ if is_real:
     print(real.licences())
 else:
     print("SMALL PARTS: a random encoder, shapes-gpt2 and drawn cut-outs. The code is rehearsed;")
-    print("its scores mean nothing, and the record of the real parts is shown beside them.")
+    print("its scores mean nothing, and the record of the real parts is shown in their place.")
 parts = real_parts() if is_real else small_parts()
 for part in (parts.vision, parts.language_model):
     count = sum(p.numel() for p in part.parameters())
@@ -370,7 +370,7 @@ if recorded and not is_real:
 print(f"scores of {which}: {source}")
 controls = ("vlm", "blind", "shuffled", "blank", "oracle")
 named = {name: Interval(*scores[f"same, what: {name}"]) for name in controls}
-plots.controls_bars(named, title="What is in the image? Word for word")
+plots.controls_bars(named, title=f"What is in the image? Word for word, {which}")
 
 # %% [markdown]
 # The same for every type of question; with the small parts, figure and table show the record of the real ones (`vlm-lite study photographs_real`). *What at* asks for the thing in a named quarter of an image with

@@ -135,7 +135,8 @@ def rehearse(profile, *, steps, batch_size, questions=64):
     for name, history in histories.items():
         note(f"stage {name}, a step", history.seconds[-1] / steps, plan[name]["batch_size"])
     # At t4's sizes a CPU needs tenths of a second for each word.
-    asked = {"images": 64, "questions": questions, "words": 32 if compute.device == "cuda" else 4}
+    on_gpu = compute.device == "cuda"
+    asked = {"images": 64, "questions": questions, "words": 32 if on_gpu else 4}
     scores = {
         name: timed(
             "evaluate",
@@ -145,7 +146,6 @@ def rehearse(profile, *, steps, batch_size, questions=64):
         for name, each in models.items()
     }
     scores = {name: {k: v[0] for k, v in each.items()} for name, each in scores.items()}
-    on_gpu = compute.device == "cuda"
     result = {
         "stages": found,
         "batch_size": batch_size,
