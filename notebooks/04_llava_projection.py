@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 63190b95b1808df82377e4bdb2ceb420ec35948676e286c9c6fcd1c6789c0b1c
+#     outputs_of: 2a52d22c00dfc8a91d578e2a804475b224a4f6f5bbff856f19f53d74946182b3
 # ---
 
 # %% [markdown]

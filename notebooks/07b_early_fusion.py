@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 7faa5417025847d2ddf700e1246374e2f676ebe41e26a29d3505d97666211485
+#     outputs_of: 2044138a9f7406861b17464687e4e0a18194523849525196fa80cacb41d83d9b
 #     title: Early fusion
 #     builds: an image tokenizer with a codebook, and one transformer that reads and draws images
 #     lesson: early
