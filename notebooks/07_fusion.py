@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: cd8d2ad507be681fae4f195e6af99c35f8c9a761308606ab1534cd776e446be7
+#     outputs_of: 2013ff2d35c936bc7c2152bbf14831825a74745e85c8fa1519175fed518cef9d
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion

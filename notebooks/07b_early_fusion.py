@@ -539,7 +539,7 @@ plots.show_images([*val.images[:5], *drawn[:5]], [c[0] for c in val.captions[:5]
 # **There is no oracle here.** Elsewhere in the course the oracle reads the scene in words; this model was never trained to. For the drawings the true image and the tokenizer's copy
 # are the ceilings.
 #
-# The live run is short. In the run saved here, what it gains over *blind* is nearly all in one type of question, the digits (on relations it is below *blind*); where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
+# The live run is short. In the run saved here, what it gains over *blind* is nearly all in one type of question, the digits (elsewhere it is at *blind*); where *vlm* and *shuffled* overlap, nothing is shown yet. Its drawings are
 # made of whole objects, but few of these are the caption's.
 #
 # **Recorded, three seeds**, six times as many steps for the answers and drawings, twice for the tokenizers, three times for the last section's pair (`vlm-lite study early_fusion --seeds 3`): mean, lowest and highest seed.

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 24ff1a8837a23eca1510fa3a230ece8f7e716c3262f01366a2bb6f0955fe8c7c
+#     outputs_of: db45654c3c872ebd1c0f42f4e412b0bec55b0ae418faea5e51f01a1c0221aa7f
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution

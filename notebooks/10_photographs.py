@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: b2f96528cba10b2608d122a32e8fee0a44f8054d2e8ff026cfa0b936768dc63b
+#     outputs_of: 9adbfd91e813d967f7f7e36a2002eb93348bec3db2b3c9a5976b1ca6af2abddf
 # ---
 
 # %% [markdown]
