@@ -348,7 +348,7 @@ pd.DataFrame(row).T
 # **Sequence packing.** Several turns about one image share a row, so its prefix is computed once. `text.block_mask` finds the turns by their labels: each
 # reads itself and the prefix, or a caption would give the answers away.
 #
-# **The proof.** Below the class, `transformers` computes the loss itself, with labels of -100 for the prefix. Loss and logits must be equal.
+# **The proof.** Below the class, `transformers` computes loss and logits itself, with labels of -100 for the prefix: they must agree.
 
 
 # %% tags=["save-vlm"]
@@ -448,7 +448,7 @@ check.alone_as_together(model, val.features[:8], [turns[-1][0] for turns in val.
 # Two prompts without an image to compare with (section 8 explains the other columns):
 #
 # - **blind**: the question alone. What it gets right comes from priors (which answer usually follows such a question) and luck.
-# - **oracle**: the scene in words, then the question. Connectors hardly pass it.
+# - **oracle**: the scene in words, then the question. Few connectors pass it.
 
 # %%
 captions = {"before training": model.generate(val.features[5:8], [CAPTION_PROMPT] * 3, 48)}
@@ -574,7 +574,7 @@ plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.
 # %% [markdown]
 # With its image the model is far above blind, with another near it: the answers come from the image. In the saved captions, the 8 moves into the cross's corner,
 # and the orange cross takes the blue square's shape: 00's binding. *Relation* questions, about two objects at once, gain little. `shapes-vlm`, shipped with the course,
-# is this model after 1,040 steps of 32 images. On 1,000 questions: relation 78%, bridge score 0.89 (`vlm-lite study shapes_vlm`; 00 asks others).
+# is this model after 1,040 steps of 32 images. On 1,000 questions: relation 78%, bridge score 0.89 (`vlm-lite study shapes_vlm`).
 #
 # ## 9. On which patch does an answer depend?
 #
@@ -606,7 +606,7 @@ table
 # ## What you showed
 #
 # - With the same weights your Q-Former equals `Blip2QFormerModel`; loss and logits of your VLM are those of `transformers`.
-# - Eight prompts of different lengths get the same answers together as alone.
+# - Prompts of different lengths get the same answers together as alone.
 # - After a short training, half of what this language model could know comes through.
 #
 # ## What this does not show

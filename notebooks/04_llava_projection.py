@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 2a52d22c00dfc8a91d578e2a804475b224a4f6f5bbff856f19f53d74946182b3
+#     outputs_of: 0a25f40985ac75a551507f232f1107f2e553781a03c0468e35bb998d3b3f46e7
 # ---
 
 # %% [markdown]
@@ -362,7 +362,7 @@ with torch.no_grad():
 # into the second, with a *response-format prompt* ("Answer the question using a single word or phrase."), and puts several questions about an image into one row.
 #
 # The lecture that this course implements makes VQA a stage of its own. So our stages are 0 nothing, 1 captions, 2 conversation, 3 VQA, and beside them **mixed**: from the
-# checkpoint of stage 1, conversations, captions and VQA together, in the record for as many steps as stages 2 and 3, here for half. Both read the same questions, every second one with the response-format
+# checkpoint of stage 1, conversations, captions and VQA together, for as many steps as stages 2 and 3 (here half). Both read the same questions, every second one with the response-format
 # prompt and the others as `question: … answer:`.
 #
 # A row holds `per_row` conversations about one image, put together by `pack`. Its mask keeps them from reading each other, so that no answer can be copied from a neighbour.
@@ -437,8 +437,7 @@ stages = plan(profile.stage_steps, profile.stage_batch_size)
 stages["mixed"]["steps"] //= 2  # here; the record has them all
 talks, study = instructions.stage_talks(train), load_study("llava_stages")
 models, histories = run_stages(model, train.features, talks, stages)
-seconds = [round(each.seconds[-1]) for each in histories.values()]
-display(pd.DataFrame(stages).T.assign(seconds=seconds))
+display(pd.DataFrame(stages).T.assign(seconds=[h.seconds[-1] for h in histories.values()]))
 plots.loss_curve(histories["captions"], band=study["band"], ylabel="loss on answer tokens (nats)")
 
 # %% [markdown]
@@ -501,7 +500,7 @@ pd.DataFrame(scores).T.map(str)
 # in words, it answers with some seeds; with others it captions (0.10 to 0.60 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
 # does not train, the model partly forgets.
 #
-# **Mixed** starts from the captions checkpoint, reads the data of all three stages and takes half of their steps here. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from stage 3's.
+# **Mixed** starts from the captions checkpoint, reads the data of all three stages, here in half of their steps. It keeps what stage 3 loses, and its VQA accuracy is not distinguishable from stage 3's.
 #
 # ## 8. Read the answers
 #
