@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: twelve silent bugs of vision-language models, each with its cost as a score and a test that catches it
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: 4e6f202e5e98592e86b4f649339e6feee67b8873ee6f5f6e16f594f2dc36f606
+#     outputs_of: 5181b098ecbc061aaea5fe8e0f500e7e474833ab9e31943e79c5197898d1f934
 # ---
 
 # %% [markdown]
@@ -487,7 +487,8 @@ def orthogonalise(m):
 
 def seconds_a_step(dtype):
     m = (gradient / gradient.norm()).to(dtype)
-    return min(timeit.repeat(lambda: orthogonalise(m), number=1, repeat=3))
+    repeat = 3 if dtype.itemsize == 2 else 20  # fp32 is quick: so a busy machine does no harm
+    return min(timeit.repeat(lambda: orthogonalise(m), number=1, repeat=repeat))
 
 
 def test_half_precision_is_not_much_slower(dtype):

@@ -25,7 +25,7 @@ train_images            8000         5000                                       
 val_images              1000         1000                                        24
 contrastive_images      8000         5000                                        32
 contrastive_batch_size  64           128                                         8
-contrastive_steps       360          1500                                        2
+contrastive_steps       360          1500                                        4
 contrastive_lr          1e-3         5e-4                                        1e-3
 vit_batch_size          64           64                                          8
 vit_steps               800          800                                         2
