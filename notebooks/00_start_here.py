@@ -540,7 +540,7 @@ for my_question in my_questions:
 # tests what you wrote and returns it if it is right. If not, it says what is wrong and returns the course's own, so that
 # the cells below run all the same.
 #
-# `profile`, in the first code cell, sets the sizes. `tiny` is the course as described here. `smoke` takes 32 images and a few
+# `profile`, in the first code cell, sets the sizes. `tiny` is the course as described here. `smoke` takes a few dozen images and a few
 # steps: it shows that the code runs, and its scores mean nothing.
 #
 # ## Do you have a T4?

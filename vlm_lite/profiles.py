@@ -1,7 +1,7 @@
 """The one knob: which world a notebook runs in (`Profile`), and on what device and precision (`Compute`).
 
-`tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with 32
-images and two steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
+`tiny` is the embedded Shapes world, offline on any CPU; `t4` is real photographs on a GPU; `smoke` is `tiny` with a
+few dozen images and a few steps, which shows that code runs and never how well; `rehearsal` does the same for `t4`, at its sizes.
 `tiny` is the default, on a GPU as well: `t4` downloads gigabytes, and is chosen by hand. Nothing is probed, and torch is
 not imported, before a function here is called.
 """
@@ -23,7 +23,7 @@ vlm_model               shapes-vlm   HuggingFaceTB/SmolVLM2-256M-Video-Instruct 
 image_size              64           224                                         64
 train_images            8000         5000                                        32
 val_images              1000         1000                                        24
-contrastive_images      8000         5000                                        32
+contrastive_images      8000         5000                                        64
 contrastive_batch_size  64           128                                         8
 contrastive_steps       360          1500                                        4
 contrastive_lr          1e-3         5e-4                                        1e-3
