@@ -557,7 +557,7 @@ family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {m
 # **Without an image all four are the same model**: *blind* and *oracle* are equal in every row, because nothing in the frozen language model was changed. So each row's *vlm* may be compared with the others', and with its own *shuffled*:
 # what an answer gains from *its* image and not from any image.
 #
-# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`), and this one's is not among them; the expert is ahead of all here, by more than the intervals of this one run. What is sure is the price: the expert trains thirty times as many
+# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`), and this one's is not among them; the expert is ahead of all here, and its interval hardly touches the MLP's. What is sure is the price: the expert trains thirty times as many
 # parameters as the projector that it contains, and cross-attention is the only one whose text stays as short as it was.
 #
 # **Is my loss normal?** Projector and expert fall from the start. Resampler and cross-attention first wait on a plateau near 0.7, where an answer follows its question alone, and leave it after some fifty steps. One that never leaves it: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
