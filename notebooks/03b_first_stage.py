@@ -319,7 +319,7 @@ plots.losses(curves, "the first stage")
 # %% [markdown]
 # **ITC and ITG learn, ITM hardly does.** Contrastive, the queries find their caption among two hundred; for generation they
 # have begun to give away its words. Matching stays near $\ln 2 = 0.69$, a coin's toss: the wrong captions are chosen to be hard, and
-# one that differs in a single word needs more than 40 steps (the record below has 150). BLIP-2 took 250,000.
+# one that differs in a single word needs more steps than that. BLIP-2 took 250,000.
 #
 # ## 4. Does it take a Q-Former?
 #
