@@ -382,7 +382,8 @@ ids, mask = text.prompt_batch(tokenizer, [turns[-1][0] for turns in val.turns[:8
 seen = val.features[:8]  # (8, 16, 128)
 with torch.no_grad():
     alone = language_model(**flamingo.inputs(None, ids, mask)).logits
-    assert torch.equal(flamingo.language_model(**flamingo.inputs(seen, ids, mask)).logits, alone)
+    closed = flamingo.language_model(**flamingo.inputs(seen, ids, mask)).logits
+check.same_values("with images, gates at 0: logits ", closed, alone, 0)
 flamingo(seen, ids, mask, ids).backward()
 grads = {name: p.grad for name, p in flamingo.named_parameters() if p.requires_grad}
 moved = [name for name, grad in grads.items() if grad is not None and grad.any()]
@@ -470,7 +471,7 @@ with torch.no_grad():
         check.random_weights(expert.expert)
     assert not torch.allclose(cogvlm(seen, ids, mask), right)
     found, right = (each(None, ids, mask) for each in (cogvlm, prefix))
-    assert torch.equal(found, right)
+    check.same_values("other experts, text alone: logits ", found, right, 0)
 
 # %% [markdown]
 # ## 5. Side by side

@@ -176,8 +176,8 @@ pack = check.pack(pack)
 
 patches, places, cu_seqlens = pack(shown)
 grids = torch.tensor([(1, side // PATCH, side // PATCH) for side in SIDES])  # frames, rows, columns
-assert torch.equal(places, vision_utils.get_vision_position_ids(grids, 2))
-assert torch.equal(cu_seqlens, vision_utils.get_vision_cu_seqlens(grids).long())
+check.same_values("places ", places, vision_utils.get_vision_position_ids(grids, 2), 0)
+check.same_values("cu_seqlens ", cu_seqlens.int(), vision_utils.get_vision_cu_seqlens(grids), 0)
 print(f"patches {tuple(patches.shape)}, cu_seqlens {cu_seqlens.tolist()}")
 
 # %% [markdown]
@@ -210,7 +210,7 @@ q, k, v = torch.randn(3, len(patches), 4, 24)
 image = torch.repeat_interleave(torch.arange(4), cu_seqlens.diff())  # of each token
 mask = image[:, None] == image[None]  # (T, T), block-diagonal
 whole = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), mask)
-torch.testing.assert_close(packed_attention(q, k, v, cu_seqlens), whole.transpose(0, 1))
+check.same_values("attention ", packed_attention(q, k, v, cu_seqlens), whole.transpose(0, 1))
 print(f"{mask.float().mean():.0%} of {len(mask)} x {len(mask)} pairs are allowed")
 
 # %% [markdown]
@@ -247,7 +247,7 @@ def rope_2d(x, positions):
 rope_2d = check.rope_2d(rope_2d)
 
 theirs = check.qwen2_vl_rotary(q, places)  # transformers' classes for Qwen2-VL's vision encoder
-torch.testing.assert_close(rope_2d(q, places), theirs, atol=1e-5, rtol=1e-5)
+check.same_values("turned queries ", rope_2d(q, places), theirs, 1e-5)
 
 
 def scaled(x, positions):  # as often written: each number times cos and sin, without its partner
@@ -295,7 +295,7 @@ embeddings = vision.vision_model.embeddings  # of transformers' CLIP, with the s
 with torch.no_grad():
     theirs = embeddings.interpolate_pos_encoding(torch.empty(1, 1 + 6 * 9, 128), 96, 144)
     mine = interpolate_positions(embeddings.position_embedding.weight[1:], 6, 9)
-torch.testing.assert_close(mine, theirs[0, 1:])
+check.same_values("positions of 6 x 9 patches ", mine, theirs[0, 1:])
 
 # %% [markdown]
 # ## 5. Tiles and pixel shuffle
@@ -357,13 +357,13 @@ pixel_shuffle = check.pixel_shuffle(pixel_shuffle)
 x = torch.randn(2, 12 * 12, 5)
 for factor in (2, 3, 4):
     theirs = Idefics3Connector.pixel_shuffle(None, x, factor)  # SmolVLM has the same function
-    assert torch.equal(pixel_shuffle(x, factor), theirs)
+    check.same_values(f"pixel shuffle by {factor} ", pixel_shuffle(x, factor), theirs, 0)
 packed = by_block(x[0].view(12, 12, 5))  # in Qwen2-VL's order
 merged = rearrange(packed, "(n four) d -> n (four d)", four=4)
-assert torch.equal(merged, pixel_shuffle(x)[0])
+check.same_values("Qwen2-VL's merge ", merged, pixel_shuffle(x)[0], 0)
 
 # %% [markdown]
-# The last assertion: **Qwen2-VL's 2 x 2 merge is pixel shuffle.** In packed order it needs no more than putting each four in a row.
+# The last line: **Qwen2-VL's 2 x 2 merge is pixel shuffle.** In packed order it needs no more than putting each four in a row.
 #
 # ## 6. One encoder, four ways to read
 #

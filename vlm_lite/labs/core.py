@@ -152,9 +152,9 @@ def same_outputs(mine, theirs, x):
     same_values(f"{names}: {tuple(x.shape)} -> ", found, right)
 
 
-def same_values(what, found, right):
-    """Prove that two tensors are the same to 1e-4, and say so in a line that begins with `what`; else AssertionError."""
-    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+def same_values(what, found, right, close=1e-4):
+    """Prove that two tensors are the same to `close`, and say so in a line that begins with `what`; else AssertionError."""
+    torch.testing.assert_close(found, right, atol=close, rtol=close)
     gap = (found - right).abs().max()
     print(f"{what}{tuple(found.shape)}, largest difference {gap:.0e}")
 
