@@ -41,7 +41,7 @@ help:  ## list the targets
 course: $(READY)  ## run notebooks 00 to 10 on tiny; pages in build/course/index.html (ALL=1: companions too; CPU=plain: as without bf16)
 	@$(PY) tools/course.py $(if $(ALL),--all) $(if $(RECORD),--record)
 
-test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate and every notebook, in one pytest call
+test: $(READY) $(GRADE_READY)  ## lint, unit tests, the .py/.ipynb gate, notebooks 00 to 10 and companions on smoke, in one pytest call
 	@$(call timed,$(PYTEST) --nbmake --nbmake-timeout=3600 notebooks tests)
 
 check: $(READY)  ## the fast part of the tests

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 2013ff2d35c936bc7c2152bbf14831825a74745e85c8fa1519175fed518cef9d
+#     outputs_of: f0d1d7cbb35d8149568c400ff44a590bfb27ebfd224ea40f074113452732a723
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: db45654c3c872ebd1c0f42f4e412b0bec55b0ae418faea5e51f01a1c0221aa7f
+#     outputs_of: 0de5588fb47ab3faf0281587ab79fc89460c12181e791701b7eac989a70e208a
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 29c3b301022cd854c0a154fb0c0a60b8986d320f68c60d31d961493aae83bb98
+#     outputs_of: e51281a43758c3c8cce61541b3129abbe3ca061db2565498b27d3cd22d245597
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing

@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # So far everything was small enough to train here. Now the parts are real: **EfficientNet-Lite0** with its ImageNet weights as the vision
 # encoder (4.7M parameters with its classifier), and **SmolLM2-135M-Instruct** as the language model. Both start frozen. You train the connector between them, then a LoRA of the language model as well, in a
-# quarter of an hour on two CPU cores with bf16 (longer without), and ask it about photographs.
+# quarter of an hour on two CPU cores with bf16 (half an hour on plain ones), and ask it about photographs.
 #
 # **You will build** the connector and its two trainings; everything else is the saved code of [03](03_qformer_gpt2.ipynb), as it is.
 #

@@ -1,6 +1,7 @@
 """The tests run in the tiny world, offline, on two threads, and leave nothing in the user's cache folder."""
 
 import atexit
+import functools
 import os
 import shutil
 import signal
@@ -36,3 +37,19 @@ def own_precision():
     state = sys.modules.get("accelerate.state")
     if state and state.AcceleratorState._shared_state:
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Run together with the tests, companion notebooks (00b, 07c) are on `smoke`; alone, every notebook is on `tiny`.
+
+    Their saved runs are of their present code on `tiny`, which test_notebooks.py sees to.
+    """
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.name[2] != "_":
+            item.runtest = functools.partial(on_smoke, item.runtest)
+
+
+def on_smoke(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_LITE_PROFILE", "smoke")
+        run()

@@ -422,7 +422,7 @@ def page(path, root=ROOT):
     text = re.sub(r"(git clone https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{slug}", text)
     for target, what in (
         ("course", "notebooks 00 to 10, with pages in build/course/ (ALL=1: companions too)"),
-        ("test", "lint, unit tests, and every notebook, companions too"),
+        ("test", "lint, unit tests, notebooks 00 to 10, and companions on smoke"),
     ):
         line = f"make {target:8} # {what}: {minutes_of(target, root)}"
         text = _filled(rf"^make {target} +#[^\n]*$", line, text)

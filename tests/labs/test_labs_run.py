@@ -113,7 +113,7 @@ def reports(tmp_path_factory):
             {**copy.deepcopy(code), "id": "one-at-a-time", "source": extra, "metadata": {}}
         )
         (folder / f"{name}.ipynb").write_text(build.dumps(made), encoding="utf-8")
-    return {report["lab"]: report for report in grade([folder], jobs=1, seconds=1000, whole=True)}
+    return {report["lab"]: report for report in grade([folder], jobs=2, seconds=1000, whole=True)}
 
 
 @pytest.mark.slow
