@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
     Their saved runs are of their present code on `tiny`, which test_notebooks.py sees to.
     """
     for item in items:
-        if item.path.suffix == ".ipynb" and item.name[2] != "_":
+        if item.path.suffix == ".ipynb" and item.path.name[2] != "_":
             item.runtest = functools.partial(on_smoke, item.runtest)
 
 
