@@ -22,7 +22,7 @@ from vlm_lite.labs.grade import grade
 
 LABS = build.labs()
 each_lab = pytest.mark.parametrize("name", LABS)
-MARKED = "05_evaluation"  # which takes nbgrader least time
+MARKED = "05_evaluation"  # by nbgrader in `make test`
 # Filled in one at a time, each answer must make its own check pass and no other. In the notebook's own names; a later
 # cell gets what the notebook would go on with, the course's own where an answer is missing.
 ONE_AT_A_TIME = """
