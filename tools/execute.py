@@ -95,7 +95,6 @@ def run_notebook(notebook, *, profile="tiny", environment=None):
     environment = {
         **os.environ,
         "VLM_LITE_PROFILE": profile,
-        "PYTHONDONTWRITEBYTECODE": "1",
         # Without ipywidgets, which would save widget state, tqdm warns and then draws its bar as text.
         "PYTHONWARNINGS": "ignore:IProgress not found",
         **(environment or {}),

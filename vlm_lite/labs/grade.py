@@ -310,7 +310,6 @@ def _run(cells, places, folder, seconds, check_seconds, profile, threads):
         "VLM_LITE_HOME": str(Path(folder, "home")),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     client = _client(notebook, work)
     verdicts, problems = {}, {}
