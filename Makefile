@@ -68,7 +68,7 @@ demo: $(READY)  ## build docs/demo, the page to play with: the model as ONNX and
 	ort-wasm-simd-threaded.mjs $(CURDIR)/docs/demo/ort/ && gzip -9nc ort-wasm-simd-threaded.wasm \
 	> $(CURDIR)/docs/demo/ort/ort-wasm-simd-threaded.wasm.gz
 
-real:  ## real pretrained parts and photographs, proved, and notebooks 10 and 04t on them, in a venv of its own (RECORD=1 SEEDS=3: its record)
+real:  ## real pretrained parts and photographs, proved, and notebooks 09, 10 and 04t on them, in a venv of its own (RECORD=1 SEEDS=3: its record)
 	@$(MAKE) real-parts VENV=.venv-real
 
 real-parts: $(READY)

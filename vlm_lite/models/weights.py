@@ -112,6 +112,9 @@ def load_pretrained(from_pretrained, folder_or_id, *, exact=True, **options):
             f"example {wrong[0]}{''.join(other)}. Use the config.json that belongs to these weights, or make or download "
             "them again."
         )
+    if head := model.get_output_embeddings():
+        # Where gradients flow, PyTorch multiplies a strided slice (`logits_to_keep`) with a frozen head row by row.
+        head.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     return model.eval()
 
 
