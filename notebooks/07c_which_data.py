@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: b7a8b406f437473e796771c27193dd48fc98520866773c6915a6be82f4eee88f
+#     outputs_of: c2663a4622f8144a422ce742370b5bee2d75afe560e383da43ae5bf22e5ea115
 #     title: Which connector for which data?
 #     builds: four training sets of one world, and 19 rows of connectors by data at one budget
 #     lesson: comparison

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 3705f0c68457452c0877b692d9425e162b2e303b0a9bd6e445d2fc7511417177
+#     outputs_of: 2abc45dd67c1e6734c7a8b6ee08a81fd04ff7b7236fcde144539673874545dbe
 #     title: A small modern VLM
 #     builds: SmolVLM's architecture, from RMSNorm to generation with a KV cache, equal to transformers' and trained on Shapes
 #     lesson: modern

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: b535e0dda6b49c595b4ae6aab1cc3d6f73b2f339c6c01fd199c44c32bfe49d20
+#     outputs_of: 5b5f93db53e8ebfeac6d16d43bcaf572c669387b2c2f9c683f0dc5a4c39d52cd
 #     title: A photographic world
 #     builds: images of cut-outs on photographs, whose captions, questions and answers are right by construction
 #     lesson: cutouts
