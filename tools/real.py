@@ -76,14 +76,12 @@ def main():
     for name, profile in {"09_modern_vlm": "smoke", "10_photographs": "tiny"}.items():
         notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
         target = ROOT / "build" / f"{name}_real.ipynb"  # which git ignores
-        options = {"profile": profile, "environment": {"VLM_LITE_REAL": "1"}}
-        run = execute.run_notebook(notebook, **options)
+        run = execute.run_notebook(notebook, profile=profile, environment={"VLM_LITE_REAL": "1"})
         target.parent.mkdir(exist_ok=True)
         jupytext.write(notebook, target)
         if run.failure:
             raise SystemExit(f"cell {run.failure.cell} failed: {run.failure.error}. See {target}.")
-        took = f"{run.seconds:.0f} s, {run.peak_mb:.0f} MB"
-        print(f"notebook {name[:2]} with real parts: {took}, {target}", flush=True)
+        print(f"{target}: {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
