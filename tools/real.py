@@ -59,8 +59,7 @@ def proofs(parts):
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         best = int(vision.model(vision.pixel_values(pixels)).argmax())
         right += name in timm.data.ImageNetInfo().index_to_description(best).lower()
-    what = f"the vision encoder's own classifier names {right} of {len(CLASSES)} cut-outs"
-    yield what, right > len(CLASSES) / 2
+    yield f"the vision encoder's own classifier names {right} of 6 cut-outs", right > 3
 
 
 def main():
@@ -70,18 +69,18 @@ def main():
     except UserError as error:
         raise SystemExit(str(error)) from error
     for what, holds in proofs(parts):
-        print(f"{'yes' if holds else 'NO '}  {what}", flush=True)
+        print(f"{'yes' if holds else 'NO '}  {what}")
         if not holds:
             raise SystemExit(1)
     for name, profile in {"09_modern_vlm": "smoke", "10_photographs": "tiny"}.items():
-        notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
-        target = ROOT / "build" / f"{name}_real.ipynb"  # which git ignores
+        notebook = jupytext.read(ROOT / f"notebooks/{name}.py")
+        target = ROOT / f"build/{name}_real.ipynb"  # which git ignores
         run = execute.run_notebook(notebook, profile=profile, environment={"VLM_LITE_REAL": "1"})
         target.parent.mkdir(exist_ok=True)
         jupytext.write(notebook, target)
         if run.failure:
             raise SystemExit(f"cell {run.failure.cell} failed: {run.failure.error}. See {target}.")
-        print(f"{target}: {run.seconds:.0f} s, {run.peak_mb:.0f} MB", flush=True)
+        print(f"{target}: {run.seconds:.0f} s, {run.peak_mb:.0f} MB")
 
 
 if __name__ == "__main__":
