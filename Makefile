@@ -72,7 +72,7 @@ real:  ## real pretrained parts and photographs, proved, and notebooks 09, 10 an
 	@$(MAKE) real-parts VENV=.venv-real
 
 real-parts: $(READY)
-	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) tools/real.py)
+	@$(if $(RECORD),$(PY) -m vlm_lite study photographs_real --seeds $(or $(SEEDS),1),$(PY) -u tools/real.py)
 	@$(if $(RECORD),,REAL_HOME=$$($(PY) -c "from vlm_lite.files import home; print(home())") \
 	$(PY) -m pytest -q tests/lessons/test_coco.py -k "any_encoder and 04t")
 

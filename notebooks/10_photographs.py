@@ -16,7 +16,7 @@
 #     builds: a connector between real pretrained models, its training on photographs, and its controls
 #     lesson: photographs
 #     reads: [zoo/shapes-gpt2, results/photographs_real.json]
-#     outputs_of: 565cd7caa015fa06ca017880804b48a88cab14baa7c2ce77b848d6b3391d3b2b
+#     outputs_of: d3d3f6ac23b343351924d0f5c67ce366176d44aa410f4e02cbc7e1c7d7b2f5e3
 # ---
 
 # %% [markdown]
@@ -441,8 +441,9 @@ if recorded:
     for kind in ("how many", "is there", "where"):  # not clear of blind
         assert means[f"same, {kind}: vlm, low"] < means[f"same, {kind}: blind, high"]
 said = [f"{k}: " + ", ".join(f"{n} {x:.0%}" for n, x in v.items()) for k, v in which.items()]
-print("HEADLINE: things named word for word,", said[0 if is_real else -1])
-print("Beside it,", said[-1 if is_real else 0])
+headline, *beside = said if is_real else reversed(said)
+print("HEADLINE: things named word for word,", headline)
+print("Beside it,", *beside)
 
 # %% [markdown]
 # ## What has been shown, with the real parts
