@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 0a25f40985ac75a551507f232f1107f2e553781a03c0468e35bb998d3b3f46e7
+#     outputs_of: 9e59e4e89c78a6bfa6eb10390b4efb96d7c0ed8b817f95c3e5cd587835392bb0
 # ---
 
 # %% [markdown]
@@ -487,7 +487,7 @@ def evaluate(model, data, images=100, questions=300):
 
 
 # %% tags=["thumbnail"]
-scores = {name: evaluate(each, val, images=50, questions=150) for name, each in models.items()}
+scores = {name: evaluate(each, val, images=40, questions=100) for name, each in models.items()}
 first, last, kept = (scores[name] for name in ("captions", "VQA", "mixed"))
 print(f"HEADLINE: mixed stage, VQA {kept['VQA'].value:.2f}, form {kept['form'].value:.2f}")
 if profile.name != "smoke":  # what is said below
