@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="00_start_here"))
 #
 # **Reading time:** 15 minutes. One exercise, 5 minutes.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 2.0 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 1 min (0.5 with bf16) and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** nothing. A little Python helps; PyTorch you can pick up on the way.
 

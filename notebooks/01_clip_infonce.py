@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="01_clip_infonce"))
 #
 # **Reading time:** 25 minutes. Six exercises, 58 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 1 min (1 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2 min (1 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** PyTorch modules, softmax, cross-entropy. Notebook [00](00_start_here.ipynb) shows where this leads.
 #

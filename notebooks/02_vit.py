@@ -57,7 +57,7 @@ print(describe(profile, compute, notebook="02_vit"))
 #
 # **Reading time:** 25 minutes. Six exercises, 51 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 1 min (1 with bf16) and 1.8 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2 min (1 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** PyTorch modules, softmax, cross-entropy, LayerNorm. Cells tagged `save` are copied
 # into the package, as `vlm_lite/lessons/vit.py`; the recorded studies import them from there.

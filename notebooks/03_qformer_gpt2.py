@@ -62,7 +62,7 @@ print(describe(profile, compute, notebook="03_qformer_gpt2"))
 #
 # **Reading time:** 25 minutes. Six exercises, 54 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 1.5 min (1.5 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2.5 min (1.5 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** attention, as in [02](02_vit.ipynb). Cells tagged `save` become `lessons/qformer.py`, `save-vlm` `lessons/vlm.py`. Photographs, OpenAI's CLIP and its GPT-2 come in [03t](03t_photographs.ipynb).
 

@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="04_llava_projection"))
 #
 # **Reading time:** 25 minutes. Five exercises, 33 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min (2 with bf16) and 2.0 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 3 min (2 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb): this notebook imports its `VLM` and `build_batch`. Photographs, and your own images, come in
 # [04t](04t_photographs.ipynb).

@@ -58,7 +58,7 @@ print(describe(profile, compute, notebook="05_evaluation"))
 #
 # **Reading time:** 25 minutes. Six exercises, 52 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 2.1 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 1 min (0.5 with bf16) and 2.2 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [00](00_start_here.ipynb), which asks this model its first questions. It is the shipped `shapes-vlm`, a
 # frozen CLIP and a frozen language model joined by a Q-Former ([03](03_qformer_gpt2.ipynb)); nothing is trained here.

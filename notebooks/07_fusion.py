@@ -58,7 +58,7 @@ print(describe(profile, compute, notebook="07_fusion"))
 #
 # **Reading time:** 20 minutes. Six exercises, 46 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 2 min (2 with bf16) and 2.0 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 2.5 min (2 with bf16) and 1.9 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [03, the Q-Former](03_qformer_gpt2.ipynb), whose `VLM` and loop are used again.
 

