@@ -37,6 +37,7 @@ def names(**more):
     }
 
 
+@pytest.mark.slow
 def test_the_cells_run_and_print_a_row_for_every_condition(smol, tmp_path, monkeypatch, capsys):  # noqa: F811
     import pooch
 

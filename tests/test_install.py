@@ -143,6 +143,7 @@ def test_a_package_index_out_of_reach_is_a_matter_of_the_network(failing_pip, li
         install.pip(failing_pip(*lines), ["nothing"])
 
 
+@pytest.mark.slow
 def test_pip_s_own_words_for_a_missing_version_are_the_ones_that_are_looked_for(tmp_path):
     """The real pip, offline, with one wheel in a folder and another version of it asked for."""
     import zipfile
@@ -200,6 +201,7 @@ def test_the_memory_is_the_container_s_where_that_is_less(tmp_path):
     assert whole == machine.memory_gb([tmp_path / "none"]) > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v limits nothing elsewhere")
 @pytest.mark.parametrize("command", [["-m", "vlm_lite", "doctor"], ["tools/course.py"]])
 def test_with_4_gb_of_address_space_a_line_says_what_to_do(command):
@@ -210,6 +212,7 @@ def test_with_4_gb_of_address_space_a_line_says_what_to_do(command):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v limits nothing elsewhere")
 def test_a_command_for_which_torch_does_not_fit_is_no_traceback():
     result = run_limited(1_500_000, "-m", "vlm_lite", "report", "shapes-vlm")

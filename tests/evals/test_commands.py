@@ -185,6 +185,7 @@ def test_the_json_does_not_take_the_place_of_what_is_read(files, name, capsys):
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_json_is_written_although_nobody_reads_what_is_printed(files, tmp_path):
     out = tmp_path / "x.json"
     command = [sys.executable, "-m", "vlm_lite", *files.arguments("pope"), "--json", str(out)]

@@ -197,6 +197,7 @@ def test_notebook_07t_trains_three_connectors_and_sets_each_beside_its_controls(
     assert len(shown) == 1
 
 
+@pytest.mark.slow
 def test_08t_counts_the_tiles_of_transformers_whatever_the_photograph():
     left = names("08t_photographs", None, [])
     sizes = [(640, 480), (480, 640), (500, 500), (640, 427), (375, 500), (612, 612), (640, 100)]
@@ -209,6 +210,7 @@ def test_08t_counts_the_tiles_of_transformers_whatever_the_photograph():
     assert left["resized"](Image.new("RGB", (640, 480)), 128).size == (128, 96)
 
 
+@pytest.mark.slow
 def test_notebook_08t_asks_in_every_way_with_its_controls(offline, smol, capsys, monkeypatch):  # noqa: F811
     left = names("08t_photographs", SimpleNamespace(vlm_model=str(smol)), [])
     left |= {"SIDE": 32, "WAYS": {"resized": (16, 32), "tiles": (64,)}}

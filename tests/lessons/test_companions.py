@@ -82,6 +82,7 @@ def test_a_mask_lets_through_what_its_loss_needs_and_nothing_else(
     assert torch.allclose(text, blind) != text_reads_image
 
 
+@pytest.mark.slow
 def test_a_wrong_caption_is_never_the_same_words_and_padding_is_not_learnt(tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))
     tokenizer = make_tokenizer()

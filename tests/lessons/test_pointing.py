@@ -116,6 +116,7 @@ def test_clips_without_frames_or_with_too_many_are_refused(model):
             pointing.follow(model, clips[:, [0] * frames], torch.zeros(1, 2, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_what_went_left_is_read_from_true_places_and_not_from_one_frame():
     clips, moved = pages.moving_clips("val", 40, np.random.default_rng(0))
     _, _, shapes, kinds = pages.cells("val")
