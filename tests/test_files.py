@@ -90,6 +90,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=2, max_size=4),
     st.sampled_from(

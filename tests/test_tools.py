@@ -257,6 +257,7 @@ def test_a_page_links_to_pages_says_what_its_figures_show_and_needs_no_network_f
     assert "<script" not in page and "cdnjs" not in page
 
 
+@pytest.mark.slow
 def test_every_formula_of_the_course_becomes_mathml():
     for path in notebooks.sources():
         texts = [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown"]

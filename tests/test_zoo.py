@@ -124,6 +124,7 @@ def test_hard_negatives_count_for_the_images_only():
     torch.testing.assert_close(zoo.info_nce_hard(u, v[:4], scale), info_nce(u, v[:4], scale))
 
 
+@pytest.mark.slow
 def test_the_zoos_clip_is_made_and_carded(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "PROFILES", {"tiny": PROFILES["smoke"]})
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))

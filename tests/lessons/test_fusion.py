@@ -160,6 +160,7 @@ def test_a_visual_expert_is_the_frozen_model_on_text_and_a_copy_at_first():
     )  # QKV and two layers of an MLP, each with a bias; the projector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns_and_counts_its_tokens(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("VLM_LITE_HOME", str(tmp_path))

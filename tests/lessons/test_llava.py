@@ -185,6 +185,7 @@ class Knowing:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looks", [True, False])
 def test_the_controls_hold_for_a_model_that_looks_and_for_no_other(data, looks, monkeypatch):
     vlm = small_vlm()

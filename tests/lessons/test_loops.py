@@ -87,6 +87,7 @@ def test_a_batch_larger_than_the_data_takes_all_of_it(name):
     assert trained(name, steps=1, batch_size=1000)[2][0] > 0
 
 
+@pytest.mark.slow
 @each_loop
 def test_an_interrupted_training_goes_on_to_the_same_weights_on_the_same_data(name, capsys):
     _, whole, losses = trained(name)

@@ -139,6 +139,7 @@ def test_of_two_shapes_the_named_one_goes_left_and_no_frame_tells_which():
     assert np.abs(columns / 400 - 0.25).max() < 0.08  # every column as often, in every frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["square", "tiles", "whole", "clips"])
 def test_training_goes_through_every_view(view):
     model = resolution.Encoder(rope=view in ("whole", "clips"), width=24, depth=1, num_heads=2)

@@ -57,6 +57,7 @@ def test_positions_start_small():
     assert vit.ViT(width=256).pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: vit.ViT(depth=1), vit.small_cnn])
 def test_a_model_learns_a_few_images_by_heart_also_from_batches_larger_than_the_data(make):
     torch.manual_seed(0)
