@@ -8,7 +8,6 @@ All are in Hugging Face layout (config.json, model.safetensors in fp16, tokenize
 """
 
 import json
-import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,17 +22,23 @@ from transformers import get_cosine_schedule_with_warmup
 from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import shapes
 from vlm_lite.data.tokenizer import make_tokenizer
-from vlm_lite.embed import embed_images, embed_strings, pixel_values, tokenize
+from vlm_lite.embed import embed_images, embed_strings
 from vlm_lite.encoded import probe
 from vlm_lite.files import UserError, atomic_dir, atomic_write, write_json
-from vlm_lite.lessons import clip, llava, reading
-from vlm_lite.lessons.negatives import hard_negative, replaced_word
+from vlm_lite.lessons import llava, reading
 from vlm_lite.lessons.retrieval import recall_at_k
-from vlm_lite.lessons.shipped import LONGER, ask_fixed, llava_parts, train_llava, train_long
+from vlm_lite.lessons.shipped import (
+    LONGER,
+    ask_fixed,
+    llava_parts,
+    train_llava,
+    train_long,
+    train_long_clip,
+)
 from vlm_lite.lessons.world import any_scene
 from vlm_lite.models.layout import save_clip, save_trained, to_transformers
 from vlm_lite.models.vlm import save_vlm
-from vlm_lite.optim import MuonAdamW, adamw
+from vlm_lite.optim import adamw
 from vlm_lite.profiles import PROFILES, get_compute
 
 GPT2 = dict(
@@ -74,14 +79,14 @@ def text_corpus(documents, *, seed=0):
     return (pad_sequence(parts, batch_first=True) for parts in zip(*made, strict=True))
 
 
-def fit(name, model, batches, loss_fn, *, steps, lr, seed, make_optimizer):
+def fit(model, batches, loss_fn, *, steps, lr, seed):
     """Train `model` on what `batches()` gives, a list of tensors; loss_fn(model, batch) -> (). Returns the History."""
     accelerator = Accelerator(**get_compute().for_accelerate)
-    optimizer = make_optimizer(model, lr)
+    optimizer = adamw(model, lr)
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     kept = {"every": 500, "log_every": 50, "settings": {"lr": lr}}
-    run = Checkpoint(f"zoo-{name}", model, optimizer, scheduler, seed=seed, **kept)
+    run = Checkpoint("zoo-gpt2", model, optimizer, scheduler, seed=seed, **kept)
     for _ in run.steps(steps):
         batch = [part.to(accelerator.device) for part in batches()]
         with accelerator.autocast():
@@ -141,7 +146,7 @@ def build_gpt2(folder, *, steps=12_000, documents=100_000, batch_size=32, lr=1e-
         return (loss * weight).sum() / weight.sum()
 
     settings = {"steps": steps, "lr": lr, "seed": seed}
-    history = fit("gpt2", model, batches, loss_fn, make_optimizer=adamw, **settings)
+    history = fit(model, batches, loss_fn, **settings)
     model.eval()
     with atomic_dir(folder) as temporary:
         model.half().save_pretrained(temporary)
@@ -188,62 +193,13 @@ Licence: Apache-2.0, like the course.
         file.write(page)
 
 
-ALMOST_RIGHT = (hard_negative, replaced_word)  # what makes the wrong captions
-
-
-def caption_batches(images, captions, tokenizer, batch_size):
-    """Batches for `fit`: different images, a caption of each, and behind these an almost right one of each.
-
-    images uint8 (N, 3, H, W); captions: N lists. The function returns (B, 3, H, W) and token ids (2 B, T).
-    """
-    counts = torch.tensor([len(each) for each in captions])
-    first, rng = counts.cumsum(0) - counts, np.random.default_rng(0)
-    texts = [text for each in captions for text in each]
-    texts += [change(text, rng) for change in ALMOST_RIGHT for text in texts]
-    ids = tokenize(texts, tokenizer)
-
-    def batches():
-        rows = torch.randperm(len(images))[:batch_size]
-        which = (torch.rand(batch_size) * counts[rows]).long() + first[rows]
-        made = torch.randint(1, len(ALMOST_RIGHT) + 1, (batch_size,))
-        return images[rows], ids[torch.cat([which, which + made * counts.sum()])]
-
-    return batches
-
-
-def info_nce_hard(image_embeds, text_embeds, logit_scale):
-    """InfoNCE in which each image must also tell its caption from almost right ones -> ().
-
-    image_embeds (B, P); text_embeds (2 B, P): the captions, then texts that are wrong for all of them. These count where
-    an image seeks its text; they seek no image themselves (NegCLIP, Yuksekgonul et al. 2023, section 4).
-    """
-    u, v = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
-    logits, target = logit_scale.exp() * u @ v.T, torch.arange(len(u), device=u.device)  # (B, 2 B)
-    of_texts = F.cross_entropy(logits[:, : len(u)].T, target)
-    return (F.cross_entropy(logits, target) + of_texts) / 2
-
-
-def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
-    """Train notebook 01's CLIP, longer, with Muon and almost right captions; write it to `folder`."""
-    started, profile = time.time(), PROFILES["tiny"]
-    tokenizer = make_tokenizer()
-    images, texts, _ = shapes.load_pairs("train", profile.train_images)
-    model = clip.make_clip(tokenizer, seed)
-
-    def loss_fn(model, batch):
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
-        pixels, ids = batch
-        embeds = model.encode_image(pixel_values(pixels)), model.encode_text(ids)
-        with torch.autocast(pixels.device.type, enabled=False):  # bf16 is too coarse for these
-            return info_nce_hard(*(each.float() for each in embeds), model.logit_scale.float())
-
-    settings = {"steps": steps, "lr": lr, "seed": seed}
-    batches = caption_batches(images, texts, tokenizer, batch_size)
-    history = fit("clip", model, batches, loss_fn, make_optimizer=MuonAdamW, **settings)
+def build_clip(folder, *, seed=0, **sizes):
+    """Train notebook 01's CLIP longer, as notebook 05b does; write it to `folder`. sizes: of `train_long_clip`."""
+    started, profile, tokenizer = time.time(), PROFILES["tiny"], make_tokenizer()
+    model, history = train_long_clip(seed, profile, **sizes)
     trained, scores = to_transformers(model), {}
-    for split, count in (("val", profile.val_images), ("novel", profile.val_images)):
-        images, texts, _ = shapes.load_pairs(split, count)
+    for split in ("val", "novel"):
+        images, texts, _ = shapes.load_pairs(split, profile.val_images)
         first = [five[0] for five in texts]
         u, v = embed_images(trained, images), embed_strings(trained, first, tokenizer)
         found = recall_at_k(u, v, torch.arange(len(first)), texts=first)
@@ -257,13 +213,7 @@ def build_clip(folder, *, steps=2000, lr=4e-3, batch_size=128, seed=0):
             temporary,
             "shapes-clip",
             "the CLIP of notebook 01, trained longer, with Muon and almost right captions",
-            {
-                "batch_size": batch_size,
-                "optimizer": "muon",
-                **settings,
-                "hard_negatives": True,
-                "images": profile.train_images,
-            },
+            {"steps": history.steps[-1], "seed": seed, **sizes},
             history,
             scores,
             started,

@@ -1,11 +1,52 @@
-"""A gallery one word apart, zero-shot classes, and step-by-step prompts with a paired interval.
+"""A gallery one word apart, step-by-step prompts with a paired interval, and how the shipped models were trained.
 
 Generated from notebooks/05b_retrieval_and_steps.py by `make notebooks`: edit the notebook.
 """
 
-import dataclasses
-
 import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import get_cosine_schedule_with_warmup
+
+from vlm_lite.checkpoint import Checkpoint
+from vlm_lite.data import shapes
+from vlm_lite.data.tokenizer import make_tokenizer
+from vlm_lite.embed import pixel_values, tokenize
+from vlm_lite.lessons.clip import make_clip, training_step
+from vlm_lite.lessons.clip_variants import CLIPWithNegatives, hard_negatives
+from vlm_lite.lessons.negatives import hard_negative, replaced_word
+from vlm_lite.optim import MuonAdamW
+from vlm_lite.profiles import PROFILES, get_compute
+
+
+def almost_right(captions, tokenizer):
+    """N lists of C captions -> token ids (N, 2 C, 2, T): each caption beside a wrong one, of either kind."""
+    rng, changes = np.random.default_rng(0), (hard_negative, replaced_word)
+    pairs = [(t, change(t, rng)) for five in captions for t in five for change in changes]
+    ids = tokenize([text for pair in pairs for text in pair], tokenizer)
+    return ids.view(len(captions), -1, 2, ids.shape[1])
+
+
+def train_long_clip(seed=0, profile=PROFILES["tiny"], *, steps=2_000, batch_size=128, lr=4e-3):
+    """Notebook 01's CLIP, trained longer, with captions almost right and Muon -> (CLIP, History)."""
+    images, captions, _ = shapes.load_pairs("train", profile.train_images)
+    tokenizer, accelerator = make_tokenizer(), Accelerator(**get_compute().for_accelerate)
+    model = CLIPWithNegatives(make_clip(tokenizer, seed).config)
+    ids, optimizer = almost_right(captions, tokenizer), MuonAdamW(model, lr)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    prepared, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    run = Checkpoint("long-clip", prepared, optimizer, scheduler, seed=seed, settings={"lr": lr})
+    for _ in run.steps(steps):
+        rows = torch.randperm(len(images))[:batch_size]
+        said = ids[rows, torch.randint(ids.shape[1], (len(rows),))]  # (B, 2, T)
+        batch = [part.to(accelerator.device) for part in (pixel_values(images[rows]), said)]
+        step = *batch, hard_negatives, accelerator, optimizer, scheduler
+        run.log(loss=training_step(prepared, *step))
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    return model.cpu(), run.history
+
+
+import dataclasses
 
 from vlm_lite.encoded import probe
 from vlm_lite.files import data_path, read_json
@@ -17,7 +58,6 @@ from vlm_lite.lessons.first_stage import (
     vqa_metrics,
 )
 from vlm_lite.lessons.vlm import VLM
-from vlm_lite.profiles import PROFILES
 
 
 def qformer_connector(seed, profile):
