@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 6dfdcaa0fe8849ff7e5899ed9b0186234c21c1da2d347afd6f1aa72b189e0c8e
+#     outputs_of: 421bd56e043f8500eb3853c3871352e4c812e44db06c7588cb5166003ee51fd9
 #     title: A world with exact truth
 #     builds: a drawn world whose truth is known before a pixel is drawn, with splits and images in which one thing is changed
 #     lesson: world
@@ -433,8 +433,8 @@ display(plots.show_images(pixels[:4], titles, columns=4))
 board.map("{:.0%}".format)
 
 # %% [markdown]
-# Under each image stands the answer to "what colour is the circle?". This first scene is a failure: all three edits are answered wrong, the last with the neighbour's paint. But most answers follow the paint, so they come from the cell that was painted. (*Right, as is the drawn one* counts the scenes in which both answers are right.) A held-out colour is followed less often: the model does compose,
-# but less surely than it remembers. The neighbour's paint disturbs few answers. No accuracy on a fixed set of images tells these three apart.
+# Under each image stands the answer to "what colour is the circle?". In this first scene the red circle is taken for blue, the square's colour; painted yellow or orange, it is named rightly. Most answers follow the paint, so they come from the cell that was painted. (*Right, as is the drawn one* counts the scenes in which both answers are right.) A held-out colour is followed less often: the model does compose,
+# but less surely than it remembers. The neighbour's paint disturbs some answers, too. No accuracy on a fixed set of images tells these three apart.
 
 # %%
 follows, composed, stays = board["right, as is the drawn one"][1:]

@@ -16,7 +16,7 @@
 #     builds: an image encoder, a text encoder and the InfoNCE loss, trained from images and captions alone
 #     lesson: clip
 #     reads: [zoo/shapes-clip, results/clip_infonce.json]
-#     outputs_of: 4d1709b505bb29d2d0fdc58b997f69280d4f4e7642c29d5ebeca1634b39dd9a5
+#     outputs_of: 4a4590ed0bfbc2853ea3fedacc8742710a5a01939aefa2df28e412cb8b7ee798
 # ---
 
 # %% [markdown]

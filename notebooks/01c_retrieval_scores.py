@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 61f23c2e1ca8b280a03288769e08b0b91c152bd0215b9183ba02eb778b3bec84
+#     outputs_of: 47289c5a8cb69a3fc8034498f2c5f38aed9a85f4323378b6f533713a817a0fde
 #     title: Retrieval, zero-shot and captions almost right
 #     builds: Recall@K and zero-shot accuracy with their ties, and hard negatives, under which the shipped CLIP is asked
 #     lesson: [retrieval, negatives]
@@ -365,7 +365,7 @@ print(f"HEADLINE: the true caption before one almost right: {low:.0%} to {high:.
 share.map("{:.0%}".format).replace("nan%", "")
 
 # %% [markdown]
-# *Order alone*: the wrong caption has the same words in another order; *another word*: it has not the same words, as after every replacement (hence the gaps). The shipped encoder met such captions in its training (`tools/zoo.py`), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
+# *Order alone*: the wrong caption has the same words in another order; *another word*: it has not the same words, as after every replacement (hence the gaps). The shipped encoder met such captions in its training ([05b](05b_retrieval_and_steps.ipynb)), so it does well above the half that a coin gets. [01b](01b_clip_variants.ipynb) trains small ones with and without.
 #
 # ## What this does not show
 #

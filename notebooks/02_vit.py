@@ -16,7 +16,7 @@
 #     builds: a Vision Transformer, each part equal to timm's, and the loop that trains it
 #     lesson: vit
 #     reads: [zoo/shapes-clip, results/vit_positions.json]
-#     outputs_of: a12c8dbcf681870dfb56c5eab6bf632d37100e322643e61c542ea6ed8b6ff4a8
+#     outputs_of: 93a4b5fef82d40ccbf33187c6c1b6deb132c5d53affdd504a31524f678a6b99f
 # ---
 
 # %% [markdown]

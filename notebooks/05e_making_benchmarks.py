@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 0e2aac704e6b937f92e01051b447a113ac0f3e1979be3e5aacb7bd5efeb1c8f9
+#     outputs_of: 1ed6132f06892cdc3557ac98398a6bc74aa5922d13a64fbca76afb179f4d69cd
 #     title: Making a benchmark
 #     builds: POPE's and MMBench's files, captions one word apart and questions of one kind, made from known scenes
 #     lesson: benchmarks
@@ -155,7 +155,7 @@ display(plots.show_images([seen[0] for seen in ask.seen.values()], list(ask.seen
 pd.Series(right).map("{:.0%}".format).to_frame("right")
 
 # %% [markdown]
-# *Patches in disorder* cost only four points: one patch holds one whole thing, and of the seven types only *relation* asks where. So this set of questions hardly measures places; [05](05_evaluation.ipynb) shows it by type.
+# *Patches in disorder* cost only five points: one patch holds one whole thing, and of the seven types only *relation* asks where. So this set of questions hardly measures places; [05](05_evaluation.ipynb) shows it by type.
 #
 # ## 2. POPE: what is asked for when nothing is there
 #
@@ -396,7 +396,7 @@ print(f"HEADLINE: relations {score['relation']:.0%} right, of level things {scor
 pd.DataFrame({"right": score, "answer is yes": yes}).map("{:.0%}".format)
 
 # %% [markdown]
-# Read the table beside *answer is yes*. Of *level* questions, where "no" is always right, the model gets about half. Of *more*, it gets 44%, where "no" to everything gets 78%: worse than not looking. The 87% of *relation* says nothing of either.
+# Read the table beside *answer is yes*. Of *level* questions, where "no" is always right, the model gets about half. Of *more*, it gets 28%, where "no" to everything gets 78%: worse than not looking. The 90% of *relation* says nothing of either.
 #
 # ## What this does not show
 #

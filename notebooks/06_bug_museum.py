@@ -15,7 +15,7 @@
 #     title: The bug museum
 #     builds: twelve silent bugs of vision-language models, each with its cost as a score and a test that catches it
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-vlm]
-#     outputs_of: 5181b098ecbc061aaea5fe8e0f500e7e474833ab9e31943e79c5197898d1f934
+#     outputs_of: 3fbb18781428b3de222a0b8bcce2d3ac4a637509217623aaca381511ee744356
 # ---
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 5f977e7a31df60e14a046ecf13398a22ba4586d9e1e15bb163d789f97b6f1dad
+#     outputs_of: a2db75d2ad026f9672807a79b615a76c3920b43a13ce82fc802b63482e9e100d
 #     title: "Fusion: late, deep, early"
 #     builds: Flamingo's resampler and gated cross-attention, CogVLM's visual expert, and a comparison at one budget
 #     lesson: fusion

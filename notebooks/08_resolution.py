@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 0de5588fb47ab3faf0281587ab79fc89460c12181e791701b7eac989a70e208a
+#     outputs_of: c23d59a00479c2507b16f722e4e18a47a005ccb986ccca90ed347627aef17895
 #     title: Beyond one small square
 #     builds: an encoder of images of any size, with packing, 2D RoPE, tiles and pixel shuffle
 #     lesson: resolution

@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: e51281a43758c3c8cce61541b3129abbe3ca061db2565498b27d3cd22d245597
+#     outputs_of: 99de3e5e0286bb2e1b8e2cdb70029bb0a97ceab26b23258ea83703fa6c6150f7
 #     title: Several images, clips, and pointing
 #     builds: new tokens for points, answers as coordinates on an image, and three numbers of position
 #     lesson: pointing
@@ -402,7 +402,7 @@ captions = [f"{prompts[k][10:-8]} off by {far['with places'][k]:.0f} pixels" for
 places.marked(val.images[numbers[:5]], captions, found["with places"], truth)
 
 # %% [markdown]
-# The circle is the thing that was asked for, the cross the model's answer. (A median of *inf*: most answers have no point.) **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or guesses, or (one in four) gives none; without any image it gives no point.
+# The circle is the thing that was asked for, the cross the model's answer. **Read the table:** with places, most points are right and lie within a few pixels; part of what is left is the width of a level. With another image the model points somewhere else, where that image has such a thing, or guesses, or (one in four) gives none; without any image it gives none or points at random.
 #
 # *Without places* is the same training with `share=0`. Its points are far better than shuffled ones by distance and still mostly wrong: the captions that taught this connector speak of quarters of an image, not of cells. The rows are there, LoRA is there; what each patch's vector lacks, it seems, is its cell in a form that so few steps can use.
 #
@@ -435,7 +435,7 @@ captions = [f"{prompts['each'][k][10:-8]} {number[k]} there" for k in shown]
 places.marked(val.images[[each[k][0] for k in shown]], captions, said, right)
 
 # %% [markdown]
-# **Pointing is not more accurate here**: in the run saved here a number is right more often, and so it was before this training. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing (*blind* gets the questions with nothing to point at, and no other). A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
+# **Pointing is not more accurate here**: in the run saved here a number is right more often, and so it was before this training. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing (what *blind* and *shuffled* get right is mostly questions with nothing to point at). A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
 #
 # The commonest number alone is right about half of the time: hold every figure of this table against it.
 #
@@ -491,7 +491,7 @@ display(motion.round(2))
 places.tracks(clips[0], follow(pointing, clips[:1], pairs[:1])[0], [SHAPES[k] for k in pairs[0]])
 
 # %% [markdown]
-# **In order**, most of the 60 clips are answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in four is right, and about as many name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. **Another clip's** frames give either shape about equally often. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
+# **In order**, most of the 60 clips are answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in four is right, and somewhat fewer answers name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. **Another clip's** frames give either shape about equally often. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
 #
 # The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give. Where the two lines fall together, the model has taken one shape for the other.
 #

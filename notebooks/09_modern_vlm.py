@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 2abc45dd67c1e6734c7a8b6ee08a81fd04ff7b7236fcde144539673874545dbe
+#     outputs_of: a721959d3102b67cdbba6e8de2b445f08c474de7ff86724f3dbd16b929b3c676
 #     title: A small modern VLM
 #     builds: SmolVLM's architecture, from RMSNorm to generation with a KV cache, equal to transformers' and trained on Shapes
 #     lesson: modern
