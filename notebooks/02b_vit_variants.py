@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 3b261a5b9bb11757c20838bfe2d41c74cb600ebebbcfc4fdab90f5b823bb0556
+#     outputs_of: f2b1a2373edb7bca6db30c19bca5f68bf5b37938c9a605d37d07ae7393590758
 #     title: Masked image modelling, and two changes of a ViT
 #     builds: an image encoder that learns by filling in hidden patches, and a ViT with another norm or readout
 #     lesson: vit_variants
@@ -260,8 +260,8 @@ def recorded(row, metric="R@5"):
 
 found = {row: recorded(row) for row in STARTS}
 base, twice, pixels, features, seen, untrained = found.values()
-assert twice.min() > 0.95 and max(pixels.max(), features.max()) < 0.1 < base.min()
-assert (seen < base).all() and (untrained > base).sum() == 2 and untrained.mean() > base.mean()
+assert twice.min() > 0.95 > max(seen.max(), untrained.max()) and pixels.max() < 0.1 < base.min()
+assert (untrained > base).all() and (seen > base).sum() == (features < base).sum() == 2
 said = f"captions alone {base.mean():.0%}, hidden features first {features.mean():.0%}"
 print("HEADLINE: R@5,", said)
 plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to text (%)")
@@ -271,14 +271,14 @@ plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to tex
 # gets there in any. Why does masked modelling not help here, when it helped EVA?
 #
 # - *There is nothing to fill in.* In Shapes a patch is a cell, and cells are drawn independently: what is in sight does not
-#   tell what is hidden. The upper curve falls for twenty steps, to what is true of most patches, and stays. A photograph is
-#   redundant, and EVA and MAE live on that. An encoder that has trained on the impossible is a worse start than none: below
-#   10% in every seed.
-# - *A trained teacher isn't enough.* With nothing hidden the task can be learnt (the lower curve), and this *distillation* of a
-#   CLIP that has seen captions still ends below captions alone, in every seed.
-# - *The control surprises.* Predicting an **untrained** network's features is a better start: above captions alone in two seeds
-#   of three. So what these features know is not what matters to a short training. We don't know why; a study that had left
-#   this control out would have told a story about the teacher.
+#   tell what is hidden. The upper curve falls for twenty steps, to what is true of most patches, and then slowly. A photograph is
+#   redundant, and EVA and MAE live on that. An encoder that has trained on the impossible is hardly a better start than none:
+#   with hidden pixels below 10% in every seed, with hidden features below captions alone in two seeds of three.
+# - *With nothing hidden* the task can be learnt (the lower curve). This *distillation* of a CLIP that has seen captions is a
+#   better start than none in two seeds of three.
+# - *The control surprises.* Predicting an **untrained** network's features is one as well: above captions alone in every seed. The
+#   two means are close, and the seeds far apart. So what helps here need not be what the teacher has learnt. We don't know
+#   why; a study that had left this control out would have told a story about the teacher.
 #
 # ## 3. Two changes of a ViT
 #
@@ -357,13 +357,13 @@ of_02 = [run["figures"] for run in load_study("vit_positions")["runs"]]
 rows = {"as in 02": "ViT", "as in 02, without positions": "ViT without positions"}
 changed = {row: np.array([run[f"accuracy, {key}"] for run in of_02]) for row, key in rows.items()}
 changed |= {row: recorded(row, "accuracy") for row in ("post-norm", "mean pooling")}
-assert changed["post-norm"].max() < 0.7 < changed["mean pooling"].min()
+assert changed["post-norm"].max() < 0.8 < changed["mean pooling"].min()
 assert abs(changed["mean pooling"].mean() - changed["as in 02"].mean()) < 0.03
 plots.seed_ranges(changed, xlabel="accuracy on 02's task (%)")
 
 # %% [markdown]
-# **The readout doesn't matter, the norm does.** The mean of the patches is as good as the class token. Post-norm ends little
-# above the model that has no positions at all: at this learning rate it has learnt what is there and hardly where. Its
+# **The readout doesn't matter, the norm does.** The mean of the patches is as good as the class token. Post-norm ends lower
+# in every seed, and in one no higher than a model that has no positions at all: it has learnt what is there and not where. Its
 # gradients are largest near the output at the start, so it needs a long warm-up or a lower rate (Xiong et al. 2020). Pre-norm
 # forgives more, and nearly every ViT since has it.
 #
