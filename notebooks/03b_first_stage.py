@@ -387,8 +387,8 @@ runs = [run["figures"] for run in load_study("connectors")["runs"]]
 found = {row: np.array([run[f"{row}: VQA vlm"] for run in runs]) for row in CONNECTORS}
 blind = np.array([run["linear: VQA blind"] for run in runs])
 linear, mlp, qformer, staged = found.values()
-assert linear.max() < mlp.min() and mlp.max() < qformer.min() and (staged < qformer).all()
-assert blind.max() < linear.min()
+assert blind.max() < linear.min() and linear.max() < min(each.min() for each in (mlp, qformer))
+assert (mlp > qformer).sum() == 2 and qformer.min() < staged.min() < staged.max() < qformer.max()
 print(f"HEADLINE: VQA, Q-Former {qformer.mean():.0%}, after a first stage {staged.mean():.0%}")
 plots.seed_ranges(found | {"blind": blind}, xlabel="VQA accuracy on held-out images (%)")
 
@@ -398,11 +398,12 @@ means = {c: [np.mean([run[f"{row}: {c}"] for run in runs]) for row in CONNECTORS
 pd.DataFrame(means, CONNECTORS).round(2)
 
 # %% [markdown]
-# **In a hundred steps the Q-Former is ahead, and it is the largest.** Linear, MLP, Q-Former: each range of three seeds lies
-# above the one before. But the Q-Former has 1.8 million parameters, the MLP a tenth of a million, and all learnt at the rate
-# that was chosen for the Q-Former. It is a ranking at one budget, not of the designs.
+# **In a hundred steps the largest is not ahead.** The linear layer ends lowest in every seed. The MLP, with a tenth of a
+# million parameters, ends above the Q-Former with its 1.8 million in two seeds of three, and below it in one: in so short a
+# run it reads digits and shapes with some seeds and not with others. All learnt at the rate that was chosen for the Q-Former.
+# It is a comparison at one budget, not of the designs.
 #
-# **The first stage doesn't pay here.** After it the Q-Former ends below the one that had none, in every seed, though it took
+# **The first stage doesn't pay here.** After it the Q-Former ends within the range of the one that had none, though it took
 # more than twice the steps in all. BLIP-2 needs it for a reason that is missing here: its language models are large, so that
 # each step through them is dear, while the first stage never calls one. Ours has 3.3 million parameters.
 #

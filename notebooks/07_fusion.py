@@ -557,7 +557,7 @@ family.rows(results, f"four ways in, after {recipe['steps']} steps (my guess: {m
 # **Without an image all four are the same model**: *blind* and *oracle* are equal in every row, because nothing in the frozen language model was changed. So each row's *vlm* may be compared with the others', and with its own *shuffled*:
 # what an answer gains from *its* image and not from any image.
 #
-# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.21 and 0.38 over three seeds (recorded, `vlm-lite study connectors`). Here the MLP and the expert, which contains one, are ahead, and their own intervals overlap. What is sure is the price: the expert trains thirty times as many
+# **Do not read an order out of one seed.** 03b's MLP, trained for a hundred steps, ended at bridge scores between 0.20 and 0.47 over three seeds (recorded, `vlm-lite study connectors`). Here the expert is ahead of the MLP that it contains, by more than the intervals, which know nothing of other seeds. What is sure is the price: the expert trains thirty times as many
 # parameters as the projector that it contains, and cross-attention is the only one whose text stays as short as it was.
 #
 # **Is my loss normal?** Projector and expert fall from the start. Resampler and cross-attention come to a plateau near 0.7, where an answer follows its question alone, and have hardly begun to leave it when the run ends; [07c](07c_which_data.ipynb) gives them a hundred steps and longer rows, and there they read images (recorded: VQA 50% and 53%, shuffled below 34%). One that never leaves it: is something of it trained, and is the language model's copy the one that is called? For cross-attention: do the gates move?
