@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: 346b53d61c4f65afb1d1212e1eb9528fb9b18665b6fb997e8e1b0bef8e2220b0
+#     outputs_of: 36031fe6820b4d634404e370b20dd95e3394ced14a28b8bb72f641abffa83df4
 #     title: BLIP-2's first stage, and other connectors
 #     builds: BLIP-2's three losses around 03's Q-Former, and a comparison of connectors
 #     lesson: first_stage
