@@ -16,7 +16,7 @@
 #     builds: LLaVA's projector, conversations with labels, LoRA, and training in stages with one evaluation
 #     lesson: llava
 #     reads: [zoo/shapes-clip, zoo/shapes-gpt2, zoo/shapes-llava, prompts/comparison.json, results/llava_stages.json]
-#     outputs_of: 9e59e4e89c78a6bfa6eb10390b4efb96d7c0ed8b817f95c3e5cd587835392bb0
+#     outputs_of: ed3723435165deb89e2c887793cca451cfd68f0630b18a481b94f1ae1462785c
 # ---
 
 # %% [markdown]
