@@ -521,8 +521,8 @@ assert sum(text[0] == "✓" for text in columns["longer"]) >= 4
 plots.answer_table([val.images[k] for k in rows], columns, widths=(110, 120, *[130] * 5))
 
 # %% [markdown]
-# **A conversation of several turns** with `shapes-llava`, about two images. The whole text so far is the prompt of the next turn. It is
-# not perfect: on image 3 it counts right and takes some shapes for others.
+# **A conversation of several turns** with `shapes-llava`, about two images. The whole text so far is the prompt of the next turn. Here
+# all four replies are right; the table above shows that it is not perfect.
 
 # %%
 for k, messages in ((2, []), (3, [])):
