@@ -143,6 +143,8 @@ print(f"HEADLINE: level things, in steps: {100 * gained:+.0f} points")
 
 
 # %% tags=["save"]
+import dataclasses
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -152,9 +154,19 @@ from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import shapes
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import pixel_values, tokenize
+from vlm_lite.encoded import probe
+from vlm_lite.files import data_path, read_json
+from vlm_lite.lessons import instructions, language, llava, reading
 from vlm_lite.lessons.clip import make_clip, training_step
 from vlm_lite.lessons.clip_variants import CLIPWithNegatives, hard_negatives
+from vlm_lite.lessons.first_stage import (
+    frozen_parts,
+    make_connector,
+    train_connector,
+    vqa_metrics,
+)
 from vlm_lite.lessons.negatives import hard_negative, replaced_word
+from vlm_lite.lessons.vlm import VLM
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import PROFILES, get_compute
 
@@ -195,20 +207,6 @@ def train_long_clip(seed=0, profile=PROFILES["tiny"], *, steps=2_000, batch_size
 
 
 # %% tags=["save"]
-import dataclasses
-
-from vlm_lite.encoded import probe
-from vlm_lite.files import data_path, read_json
-from vlm_lite.lessons import instructions, language, llava, reading
-from vlm_lite.lessons.first_stage import (
-    frozen_parts,
-    make_connector,
-    train_connector,
-    vqa_metrics,
-)
-from vlm_lite.lessons.vlm import VLM
-
-
 def qformer_connector(seed, profile):
     """Notebook 03's training: a Q-Former between frozen encoder and language model; VQA beside its controls."""
     parts = frozen_parts(profile, profile.train_images)

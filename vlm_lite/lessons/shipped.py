@@ -3,6 +3,8 @@
 Generated from notebooks/05b_retrieval_and_steps.py by `make notebooks`: edit the notebook.
 """
 
+import dataclasses
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -12,9 +14,19 @@ from vlm_lite.checkpoint import Checkpoint
 from vlm_lite.data import shapes
 from vlm_lite.data.tokenizer import make_tokenizer
 from vlm_lite.embed import pixel_values, tokenize
+from vlm_lite.encoded import probe
+from vlm_lite.files import data_path, read_json
+from vlm_lite.lessons import instructions, language, llava, reading
 from vlm_lite.lessons.clip import make_clip, training_step
 from vlm_lite.lessons.clip_variants import CLIPWithNegatives, hard_negatives
+from vlm_lite.lessons.first_stage import (
+    frozen_parts,
+    make_connector,
+    train_connector,
+    vqa_metrics,
+)
 from vlm_lite.lessons.negatives import hard_negative, replaced_word
+from vlm_lite.lessons.vlm import VLM
 from vlm_lite.optim import MuonAdamW
 from vlm_lite.profiles import PROFILES, get_compute
 
@@ -44,20 +56,6 @@ def train_long_clip(seed=0, profile=PROFILES["tiny"], *, steps=2_000, batch_size
         run.log(loss=training_step(prepared, *step))
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     return model.cpu(), run.history
-
-
-import dataclasses
-
-from vlm_lite.encoded import probe
-from vlm_lite.files import data_path, read_json
-from vlm_lite.lessons import instructions, language, llava, reading
-from vlm_lite.lessons.first_stage import (
-    frozen_parts,
-    make_connector,
-    train_connector,
-    vqa_metrics,
-)
-from vlm_lite.lessons.vlm import VLM
 
 
 def qformer_connector(seed, profile):
