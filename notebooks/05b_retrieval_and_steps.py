@@ -99,11 +99,11 @@ for name, (shown, texts, owner) in galleries.items():
         recalls.loc[f"{name}: {way}", [f"R@{k}" for k in found]] = list(found.values())
 hit = pd.Series(((u @ v.T).argmax(dim=1) == owner).tolist()).groupby(changed).mean().drop("")
 display(recalls.map("{:.1%}".format), hit.map("{:.0%}".format).to_frame("R@1 by changed word"))
-assert not full_size or hit.idxmin() == "shape" and recalls["R@1"].iloc[2] < 0.95
+assert not full_size or hit["shape"] < 0.95 and recalls["R@1"].iloc[2] < 0.95
 
 # %% [markdown]
-# Among unrelated images only R@1 has room left. One word apart, one image in thirteen misses its caption, most often over a
-# **shape**; R@5 is easy again, since few of the 24 relatives are close.
+# Among unrelated images only R@1 has room left. One word apart, one image in sixteen misses its caption, most often over a
+# **shape** or the **value** of a digit; R@5 is easy again, since few of the 24 relatives are close.
 #
 # ## 2. Step by step
 #
@@ -124,15 +124,15 @@ for name, asked in {"relation": relation, "level": benchmarks.level_questions(ta
     gain = hits[name, "in steps"] - hits[name, "at once"]
     chains.loc[f"{name}, difference"] = interval(gain, asked)
     print(f"{asked[0]['question']} {said[0]} (right: {asked[0]['answer']})")
-claims = chains.low["level, difference"] > 0.1, chains.low["relation, difference"] < 0.0
-assert not full_size or all(claims) and chains.high["relation, difference"] > 0
+low, high = chains.low["level, difference"], chains.high["relation, difference"]
+assert not full_size or high < 0.05 < low
 gained = (hits["level", "in steps"] - hits["level", "at once"]).mean()
 print(f"HEADLINE: level things, in steps: {100 * gained:+.0f} points")
 (100 * chains).round(1)
 
 # %% [markdown]
-# Over the relations as they come, steps don't help: the interval of the difference, paired and clustered by image, includes 0. On level things they
-# help by some 30 points, because the rows are written down before they are compared. A mean hides both.
+# Over the relations as they come, steps don't help: the difference, paired and clustered by image, is some points *below* 0, where its interval
+# ends. On level things they help by some 25 points, because the rows are written down before they are compared. A mean hides both.
 
 # %% [markdown]
 # ## 3. How the shipped models were trained
