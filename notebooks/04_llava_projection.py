@@ -506,7 +506,7 @@ pd.DataFrame(scores).T.map(str)
 #
 # Numbers first, then words: six fixed prompts (`data/prompts/comparison.json`) about held-out images. ✓ where the reply states the facts of the truth, no more and no
 # fewer, and has the form asked for. The last column is `shapes-llava`, **the mixed stage trained longer**: 450 steps of 32 images with four conversations each, every weight of the language model tuned, and Muon
-# (`vlm-lite study llava_longer`, three seeds: on 300 questions VQA 0.86 to 0.92, CIDEr 5.5, form 1.00; the first ships).
+# (`vlm-lite study llava_longer`, three seeds: on 300 questions VQA 0.85 to 0.92, CIDEr 5.6, form 1.00; the first ships).
 
 # %%
 models["longer"] = copy.deepcopy(model)
