@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: c2663a4622f8144a422ce742370b5bee2d75afe560e383da43ae5bf22e5ea115
+#     outputs_of: 3659bf78b92e942776878e8e24b62ceb27711fa0ef480bf82fcb31bac0029d0c
 #     title: Which connector for which data?
 #     builds: four training sets of one world, and 19 rows of connectors by data at one budget
 #     lesson: comparison
