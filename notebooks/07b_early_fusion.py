@@ -12,7 +12,7 @@
 #     language: python
 #     name: python3
 #   vlm_lite:
-#     outputs_of: ca99f3d4d7e4d8aeb980ff639ab48d3c08d799595aa0db41c181200f81c66d18
+#     outputs_of: e69c7b97c7b583c2aa68d9a68c053d5bf0467af0f44df9f3256eb34fcb6b2ddb
 #     title: Early fusion
 #     builds: an image tokenizer with a codebook, and one transformer that reads and draws images
 #     lesson: early
