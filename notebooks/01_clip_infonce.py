@@ -501,7 +501,7 @@ plots.similarity_matrix(before[:8, :8], after[:8, :8], val_texts[:8], val_images
 # ## 6. Retrieval, both ways
 #
 # **Chance** is $K/N$. The **ceiling** is what a perfect model could reach: where two
-# captions say the same thing, it can only guess. Two **controls**: *shuffled*, each image in its neighbour's place, and
+# captions say the same, they tie. Two **controls**: *shuffled*, each image in its neighbour's place, and
 # *blank*, every image the same dark square.
 
 # %%
@@ -578,7 +578,7 @@ plots.percent_table(accuracy)
 # Colour is learnt; the ensemble adds little. At shape your model is little better than chance, although its R@5 is above 90%. Perhaps colours, sizes
 # and positions nearly suffice to find one caption among 64, and the loss hardly presses for shapes. **A high recall is no
 # proof that everything in the caption was learnt.** `shapes-clip`, trained longer with hard negatives in which shapes decide, names
-# nine in ten; later notebooks build on it.
+# nearly all; later notebooks build on it.
 #
 # ## 8. Temperature and the modality gap
 #

@@ -267,16 +267,16 @@ print("HEADLINE: R@5,", said)
 plots.seed_ranges(found, live=(my_start, live["R@5"]), xlabel="R@5, image to text (%)")
 
 # %% [markdown]
-# **The steps are best spent on captions.** Twice the steps end at 96% in every seed; no other row with as many steps in all
+# **The steps are best spent on captions.** Twice the steps end at 95% or more in every seed; no other row with as many steps in all
 # gets there in any. Why does masked modelling not help here, when it helped EVA?
 #
 # - *There is nothing to fill in.* In Shapes a patch is a cell, and cells are drawn independently: what is in sight does not
 #   tell what is hidden. The upper curve falls for twenty steps, to what is true of most patches, and then slowly. A photograph is
-#   redundant, and EVA and MAE live on that. An encoder that has trained on the impossible is hardly a better start than none:
+#   redundant, and EVA and MAE live on that. An encoder that has trained on the impossible is a worse start than none:
 #   with hidden pixels below 10% in every seed, with hidden features below captions alone in two seeds of three.
 # - *With nothing hidden* the task can be learnt (the lower curve). This *distillation* of a CLIP that has seen captions is a
 #   better start than none in two seeds of three.
-# - *The control surprises.* Predicting an **untrained** network's features is one as well: above captions alone in every seed. The
+# - *The control surprises.* Predicting an **untrained** network's features is a better start, too: above captions alone in every seed. The
 #   two means are close, and the seeds far apart. So what helps here need not be what the teacher has learnt. We don't know
 #   why; a study that had left this control out would have told a story about the teacher.
 #
@@ -362,8 +362,8 @@ assert abs(changed["mean pooling"].mean() - changed["as in 02"].mean()) < 0.03
 plots.seed_ranges(changed, xlabel="accuracy on 02's task (%)")
 
 # %% [markdown]
-# **The readout doesn't matter, the norm does.** The mean of the patches is as good as the class token. Post-norm ends lower
-# in every seed, and in one no higher than a model that has no positions at all: it has learnt what is there and not where. Its
+# **The readout hardly matters, the norm does.** The mean of the patches is nearly as good as the class token. Post-norm ends below
+# pre-norm in every seed, and in one no higher than a model without positions: that one has learnt what is there and not where. Its
 # gradients are largest near the output at the start, so it needs a long warm-up or a lower rate (Xiong et al. 2020). Pre-norm
 # forgives more, and nearly every ViT since has it.
 #
@@ -371,7 +371,7 @@ plots.seed_ranges(changed, xlabel="accuracy on 02's task (%)")
 #
 # - Masked modelling, EVA's recipe, in a loop of your own; and that it needs redundancy, which Shapes has not.
 # - That a control with an untrained teacher can turn a conclusion round.
-# - Post-norm is harder to train than pre-norm; mean pooling costs nothing.
+# - Post-norm is harder to train than pre-norm; mean pooling costs little.
 #
 # ## What this does not show
 #

@@ -601,7 +601,7 @@ assert (table["high"].iloc[:2].values < table["low"].iloc[1:3].values).all()  # 
 table
 
 # %% [markdown]
-# After 100 steps, 4 queries reach over half of 16's bridge score; from 8 on the ranges overlap.
+# After 100 steps, 4 queries reach over half of 16's bridge score; from 8 on neighbours' ranges overlap.
 #
 # ## What you showed
 #

@@ -496,7 +496,7 @@ if profile.name != "smoke":  # what is said below
 pd.DataFrame(scores).T.map(str)
 
 # %% [markdown]
-# **Captions** bring CIDEr and concreteness, and no form: whatever is asked in chat, the model captions. Questions put as `question: … answer:`, which the language model learnt on scenes
+# **Captions** bring CIDEr and concreteness, and no form: in chat the model captions, or worse. Questions put as `question: … answer:`, which the language model learnt on scenes
 # in words, it answers with some seeds; with others it captions (0.32 to 0.64 right in the record). **Conversation** brings form, and costs captions. **VQA** adds the answer in one word, and loses form: what a stage
 # does not train, the model partly forgets.
 #
@@ -550,7 +550,7 @@ summary_table(study, tunings, ("CIDEr", "form", "following", "text loss"))
 
 # %% [markdown]
 # **Frozen**, the projector alone does not bring the form: it changes what the model reads, not how it writes. **LoRA** (*conversation*) brings it and hardly touches the reading of text. **Full** tuning at the
-# same rate brings it best and forgets most; at a tenth of the rate it is close to LoRA. So the price is set by the learning rate as much as by what is trainable, and it is paid in what you don't measure:
+# same rate brings it best and forgets most; at a tenth of the rate it forgets as little as LoRA, with less form. So the price is set by the learning rate as much as by what is trainable, and it is paid in what you don't measure:
 # `shapes-llava`, in full with Muon, answers best about images, and its text loss is 2.0: it has largely forgotten how to read a scene in words.
 #
 # Then **four trainings that fail**: conversations without stage 1, VQA without any other stage, and stage 1 with half of the captions, or all, exchanged between images.
@@ -565,9 +565,9 @@ plots.answer_table([val.images[k] for k in rows], {"prompt": prompts, **replies}
 
 # %% [markdown]
 # - **Instructions alone**: the form is nearly perfect, and the facts are guessed. *Form* by itself looks like success; all four controls are near 0.
-# - **VQA alone**, from scratch: short answers of the right kind, hardly better than blind. Captions are nonsense. All four controls are near 0.
+# - **VQA alone**, from scratch: short answers of the right kind, little above blind. Captions are nonsense: *concrete* is 0.
 # - **All captions exchanged**: *concrete* is 0, and CIDEr hardly above that of an untrained projector.
-# - **Half exchanged**: no control finds it, since the model does use its image. CIDEr and *concrete* are low only beside a clean run, which you may not have: read the data. The
+# - **Half exchanged**: no control finds it, since the model does use its image: *concrete* is above 0. CIDEr and *concrete* are low only beside a clean run, which you may not have: read the data. The
 # three VQA controls say little about a model that has read captions alone: those of the clean stage 1 range from 0.01 to 0.39.
 #
 # ## What you showed

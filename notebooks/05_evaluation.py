@@ -602,7 +602,7 @@ plots.show_images([ask.image(row["image_id"]) for row in three], titles, columns
 # ## What this does not show
 #
 # - Anything about photographs: [05t](05t_photographs.ipynb) runs SmolVLM2's architecture here, and asks its real weights on the hub.
-# - Retrieval, zero-shot, and whether step-by-step prompts help on level things (they do): [05b](05b_retrieval_and_steps.ipynb).
+# - Retrieval, and whether step-by-step prompts help on level things (they do): [05b](05b_retrieval_and_steps.ipynb).
 # - SPICE and the official METEOR, which need Java: `vlm-lite eval captions`.
 #
 # ## Check yourself

@@ -131,15 +131,14 @@ print(f"HEADLINE: level things, in steps: {100 * gained:+.0f} points")
 (100 * chains).round(1)
 
 # %% [markdown]
-# Over the relations as they come, steps don't help: the difference, paired and clustered by image, is some points *below* 0, where its interval
-# ends. On level things they help by some 25 points, because the rows are written down before they are compared. A mean hides both.
+# Over the relations as they come, steps don't help: the difference (paired, clustered by image) is some points *below* 0, and its interval
+# ends there. On level things they help by some 25 points, because the rows are written down before they are compared. A mean hides both.
 
 # %% [markdown]
 # ## 3. How the shipped models were trained
 #
 # `shapes-clip` is the CLIP of [01](01_clip_infonce.ipynb) after a longer training. Each image also meets one caption that is almost right
-# ([01c](01c_retrieval_scores.ipynb)), under [01b](01b_clip_variants.ipynb)'s loss, and the matrices are Muon's: with AdamW and such captions an earlier one learnt places and
-# lost the shapes. `vlm-lite zoo build shapes-clip` calls the function.
+# ([01c](01c_retrieval_scores.ipynb)), under [01b](01b_clip_variants.ipynb)'s loss, and the matrices are Muon's. `vlm-lite zoo build shapes-clip` calls the function.
 
 
 # %% tags=["save"]

@@ -53,7 +53,7 @@ print(describe(profile, compute, notebook="05d_mmbench_and_controls"))
 # <!-- figures -->
 # **Run time:** about 0.5 min (0.5 with bf16) and 0.8 GB of memory on `tiny` (measured, 2 CPU cores).
 # <!-- /figures -->
-# **Before this:** [05, Evaluation](05_evaluation.ipynb), section 6. ([05e](05e_making_benchmarks.ipynb) writes MMBench's file.)
+# **Before this:** [05, Evaluation](05_evaluation.ipynb), sections 5 and 7. ([05e](05e_making_benchmarks.ipynb) writes MMBench's file.)
 #
 # ## 1. Which letter did it say?
 #

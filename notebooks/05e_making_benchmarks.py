@@ -161,7 +161,7 @@ pd.Series(right).map("{:.0%}".format).to_frame("right")
 #
 # POPE (Li et al. 2023) asks "Is there a …?" for each thing that is there and for as many that are not, so that *always yes* gets a half. Its point is **which absent things**: any
 # (*random*), the most frequent of the data set (*popular*), or those that most often come together with what is there (*adversarial*). A model that answers by habit hallucinates what usually stands
-# beside the things that it saw. In Shapes things come together by chance, so here the three should differ little; on COCO they differ.
+# beside the things that it saw. In Shapes things come together by chance, so the three should differ less than on COCO; 05 shows how far they do.
 
 
 # %% tags=["save"]

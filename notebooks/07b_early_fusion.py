@@ -550,7 +550,7 @@ assert recorded["low"]["VQA: vlm"] > recorded["high"].filter(regex="VQA: [bs]").
 recorded.drop("VQA: oracle").round(2)
 
 # %% [markdown]
-# Six times as many steps bring the answers clear of every control with all three seeds. The drawings follow their captions, but one seed far less than another.
+# Six times as many steps bring the answers clear of every control with all three seeds. The drawings follow their captions, those of one seed far better than the others'.
 #
 # **Is my loss normal?** *Stuck near 3 or above:* do image codes stand behind the words, each with `first` added? *Answers stay at blind:* are the answers' labels at the ids
 # themselves, unshifted?

@@ -320,7 +320,7 @@ for kind in every:
 display(pd.DataFrame(shown))
 
 # %% [markdown]
-# **The visual expert is ahead in every seed**, with three million trained parameters; the MLP that it contains is next on average, and not in every seed. Size isn't all: cross-attention trains two million and is not clear of the MLP with a tenth of one. Its gates open slowly (07), and it takes no position in the text. Of the connectors that put vectors into the text, the one with the fewest, four after pixel shuffle, has the lowest mean: one vector must hold four patches, and the language model must learn to take them apart. **Digits** are learnt last: chance is one in ten, and only expert and MLP read about half or more in every seed.
+# **The visual expert is ahead in every seed**, with three million trained parameters; the MLP that it contains is next on average, and not in every seed. Size isn't all: cross-attention trains two million and is not clear of the MLP with a tenth of one. Its gates open slowly (07), and it takes no position in the text. Of the connectors that put vectors into the text, the one with the fewest, four after pixel shuffle, has the lowest mean: one vector must hold four patches, and the language model must learn to take them apart. **Digits** divide them: chance is one in ten, and only expert and MLP read about half or more in every seed.
 #
 # On this set the mean CIDEr has almost the same order: what names more things answers more questions. Across the sets it doesn't: after reasoning, cross-attention's captions are far better than linear's after captions, and its answers are not.
 
@@ -359,7 +359,7 @@ print(
 #
 # ## What this does not show
 #
-# - **The order after a longer training.** A hundred steps measure how a training begins. 07's cross-attention has left its plateau only after fifty.
+# - **The order after a longer training.** A hundred steps measure how a training begins. 07's cross-attention has hardly left its plateau after eighty.
 # - **Anything about a language model that can't answer yet**.
 # - **The same number of words.** The sets differ in words a step, and rows on long texts took about twice as long; equal are the images, the steps, and the limit of four texts an image.
 # - **More than three seeds.** Two rows whose ranges overlap have not been told apart.

@@ -540,7 +540,7 @@ figure
 # %% [markdown]
 # - **Square.** It reads the smallest page and hardly any other. Pixels are not what is missing: alone, a digit of 5 pixels is still read by its nearest neighbour. Resized, a digit is of a size that was not trained, lies anywhere in its patch, and on the largest page shares it with nine squares' worth of other things. Longer training on resized pages might help; it can't add tokens.
 # - **Interpolated.** The same weights, without one more step of training, read the pages in full. It costs a token for every 16 x 16 pixels.
-# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen: there it reads hardly more than chance, with more tokens than any other. Tiles also take nearly twice as long as the page in full. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
+# - **Tiles.** The same weights again. A page of 128 or 192 pixels is cut as it is; one of 96 is enlarged to fill 128, and its digits become 21 pixels wide, a size that this encoder has not seen: there it reads hardly more than chance, with more tokens than any other. Tiles also take about twice as long as the page in full. The thumbnail should add nothing to *this* question: no digit has to be seen as part of a whole.
 # - **RoPE** reads all sizes with one set of weights and no table.
 # - **Merged.** A quarter of the tokens for the reader, at the same cost in the encoder. It costs tiles most: 0.69 at 192, where interpolated pages, with nearly as many tokens, keep 0.96.
 #

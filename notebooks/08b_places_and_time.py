@@ -435,7 +435,7 @@ captions = [f"{prompts['each'][k][10:-8]} {number[k]} there" for k in shown]
 places.marked(val.images[[each[k][0] for k in shown]], captions, said, right)
 
 # %% [markdown]
-# **Pointing is not more accurate here**: in the run saved here a number is right more often, and so it was before this training. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing (what *blind* and *shuffled* get right is mostly questions with nothing to point at). A wrong number says nothing of what was missed, and the images above do: a thing that wasn't found, one found twice, or one that isn't there.
+# **Pointing is not more accurate here**: in the run saved here a number is right more often, and so it was before this training. Molmo points in photographs with many things; here are four at most. What pointing adds is the last row: answers that can be *checked*, each point on its thing. A wrong number says nothing of what was missed, and such images do: a thing that wasn't found, one found twice, or one that isn't there.
 #
 # The commonest number alone is right about half of the time: hold every figure of this table against it.
 #
@@ -493,7 +493,7 @@ places.tracks(clips[0], follow(pointing, clips[:1], pairs[:1])[0], [SHAPES[k] fo
 # %% [markdown]
 # **In order**, most of the 60 clips are answered rightly, by a model that has never seen one. **Backwards**, it names the other shape: the answer comes from the order of the frames and from nothing else. **Shuffled**, about one clip in four is right, and somewhat fewer answers name the other shape: one order of six is the right one, one is its reverse, and the other four leave no shape that goes a cell to the left twice. **Another clip's** frames give either shape about equally often. One frame three times, or empty frames, give no answer at all, where a model that must answer would guess.
 #
-# The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give. Where the two lines fall together, the model has taken one shape for the other.
+# The lines in the figure are the points' $x$, one for each of the two shapes. They are the evidence for an answer, which *the star* alone doesn't give. Where the two lines fall together and the shapes don't stand in one column, the model has taken one for the other.
 #
 # ## 8. At the border
 #

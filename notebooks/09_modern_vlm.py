@@ -514,7 +514,7 @@ if real.wanted():
 #
 # **Where the weights start.** The Llama starts from nothing: it has to learn what the questions mean, too. The vision encoder takes the first three blocks of `shapes-clip`, the CLIP of
 # [01](01_clip_infonce.ipynb) (its last block works for the class token alone). Two of CLIP's parts have no counterpart here: the class token is left out, and the LayerNorm in front of the
-# first block becomes a constant scale. The features stay nearly the same (cosine 0.99; a test checks it). Then everything is trained.
+# first block becomes a constant scale. The features stay nearly the same (cosine above 0.98; a test checks it). Then everything is trained.
 #
 # **The loop** is 03's `train_vlm`, as it is, with 03's recipe for twice as many steps: it asks for `model(images, ids, mask, labels)` and a tokenizer. A row is an image and four turns that don't read one
 # another, each with the image tokens in front. One row in ten loses its image (its image tokens are masked), so that the *blind* control below is asked of a model that knows such rows.

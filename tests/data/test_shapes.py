@@ -5,11 +5,13 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from tests.small import refused
 from vlm_lite.data import formats, shapes
 from vlm_lite.lessons import language, world
+from vlm_lite.lessons.clip import recall_at_k
 
 
 def some_scenes(split, count=200):
@@ -47,11 +49,15 @@ def test_questions_come_in_complementary_pairs_and_answers_are_balanced():
         assert len(given) == 2 and len(set(given.values())) == 1, (kind, given)
 
 
-def test_the_first_caption_tells_all_but_the_cell_and_the_ceiling_knows_what_that_leaves_open():
-    limits = shapes.recall_limits(["a b and a c.", "a c and a b.", "a d."], ks=(1, 2))
-    assert limits["ceiling"] == {"R@1": pytest.approx(2 / 3), "R@2": 1}
+def test_the_ceiling_is_the_recall_of_a_model_that_errs_only_between_equal_captions():
+    texts = ["a b.", "a b.", "a c.", *(str(k) for k in range(7))]
+    perfect = torch.tensor([[float(a == b) for b in texts] for a in texts])
+    limits = shapes.recall_limits(texts, ks=(1, 2))
+    assert limits["chance"] == {"R@1": 0.1, "R@2": 0.2}
+    assert limits["ceiling"] == {f"R@{k}": pytest.approx(recall_at_k(perfect, k)) for k in (1, 2)}
+    assert limits["ceiling"]["R@1"] == 0.8
     texts = [language.captions(scene, rng)[0] for scene, rng in some_scenes("val")]
-    assert 0.95 < shapes.recall_limits(texts)["ceiling"]["R@1"] <= 1
+    assert 0.95 < shapes.recall_limits(texts)["ceiling"]["R@1"] < 1
 
 
 def test_bad_settings_are_refused_with_what_there_is():

@@ -156,17 +156,12 @@ def find_pairs(questions, image_ids, answers, most=math.inf):
 def recall_limits(captions, ks=(1, 5, 10)):
     """{"chance": {"R@1": ...}, "ceiling": {...}} of image-to-text R@K over these first captions, in 0..1.
 
-    The ceiling is the best expected recall: even a perfect model must guess among equals. Two captions are equals when
-    they name the same things in the same quarters in another order; identical strings count as hits.
+    The ceiling is that of a perfect model: equal strings tie, and a tie counts against it, as in notebook 01.
     """
-    keys = [tuple(sorted(re.split(r", | and ", text.rstrip(".")))) for text in captions]
-    group, same, N = collections.Counter(keys), collections.Counter(captions), len(captions)
-    pairs = [(group[key], same[text]) for key, text in zip(keys, captions, strict=True)]
-    limits = {"chance": {}, "ceiling": {}}
-    for k in ks:
-        missed = (math.comb(n - hits, min(k, n)) / math.comb(n, min(k, n)) for n, hits in pairs)
-        limits["chance"][f"R@{k}"], limits["ceiling"][f"R@{k}"] = k / N, 1 - sum(missed) / N
-    return limits
+    N, same = len(captions), collections.Counter(captions)
+    chance = {f"R@{k}": k / N for k in ks}
+    ceiling = {f"R@{k}": sum(same[text] <= k for text in captions) / N for k in ks}
+    return {"chance": chance, "ceiling": ceiling}
 
 
 def zero_shot_task(captions):
