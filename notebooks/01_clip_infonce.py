@@ -577,7 +577,7 @@ plots.percent_table(accuracy)
 # %% [markdown]
 # Colour is learnt; the ensemble adds little. At shape your model is little better than chance, although its R@5 is above 90%. Perhaps colours, sizes
 # and positions nearly suffice to find one caption among 64, and the loss hardly presses for shapes. **A high recall is no
-# proof that everything in the caption was learnt.** `shapes-clip`, trained longer with hard negatives in which shapes decide, names
+# proof that everything in the caption was learnt.** `shapes-clip`, trained longer ([05b](05b_retrieval_and_steps.ipynb)) with hard negatives in which shapes decide, names
 # nearly all; later notebooks build on it.
 #
 # ## 8. Temperature and the modality gap

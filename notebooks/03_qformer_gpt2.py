@@ -573,7 +573,7 @@ plots.controls_bars(result.accuracy, guess=("the VLM", my_guess), bridge=result.
 
 # %% [markdown]
 # With its image the model is far above blind, with another near it: the answers come from the image. In the saved captions, the cross moves into the 8's corner,
-# and the orange cross takes the blue square's shape: 00's binding. *Relation* questions, about two objects at once, gain little. `shapes-vlm`, shipped with the course,
+# and the orange cross takes the blue square's shape: 00's binding. *Relation* questions, about two objects at once, gain little. `shapes-vlm` ([05b](05b_retrieval_and_steps.ipynb))
 # is this model after 1,040 steps of 32 images. On 1,000 questions: relation 82%, bridge score 0.90 (`vlm-lite study shapes_vlm`).
 #
 # ## 9. On which patch does an answer depend?
